@@ -1,6 +1,7 @@
 """CRATE-MAE: a white-box masked autoencoder.
 
-The public names are listed here once and loaded on first use, so that importing the package costs nothing.
+The public names are listed here once and loaded on first use: importing the package costs
+nothing.
 """
 
 from importlib import import_module

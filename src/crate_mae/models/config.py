@@ -1,4 +1,4 @@
-"""The shape of a model and the facts its images were prepared with. No torch here: configs load instantly."""
+"""The shape of a model and the facts its images were prepared with; loads without torch."""
 
 import difflib
 import math
@@ -8,7 +8,7 @@ from typing import Any, Literal
 OutputProjection = Literal["free", "tied"]
 MaskTokens = Literal["encoder", "decoder"]
 
-# A weights file names its own sizes, and it may come from a stranger: nothing beyond these is ever built.
+# A weights file names its own sizes and may come from a stranger: nothing larger is ever built.
 MAX_DIM = 16_384
 MAX_DEPTH = 512
 MAX_TOKENS = 1 << 20
@@ -43,9 +43,11 @@ class ModelConfig:
     sparsity: float = 0.5
     """Weight lambda of the sparsity term in the ISTA step."""
     output_projection: OutputProjection = "free"
-    """Output map of MSSA: "free", a learned linear with bias (published code), or "tied", U transposed (paper)."""
+    """Output map of MSSA: "free", a learned linear with bias (published code), or "tied", the
+    transpose of U (paper)."""
     mask_tokens: MaskTokens = "encoder"
-    """Where mask tokens enter: "encoder" (published design) or "decoder" (the encoder sees visible patches only)."""
+    """Where mask tokens enter: "encoder" (published design) or "decoder" (the encoder then sees
+    visible patches only)."""
     norm_pix_loss: bool = False
     """Whether the target of each patch is normalised by its own mean and variance."""
 
@@ -57,7 +59,7 @@ class ModelConfig:
             raise ValueError("invalid model configuration: " + "; ".join(faults))
 
     def _faults(self) -> list[str]:
-        faults = []
+        faults: list[str] = []
         counts = {
             "image height": (self.image_hw[0], None),
             "image width": (self.image_hw[1], None),
@@ -89,13 +91,19 @@ class ModelConfig:
         ):
             if choice not in allowed:
                 faults.append(f"{name} must be one of {', '.join(allowed)}, not {choice!r}")
-        if not isinstance(self.norm_pix_loss, bool):
-            faults.append(f"norm_pix_loss must be true or false, not {self.norm_pix_loss!r}")
+        normalised: object = self.norm_pix_loss
+        if not isinstance(normalised, bool):
+            faults.append(f"norm_pix_loss must be true or false, not {normalised!r}")
         if faults:
             return faults
         if self.dim % 4:
-            faults.append(f"dim {self.dim} is not a multiple of 4, nearest {nearest_multiple(self.dim, 4)}")
-        for name, heads in (("num_heads", self.num_heads), ("decoder_num_heads", self.decoder_num_heads)):
+            faults.append(
+                f"dim {self.dim} is not a multiple of 4, nearest {nearest_multiple(self.dim, 4)}"
+            )
+        for name, heads in (
+            ("num_heads", self.num_heads),
+            ("decoder_num_heads", self.decoder_num_heads),
+        ):
             if self.dim % heads:
                 good = [k for k in range(1, self.dim + 1) if self.dim % k == 0]
                 near = min(good, key=lambda k: abs(k - heads))
@@ -140,7 +148,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
-        """The configuration that `to_dict` wrote; an unknown key is a ValueError that names its neighbours."""
+        """The configuration that `to_dict` wrote; ValueError with near names for unknown keys."""
         return cls(**checked_keys(cls, values))
 
 
@@ -148,8 +156,8 @@ class ModelConfig:
 class Preprocess:
     """How images become model input; travels with the weights.
 
-    Pixels are scaled to [0, 1] (8 and 16 bit by their full range; float arrays are taken as they are),
-    then each channel has `mean` subtracted and is divided by `std`.
+    Pixels are scaled to [0, 1] (8 and 16 bit by their full range; float arrays are taken as they
+    are), then each channel has `mean` subtracted and is divided by `std`.
     """
 
     size: tuple[int, int]
@@ -166,11 +174,15 @@ class Preprocess:
         object.__setattr__(self, "std", tuple(float(v) for v in self.std))
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise ValueError(
-                f"preprocessing has {len(self.mean)} means and {len(self.std)} stds for {self.channels} channels"
+                f"preprocessing has {len(self.mean)} means and {len(self.std)} stds"
+                f" for {self.channels} channels"
             )
-        if not all(map(math.isfinite, self.mean)) or not all(math.isfinite(s) and s > 0 for s in self.std):
+        if not all(map(math.isfinite, self.mean)) or not all(
+            math.isfinite(s) and s > 0 for s in self.std
+        ):
             raise ValueError(
-                f"means must be finite and stds finite and above 0, not mean {self.mean}, std {self.std}"
+                "means must be finite and stds finite and above 0,"
+                f" not mean {self.mean}, std {self.std}"
             )
 
     @classmethod
@@ -194,54 +206,16 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocess":
-        """The facts that `to_dict` wrote; an unknown key is a ValueError that names its neighbours."""
+        """The facts that `to_dict` wrote; ValueError with near names for unknown keys."""
         return cls(**checked_keys(cls, values))
 
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-PRESETS: dict[str, ModelConfig] = {
-    "debug": ModelConfig(
-        image_size=32, patch_size=8, dim=32, depth=2, num_heads=4, decoder_depth=2, decoder_num_heads=4
-    ),
-    "tiny": ModelConfig(dim=384, num_heads=6, decoder_num_heads=6),
-    "small": ModelConfig(dim=576),
-    "base": ModelConfig(dim=768),
-    "large": ModelConfig(dim=1024, depth=24, num_heads=16, decoder_depth=24, decoder_num_heads=16),
-    "px32-d128-l4": ModelConfig(
-        image_size=32, patch_size=4, dim=128, depth=4, num_heads=4, decoder_depth=4, decoder_num_heads=4
-    ),
-    "px32-d192-l6": ModelConfig(
-        image_size=32, patch_size=4, dim=192, depth=6, num_heads=6, decoder_depth=6, decoder_num_heads=6
-    ),
-    "px32-d384-l12": ModelConfig(
-        image_size=32, patch_size=4, dim=384, num_heads=6, decoder_num_heads=6
-    ),
-}
-"""Named sizes. `pxP-dD-lL` means images of P pixels (patch 4), width D, L encoder and L decoder layers."""
-
-
-def resolve_config(preset_or_config: str | ModelConfig, **overrides: Any) -> ModelConfig:
-    """The configuration of a preset name or of a given one, with single fields replaced.
-
-    Raises ValueError for an unknown preset or field, naming the known ones.
-    """
-    if isinstance(preset_or_config, ModelConfig):
-        base = preset_or_config
-    elif preset_or_config in PRESETS:
-        base = PRESETS[preset_or_config]
-    else:
-        raise ValueError(
-            f"unknown preset {preset_or_config!r}{did_you_mean(str(preset_or_config), PRESETS)};"
-            f" presets: {', '.join(PRESETS)}"
-        )
-    known = {field.name: getattr(base, field.name) for field in fields(ModelConfig)}
-    return ModelConfig(**{**known, **checked_keys(ModelConfig, overrides)})
-
 
 def size_fault(image_hw: tuple[int, int], patch_hw: tuple[int, int]) -> str | None:
-    """What is wrong with an image size for a patch size and the nearest good one, or None when it fits."""
+    """What is wrong with an image size for a patch size, and the nearest good one; or None."""
     (height, width), (patch_height, patch_width) = image_hw, patch_hw
     good = (nearest_multiple(height, patch_height), nearest_multiple(width, patch_width))
     if good == (height, width):
@@ -249,7 +223,8 @@ def size_fault(image_hw: tuple[int, int], patch_hw: tuple[int, int]) -> str | No
     too_small = height < patch_height or width < patch_width
     problem = "is smaller than" if too_small else "is not a multiple of"
     return (
-        f"image {height}x{width} {problem} patch {patch_height}x{patch_width}, nearest size {good[0]}x{good[1]}"
+        f"image {height}x{width} {problem} patch {patch_height}x{patch_width},"
+        f" nearest size {good[0]}x{good[1]}"
     )
 
 
@@ -259,7 +234,7 @@ def nearest_multiple(value: int, unit: int) -> int:
 
 
 def checked_keys(owner: type, values: dict[str, Any]) -> dict[str, Any]:
-    """`values` itself when every key is a field of the dataclass `owner`; otherwise ValueError with near names."""
+    """`values` itself when every key is a field of `owner`; ValueError with near names if not."""
     known = [field.name for field in fields(owner)]
     unknown = [key for key in values if key not in known]
     if unknown:
@@ -286,3 +261,60 @@ def _pair(value: Any) -> tuple[int, int]:
 
 def _as_pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return value if isinstance(value, tuple) else (value, value)
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "debug": ModelConfig(
+        image_size=32,
+        patch_size=8,
+        dim=32,
+        depth=2,
+        num_heads=4,
+        decoder_depth=2,
+        decoder_num_heads=4,
+    ),
+    "tiny": ModelConfig(dim=384, num_heads=6, decoder_num_heads=6),
+    "small": ModelConfig(dim=576),
+    "base": ModelConfig(dim=768),
+    "large": ModelConfig(dim=1024, depth=24, num_heads=16, decoder_depth=24, decoder_num_heads=16),
+    "px32-d128-l4": ModelConfig(
+        image_size=32,
+        patch_size=4,
+        dim=128,
+        depth=4,
+        num_heads=4,
+        decoder_depth=4,
+        decoder_num_heads=4,
+    ),
+    "px32-d192-l6": ModelConfig(
+        image_size=32,
+        patch_size=4,
+        dim=192,
+        depth=6,
+        num_heads=6,
+        decoder_depth=6,
+        decoder_num_heads=6,
+    ),
+    "px32-d384-l12": ModelConfig(
+        image_size=32, patch_size=4, dim=384, num_heads=6, decoder_num_heads=6
+    ),
+}
+"""Named sizes. `pxP-dD-lL`: images of P pixels in patches of 4, width D, L + L layers."""
+
+
+def resolve_config(preset_or_config: str | ModelConfig, **overrides: Any) -> ModelConfig:
+    """The configuration of a preset name or of a given one, with single fields replaced.
+
+    Raises ValueError for an unknown preset or field, naming the known ones.
+    """
+    if isinstance(preset_or_config, ModelConfig):
+        base = preset_or_config
+    elif preset_or_config in PRESETS:
+        base = PRESETS[preset_or_config]
+    else:
+        raise ValueError(
+            f"unknown preset {preset_or_config!r}{did_you_mean(str(preset_or_config), PRESETS)};"
+            f" presets: {', '.join(PRESETS)}"
+        )
+    known = {field.name: getattr(base, field.name) for field in fields(ModelConfig)}
+    return ModelConfig(**{**known, **checked_keys(ModelConfig, overrides)})

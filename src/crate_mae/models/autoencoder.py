@@ -1,0 +1,203 @@
+"""CRATE-MAE: the masked autoencoder. Embed, mask, encode, decode, predict, loss.
+
+Shapes: B images (C, H, W), L patches of h x w pixels, N = 1 + L tokens, d token width.
+Masks are boolean (B, L) in raster order, True = removed.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from crate_mae.models.config import ModelConfig, Preprocess, resolve_config
+from crate_mae.models.encoder import Encoder, masked_mse, place_visible, take_visible
+from crate_mae.models.layers import DecoderLayer, Stack, init_linear
+from crate_mae.models.masks import draw_mask
+from crate_mae.models.patches import grid_of, patchify
+
+Side = Literal["encoder", "decoder"]
+
+
+class MaskedOutput(NamedTuple):
+    """What masked completion returns."""
+
+    loss: Tensor
+    """Scalar, float32: mean squared error over removed patches."""
+    prediction: Tensor
+    """(B, L, h*w*C), pixel order row, column, channel; every patch, removed or not."""
+    mask: Tensor
+    """(B, L) boolean, True = removed."""
+
+
+class CrateMAE(nn.Module):
+    """The masked autoencoder of "Masked Completion via Structured Diffusion" (ICLR 2024).
+
+    Call it on images for the masked loss; `encode` for features, `attention` for maps.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.preprocess = Preprocess.identity(config)
+        """How the training images were prepared; saved and loaded with the weights."""
+        self.encoder = Encoder(config)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.dim))
+        self.decoder: Stack[DecoderLayer] = Stack(
+            DecoderLayer(
+                dim=config.dim,
+                num_heads=config.decoder_num_heads,
+                output_projection=config.output_projection,
+            )
+            for _ in range(config.decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(config.dim, eps=1e-6)
+        self.prediction = nn.Linear(config.dim, config.patch_dim)
+        nn.init.normal_(self.mask_token, std=0.02)
+        init_linear(self.prediction)
+
+    def forward(
+        self,
+        images: Tensor,
+        mask: Tensor | None = None,
+        mask_ratio: float = 0.75,
+        generator: Generator | None = None,
+    ) -> MaskedOutput:
+        """Loss, prediction and mask for images (B, C, H, W).
+
+        Without a `mask` (B, L) a random one of `mask_ratio` is drawn from the CPU `generator`.
+        Raises ValueError for images or masks of a wrong shape or dtype.
+        """
+        self.encoder.check_images(images)
+        grid = grid_of(images, self.config.patch_hw)
+        if mask is None:
+            mask = draw_mask("random", grid, mask_ratio, generator, batch=len(images))
+        mask = self._checked_mask(mask, images)
+        prediction = self.decode(self.encode_masked(images, mask), mask, grid)
+        return MaskedOutput(self.loss(images, prediction, mask), prediction, mask)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Features (B, 1 + L, d) of images (B, C, H, W): class token, then patches in raster order.
+
+        Nothing is masked and nothing is random; taken after the final encoder norm.
+        """
+        features: Tensor = self.encoder(images)
+        return features
+
+    def embed_masked(self, images: Tensor, mask: Tensor) -> Tensor:
+        """Tokens that enter the first encoder layer for masked images.
+
+        (B, N, d) with mask tokens in place of removed patches or, when mask tokens enter in the
+        decoder, (B, 1 + V, d) with the V visible patches only. Positions are added to all of them.
+        """
+        encoder = self.encoder
+        patches = encoder.patch_tokens(images)
+        positions = encoder.positions_for(grid_of(images, self.config.patch_hw)).to(patches.dtype)
+        if self.config.mask_tokens == "encoder":
+            patches = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
+            return encoder.add_class_token(patches) + positions
+        visible = take_visible(patches + positions[1:], mask)
+        return encoder.add_class_token(visible)  # the class token's position is zero
+
+    def encode_masked(self, images: Tensor, mask: Tensor) -> Tensor:
+        """Latent tokens after the encoder norm for masked images; shapes as `embed_masked`."""
+        return self.encoder.run_layers(self.embed_masked(images, mask))
+
+    def decoder_input(self, latent: Tensor, mask: Tensor | None, grid: tuple[int, int]) -> Tensor:
+        """Tokens (B, N, d) that enter the first decoder layer.
+
+        The latent itself or, when mask tokens enter in the decoder, the latent with mask tokens
+        put in and positions added to all tokens again. Without a mask the latent is of all patches.
+        """
+        if self.config.mask_tokens == "encoder":
+            return latent
+        if mask is not None:
+            patches = place_visible(latent[:, 1:], mask, self.mask_token)
+            latent = torch.cat([latent[:, :1], patches], dim=1)
+        return latent + self.encoder.positions_for(grid).to(latent.dtype)
+
+    def decode(self, latent: Tensor, mask: Tensor | None, grid: tuple[int, int]) -> Tensor:
+        """Predicted patches (B, L, h*w*C) of a grid (rows, columns) from latent tokens."""
+        tokens = self.decoder_input(latent, mask, grid)
+        for layer in self.decoder:
+            tokens = layer(tokens)
+        prediction: Tensor = self.prediction(self.decoder_norm(tokens))
+        return prediction[:, 1:]
+
+    def target(self, images: Tensor) -> Tensor:
+        """What the prediction is compared with (B, L, h*w*C), float32 or wider.
+
+        With `norm_pix_loss` each patch has its own mean subtracted and is divided by the root of
+        its own unbiased variance + 1e-6.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            wide = torch.promote_types(images.dtype, torch.float32)
+            patches = patchify(images.to(wide), self.config.patch_hw)
+            if not self.config.norm_pix_loss:
+                return patches
+            variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+            return (patches - mean) / (variance + 1e-6).sqrt()
+
+    def loss(self, images: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
+        """The masked mean squared error (scalar) of a prediction (B, L, h*w*C) for images."""
+        return masked_mse(prediction, self.target(images), mask)
+
+    def attention(
+        self, images: Tensor, layers: int | Sequence[int] = (-1,), side: Side = "encoder"
+    ) -> dict[int, Tensor]:
+        """Attention weights {layer: (B, heads, N, N)} of unmasked images (B, C, H, W).
+
+        Recomputed from U for the asked layers only; negative numbers count from the last layer,
+        keys are counted from the first. `side` is "encoder" or "decoder".
+        Raises ValueError for a layer or side that the model does not have.
+        """
+        if side not in ("encoder", "decoder"):
+            raise ValueError(f"side must be 'encoder' or 'decoder', not {side!r}")
+        depth = len(self.encoder.layers if side == "encoder" else self.decoder)
+        asked = [layers] if isinstance(layers, int) else list(layers)
+        wrong = [i for i in asked if not -depth <= i < depth]
+        if wrong or not asked:
+            raise ValueError(
+                f"{side} layers {wrong or asked} do not exist; there are 0 to {depth - 1}"
+            )
+        wanted = {i % depth for i in asked}
+        maps = {}
+        if side == "encoder":
+            tokens = self.encoder.embed(images)
+            for index, layer in enumerate(self.encoder.layers):
+                if index in wanted:
+                    maps[index] = layer.mssa.attention(layer.norm1(tokens))
+                if len(maps) == len(wanted):
+                    return maps
+                tokens = layer(tokens)
+        grid = grid_of(images, self.config.patch_hw)
+        tokens = self.decoder_input(self.encode(images), None, grid)
+        for index, step in enumerate(self.decoder):
+            expanded = step.expand(tokens)
+            if index in wanted:
+                maps[index] = step.mssa.attention(step.norm2(expanded))
+            if len(maps) == len(wanted):
+                break
+            tokens = step.decompress(expanded)
+        return maps
+
+    def _checked_mask(self, mask: Tensor, images: Tensor) -> Tensor:
+        rows, columns = grid_of(images, self.config.patch_hw)
+        expected = (len(images), rows * columns)
+        if mask.dtype != torch.bool or tuple(mask.shape) != expected:
+            raise ValueError(
+                f"the mask must be boolean {expected} (True = removed),"
+                f" not {mask.dtype} {tuple(mask.shape)}"
+            )
+        # Counting on an accelerator would make the host wait for it, so only masks made here are.
+        if mask.device.type == "cpu" and not torch.compiler.is_compiling() and not mask.any():
+            raise ValueError("the mask removes no patch, so there is no loss; use encode instead")
+        return mask.to(images.device, non_blocking=True)
+
+
+def build_model(preset_or_config: str | ModelConfig, **overrides: Any) -> CrateMAE:
+    """A freshly initialised CrateMAE of a preset or configuration, with single fields replaced.
+
+    Raises ValueError for an unknown preset or field and for values that do not fit together.
+    """
+    return CrateMAE(resolve_config(preset_or_config, **overrides))

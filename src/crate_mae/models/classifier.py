@@ -1,0 +1,78 @@
+"""A classifier on the CRATE encoder."""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.config import ModelConfig, Preprocess
+from crate_mae.models.encoder import Encoder
+
+Pool = Literal["cls", "mean"]
+
+
+class CrateClassifier(nn.Module):
+    """Class scores from the encoder's class token or from the mean of its patch tokens."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        num_classes: int,
+        pool: Pool = "mean",
+        class_names: tuple[str, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"a classifier needs at least 2 classes, not {num_classes}")
+        if pool not in ("cls", "mean"):
+            raise ValueError(f"pool must be 'cls' or 'mean', not {pool!r}")
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(f"{len(class_names)} class names for {num_classes} classes")
+        self.config = config
+        self.preprocess = Preprocess.identity(config)
+        self.pool = pool
+        self.class_names = class_names
+        self.encoder = Encoder(config)
+        self.head = nn.Linear(config.dim, num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: CrateMAE,
+        *,
+        num_classes: int,
+        pool: Pool = "mean",
+        class_names: tuple[str, ...] | None = None,
+    ) -> "CrateClassifier":
+        """A classifier that starts from a copy of a pre-trained model's encoder."""
+        classifier = cls(model.config, num_classes=num_classes, pool=pool, class_names=class_names)
+        classifier.preprocess = model.preprocess
+        classifier.encoder.load_state_dict(model.encoder.state_dict())
+        return classifier
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Features (B, 1 + L, d) of images (B, C, H, W), as `CrateMAE.encode`."""
+        features: Tensor = self.encoder(images)
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores (B, classes) of images (B, C, H, W)."""
+        scores: Tensor = self.head(pool_tokens(self.encode(images), self.pool))
+        return scores
+
+
+def pool_tokens(tokens: Tensor, pool: str) -> Tensor:
+    """Pooled tokens of (B, 1 + L, d): "cls" and "mean" (of patches) give (B, d), "tokens" all.
+
+    Raises ValueError for another name.
+    """
+    if pool == "cls":
+        return tokens[:, 0]
+    if pool == "mean":
+        return tokens[:, 1:].mean(dim=1)
+    if pool == "tokens":
+        return tokens
+    raise ValueError(f"pool must be cls, mean or tokens, not {pool!r}")

@@ -1,0 +1,141 @@
+"""The CRATE encoder: patches, class token, positions, layers, norm. Shared by all models.
+
+Shapes: B images, L patches in raster order, N = 1 + L tokens (class token first), d token width.
+"""
+
+import logging
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crate_mae.models.config import ModelConfig, size_fault
+from crate_mae.models.layers import EncoderLayer, Stack
+from crate_mae.models.patches import grid_of, sincos_positions
+
+logger = logging.getLogger(__name__)
+
+
+class Encoder(nn.Module):
+    """Tokens of images: embed, add positions, run the encoder layers, normalise."""
+
+    positions: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        self.patch_embed = nn.Conv2d(config.channels, dim, config.patch_hw, config.patch_hw)
+        self.class_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.layers: Stack[EncoderLayer] = Stack(
+            EncoderLayer(
+                dim=dim,
+                num_heads=config.num_heads,
+                step_size=config.step_size,
+                sparsity=config.sparsity,
+                output_projection=config.output_projection,
+            )
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        # Not in the weights file: the configuration says all there is to know.
+        self.register_buffer("positions", sincos_positions(dim, config.grid), persistent=False)
+        self._grids_told: set[tuple[int, int]] = set()
+
+        nn.init.xavier_uniform_(self.patch_embed.weight.view(dim, -1))
+        if self.patch_embed.bias is not None:
+            nn.init.zeros_(self.patch_embed.bias)
+        nn.init.normal_(self.class_token, std=0.02)
+
+    def patch_tokens(self, images: Tensor) -> Tensor:
+        """Linear patch tokens (B, L, d) of images (B, C, H, W), before positions.
+
+        Raises ValueError for another channel count and for sizes that are no multiple of the patch.
+        """
+        self.check_images(images)
+        patches: Tensor = self.patch_embed(images)
+        return patches.flatten(2).transpose(1, 2)
+
+    def add_class_token(self, patches: Tensor) -> Tensor:
+        """Tokens (B, N, d): the class token in front of patch tokens (B, L, d)."""
+        class_token = self.class_token.to(patches.dtype).expand(len(patches), -1, -1)
+        return torch.cat([class_token, patches], dim=1)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Tokens (B, N, d) that enter the first layer for images (B, C, H, W), unmasked."""
+        tokens = self.add_class_token(self.patch_tokens(images))
+        return tokens + self.positions_for(grid_of(images, self.config.patch_hw)).to(tokens.dtype)
+
+    def run_layers(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, N, d) after every layer and the final norm."""
+        for layer in self.layers:
+            tokens = layer(tokens)
+        normed: Tensor = self.norm(tokens)
+        return normed
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, 1 + L, d) of images (B, C, H, W): no masking, raster order, normalised."""
+        return self.run_layers(self.embed(images))
+
+    def positions_for(self, grid: tuple[int, int]) -> Tensor:
+        """The position table (1 + rows*columns, d) of a grid.
+
+        For a grid other than the model's it is computed anew, in the model's own coordinates.
+        """
+        if grid == self.config.grid:
+            return self.positions
+        if grid not in self._grids_told:
+            self._grids_told.add(grid)
+            logger.warning(
+                "image size differs from the model's: sin-cos positions recomputed, %dx%d -> %dx%d",
+                *self.config.grid,
+                *grid,
+            )
+        table = sincos_positions(self.config.dim, grid, reference_grid=self.config.grid)
+        return table.to(self.positions.device, self.positions.dtype)
+
+    def check_images(self, images: Tensor) -> None:
+        """Nothing; raises ValueError when images are not (B, C, H, W) as this model needs them."""
+        channels = self.config.channels
+        if images.ndim != 4 or images.shape[1] != channels:
+            raise ValueError(
+                f"images must be (B, {channels}, H, W) for this model, not {tuple(images.shape)}"
+            )
+        fault = size_fault((images.shape[2], images.shape[3]), self.config.patch_hw)
+        if fault:
+            raise ValueError(f"{fault}: resize, crop or pad the images")
+
+
+def place_visible(visible: Tensor, mask: Tensor, filler: Tensor) -> Tensor:
+    """Patch tokens (B, L, d) with `visible` (B, V, d) where the mask (B, L) is False, else filler.
+
+    `filler` (1, 1, d) is the mask token. Each image must keep V patches, in raster order.
+    """
+    slot = (~mask).long().cumsum(dim=1).sub_(1).clamp_(min=0)
+    spread = visible.gather(1, slot[..., None].expand(-1, -1, visible.shape[-1]))
+    return torch.where(mask[..., None], filler.to(visible.dtype), spread)
+
+
+def take_visible(tokens: Tensor, mask: Tensor) -> Tensor:
+    """The tokens (B, V, d) of `tokens` (B, L, d) where the mask (B, L) is False, in raster order.
+
+    Raises ValueError when the images do not keep the same number of patches V.
+    """
+    kept = (~mask).sum(dim=1)
+    if not torch.compiler.is_compiling() and bool((kept != kept[0]).any()):
+        raise ValueError(
+            "visible-only encoding needs the same number of kept patches in every image,"
+            f" not {sorted(set(kept.tolist()))}; use one mask ratio per batch"
+        )
+    return tokens[~mask].view(len(tokens), -1, tokens.shape[-1])
+
+
+def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """The squared error (scalar, float32 or wider): per patch, averaged over removed patches only.
+
+    `prediction`, `target` (B, L, P); `mask` (B, L), True = removed (MAE, section 3).
+    """
+    with torch.autocast(prediction.device.type, enabled=False):
+        wide = torch.promote_types(prediction.dtype, torch.float32)
+        per_patch = F.mse_loss(prediction.to(wide), target.to(wide), reduction="none").mean(dim=-1)
+        return (per_patch * mask).sum() / mask.sum()

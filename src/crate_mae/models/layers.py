@@ -1,0 +1,204 @@
+"""The paper's two operations, MSSA and ISTA, and the encoder and decoder layers made of them.
+
+Shapes: B images, N tokens (class token first), d token width, K heads (subspaces), p = d / K.
+Tokens are rows: Z is (B, N, d), and `F.linear(x, D)` is the paper's D^T x for every token x.
+Equation numbers are those of "Masked Completion via Structured Diffusion with White-Box
+Transformers" (ICLR 2024, arXiv 2404.02446); docs/model.md lists them with file and line.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Generic, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crate_mae.models.config import OutputProjection
+
+
+class MSSA(nn.Module):
+    """Multi-head subspace self-attention: one approximate gradient step on the coding rate R^c.
+
+        MSSA(x) = W( concat_k softmax(w_k w_k^T / sqrt(p)) w_k ),    w_k = x U_k
+
+    Query, key and value are the same projection, so a head needs one matrix where a transformer
+    has three. `output_projection="free"` learns W with a bias (published code; with a single head
+    there is no W), "tied" uses the transpose of U (paper, up to the scale p / (N eps^2)).
+    """
+
+    def __init__(self, *, dim: int, num_heads: int, output_projection: OutputProjection) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.tied = output_projection == "tied"
+        self.subspaces = nn.Linear(dim, dim, bias=False)  # U
+        has_output = not self.tied and num_heads > 1
+        self.output = nn.Linear(dim, dim) if has_output else None  # W
+        for linear in (self.subspaces, self.output):
+            if linear is not None:
+                init_linear(linear)
+
+    def project(self, x: Tensor) -> Tensor:
+        """The coordinates w_k of tokens x (B, N, d) in every subspace: (B, K, N, p)."""
+        w: Tensor = self.subspaces(x)
+        return w.view(*w.shape[:2], self.num_heads, -1).transpose(1, 2)
+
+    def attention(self, x: Tensor) -> Tensor:
+        """The weights softmax(w_k w_k^T / sqrt(p)) for tokens x (B, N, d): (B, K, N, N)."""
+        w = self.project(x)
+        return (w @ w.mT / math.sqrt(w.shape[-1])).softmax(dim=-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The compression direction for tokens x (B, N, d): (B, N, d). No N x N tensor is made."""
+        w = self.project(x)
+        heads = F.scaled_dot_product_attention(w, w, w)
+        tokens = heads.transpose(1, 2).flatten(-2)
+        if self.tied:
+            return F.linear(tokens, self.subspaces.weight.mT)
+        return tokens if self.output is None else self.output(tokens)
+
+
+class ISTA(nn.Module):
+    """One proximal gradient step on a non-negative LASSO with dictionary D.
+
+        ISTA(x) = ReLU( x + eta (x - x D^T) D - eta lambda )
+
+    Two equal ways to compute it, chosen by the number of tokens T = B N. Folded, `x M` with
+    `M = I + eta (D - D^T D)`, takes one product per token and d^3 to make M; two products,
+    `r = x - x D^T` and `x + eta r D`, need no M. Folded is cheaper once T > d.
+
+    Where neither D nor M needs a gradient on a CPU, M is kept between calls together with a copy
+    of the D it was made from, and used only after comparing that copy with D value by value
+    (d^2 of work beside T d^2), so no load, step, move, copy or write through `.data` can make it
+    stale. On accelerators that comparison would stall the device's queue for longer than making
+    M takes, so M is made anew there.
+    """
+
+    def __init__(self, *, dim: int, step_size: float, sparsity: float) -> None:
+        super().__init__()
+        self.step_size = step_size
+        self.sparsity = sparsity
+        self.dictionary = nn.Parameter(torch.empty(dim, dim))  # D
+        nn.init.kaiming_uniform_(self.dictionary)
+        self._kept: tuple[Tensor, Tensor] | None = None  # (copy of D, M)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sparse non-negative codes of tokens x (..., d): (..., d)."""
+        kept = None if self.training else self._kept_map()
+        if kept is not None:
+            gradient_step = x @ kept
+        elif x.numel() // x.shape[-1] > x.shape[-1]:
+            gradient_step = x @ self.folded_map()
+        else:
+            residual = x - F.linear(x, self.dictionary)
+            gradient_step = x + self.step_size * F.linear(residual, self.dictionary.mT)
+        return F.relu(gradient_step - self.step_size * self.sparsity)
+
+    def folded_map(self) -> Tensor:
+        """M = I + eta (D - D^T D) in the precision of D: (d, d)."""
+        with torch.autocast(self.dictionary.device.type, enabled=False):
+            D = self.dictionary
+            identity = torch.eye(D.shape[0], dtype=D.dtype, device=D.device)
+            return identity + self.step_size * (D - D.mT @ D)
+
+    def _kept_map(self) -> Tensor | None:
+        """M that needs no gradient, remembered for an unchanged D; None where it must not be."""
+        D = self.dictionary
+        needs_gradient = torch.is_grad_enabled() and D.requires_grad
+        ordinary = type(D) is nn.Parameter and D.device.type == "cpu"
+        if needs_gradient or not ordinary or torch.compiler.is_compiling():
+            return None
+        kept = self._kept
+        if kept is None or kept[0].dtype != D.dtype or not torch.equal(kept[0], D):
+            # Not inference tensors, or a later call that differentiates in x could not use them.
+            with torch.inference_mode(False), torch.no_grad():
+                kept = (D.detach().clone(), self.folded_map())
+            self._kept = kept
+        return kept[1]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_kept": None}
+
+
+class EncoderLayer(nn.Module):
+    """One step of sparse rate reduction: compress toward the subspaces, then sparsify.
+
+    h  = z + MSSA(LN1(z))        compress
+    z' = ISTA(LN2(h))            sparsify (its skip starts at LN2(h), not at h)
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        step_size: float,
+        sparsity: float,
+        output_projection: OutputProjection,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-5)
+        self.mssa = MSSA(dim=dim, num_heads=num_heads, output_projection=output_projection)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-5)
+        self.ista = ISTA(dim=dim, step_size=step_size, sparsity=sparsity)
+
+    def compress(self, z: Tensor) -> Tensor:
+        """Tokens h moved toward the subspaces U_k: (B, N, d) to (B, N, d)."""
+        h: Tensor = z + self.mssa(self.norm1(z))
+        return h
+
+    def sparsify(self, h: Tensor) -> Tensor:
+        """Sparse codes z' >= 0 of tokens h in the dictionary D: (B, N, d) to (B, N, d)."""
+        codes: Tensor = self.ista(self.norm2(h))
+        return codes
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Tokens after both half steps: (B, N, d) to (B, N, d)."""
+        return self.sparsify(self.compress(z))
+
+
+class DecoderLayer(nn.Module):
+    """The encoder's two operations undone, in the other order and with the other sign.
+
+    y  = LN1(z) A^T              expand (partly inverts ISTA)
+    z' = y - MSSA(LN2(y))        decompress
+    """
+
+    def __init__(self, *, dim: int, num_heads: int, output_projection: OutputProjection) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-5)
+        self.synthesis = nn.Linear(dim, dim, bias=False)  # A
+        nn.init.kaiming_uniform_(self.synthesis.weight)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-5)
+        self.mssa = MSSA(dim=dim, num_heads=num_heads, output_projection=output_projection)
+
+    def expand(self, z: Tensor) -> Tensor:
+        """Tokens y synthesised from codes z: (B, N, d) to (B, N, d)."""
+        y: Tensor = self.synthesis(self.norm1(z))
+        return y
+
+    def decompress(self, y: Tensor) -> Tensor:
+        """Tokens moved away from the subspaces: (B, N, d) to (B, N, d)."""
+        z: Tensor = y - self.mssa(self.norm2(y))
+        return z
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Tokens after both half steps: (B, N, d) to (B, N, d)."""
+        return self.decompress(self.expand(z))
+
+
+def init_linear(linear: nn.Linear) -> None:
+    """Nothing; sets Xavier uniform weights and a zero bias, the published initial values."""
+    nn.init.xavier_uniform_(linear.weight)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+
+
+LayerT = TypeVar("LayerT", bound=nn.Module)
+
+
+class Stack(nn.ModuleList, Generic[LayerT]):
+    """A ModuleList whose layers keep their type."""
+
+    def __iter__(self) -> Iterator[LayerT]:
+        return cast("Iterator[LayerT]", super().__iter__())

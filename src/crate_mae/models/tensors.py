@@ -1,0 +1,67 @@
+"""Tensors into models, exactly or not at all: what is missing, unexpected or re-shaped, by name."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+
+class IncompleteWeightsError(ValueError):
+    """Raised when tensors and model do not match one to one; the message lists the differences."""
+
+
+def load_exactly(model: nn.Module, tensors: Mapping[str, Tensor], *, origin: str) -> None:
+    """Nothing; copies `tensors` into `model` when names and shapes match one to one.
+
+    Raises IncompleteWeightsError with counts and names otherwise; the model is then unchanged.
+    """
+    check_match({k: tuple(v.shape) for k, v in tensors.items()}, model, origin=origin)
+    model.load_state_dict(dict(tensors), strict=True)
+
+
+def check_match(found: Mapping[str, tuple[int, ...]], model: nn.Module, *, origin: str) -> None:
+    """Nothing; raises IncompleteWeightsError unless `found` names and shapes are the model's.
+
+    The model may lie on the meta device.
+    """
+    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    missing = [key for key in wanted if key not in found]
+    unexpected = [key for key in found if key not in wanted]
+    reshaped = [
+        f"{key} {found[key]} instead of {wanted[key]}"
+        for key in wanted
+        if key in found and found[key] != wanted[key]
+    ]
+    if not (missing or unexpected or reshaped):
+        return
+    lines = [f"{origin} does not fit: {len(wanted) - len(missing) - len(reshaped)} tensors match"]
+    decoder = [key for key in wanted if not key.startswith("encoder.")]
+    if decoder and set(missing) >= set(decoder):
+        lines.append(
+            f"it holds an encoder only (0 of {len(decoder)} decoder tensors); reconstruction and"
+            " pre-training need a full checkpoint"
+        )
+    for what, names in (
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("re-shaped", reshaped),
+    ):
+        if names:
+            lines.append(f"{len(names)} {what}: {_listed(names)}")
+    raise IncompleteWeightsError("; ".join(lines))
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; ValueError naming the file when it is broken."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is no complete safetensors file: {error}") from error
+
+
+def _listed(names: Iterable[str], limit: int = 8) -> str:
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

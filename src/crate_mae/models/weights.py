@@ -1,0 +1,274 @@
+"""Weights folders: `model.safetensors`, `config.json`, `preprocess.json`; written in one step.
+
+A folder alone rebuilds its model. Nothing in it is ever unpickled, its sizes are checked against
+the tensors before anything is allocated, and a load that is not complete is an error.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.config import ModelConfig, Preprocess
+from crate_mae.models.reference import from_reference, to_reference
+from crate_mae.models.tensors import (
+    IncompleteWeightsError,
+    check_match,
+    load_exactly,
+    read_safetensors,
+)
+
+__all__ = [
+    "IncompleteWeightsError",
+    "from_reference",
+    "load_model",
+    "save_model",
+    "to_reference",
+    "weights_folder",
+    "weights_hash",
+]
+
+TENSORS, CONFIG, PREPROCESS = "model.safetensors", "config.json", "preprocess.json"
+FILES = (TENSORS, CONFIG, PREPROCESS)
+FORMAT = "crate-mae/1"
+MAX_JSON_BYTES = 1 << 20
+
+
+def save_model(
+    model: CrateMAE | CrateClassifier,
+    folder: str | Path,
+    *,
+    overwrite: bool = False,
+    state: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """The folder, now holding the model's weights, configuration and preprocessing.
+
+    Written beside the target and moved there in one step, so that a crash leaves the old folder or
+    the new one, never half of one. `state` replaces the model's own tensors (gathered by a sharded
+    trainer, say). Raises FileExistsError when the folder has content, unless `overwrite` is set and
+    the content is an older weights folder and nothing else.
+    """
+    folder = Path(folder)
+    _check_free(folder, overwrite=overwrite)
+    tensors = {
+        key: value.detach().to("cpu").contiguous()
+        for key, value in (model.state_dict() if state is None else state).items()
+    }
+    with torch.device("meta"):
+        check_match({k: tuple(v.shape) for k, v in tensors.items()}, model, origin="this state")
+    contents = {
+        TENSORS: serialise(tensors, metadata={"format": "pt", "model": type(model).__name__}),
+        CONFIG: _json(_describe(model)),
+        PREPROCESS: _json(model.preprocess.to_dict()),
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        fresh.chmod(0o755)
+        for name, content in contents.items():
+            with (fresh / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        _swap(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return folder
+
+
+def load_model(
+    folder_or_hub_id: str | Path, *, revision: str | None = None
+) -> CrateMAE | CrateClassifier:
+    """The model, in eval mode, of a weights folder, a run folder or a Hub repository.
+
+    Built from the folder alone, on the CPU, in float32 as saved. A `name/repository` that is no
+    folder here is fetched from the Hub (three files, no code), at `revision` when given.
+
+    Raises FileNotFoundError when there is no such folder or a file of it is missing,
+    IncompleteWeightsError when tensors are missing, unexpected or re-shaped (an encoder-only file
+    never yields a random decoder), and ValueError for damaged files and unknown configuration keys.
+    """
+    folder = weights_folder(folder_or_hub_id, revision=revision)
+    model = _build(folder)
+    load_exactly(model, read_safetensors(folder / TENSORS), origin=str(folder / TENSORS))
+    return model.eval()
+
+
+def load_autoencoder(folder_or_hub_id: str | Path) -> CrateMAE:
+    """The CrateMAE of a weights folder; ValueError when the folder holds a classifier."""
+    model = load_model(folder_or_hub_id)
+    if not isinstance(model, CrateMAE):
+        raise ValueError(
+            f"{folder_or_hub_id} holds a classifier, which has no decoder; use pre-trained weights"
+        )
+    return model
+
+
+def weights_folder(folder_or_hub_id: str | Path, *, revision: str | None = None) -> Path:
+    """The local folder that holds a model's three files, fetched from the Hub where needed.
+
+    Raises FileNotFoundError naming what is missing and, for the Hub, the way without a network.
+    """
+    folder = Path(folder_or_hub_id)
+    if folder.is_dir():
+        if not (folder / CONFIG).exists() and (folder / "weights" / CONFIG).exists():
+            folder = folder / "weights"
+        missing = [name for name in FILES if not (folder / name).is_file()]
+        if missing:
+            raise FileNotFoundError(f"{folder} is no weights folder: {', '.join(missing)} missing")
+        return folder
+    name = str(folder_or_hub_id)
+    if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        raise FileNotFoundError(
+            f"no weights at {name}: expected a folder with {', '.join(FILES)}, a run folder, or a"
+            " Hub repository as owner/name"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"{name} is no local folder, and the Hub did not give it: {reason}. Without a network,"
+            f" copy {', '.join(FILES)} into a folder and pass its path."
+        ) from error
+
+
+def weights_hash(folder_or_hub_id: str | Path) -> str:
+    """The SHA-256 (hex) of a weights folder's tensor file."""
+    with (weights_folder(folder_or_hub_id) / TENSORS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _build(folder: Path) -> CrateMAE | CrateClassifier:
+    """An untrained model of a folder's configuration, once its tensors are known to fit."""
+    described = _read_json(folder / CONFIG)
+    if described.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder / CONFIG}: format is {described.get('format')!r},"
+            f" this version reads {FORMAT!r}"
+        )
+    try:
+        config = ModelConfig.from_dict(_section(described, "config"))
+        preprocess = Preprocess.from_dict(_read_json(folder / PREPROCESS))
+        shapes = _tensor_shapes(folder / TENSORS)
+        if len(shapes) < config.depth:
+            raise ValueError(f"{len(shapes)} tensors cannot fill {config.depth} layers")
+        with torch.device("meta"):
+            check_match(shapes, _construct(described, config), origin=str(folder / TENSORS))
+    except IncompleteWeightsError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: {error}") from error
+    if preprocess.channels != config.channels:
+        raise ValueError(
+            f"{folder}: preprocessing for {preprocess.channels} channels,"
+            f" model for {config.channels}"
+        )
+    model = _construct(described, config)
+    model.preprocess = preprocess
+    return model
+
+
+def _construct(described: dict[str, Any], config: ModelConfig) -> CrateMAE | CrateClassifier:
+    kind = described.get("model")
+    if kind == "CrateMAE":
+        return CrateMAE(config)
+    if kind == "CrateClassifier":
+        head = _section(described, "classifier")
+        names = head.get("class_names")
+        return CrateClassifier(
+            config,
+            num_classes=int(head["num_classes"]),
+            pool=head["pool"],
+            class_names=None if names is None else tuple(map(str, names)),
+        )
+    raise ValueError(f"{CONFIG} names model {kind!r}; known are CrateMAE and CrateClassifier")
+
+
+def _describe(model: CrateMAE | CrateClassifier) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "format": FORMAT,
+        "model": type(model).__name__,
+        "config": model.config.to_dict(),
+    }
+    if isinstance(model, CrateClassifier):
+        described["classifier"] = {
+            "num_classes": model.head.out_features,
+            "pool": model.pool,
+            "class_names": model.class_names,
+        }
+    return described
+
+
+def _tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path.name} is no complete safetensors file: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path} is larger than {MAX_JSON_BYTES} bytes: not one of our files")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__}, expected an object")
+    return values
+
+
+def _section(values: dict[str, Any], key: str) -> dict[str, Any]:
+    section = values.get(key)
+    if not isinstance(section, dict):
+        raise ValueError(f"{CONFIG} has no object {key!r}")
+    return section
+
+
+def _json(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()
+
+
+def _check_free(folder: Path, *, overwrite: bool) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; weights are a folder")
+    foreign = sorted(item.name for item in folder.iterdir() if item.name not in FILES)
+    if foreign:
+        raise FileExistsError(
+            f"{folder} holds other files ({', '.join(foreign[:3])}); name an empty or new folder"
+        )
+    if any(folder.iterdir()) and not overwrite:
+        raise FileExistsError(f"{folder} holds weights; name another folder or pass overwrite=True")
+
+
+def _swap(fresh: Path, folder: Path) -> None:
+    if not folder.exists():
+        fresh.rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    folder.rename(old)
+    try:
+        fresh.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
