@@ -1,0 +1,105 @@
+"""Images to model input: random transforms for training, fixed ones for everything else.
+
+All work on tensors (C, H, W), uint8 or float32 on the [0, 1] scale, with any number of channels,
+and keep the dtype; `normalise` makes the float32 batch that a model takes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as tv
+
+from crate_mae.models.config import Preprocess
+
+AugmentKind = Literal["resized_crop", "pad_crop", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Random changes to training images; the defaults are MAE's."""
+
+    kind: AugmentKind = "resized_crop"
+    """"resized_crop" (MAE), "pad_crop" (pad, then crop back: for small images) or "none"."""
+    min_scale: float = 0.2
+    """Smallest area share of a random resized crop."""
+    padding: int = 4
+    """Pixels added on each side before the crop of "pad_crop" (edges reflected)."""
+    flip: bool = True
+    """Whether half of the images are mirrored left to right."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(AugmentKind):
+            raise ValueError(
+                f"augment.kind must be one of {', '.join(get_args(AugmentKind))}, not {self.kind!r}"
+            )
+        if not 0 < self.min_scale <= 1:
+            raise ValueError(f"augment.min_scale must be in (0, 1], not {self.min_scale}")
+        if self.padding < 0:
+            raise ValueError(f"augment.padding must be at least 0, not {self.padding}")
+
+
+def training_transform(augment: Augment, size: tuple[int, int]) -> v2.Transform:
+    """A transform of images (C, H, W) to (C, *size); it draws from torch's global generator."""
+    steps: list[v2.Transform] = []
+    if augment.kind == "resized_crop":
+        steps.append(
+            v2.RandomResizedCrop(
+                size,
+                scale=(augment.min_scale, 1.0),
+                interpolation=InterpolationMode.BICUBIC,
+                antialias=True,
+            )
+        )
+    else:
+        steps.append(v2.Lambda(lambda image: fit(image, size)))
+        if augment.kind == "pad_crop":
+            # Reflection cannot reach further than the image itself.
+            padding = min(augment.padding, size[0] - 1, size[1] - 1)
+            steps.append(v2.RandomCrop(size, padding=padding, padding_mode="reflect"))
+    if augment.flip:
+        steps.append(v2.RandomHorizontalFlip())
+    return v2.Compose(steps)
+
+
+def fit(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """The centre of an image (C, H, W), scaled so that it just covers `size`: (C, *size).
+
+    Deterministic, keeps the aspect ratio, bicubic with antialiasing; the identity when sizes agree.
+    """
+    height, width = image.shape[-2:]
+    if (height, width) == size:
+        return image
+    scale = max(size[0] / height, size[1] / width)
+    scaled = [max(size[0], round(height * scale)), max(size[1], round(width * scale))]
+    resized = tv.resize(image, scaled, interpolation=InterpolationMode.BICUBIC, antialias=True)
+    if not image.dtype.is_floating_point:
+        return tv.center_crop(resized, list(size))
+    # Bicubic overshoots; a float image must not leave the range it had.
+    low, high = float(image.min()), float(image.max())
+    return tv.center_crop(resized, list(size)).clamp_(low, high)
+
+
+def normalise(images: Tensor, preprocess: Preprocess) -> Tensor:
+    """Model input (B, C, H, W), float32, from images of that shape, uint8 or on the [0, 1] scale."""
+    mean, std = (_per_channel(v, images) for v in (preprocess.mean, preprocess.std))
+    scaled = images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+    return (scaled - mean) / std
+
+
+def denormalise(images: Tensor, preprocess: Preprocess) -> Tensor:
+    """Images on the [0, 1] scale, float32, from model input (..., C, H, W); nothing is clipped."""
+    mean, std = (_per_channel(v, images) for v in (preprocess.mean, preprocess.std))
+    return images.float() * std + mean
+
+
+def prepare(images: Sequence[Tensor], preprocess: Preprocess) -> Tensor:
+    """Model input (B, C, H, W) for decoded images of any sizes: fixed fit, then normalised."""
+    return normalise(torch.stack([fit(image, preprocess.size) for image in images]), preprocess)
+
+
+def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=like.device).view(-1, 1, 1)
