@@ -6,6 +6,7 @@ and keep the dtype; `normalise` makes the float32 batch that a model takes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -46,16 +47,15 @@ def training_transform(augment: Augment, size: tuple[int, int]) -> v2.Transform:
     """A transform of images (C, H, W) to (C, *size); it draws from torch's global generator."""
     steps: list[v2.Transform] = []
     if augment.kind == "resized_crop":
-        steps.append(
-            v2.RandomResizedCrop(
-                size,
-                scale=(augment.min_scale, 1.0),
-                interpolation=InterpolationMode.BICUBIC,
-                antialias=True,
-            )
+        crop = v2.RandomResizedCrop(
+            size,
+            scale=(augment.min_scale, 1.0),
+            interpolation=InterpolationMode.BICUBIC,
+            antialias=True,
         )
+        steps.append(v2.Lambda(partial(_cropped, crop=crop)))
     else:
-        steps.append(v2.Lambda(lambda image: fit(image, size)))
+        steps.append(v2.Lambda(partial(fit, size=size)))  # picklable, for workers
         if augment.kind == "pad_crop":
             # Reflection cannot reach further than the image itself.
             padding = min(augment.padding, size[0] - 1, size[1] - 1)
@@ -76,15 +76,12 @@ def fit(image: Tensor, size: tuple[int, int]) -> Tensor:
     scale = max(size[0] / height, size[1] / width)
     scaled = [max(size[0], round(height * scale)), max(size[1], round(width * scale))]
     resized = tv.resize(image, scaled, interpolation=InterpolationMode.BICUBIC, antialias=True)
-    if not image.dtype.is_floating_point:
-        return tv.center_crop(resized, list(size))
-    # Bicubic overshoots; a float image must not leave the range it had.
-    low, high = float(image.min()), float(image.max())
-    return tv.center_crop(resized, list(size)).clamp_(low, high)
+    centre: Tensor = tv.center_crop(resized, list(size))
+    return _within_range(centre, image)
 
 
 def normalise(images: Tensor, preprocess: Preprocess) -> Tensor:
-    """Model input (B, C, H, W), float32, from images of that shape, uint8 or on the [0, 1] scale."""
+    """Model input (..., C, H, W), float32, from images of that shape, uint8 or in [0, 1]."""
     mean, std = (_per_channel(v, images) for v in (preprocess.mean, preprocess.std))
     scaled = images.float().div_(255) if images.dtype == torch.uint8 else images.float()
     return (scaled - mean) / std
@@ -98,7 +95,26 @@ def denormalise(images: Tensor, preprocess: Preprocess) -> Tensor:
 
 def prepare(images: Sequence[Tensor], preprocess: Preprocess) -> Tensor:
     """Model input (B, C, H, W) for decoded images of any sizes: fixed fit, then normalised."""
-    return normalise(torch.stack([fit(image, preprocess.size) for image in images]), preprocess)
+    return normalised_batch([fit(image, preprocess.size) for image in images], preprocess)
+
+
+def normalised_batch(images: Sequence[Tensor], preprocess: Preprocess) -> Tensor:
+    """Model input (B, C, H, W) for images (C, H, W) of one size; their dtypes may differ."""
+    if len({image.dtype for image in images}) == 1:
+        return normalise(torch.stack(list(images)), preprocess)
+    # Stacking would turn bytes into floats without scaling them.
+    return torch.stack([normalise(image, preprocess) for image in images])
+
+
+def _cropped(image: Tensor, crop: v2.Transform) -> Tensor:
+    return _within_range(crop(image), image)
+
+
+def _within_range(resized: Tensor, image: Tensor) -> Tensor:
+    """Bicubic overshoots; a float image must not leave the range it had."""
+    if not image.dtype.is_floating_point:
+        return resized
+    return resized.clamp(float(image.min()), float(image.max()))
 
 
 def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.config import ModelConfig, Preprocess
+from crate_mae.models.config import MAX_CLASSES, ModelConfig, Preprocess
 from crate_mae.models.encoder import Encoder
 
 Pool = Literal["cls", "mean"]
@@ -23,8 +23,8 @@ class CrateClassifier(nn.Module):
         class_names: tuple[str, ...] | None = None,
     ) -> None:
         super().__init__()
-        if num_classes < 2:
-            raise ValueError(f"a classifier needs at least 2 classes, not {num_classes}")
+        if not 2 <= num_classes <= MAX_CLASSES:
+            raise ValueError(f"a classifier needs 2 to {MAX_CLASSES} classes, not {num_classes}")
         if pool not in ("cls", "mean"):
             raise ValueError(f"pool must be 'cls' or 'mean', not {pool!r}")
         if class_names is not None and len(class_names) != num_classes:

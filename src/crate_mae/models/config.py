@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import sys
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -11,8 +12,11 @@ MaskTokens = Literal["encoder", "decoder"]
 # A weights file names its own sizes and may come from a stranger: nothing larger is ever built.
 MAX_DIM = 16_384
 MAX_DEPTH = 512
+MAX_SIDE = 1 << 16
 MAX_TOKENS = 1 << 20
+MAX_POSITIONS = 1 << 27  # values in the position table, half a GiB
 MAX_CHANNELS = 4_096
+MAX_CLASSES = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +65,10 @@ class ModelConfig:
     def _faults(self) -> list[str]:
         faults: list[str] = []
         counts = {
-            "image height": (self.image_hw[0], None),
-            "image width": (self.image_hw[1], None),
-            "patch height": (self.patch_hw[0], None),
-            "patch width": (self.patch_hw[1], None),
+            "image height": (self.image_hw[0], MAX_SIDE),
+            "image width": (self.image_hw[1], MAX_SIDE),
+            "patch height": (self.patch_hw[0], MAX_SIDE),
+            "patch width": (self.patch_hw[1], MAX_SIDE),
             "channels": (self.channels, MAX_CHANNELS),
             "dim": (self.dim, MAX_DIM),
             "depth": (self.depth, MAX_DEPTH),
@@ -75,14 +79,13 @@ class ModelConfig:
         for name, (value, limit) in counts.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 faults.append(f"{name} must be a positive whole number, not {value!r}")
-            elif limit is not None and value > limit:
+            elif value > limit:
                 faults.append(f"{name} {value} is above the limit of {limit}")
         for name, number in (("step_size", self.step_size), ("sparsity", self.sparsity)):
             if (
                 isinstance(number, bool)
                 or not isinstance(number, int | float)
-                or not math.isfinite(number)
-                or number < 0
+                or not 0 <= number <= sys.float_info.max
             ):
                 faults.append(f"{name} must be a finite number of at least 0, not {number!r}")
         for name, choice, allowed in (
@@ -113,6 +116,11 @@ class ModelConfig:
             faults.append(fault)
         elif self.num_patches > MAX_TOKENS:
             faults.append(f"{self.num_patches} patches are above the limit of {MAX_TOKENS}")
+        elif self.num_patches * self.dim > MAX_POSITIONS:
+            faults.append(
+                f"{self.num_patches} patches of dim {self.dim} are above the limit of"
+                f" {MAX_POSITIONS} values"
+            )
         return faults
 
     @property
@@ -172,6 +180,12 @@ class Preprocess:
         object.__setattr__(self, "size", _pair(self.size))
         object.__setattr__(self, "mean", tuple(float(v) for v in self.mean))
         object.__setattr__(self, "std", tuple(float(v) for v in self.std))
+        sizes: tuple[object, ...] = (*self.size, self.channels)
+        if not all(type(value) is int and 0 < value <= MAX_SIDE for value in sizes):
+            raise ValueError(
+                f"preprocessing needs whole numbers from 1 to {MAX_SIDE} for size and channels,"
+                f" not {self.size!r} and {self.channels!r}"
+            )
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise ValueError(
                 f"preprocessing has {len(self.mean)} means and {len(self.std)} stds"
@@ -230,7 +244,7 @@ def size_fault(image_hw: tuple[int, int], patch_hw: tuple[int, int]) -> str | No
 
 def nearest_multiple(value: int, unit: int) -> int:
     """The multiple of `unit` nearest to `value`, at least one `unit`."""
-    return max(unit, unit * math.floor(value / unit + 0.5))
+    return max(unit, unit * ((2 * value + unit) // (2 * unit)))
 
 
 def checked_keys(owner: type, values: dict[str, Any]) -> dict[str, Any]:

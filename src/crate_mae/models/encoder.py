@@ -119,13 +119,13 @@ def place_visible(visible: Tensor, mask: Tensor, filler: Tensor) -> Tensor:
 def take_visible(tokens: Tensor, mask: Tensor) -> Tensor:
     """The tokens (B, V, d) of `tokens` (B, L, d) where the mask (B, L) is False, in raster order.
 
-    Raises ValueError when the images do not keep the same number of patches V.
+    Raises ValueError when the images do not keep the same number of patches V, at least one.
     """
     kept = (~mask).sum(dim=1)
-    if not torch.compiler.is_compiling() and bool((kept != kept[0]).any()):
+    if not torch.compiler.is_compiling() and bool(((kept != kept[0]) | (kept == 0)).any()):
         raise ValueError(
             "visible-only encoding needs the same number of kept patches in every image,"
-            f" not {sorted(set(kept.tolist()))}; use one mask ratio per batch"
+            f" at least one, not {sorted(set(kept.tolist()))}; use one mask ratio per batch"
         )
     return tokens[~mask].view(len(tokens), -1, tokens.shape[-1])
 

@@ -1,9 +1,9 @@
 """The paper's two operations, MSSA and ISTA, and the encoder and decoder layers made of them.
 
 Shapes: B images, N tokens (class token first), d token width, K heads (subspaces), p = d / K.
-Tokens are rows: Z is (B, N, d), and `F.linear(x, D)` is the paper's D^T x for every token x.
-Equation numbers are those of "Masked Completion via Structured Diffusion with White-Box
-Transformers" (ICLR 2024, arXiv 2404.02446); docs/model.md lists them with file and line.
+Tokens are rows: Z is (B, N, d), and `F.linear(x, D)` is the paper's D x for a token x.
+Source: "Masked Completion via Structured Diffusion with White-Box Transformers" (ICLR 2024,
+arXiv 2404.02446); docs/model.md lists every equation with its file and line.
 """
 
 import math
@@ -68,7 +68,7 @@ class ISTA(nn.Module):
     `r = x - x D^T` and `x + eta r D`, need no M. Folded is cheaper once T > d.
 
     Where neither D nor M needs a gradient on a CPU, M is kept between calls together with a copy
-    of the D it was made from, and used only after comparing that copy with D value by value
+    of the D and eta it was made from, and used only after comparing that copy with D value by value
     (d^2 of work beside T d^2), so no load, step, move, copy or write through `.data` can make it
     stale. On accelerators that comparison would stall the device's queue for longer than making
     M takes, so M is made anew there.
@@ -80,7 +80,7 @@ class ISTA(nn.Module):
         self.sparsity = sparsity
         self.dictionary = nn.Parameter(torch.empty(dim, dim))  # D
         nn.init.kaiming_uniform_(self.dictionary)
-        self._kept: tuple[Tensor, Tensor] | None = None  # (copy of D, M)
+        self._kept: tuple[Tensor, float, Tensor] | None = None  # (copy of D, eta, M)
 
     def forward(self, x: Tensor) -> Tensor:
         """Sparse non-negative codes of tokens x (..., d): (..., d)."""
@@ -109,12 +109,17 @@ class ISTA(nn.Module):
         if needs_gradient or not ordinary or torch.compiler.is_compiling():
             return None
         kept = self._kept
-        if kept is None or kept[0].dtype != D.dtype or not torch.equal(kept[0], D):
+        if (
+            kept is None
+            or kept[0].dtype != D.dtype
+            or kept[1] != self.step_size
+            or not torch.equal(kept[0], D)
+        ):
             # Not inference tensors, or a later call that differentiates in x could not use them.
             with torch.inference_mode(False), torch.no_grad():
-                kept = (D.detach().clone(), self.folded_map())
+                kept = (D.detach().clone(), self.step_size, self.folded_map())
             self._kept = kept
-        return kept[1]
+        return kept[2]
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_kept": None}

@@ -26,9 +26,12 @@ def num_kept(num_patches: int, ratio: float) -> int:
             problem = "is not between 0 and 1"
         else:
             problem = "removes no patch" if kept else "keeps no patch"
-        low, high = 1 / num_patches, 1 - 1 / num_patches
+        if num_patches < 2:
+            raise ValueError(f"an image of {num_patches} patch cannot be masked in part")
+        scale = 10 ** (len(str(num_patches)) + 1)
+        high = (scale - scale // num_patches - 1) / scale  # rounded down: the rule must keep one
         raise ValueError(
-            f"mask ratio {ratio} {problem} of {num_patches}; use one from {low:.3g} to {high:.3g}"
+            f"mask ratio {ratio} {problem} of {num_patches}; use one from {1 / scale} to {high}"
         )
     return kept
 

@@ -61,12 +61,12 @@ def sincos_positions(
 
     def encode(positions: Tensor) -> Tensor:
         angles = positions[:, None] * frequencies
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
+        return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
     by_column = encode(columns).repeat(grid[0], 1)
     by_row = encode(rows).repeat_interleave(grid[1], dim=0)
     table = torch.cat([by_column, by_row], dim=1)
-    return torch.cat([torch.zeros(1, dim, dtype=torch.float64), table]).float()
+    return torch.cat([torch.zeros(1, dim), table])
 
 
 def _coordinates(count: int, reference: int) -> Tensor:

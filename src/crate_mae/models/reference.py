@@ -71,7 +71,7 @@ def from_reference(
     config = _infer_config(
         state,
         num_heads=num_heads,
-        decoder_num_heads=decoder_num_heads or num_heads,
+        decoder_num_heads=num_heads if decoder_num_heads is None else decoder_num_heads,
         step_size=step_size,
         sparsity=sparsity,
         norm_pix_loss=norm_pix_loss,
@@ -191,9 +191,10 @@ def _infer_grid(table: Tensor) -> tuple[int, int]:
         (rows, num_patches // rows) for rows in range(1, num_patches + 1) if num_patches % rows == 0
     ]
     grids.sort(key=lambda grid: abs(grid[0] - grid[1]))
-    if dim % 4 == 0:
+    if dim % 4 == 0 and table.is_floating_point():
+        atol = max(1e-4, torch.finfo(table.dtype).eps)  # checkpoints may be in half precision
         for grid in grids:
-            if torch.allclose(sincos_positions(dim, grid), table[0].float(), atol=1e-4, rtol=0):
+            if torch.allclose(sincos_positions(dim, grid), table[0].float(), atol=atol, rtol=0):
                 return grid
     raise ValueError(
         f"{POSITIONS} of shape {tuple(table.shape)} is no sin-cos table of any grid of"

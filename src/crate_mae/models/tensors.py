@@ -15,9 +15,16 @@ class IncompleteWeightsError(ValueError):
 def load_exactly(model: nn.Module, tensors: Mapping[str, Tensor], *, origin: str) -> None:
     """Nothing; copies `tensors` into `model` when names and shapes match one to one.
 
-    Raises IncompleteWeightsError with counts and names otherwise; the model is then unchanged.
+    Raises IncompleteWeightsError with counts and names otherwise, and ValueError for tensors that
+    are no floating-point numbers; the model is then unchanged.
     """
     check_match({k: tuple(v.shape) for k, v in tensors.items()}, model, origin=origin)
+    strange = [f"{k} {v.dtype}" for k, v in tensors.items() if not v.is_floating_point()]
+    if strange:
+        raise ValueError(
+            f"{origin} holds {len(strange)} tensors that are no floating-point numbers:"
+            f" {_listed(strange)}"
+        )
     model.load_state_dict(dict(tensors), strict=True)
 
 
@@ -37,7 +44,7 @@ def check_match(found: Mapping[str, tuple[int, ...]], model: nn.Module, *, origi
     if not (missing or unexpected or reshaped):
         return
     lines = [f"{origin} does not fit: {len(wanted) - len(missing) - len(reshaped)} tensors match"]
-    decoder = [key for key in wanted if not key.startswith("encoder.")]
+    decoder = [key for key in wanted if not key.startswith(("encoder.", "head."))]
     if decoder and set(missing) >= set(decoder):
         lines.append(
             f"it holds an encoder only (0 of {len(decoder)} decoder tensors); reconstruction and"

@@ -60,7 +60,7 @@ def save_model(
     trainer, say). Raises FileExistsError when the folder has content, unless `overwrite` is set and
     the content is an older weights folder and nothing else.
     """
-    folder = Path(folder)
+    given, folder = Path(folder), Path(folder).resolve()  # a link stays, what it names is written
     _check_free(folder, overwrite=overwrite)
     tensors = {
         key: value.detach().to("cpu").contiguous()
@@ -69,7 +69,8 @@ def save_model(
     with torch.device("meta"):
         check_match({k: tuple(v.shape) for k, v in tensors.items()}, model, origin="this state")
     contents = {
-        TENSORS: serialise(tensors, metadata={"format": "pt", "model": type(model).__name__}),
+        # One entry only: with two their order is random, and so would be the file's hash.
+        TENSORS: serialise(tensors, metadata={"format": "pt"}),
         CONFIG: _json(_describe(model)),
         PREPROCESS: _json(model.preprocess.to_dict()),
     }
@@ -85,7 +86,7 @@ def save_model(
         _swap(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    return folder
+    return given
 
 
 def load_model(
@@ -125,10 +126,7 @@ def weights_folder(folder_or_hub_id: str | Path, *, revision: str | None = None)
     if folder.is_dir():
         if not (folder / CONFIG).exists() and (folder / "weights" / CONFIG).exists():
             folder = folder / "weights"
-        missing = [name for name in FILES if not (folder / name).is_file()]
-        if missing:
-            raise FileNotFoundError(f"{folder} is no weights folder: {', '.join(missing)} missing")
-        return folder
+        return _complete(folder, str(folder))
     name = str(folder_or_hub_id)
     if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         raise FileNotFoundError(
@@ -139,13 +137,21 @@ def weights_folder(folder_or_hub_id: str | Path, *, revision: str | None = None)
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+        fetched = Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
             f"{name} is no local folder, and the Hub did not give it: {reason}. Without a network,"
             f" copy {', '.join(FILES)} into a folder and pass its path."
         ) from error
+    return _complete(fetched, f"the Hub repository {name}")
+
+
+def _complete(folder: Path, origin: str) -> Path:
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{origin} is no weights folder: {', '.join(missing)} missing")
+    return folder
 
 
 def weights_hash(folder_or_hub_id: str | Path) -> str:
@@ -172,7 +178,7 @@ def _build(folder: Path) -> CrateMAE | CrateClassifier:
             check_match(shapes, _construct(described, config), origin=str(folder / TENSORS))
     except IncompleteWeightsError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{folder}: {error}") from error
     if preprocess.channels != config.channels:
         raise ValueError(
@@ -190,11 +196,15 @@ def _construct(described: dict[str, Any], config: ModelConfig) -> CrateMAE | Cra
         return CrateMAE(config)
     if kind == "CrateClassifier":
         head = _section(described, "classifier")
-        names = head.get("class_names")
+        num_classes, names = head.get("num_classes"), head.get("class_names")
+        if type(num_classes) is not int or not isinstance(names, list | None):
+            raise ValueError(
+                f"{CONFIG}: num_classes must be a whole number and class_names a list or null"
+            )
         return CrateClassifier(
             config,
-            num_classes=int(head["num_classes"]),
-            pool=head["pool"],
+            num_classes=num_classes,
+            pool=head.get("pool", ""),
             class_names=None if names is None else tuple(map(str, names)),
         )
     raise ValueError(f"{CONFIG} names model {kind!r}; known are CrateMAE and CrateClassifier")
@@ -228,7 +238,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is larger than {MAX_JSON_BYTES} bytes: not one of our files")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {type(values).__name__}, expected an object")
@@ -265,10 +275,12 @@ def _swap(fresh: Path, folder: Path) -> None:
         fresh.rename(folder)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    folder.rename(old)
     try:
-        fresh.rename(folder)
-    except OSError:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        try:
+            fresh.rename(folder)
+        except BaseException:
+            old.rename(folder)
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

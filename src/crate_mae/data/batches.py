@@ -1,0 +1,328 @@
+"""Batches for masked training: what a batch holds depends on (seed, epoch, sample) alone.
+
+Not on the number of workers, devices or restarts. Order, augmentation and mask each have their own
+stream of random numbers, so that changing one leaves the others as they were.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from time import perf_counter
+from typing import Any, TypedDict, get_args
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
+from torchvision.transforms import v2
+
+from crate_mae.data.images import UnreadableImage, to_channels
+from crate_mae.data.sources import ImageSource, Sample
+from crate_mae.data.streams import Record, StreamSource, decode_record
+from crate_mae.data.transforms import normalised_batch
+from crate_mae.models.config import Preprocess
+from crate_mae.models.masks import MaskKind, draw_mask, keyed_generator, num_kept
+
+logger = logging.getLogger(__name__)
+
+ORDER, AUGMENT, MASK = 1, 2, 3  # streams of random numbers
+LAP = 1_000_003  # more epochs than any run has: what a second lap adds to the epoch
+
+
+class Batch(TypedDict):
+    """One batch; `mask` is True where a patch is removed."""
+
+    images: Tensor
+    """(B, C, H, W) float32, normalised."""
+    mask: Tensor
+    """(B, L) boolean."""
+    index: Tensor
+    """(B,) int64, position of each sample in its source (a stable hash for streams)."""
+    names: list[str]
+    broken: list[tuple[str, str]]
+    """(name, reason) of images that could not be read and were passed over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masking:
+    """Which patches are removed from an image."""
+
+    kind: MaskKind = "random"
+    """"random" (published), "block" or "grid"."""
+    ratio: float = 0.75
+    """Share of patches removed; the lower end when `ratio_max` is set."""
+    ratio_max: float | None = None
+    """Upper end of a range from which each image's ratio is drawn evenly."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(MaskKind):
+            raise ValueError(
+                f"masking.kind must be one of {', '.join(get_args(MaskKind))}, not {self.kind!r}"
+            )
+        if self.ratio_max is not None and not self.ratio <= self.ratio_max:
+            raise ValueError(
+                f"masking.ratio_max {self.ratio_max} is below masking.ratio {self.ratio}"
+            )
+
+    def check(self, grid: tuple[int, int]) -> None:
+        """Nothing; raises ValueError when a ratio keeps or removes no patch of the grid."""
+        for ratio in (self.ratio, self.ratio if self.ratio_max is None else self.ratio_max):
+            num_kept(grid[0] * grid[1], ratio)
+
+    def draw(self, grid: tuple[int, int], *key: int) -> Tensor:
+        """The mask (L,) of the whole numbers in `key`, such as (seed, epoch, sample)."""
+        generator = keyed_generator(MASK, *key)
+        ratio = self.ratio
+        if self.ratio_max is not None:
+            ratio += (self.ratio_max - ratio) * float(torch.rand((), generator=generator))
+        return draw_mask(self.kind, grid, ratio, generator)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchMaker:
+    """Turns samples into batches: channels, transform, normalisation, mask."""
+
+    transform: v2.Transform | Callable[[Tensor], Tensor]
+    preprocess: Preprocess
+    masking: Masking
+    grid: tuple[int, int]
+    seed: int
+
+    def __call__(
+        self, samples: list[tuple[int, int, Sample]], broken: list[tuple[str, str]]
+    ) -> Batch:
+        """The batch of (epoch, index, sample) triples; global random state is left as it was."""
+        images, masks = [], []
+        with torch.random.fork_rng(devices=[]):
+            for epoch, index, sample in samples:
+                key = (self.seed, epoch, index)
+                seed = keyed_generator(AUGMENT, *key).initial_seed()
+                torch.default_generator.manual_seed(seed)
+                images.append(self._image(sample))
+                masks.append(self.masking.draw(self.grid, *key))
+        return Batch(
+            images=normalised_batch(images, self.preprocess),
+            mask=torch.stack(masks),
+            index=torch.tensor([index for _, index, _ in samples]),
+            names=[sample.name for _, _, sample in samples],
+            broken=broken,
+        )
+
+    def _image(self, sample: Sample) -> Tensor:
+        try:
+            image = to_channels(sample.image, self.preprocess.channels)
+        except ValueError as error:
+            raise ValueError(f"{sample.name}: {error}") from error
+        transformed: Tensor = self.transform(image)
+        return transformed
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Lists of (epoch, sample index) for one device, in an order that (seed, epoch) fixes.
+
+    Optimiser step s of an epoch always sees the same samples, however many devices and
+    accumulation steps share them. Iterating goes on from `position()`, the number of batches that
+    this device has already trained on, in any epoch; the incomplete last step is left out.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_samples: int,
+        batch_size: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        position: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.rank, self.world_size = rank, world_size
+        self.seed = seed
+        self.position = position
+        steps = num_samples // (batch_size * accumulate * world_size)
+        self.batches_per_epoch = steps * accumulate
+        if not steps:
+            raise ValueError(
+                f"{num_samples} images do not fill one step of {batch_size} x {accumulate}"
+                f" accumulated x {world_size} devices"
+            )
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, first = divmod(self.position(), self.batches_per_epoch)
+        generator = keyed_generator(ORDER, self.seed, epoch)
+        order = torch.randperm(self.num_samples, generator=generator).tolist()
+        for batch in range(first, self.batches_per_epoch):
+            start = (batch * self.world_size + self.rank) * self.batch_size
+            yield [(epoch, index) for index in order[start : start + self.batch_size]]
+
+
+class FixedBatches(Sampler[list[tuple[int, int]]]):
+    """Lists of (0, sample index) that cover every sample exactly once over all ranks, in order."""
+
+    def __init__(
+        self, *, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        mine = list(range(rank, num_samples, world_size))
+        self.batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self.batches:
+            yield [(0, index) for index in batch]
+
+
+class MaskedImages(Dataset[Batch]):
+    """Whole batches from a map-style source, by lists of (epoch, index).
+
+    An unreadable image is replaced by the next readable one and named in `broken`.
+    """
+
+    def __init__(self, source: ImageSource, make: BatchMaker) -> None:
+        self.source = source
+        self.make = make
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
+        broken: list[tuple[str, str]] = []
+        samples = [(epoch, index, self._readable(index, broken)) for epoch, index in keys]
+        return self.make(samples, broken)
+
+    def _readable(self, index: int, broken: list[tuple[str, str]]) -> Sample:
+        for step in range(len(self.source)):
+            try:
+                return self.source.load((index + step) % len(self.source))
+            except UnreadableImage as error:
+                broken.append((error.name, error.reason))
+        raise ValueError(f"no readable image in {self.source.address}: {_listed(broken)}")
+
+
+class MaskedStream(IterableDataset[Batch]):
+    """Whole batches from a stream of shards, continued after `position` batches.
+
+    Batches are dealt to workers in turn. A worker whose shards run out begins a share of the next
+    order, so with shards of unequal length some images come twice in an epoch and others not at
+    all; which ones depends on the number of workers and devices.
+
+    To continue, each worker passes over the images it has already given without decoding them.
+    That is exact for the same workers and devices if `known_broken` names the unreadable images
+    met so far; one that is missing there counts as an image given, and moves the rest by one.
+    """
+
+    def __init__(
+        self,
+        source: StreamSource,
+        make: BatchMaker,
+        *,
+        batch_size: int,
+        batches_per_epoch: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.source, self.make = source, make
+        self.batch_size, self.batches_per_epoch = batch_size, batches_per_epoch
+        self.rank, self.world_size = rank, world_size
+        self.position = 0
+        self.known_broken: frozenset[str] = frozenset()
+        if batches_per_epoch < 1:
+            raise ValueError(f"the images of {source.address} do not fill one step")
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        epoch, done = divmod(self.position, self.batches_per_epoch)
+        worker = (worker + done) % workers  # the loader asks its first worker first
+        mine = range(worker, self.batches_per_epoch, workers)
+        taken = sum(batch < done for batch in mine)
+        samples = self._endless(epoch, worker, workers, taken * self.batch_size)
+        broken: list[tuple[str, str]] = []
+        pending: list[tuple[int, int, Sample]] = []
+        left = len(mine) - taken
+        while left:
+            sample = next(samples)
+            if isinstance(sample, UnreadableImage):
+                broken.append((sample.name, sample.reason))
+                continue
+            pending.append((epoch, stable_index(sample.name), sample))
+            if len(pending) == self.batch_size:
+                yield self.make(pending, broken)
+                pending, broken = [], []
+                left -= 1
+
+    def _endless(
+        self, epoch: int, worker: int, workers: int, skip: int
+    ) -> Iterator[Sample | UnreadableImage]:
+        """Samples without end, after passing over `skip` readable ones."""
+        for lap in count():
+            readable = False
+            for record in self._records(epoch + lap * LAP, worker, workers):
+                if skip:
+                    counts = record.name not in self.known_broken
+                    skip -= counts
+                    readable = readable or counts
+                    continue
+                item = decode_record(record)
+                readable = readable or isinstance(item, Sample)
+                yield item
+            if not readable:
+                raise ValueError(f"no readable image for worker {worker} in {self.source.address}")
+
+    def _records(self, epoch: int, worker: int, workers: int) -> Iterator[Record]:
+        return self.source.records(
+            epoch=epoch,
+            seed=self.make.seed,
+            shuffle=True,
+            rank=self.rank,
+            world_size=self.world_size,
+            worker=worker,
+            num_workers=workers,
+        )
+
+
+class TimedLoader(DataLoader[Batch]):
+    """A DataLoader that adds up the seconds its consumer has waited for batches."""
+
+    waited = 0.0
+    before_iteration: Callable[[], None] | None = None
+
+    def __iter__(self) -> Any:
+        if self.before_iteration is not None:
+            self.before_iteration()
+        return self._timed(super().__iter__())
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            start = perf_counter()
+            batch = next(batches, None)
+            self.waited += perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+
+def whole_batch(batch: Batch) -> Batch:
+    """The batch itself: data sets here hand out batches, not samples."""
+    return batch
+
+
+def stable_index(name: str) -> int:
+    """A number below 2^31 that depends on a sample's name alone."""
+    data = name.encode()
+    words = [int.from_bytes(data[i : i + 7], "little") for i in range(0, len(data), 7)]
+    return keyed_generator(len(words), *words).initial_seed() & 0x7FFF_FFFF
+
+
+def _listed(broken: list[tuple[str, str]], limit: int = 5) -> str:
+    named = "; ".join(f"{name} ({reason})" for name, reason in broken[:limit])
+    return named + (f" and {len(broken) - limit} more" if len(broken) > limit else "")

@@ -1,0 +1,412 @@
+"""From a data configuration to loaders, with everything checked before training starts."""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import Dataset
+
+from crate_mae.data.batches import (
+    BatchMaker,
+    EpochBatches,
+    FixedBatches,
+    MaskedImages,
+    MaskedStream,
+    Masking,
+    TimedLoader,
+    whole_batch,
+)
+from crate_mae.data.cache import CachedSource, decoded_bytes
+from crate_mae.data.images import UnreadableImage
+from crate_mae.data.report import measure_statistics
+from crate_mae.data.sources import (
+    ImageSource,
+    open_source,
+    random_subset,
+    subset,
+    wrap_dataset,
+)
+from crate_mae.data.streams import StreamSource
+from crate_mae.data.transforms import Augment, fit, training_transform
+from crate_mae.models.config import ModelConfig, Preprocess
+from crate_mae.models.masks import keyed_generator
+
+logger = logging.getLogger(__name__)
+
+VALIDATION_SEED = 20_240_404  # masks of the validation loss, the same in every run
+STATISTICS_SAMPLES = 10_000
+Progress = Callable[[str], Callable[[int, int], None] | None]
+"""Given the name of some work, what reports (done, total); such as `progress.counter`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, how they are changed for training and how they are loaded."""
+
+    source: str = "digits"
+    """Address of the training images, such as imagefolder:PATH or parquet:PATH."""
+    split: str | None = None
+    """Split of the source; the source's training split when not given."""
+    limit: int | None = None
+    """Use this many images only (a fixed random choice)."""
+    val_source: str | None = None
+    """Address of the validation images; the training source when not given."""
+    val_split: str | None = None
+    """Split that validates; without one, `val_share` of the training images is held out."""
+    val_share: float = 0.1
+    """Share of the training images held out when there is no validation split; 0 for none."""
+    val_limit: int | None = 10_000
+    """At most this many validation images."""
+    augment: Augment = field(default_factory=Augment)
+    """Random changes to training images."""
+    mean: list[float] | None = None
+    """Per-channel mean on the [0, 1] scale; measured on the training images when not given."""
+    std: list[float] | None = None
+    """Per-channel standard deviation on the [0, 1] scale; measured when not given."""
+    workers: int | None = None
+    """Loader processes per device; chosen from the cores and the data when not given."""
+    cache_gib: float = 2.0
+    """Keep the decoded images in memory when they take at most this much."""
+    max_broken: float = 0.01
+    """Stop when more than this share of the images cannot be read."""
+
+    def __post_init__(self) -> None:
+        for name, limit in (("limit", self.limit), ("val_limit", self.val_limit)):
+            if limit is not None and limit < 1:
+                raise ValueError(f"data.{name} must be at least 1, not {limit}")
+        if not 0 <= self.val_share < 1:
+            raise ValueError(f"data.val_share must be in [0, 1), not {self.val_share}")
+        if not 0 <= self.max_broken <= 1:
+            raise ValueError(f"data.max_broken must be in [0, 1], not {self.max_broken}")
+        if not self.cache_gib >= 0:
+            raise ValueError(f"data.cache_gib must be at least 0, not {self.cache_gib}")
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"data.workers must be at least 0, not {self.workers}")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("data.mean and data.std go together: give both or neither")
+
+
+class TooManyBrokenImagesError(RuntimeError):
+    """Raised when a larger share of images is unreadable than the configuration allows."""
+
+
+class MaskedDataModule(LightningDataModule):
+    """Masked batches of any source, the same whatever the workers, devices and restarts.
+
+    `batches_seen` is the position in the data: how many batches this device has trained on.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        model: ModelConfig,
+        masking: Masking,
+        batch_size: int,
+        accumulate: int = 1,
+        seed: int = 0,
+        dataset: Dataset[Any] | ImageSource | None = None,
+        val_dataset: Dataset[Any] | ImageSource | None = None,
+        preprocess: Preprocess | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.model_config, self.masking = config, model, masking
+        self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
+        self.batches_seen = 0
+        self.broken: dict[str, str] = {}
+        self._given = (dataset, val_dataset)
+        self._preprocess = preprocess
+        self._progress = progress
+        self._train_loader: TimedLoader | None = None
+        self._opened = False
+
+    # -- opening: checks first, then statistics, then the cache -------------------------------
+
+    def open(self) -> None:
+        """Nothing; opens and checks the sources, measures mean and std, fills the cache.
+
+        Safe to call again. Raises ValueError for data that cannot train this model and
+        TooManyBrokenImagesError.
+        """
+        if self._opened:
+            return
+        self.masking.check(self.model_config.grid)
+        train, val = self._open_sources()
+        self.num_images = train.count() if isinstance(train, StreamSource) else len(train)
+        self.num_images += 0 if val is None else len(val)
+        if isinstance(train, ImageSource):
+            self._check_first_image(train)
+            train, val = self._cache(train), val if val is None else self._cache(val)
+            if len(train) < self.batch_size:
+                raise ValueError(
+                    f"{len(train)} training images are fewer than one batch of {self.batch_size};"
+                    f" use more images or optim.batch_size={_below(len(train))}"
+                )
+            self.num_samples = len(train)
+        else:
+            self.num_samples = train.count()
+        self.preprocess = self._preprocess or self._facts(train)
+        self._check_preprocess()
+        self.train_source, self.val_source = train, val
+        self._opened = True
+
+    def _open_sources(self) -> tuple[ImageSource | StreamSource, ImageSource | None]:
+        config = self.config
+        given, given_val = self._given
+        train: ImageSource | StreamSource
+        if given is not None:
+            train = _as_source(given, config.limit, self.seed)
+        else:
+            train = open_source(
+                config.source, split=config.split, limit=config.limit, seed=self.seed
+            )
+        val: ImageSource | StreamSource | None = None
+        if given_val is not None:
+            val = _as_source(given_val, config.val_limit, self.seed)
+        elif config.val_source is not None or config.val_split is not None:
+            address = config.val_source or config.source
+            if address.startswith("wds:"):
+                raise ValueError(
+                    f"validation needs a source of known size, not {address}: name data.val_source"
+                )
+            val = open_source(
+                address, split=config.val_split, limit=config.val_limit, seed=self.seed
+            )
+            if (val.address, val.split) == (train.address, train.split):
+                logger.warning("validation images are training images: name data.val_split")
+        elif config.val_share and isinstance(train, ImageSource):
+            train, val = hold_out(train, config.val_share, self.seed, config.val_limit)
+        elif config.val_share:
+            logger.warning("a stream has no held-out share: name data.val_source for validation")
+        assert not isinstance(val, StreamSource)
+        return train, val
+
+    def _check_first_image(self, source: ImageSource) -> None:
+        height, width = self.model_config.image_hw
+        patch_height, patch_width = self.model_config.patch_hw
+        for index in range(min(len(source), 16)):
+            try:
+                facts = source.facts(index)
+            except UnreadableImage:
+                continue
+            if facts.height < patch_height or facts.width < patch_width:
+                raise ValueError(
+                    f"{source.name(index)} is {facts.height}x{facts.width}, smaller than a"
+                    f" {patch_height}x{patch_width} patch; use a smaller model.patch_size, or"
+                    " leave such images out"
+                )
+            if facts.height * 2 <= height and facts.width * 2 <= width:
+                logger.warning(
+                    "%s is %dx%d and is enlarged to model.image_size %dx%d",
+                    source.name(index), facts.height, facts.width, height, width,
+                )  # fmt: skip
+            return
+
+    def _cache(self, source: ImageSource) -> ImageSource:
+        if isinstance(source, CachedSource) or not len(source):
+            return source
+        size = decoded_bytes(source)
+        if size > self.config.cache_gib * 2**30:
+            return source
+        cached = CachedSource(
+            source, progress=None if self._progress is None else self._progress("decoding")
+        )
+        self.note_broken(cached.broken)
+        self.stop_if_broken()
+        return cached
+
+    def _facts(self, train: ImageSource | StreamSource) -> Preprocess:
+        model, config = self.model_config, self.config
+        if config.mean is not None and config.std is not None:
+            mean, std = tuple(config.mean), tuple(config.std)
+        elif isinstance(train, StreamSource):
+            raise ValueError(
+                "a stream cannot be measured before training: give data.mean and data.std"
+            )
+        else:
+            mean, std = measure_statistics(
+                train, channels=model.channels, limit=STATISTICS_SAMPLES, seed=self.seed
+            )
+        return Preprocess(size=model.image_hw, channels=model.channels, mean=mean, std=std)
+
+    def _check_preprocess(self) -> None:
+        model, given = self.model_config, self.preprocess
+        if (given.size, given.channels) != (model.image_hw, model.channels):
+            raise ValueError(
+                f"preprocessing for {given.channels} channels of {given.size[0]}x{given.size[1]}"
+                f" does not fit a model for {model.channels} channels of"
+                f" {model.image_hw[0]}x{model.image_hw[1]}"
+            )
+
+    # -- broken images ------------------------------------------------------------------------
+
+    def note_broken(self, broken: list[tuple[str, str]]) -> None:
+        """Nothing; names unreadable images in the log, each once."""
+        for name, reason in broken:
+            if name not in self.broken:
+                self.broken[name] = reason
+                logger.warning("unreadable image passed over: %s (%s)", name, reason)
+
+    def stop_if_broken(self) -> None:
+        """Nothing; raises TooManyBrokenImagesError above the allowed share, with the list."""
+        allowed, total = self.config.max_broken, self.num_images
+        if len(self.broken) <= allowed * total:
+            return
+        listed = "\n".join(f"  {name}: {reason}" for name, reason in self.broken.items())
+        raise TooManyBrokenImagesError(
+            f"{len(self.broken)} of {total} images cannot be read, more than the allowed share of"
+            f" {allowed:g} (data.max_broken):\n{listed}"
+        )
+
+    # -- loaders ------------------------------------------------------------------------------
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in an epoch; the incomplete last one is left out."""
+        world = self.trainer.world_size if self.trainer is not None else 1
+        return self.num_samples // (self.batch_size * self.accumulate * world)
+
+    def train_dataloader(self) -> TimedLoader:
+        """Masked batches of the training images, from `batches_seen` on."""
+        rank, world = self._rank_and_world()
+        make = self._maker(training_transform(self.config.augment, self.model_config.image_hw))
+        if isinstance(self.train_source, StreamSource):
+            stream = MaskedStream(
+                self.train_source,
+                make,
+                batch_size=self.batch_size,
+                batches_per_epoch=self.steps_per_epoch * self.accumulate,
+                rank=rank,
+                world_size=world,
+            )
+            most = max(1, len(self.train_source.shards) // world)  # a worker needs a shard
+            loader = self._loader(stream, most=most, persistent=False, batch_size=None)
+            loader.before_iteration = partial(self._place, stream)
+        else:
+            sampler = EpochBatches(
+                num_samples=self.num_samples,
+                batch_size=self.batch_size,
+                accumulate=self.accumulate,
+                rank=rank,
+                world_size=world,
+                seed=self.seed,
+                position=lambda: self.batches_seen,
+            )
+            images = MaskedImages(self.train_source, make)
+            cached = isinstance(self.train_source, CachedSource)
+            loader = self._loader(images, cached=cached, persistent=True, batch_sampler=sampler)
+        self._train_loader = loader
+        return loader
+
+    def val_dataloader(self) -> TimedLoader | list[TimedLoader]:
+        """Every validation image once, not augmented, with masks that never change."""
+        if self.val_source is None:
+            return []
+        rank, world = self._rank_and_world()
+        sampler = FixedBatches(
+            num_samples=len(self.val_source),
+            batch_size=self.batch_size,
+            rank=rank,
+            world_size=world,
+        )
+        images = MaskedImages(self.val_source, self.validation_maker())
+        cached = isinstance(self.val_source, CachedSource)
+        return self._loader(images, cached=cached, persistent=False, batch_sampler=sampler)
+
+    def validation_maker(self) -> BatchMaker:
+        """What turns validation samples into batches: fixed transform, fixed masks."""
+        size = self.model_config.image_hw
+        return self._maker(partial(fit, size=size), seed=VALIDATION_SEED)
+
+    @property
+    def waited(self) -> float:
+        """Seconds that training has waited for batches so far."""
+        return self._train_loader.waited if self._train_loader is not None else 0.0
+
+    def _maker(self, transform: Any, *, seed: int | None = None) -> BatchMaker:
+        return BatchMaker(
+            transform=transform,
+            preprocess=self.preprocess,
+            masking=self.masking,
+            grid=self.model_config.grid,
+            seed=self.seed if seed is None else seed,
+        )
+
+    def _place(self, stream: MaskedStream) -> None:
+        stream.position, stream.known_broken = self.batches_seen, frozenset(self.broken)
+
+    def _loader(
+        self,
+        dataset: Any,
+        *,
+        persistent: bool,
+        cached: bool = False,
+        most: int | None = None,
+        **batching: Any,
+    ) -> TimedLoader:
+        workers = self.config.workers
+        if workers is None:
+            workers = default_workers(cached=cached)
+            workers = workers if most is None else min(workers, most)
+        return TimedLoader(
+            dataset,
+            num_workers=workers,
+            persistent_workers=persistent and workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=cast("Any", whole_batch),
+            **batching,
+        )
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    # -- position in the data, in the training checkpoint ---------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values that fix the position in the data."""
+        return {"batches_seen": self.batches_seen, "broken": dict(self.broken)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing; goes on from the position that `state_dict` gave."""
+        self.batches_seen = int(state_dict["batches_seen"])
+        self.broken = dict(state_dict["broken"])
+
+
+def _as_source(dataset: Dataset[Any] | ImageSource, limit: int | None, seed: int) -> ImageSource:
+    source = dataset if isinstance(dataset, ImageSource) else wrap_dataset(dataset)
+    return source if limit is None else random_subset(source, limit, seed)
+
+
+def hold_out(
+    source: ImageSource, share: float, seed: int, limit: int | None = None
+) -> tuple[ImageSource, ImageSource]:
+    """(training, held-out) parts of a source: a random `share`, at least one image, is held out."""
+    count = max(1, round(len(source) * share))
+    if limit is not None:
+        count = min(count, limit)
+    if count >= len(source):
+        raise ValueError(f"{len(source)} images cannot be split with val_share={share}")
+    order = torch.randperm(len(source), generator=keyed_generator(seed, len(source))).tolist()
+    return subset(source, sorted(order[count:])), subset(source, sorted(order[:count]))
+
+
+def default_workers(*, cached: bool) -> int:
+    """Loader processes that suit this machine: none for images in memory on a CPU."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    devices = max(1, torch.cuda.device_count())
+    if cached and not torch.cuda.is_available():
+        return 0
+    return max(1, min(8, (cores or 1) // devices))
+
+
+def _below(count: int) -> int:
+    """The largest power of two that is at most `count`, or 1."""
+    return 1 << max(0, count.bit_length() - 1)

@@ -1,0 +1,66 @@
+"""The first ten minutes: pre-train on handwritten digits, measure, reconstruct."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+from crate_mae.data.inputs import open_images
+from crate_mae.evaluation.compare import compare, comparison_table, open_pair
+from crate_mae.evaluation.reconstruction import reconstruct_source
+from crate_mae.figures import reconstruction_sheet, training_curves
+from crate_mae.models.weights import load_autoencoder, weights_hash
+from crate_mae.progress import counter
+from crate_mae.training.parse import parse_pretrain
+from crate_mae.training.records import read_metrics, write_atomically
+from crate_mae.training.run import pretrain
+
+RECIPE = "digits.yaml"
+
+
+def run_demo(folder: Path) -> str:
+    """What the demo found, as text; pictures and numbers lie in `folder`.
+
+    A finished demo is only read again, an interrupted one is continued.
+    """
+    if not (folder / "summary.json").exists():
+        recipe = files("crate_mae") / "recipes" / RECIPE
+        config, _ = parse_pretrain(["--config", str(recipe)])
+        resume = (folder / "checkpoints" / "last.ckpt").exists()
+        print(f"{'continuing' if resume else 'training'} in {folder}: digits, a few minutes")
+        summary = pretrain(config, folder, resume=resume, command=["crate-mae", "demo"])
+        if not summary.finished:
+            return f"stopped and saved; run the demo again to go on from step {summary.step}"
+    if not (folder / "evaluation.json").exists():
+        _evaluate(folder)
+    return (folder / "evaluation.txt").read_text(encoding="utf-8") + _next_steps(folder)
+
+
+def _evaluate(folder: Path) -> None:
+    model = load_autoencoder(folder)
+    digits = open_images(["digits"], split="test")
+    result, names = reconstruct_source(model, digits, limit=8)
+    sheet = folder / "reconstruction.png"
+    reconstruction_sheet(result, sheet, names=names, overwrite=True)
+    training_curves(read_metrics(folder), folder / "training.png", overwrite=True)
+    rows = compare(model, *open_pair("digits"), progress=counter)
+    facts = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    metrics = facts["metrics"]
+    text = (
+        f"\nvalidation loss {metrics['val/loss']:.4f}"
+        f" (one colour: {metrics['val/mean_colour']:.4f},"
+        f" each patch's own mean: {metrics['val/patch_mean']:.4f})\n"
+        f"PSNR on removed patches {result.psnr.mean():.2f} dB\n\n{comparison_table(rows)}\n"
+    )
+    write_atomically(folder / "evaluation.txt", text)
+    values = {"sha256": weights_hash(folder), "rows": [row.to_dict() for row in rows]}
+    write_atomically(folder / "evaluation.json", json.dumps(values, indent=2) + "\n")
+
+
+def _next_steps(folder: Path) -> str:
+    return (
+        f"\nlook at     {folder}/reconstruction.png and {folder}/training.png\n"
+        f"numbers     {folder}/metrics.csv, {folder}/evaluation.json\n"
+        f"weights     {folder}/weights\n"
+        f"next        crate-mae pretrain --config configs/digits.yaml"
+        " --data.source imagefolder:YOUR_PICTURES ...\n"
+    )

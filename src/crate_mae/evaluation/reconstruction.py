@@ -1,0 +1,303 @@
+"""Reconstructions on the pixel scale, with the way back to pixels named, and trivial predictors.
+
+Shapes: B images (C, H, W), L patches of h x w pixels, P = h*w*C values of a patch.
+Masks are boolean (B, L), True = removed.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from crate_mae.data.images import UnreadableImage, to_channels
+from crate_mae.data.sources import ImageSource
+from crate_mae.data.transforms import denormalise, prepare
+from crate_mae.evaluation.features import evaluating
+from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.masks import MaskKind, draw_mask, keyed_generator
+from crate_mae.models.patches import grid_of, patchify, unpatchify
+
+logger = logging.getLogger(__name__)
+
+PixelMode = Literal["visible", "oracle", "raw"]
+
+MASK_GREY = 0.5
+DISPLAY_DEVIATIONS = 2.5
+"""Normalised values from minus to plus this many standard deviations are shown black to white."""
+
+_CAPTIONS = {
+    "visible": "Patches were predicted normalised; mean and contrast of each removed patch are"
+    " estimated from visible patches only.",
+    "oracle": "Oracle: patches were predicted normalised; mean and contrast of each removed patch"
+    " are the true ones, taken from the removed pixels themselves.",
+    "raw": "Pixels were predicted directly.",
+}
+_NORMALISED_CAPTION = (
+    "Normalised predictions, rescaled for display: mid-grey is the patch's mean, black to white"
+    f" -{DISPLAY_DEVIATIONS} to +{DISPLAY_DEVIATIONS} of its standard deviations. Not comparable"
+    " with pixels, so without MSE and PSNR."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """Masked images and what a model made of them: float32 on the CPU, clipped to [0, 1]."""
+
+    original: Tensor
+    """(B, C, H, W)"""
+    masked: Tensor
+    """(B, C, H, W), removed patches mid-grey."""
+    prediction: Tensor
+    """(B, C, H, W), every patch as predicted; visible ones are not trained for."""
+    pasted: Tensor
+    """(B, C, H, W), the prediction where patches were removed, the original elsewhere."""
+    error: Tensor
+    """(B, 1, H, W), absolute error of `pasted`, mean over channels: 0 where patches are visible."""
+    mask: Tensor
+    """(B, L) boolean, True = removed."""
+    mse: Tensor
+    """(B,) mean squared error of `prediction` over the removed patches; nan in normalised units
+    and where nothing was removed."""
+    psnr: Tensor
+    """(B,) peak signal-to-noise ratio in dB that belongs to `mse`."""
+    mode: PixelMode
+    """How predictions became pixels."""
+    caption: str
+    """The same in a sentence, for under the picture."""
+
+
+def reconstruct(
+    model: CrateMAE, images: Tensor, mask: Tensor, *, mode: PixelMode | None = None
+) -> Reconstruction:
+    """What the model makes of prepared images (B, C, H, W) under a mask (B, L).
+
+    A model trained with `norm_pix_loss` predicts each patch up to its mean and contrast, and `mode`
+    says where these come from: "visible" (the default: estimated from visible patches), "oracle"
+    (the true ones) or "raw" (nowhere: the prediction itself is shown). Visible patches always use
+    their own. Any other model predicts pixels, and "raw" is the only mode.
+
+    Raises ValueError for a mode that the model does not have, and for images or masks that do not
+    fit the model or, in mode "visible", leave no patch to estimate from.
+    """
+    normalised = model.config.norm_pix_loss
+    mode = _checked_mode(mode, normalised)
+    place = next(model.parameters()).device
+    with evaluating(model), torch.inference_mode():
+        predicted = model(images.to(place), mask.to(place)).prediction.float().cpu()
+    images, mask, patch_hw = images.float().cpu(), mask.cpu(), model.config.patch_hw
+
+    def as_image(patches: Tensor, channels: int = model.config.channels) -> Tensor:
+        return unpatchify(patches, patch_hw, grid_of(images, patch_hw), channels)
+
+    original = denormalise(images, model.preprocess).clamp(0, 1)
+    if normalised and mode == "raw":
+        prediction = _displayed(as_image(predicted))
+        truth = _displayed(as_image(model.target(images)))
+    else:
+        if normalised:
+            mean, spread = patch_statistics(images, patch_hw)
+            if mode == "visible":
+                mean, spread = _from_visible(mean, spread, mask, images, patch_hw)
+            predicted = predicted * spread + mean
+        prediction = denormalise(as_image(predicted), model.preprocess).clamp(0, 1)
+        truth = original
+
+    pixels = patch_hw[0] * patch_hw[1]
+    removed = as_image(mask[..., None].expand(-1, -1, pixels), channels=1)
+    difference = torch.where(removed, prediction - truth, 0)
+    squares = difference.double().square().mean(dim=1).sum(dim=(1, 2))
+    mse = (squares / removed.sum(dim=(1, 2, 3))).float()
+    if normalised and mode == "raw":
+        mse = torch.full_like(mse, torch.nan)
+    return Reconstruction(
+        original=original,
+        masked=torch.where(removed, MASK_GREY, original),
+        prediction=prediction,
+        pasted=torch.where(removed, prediction, original),
+        error=difference.abs().mean(dim=1, keepdim=True),
+        mask=mask,
+        mse=mse,
+        psnr=psnr(mse),
+        mode=mode,
+        caption=_NORMALISED_CAPTION if normalised and mode == "raw" else _CAPTIONS[mode],
+    )
+
+
+def reconstruct_source(
+    model: CrateMAE,
+    source: ImageSource,
+    *,
+    kind: MaskKind = "random",
+    ratio: float = 0.75,
+    seed: int = 0,
+    mask: Tensor | None = None,
+    mode: PixelMode | None = None,
+    limit: int | None = None,
+    batch_size: int = 32,
+) -> tuple[Reconstruction, list[str]]:
+    """Reconstructions and names of the readable images of a source, the first `limit` of them.
+
+    Each image's mask depends on `seed` and its place in the source alone, unless one `mask` (1, L)
+    is given for all. Unreadable images are passed over with a warning in the log.
+    Raises ValueError as `reconstruct`, and when no image can be read.
+    """
+    images, masks, names = [], [], []
+    parts: list[Reconstruction] = []
+    mode = _checked_mode(mode, model.config.norm_pix_loss)
+    grid = grid_of(torch.empty(0, *model.preprocess.size), model.config.patch_hw)
+    count = len(source) if limit is None else min(limit, len(source))
+    for index in range(count):
+        try:
+            sample = source.load(index)
+        except UnreadableImage as error:
+            logger.warning("passed over: %s", error)
+        else:
+            images.append(to_channels(sample.image, model.preprocess.channels))
+            masks.append(
+                draw_mask(kind, grid, ratio, keyed_generator(seed, index)) if mask is None else mask
+            )
+            names.append(sample.name)
+        if images and (len(images) == batch_size or index == count - 1):
+            batch = prepare(images, model.preprocess)
+            parts.append(reconstruct(model, batch, torch.cat(masks), mode=mode))
+            images, masks = [], []
+    if not parts:
+        raise ValueError(f"none of the {count} images of {source.address} can be read")
+    return _joined(parts), names
+
+
+def psnr(mse: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of mean squared errors on the [0, 1] scale; inf for 0."""
+    return -10 * mse.log10()
+
+
+def patch_statistics(images: Tensor, patch_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Mean and spread (B, L, 1) of each patch, as the normalised target uses them.
+
+    Over all h*w*C values; the spread is the root of the unbiased variance + 1e-6.
+    """
+    variance, mean = torch.var_mean(patchify(images, patch_hw), dim=-1, keepdim=True)
+    return mean, (variance + 1e-6).sqrt()
+
+
+def fill_from_visible(
+    values: Tensor, mask: Tensor, grid: tuple[int, int], patch_hw: tuple[int, int]
+) -> Tensor:
+    """Values (B, L, 1) in which those of removed patches are estimated from visible ones.
+
+    The estimate is the mean over visible patches, weighted by 1 / squared distance between patch
+    centres in pixels. Raises ValueError when an image has no visible patch.
+    """
+    if bool(mask.all(dim=1).any()):
+        raise ValueError(
+            "an image has no visible patch to estimate brightness and contrast from; keep at least"
+            " one, or use mode 'oracle' or 'raw'"
+        )
+    rows, columns = (torch.arange(n, dtype=torch.float64) for n in grid)
+    centres = torch.cartesian_prod(rows * patch_hw[0], columns * patch_hw[1])
+    weights = torch.cdist(centres, centres, compute_mode="donot_use_mm_for_euclid_dist") ** -2
+    weights.fill_diagonal_(0)
+    # Not multiplied by the mask: removed pixels must not matter even when they are not finite.
+    known = values.double().masked_fill(mask[..., None], 0)
+    estimate = (weights @ known) / (weights @ (~mask[..., None]).double())
+    return torch.where(mask[..., None], estimate.to(values.dtype), values)
+
+
+class BaselineSums:
+    """Running sums behind the masked loss of two predictors that any model should beat.
+
+    Float64 in one tensor, `sums`, so that partial results merge by adding (all-reduce with SUM):
+    removed pixels, sum of squares, sum of squares about the own mean of each patch, and the sum of
+    each channel.
+    """
+
+    def __init__(self, channels: int, device: str | torch.device = "cpu") -> None:
+        self.sums = torch.zeros(3 + channels, dtype=torch.float64, device=device)
+
+    def update(self, target: Tensor, mask: Tensor) -> None:
+        """Count in target patches (B, L, P), in pixel order row, column, channel, where removed."""
+        channels = len(self.sums) - 3
+        wide = target.detach().to(self.sums.device, torch.float64)
+        values = wide.reshape(*wide.shape[:2], -1, channels)  # (B, L, h*w, C)
+        removed = mask.to(self.sums.device)[..., None, None]
+        values = values.masked_fill(~removed, 0)
+        centred = values - values.mean(dim=(2, 3), keepdim=True)
+        self.sums += torch.cat(
+            [
+                (removed.sum() * values.shape[2]).double()[None],
+                values.square().sum()[None],
+                centred.square().sum()[None],
+                values.sum(dim=(0, 1, 2)),
+            ]
+        )
+
+    def merge(self, other: "BaselineSums") -> None:
+        """Count in what another one has seen."""
+        self.sums += other.sums.to(self.sums.device)
+
+    def mean_colour(self) -> float:
+        """Masked loss of predicting the one colour that is best for all that was seen."""
+        pixels = self._pixels()
+        means = self.sums[3:] / pixels
+        return float(self.sums[1] / (pixels * len(means)) - means.square().mean())
+
+    def patch_mean(self) -> float:
+        """Masked loss of predicting each patch's own mean over all of its values.
+
+        Not honest, for it knows the mean. For normalised targets it is the prediction 0, and the
+        loss is just below 1.
+        """
+        return float(self.sums[2] / (self._pixels() * (len(self.sums) - 3)))
+
+    def _pixels(self) -> float:
+        pixels = float(self.sums[0])
+        if pixels == 0:
+            raise ValueError("no removed patch has been counted in yet")
+        return pixels
+
+
+def _joined(parts: list[Reconstruction]) -> Reconstruction:
+    def both(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts])
+
+    return Reconstruction(
+        original=both("original"),
+        masked=both("masked"),
+        prediction=both("prediction"),
+        pasted=both("pasted"),
+        error=both("error"),
+        mask=both("mask"),
+        mse=both("mse"),
+        psnr=both("psnr"),
+        mode=parts[0].mode,
+        caption=parts[0].caption,
+    )
+
+
+def _checked_mode(mode: PixelMode | None, normalised: bool) -> PixelMode:
+    if mode is None:
+        return "visible" if normalised else "raw"
+    if mode not in get_args(PixelMode):
+        raise ValueError(f"mode must be one of {', '.join(get_args(PixelMode))}, not {mode!r}")
+    if not normalised and mode != "raw":
+        raise ValueError(
+            f"mode {mode!r} puts back the mean and contrast of normalised patches, but this model"
+            " was trained without norm_pix_loss and predicts pixels: use mode 'raw' or none"
+        )
+    return mode
+
+
+def _from_visible(
+    mean: Tensor, spread: Tensor, mask: Tensor, images: Tensor, patch_hw: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    grid = grid_of(images, patch_hw)
+    return (
+        fill_from_visible(mean, mask, grid, patch_hw),
+        fill_from_visible(spread, mask, grid, patch_hw),
+    )
+
+
+def _displayed(normalised: Tensor) -> Tensor:
+    return (0.5 + normalised / (2 * DISPLAY_DEVIATIONS)).clamp(0, 1)

@@ -1,0 +1,147 @@
+"""Everything that fixes a pre-training run. Parsed from YAML and --key.sub value; no torch here."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from crate_mae.data.batches import Masking
+from crate_mae.data.module import DataConfig
+from crate_mae.models.config import ModelConfig
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW, linear warm-up and cosine, per step."""
+
+    epochs: int = 100
+    """Passes over the training images."""
+    batch_size: int = 256
+    """Images per optimiser step over all devices; the same recipe runs on any number of them."""
+    base_lr: float = 1.5e-4
+    """Learning rate per 256 images: the rate used is base_lr x batch_size / 256."""
+    warmup_epochs: float = 10.0
+    """Epochs of linear warm-up."""
+    min_lr_ratio: float = 0.0
+    """Where the cosine ends, as a share of the peak."""
+    weight_decay: float = 0.05
+    """AdamW weight decay; none on norms, biases and tokens."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW betas."""
+    clip: float = 1.0
+    """Gradients are clipped to this norm."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"optim.{name} must be at least 1, not {getattr(self, name)}")
+        if self.base_lr <= 0 or self.clip <= 0:
+            raise ValueError(
+                f"optim.base_lr and optim.clip must be above 0, not {self.base_lr}, {self.clip}"
+            )
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise ValueError(
+                f"optim.warmup_epochs {self.warmup_epochs} must lie in 0 to epochs {self.epochs}"
+            )
+        if not 0 <= self.min_lr_ratio <= 1 or self.weight_decay < 0:
+            raise ValueError(
+                "optim.min_lr_ratio must be in [0, 1] and optim.weight_decay at least 0, not"
+                f" {self.min_lr_ratio}, {self.weight_decay}"
+            )
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after warm-up."""
+        return self.base_lr * self.batch_size / 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """Where and how the run computes; passed on to Lightning's Trainer."""
+
+    accelerator: str = "auto"
+    """auto, cpu, gpu or mps."""
+    devices: int | str = "auto"
+    """Devices on each node; "auto" takes all GPUs, or one CPU process."""
+    num_nodes: int = 1
+    """Machines."""
+    strategy: str = "auto"
+    """auto, ddp or fsdp."""
+    precision: Precision = "32-true"
+    """32-true or bf16-mixed; 16-mixed only where bf16 does not exist."""
+    accumulate: int = 1
+    """Batches accumulated per optimiser step; optim.batch_size stays the same."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    deterministic: bool = False
+    """Only deterministic algorithms, on accelerators too."""
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise ValueError(f"trainer.accumulate must be at least 1, not {self.accumulate}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordConfig:
+    """What the run writes down, and how often."""
+
+    log_every: int = 10
+    """Optimiser steps between two lines of metrics."""
+    checkpoint_steps: int | None = None
+    """Also save the last checkpoint every so many optimiser steps within an epoch."""
+    checkpoint_epochs: int = 10
+    """Keep a checkpoint every so many epochs."""
+    reconstruct_epochs: int = 5
+    """Draw the fixed reconstructions every so many epochs; 0 for never."""
+    reconstruct_images: int = 8
+    """How many fixed images are drawn."""
+
+    def __post_init__(self) -> None:
+        if self.log_every < 1 or self.checkpoint_epochs < 1:
+            raise ValueError("record.log_every and record.checkpoint_epochs must be at least 1")
+        if self.checkpoint_steps is not None and self.checkpoint_steps < 1:
+            raise ValueError(
+                f"record.checkpoint_steps must be at least 1, not {self.checkpoint_steps}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """One masked pre-training run."""
+
+    name: str = "pretrain"
+    """Name of the run; its folder is runs/NAME unless --out says otherwise."""
+    seed: int = 0
+    """Fixes initial weights, data order, augmentation and masks."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The architecture."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The images."""
+    masking: Masking = field(default_factory=Masking)
+    """Which patches are removed."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser and schedule."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """Hardware."""
+    record: RecordConfig = field(default_factory=RecordConfig)
+    """Logs, checkpoints, pictures."""
+
+    def __post_init__(self) -> None:
+        self.masking.check(self.model.grid)
+        if self.masking.ratio_max is not None and self.model.mask_tokens == "decoder":
+            raise ValueError(
+                "masking.ratio_max gives images different numbers of visible patches, which"
+                " visible-only encoding (model.mask_tokens=decoder) cannot batch; use one ratio"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested values, as YAML holds them."""
+        return dict(_plain(asdict(self)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,96 @@
+"""YAML recipes and `--key.sub value` into a checked configuration."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from crate_mae.data.batches import Masking
+from crate_mae.data.module import DataConfig
+from crate_mae.data.transforms import Augment
+from crate_mae.models.config import ModelConfig, did_you_mean
+from crate_mae.training.config import OptimConfig, PretrainConfig, RecordConfig, TrainerConfig
+from crate_mae.training.run import changed_keys, load_config_values
+
+
+class SettingsParser(ArgumentParser):
+    """A parser whose errors are one line: what is wrong, and the nearest known name."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Nothing; ends the process with status 2."""
+        known = [option for action in self._actions for option in action.option_strings]
+        hints = [did_you_mean(word, known) for word in message.split() if word.startswith("--")]
+        print(f"error: {message}{''.join(hints[:1])}", file=sys.stderr)
+        print(f"       {self.prog} --help lists every setting", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def pretrain_parser() -> SettingsParser:
+    """A parser of every setting of PretrainConfig, with the recipe file as --config."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = SettingsParser(
+        prog="crate-mae pretrain",
+        description="Masked pre-training: from images to weights, reconstructions and metrics.",
+    )
+    parser.add_argument("--config", action="config", help="a recipe, such as configs/digits.yaml")
+    parser.add_argument("--out", type=str, default=None, help="run folder; default runs/NAME")
+    parser.add_argument("--resume", type=str, default=None, help="run folder to continue exactly")
+    parser.add_argument(
+        "--init-from", type=str, default=None, help="weights that a new run starts from"
+    )
+    parser.add_argument(
+        "--stop-after", type=int, default=None, help="save and leave after so many steps"
+    )
+    parser.add_class_arguments(PretrainConfig, None)
+    return parser
+
+
+def parse_pretrain(arguments: Sequence[str]) -> tuple[PretrainConfig, dict[str, Any]]:
+    """(configuration, {out, resume, init_from, stop_after}) of command-line arguments.
+
+    With --resume the run's own configuration is the base; settings given beside it change it, and
+    each change is named on standard error. Faults end the process with status 2 and a message.
+    """
+    parser = pretrain_parser()
+    arguments = list(arguments)
+    with warnings.catch_warnings():
+        # Instantiation moved inside jsonargparse 4.5x; both spellings work in the pinned range.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"jsonargparse.*")
+        try:
+            given = parser.parse_args(arguments)
+            before = None
+            if given.resume is not None:
+                before = load_config_values(given.resume)
+                recipe = Path(given.resume) / "config.yaml"
+                given = parser.parse_args(["--config", str(recipe), *arguments])
+            config = build_config(given)
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
+    if before is not None:
+        for line in changed_keys(before, config.to_dict()):
+            print(f"changed since this run began: {line}", file=sys.stderr)
+    options = {key: given[key] for key in ("out", "resume", "init_from", "stop_after")}
+    return config, options
+
+
+def build_config(given: Namespace) -> PretrainConfig:
+    """The configuration of a parsed namespace; ValueError when its values do not fit together."""
+
+    def values(section: str) -> dict[str, Any]:
+        part = given[section]
+        return part.as_dict() if isinstance(part, Namespace) else dict(part)
+
+    data = values("data")
+    return PretrainConfig(
+        name=given.name,
+        seed=given.seed,
+        model=ModelConfig.from_dict(values("model")),
+        data=DataConfig(**{**data, "augment": Augment(**data["augment"])}),
+        masking=Masking(**values("masking")),
+        optim=OptimConfig(**values("optim")),
+        trainer=TrainerConfig(**values("trainer")),
+        record=RecordConfig(**values("record")),
+    )

@@ -1,0 +1,53 @@
+"""Writers of small image files, the raw material of the tests of this folder."""
+
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+Encode = Callable[..., bytes]
+MakeImage = Callable[..., Image.Image]
+
+
+@pytest.fixture
+def make_image() -> MakeImage:
+    """A random image: make_image(height, width, mode="RGB", seed=0)."""
+
+    def make(height: int, width: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
+        bands = len(Image.new(mode, (1, 1)).getbands())
+        values = np.random.default_rng(seed).integers(0, 256, (height, width, bands), np.uint8)
+        return Image.frombytes(mode, (width, height), values.tobytes())
+
+    return make
+
+
+@pytest.fixture
+def encode(make_image: MakeImage) -> Encode:
+    """The bytes of an image file: encode(image or (height, width), "PNG", **options)."""
+
+    def to_bytes(
+        image: Image.Image | tuple[int, int], kind: str = "PNG", seed: int = 0, **options: object
+    ) -> bytes:
+        if isinstance(image, tuple):
+            image = make_image(*image, seed=seed)
+        buffer = BytesIO()
+        image.save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    return to_bytes
+
+
+@pytest.fixture
+def write(tmp_path: Path, encode: Encode) -> Callable[..., Path]:
+    """Write an image file below tmp_path: write("a/b.png", (height, width), ...)."""
+
+    def to_file(name: str, image: object = (4, 5), kind: str = "PNG", **options: object) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image if isinstance(image, bytes) else encode(image, kind, **options))
+        return path
+
+    return to_file

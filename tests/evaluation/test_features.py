@@ -1,0 +1,318 @@
+"""Features: the same as calling the model by hand, whatever the batch; files give them back."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors import safe_open
+
+from crate_mae.data.images import ImageFacts, Sample, UnreadableImage
+from crate_mae.data.sources import ImageSource, open_source
+from crate_mae.evaluation.features import (
+    Features,
+    FeaturePool,
+    check_target,
+    extract_features,
+    labelled_pair,
+    load_facts,
+    load_features,
+    raw_pixels,
+    save_features,
+)
+from crate_mae.models.autoencoder import CrateMAE, build_model
+from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.config import Preprocess
+
+SUFFIXES = [".safetensors", ".npz", ".parquet"]
+
+
+class Made(ImageSource):
+    """Random images in memory, some of them broken or without a label."""
+
+    def __init__(
+        self, count: int, *, broken: tuple[int, ...] = (), unlabelled: tuple[int, ...] = ()
+    ) -> None:
+        self.address, self.split, self.class_names = "made", None, ("zero", "one", "two")
+        self.broken, self.unlabelled = broken, unlabelled
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randint(256, (count, 3, 9, 12), generator=generator).byte()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def load(self, index: int) -> Sample:
+        if index in self.broken:
+            raise UnreadableImage(self.name(index), "made to break")
+        return Sample(image=self.images[index], label=self.label(index), name=self.name(index))
+
+    def name(self, index: int) -> str:
+        return f"{index} é $.png"
+
+    def label(self, index: int) -> int | None:
+        return None if index in self.unlabelled else index % 3
+
+    def facts(self, index: int) -> ImageFacts:
+        return ImageFacts("RGB", *self.images[index].shape[1:])
+
+
+@pytest.fixture
+def model() -> CrateMAE:
+    torch.manual_seed(0)
+    model = build_model("debug", image_size=8, patch_size=4)
+    model.preprocess = Preprocess(size=(8, 8), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    return model
+
+
+def random_features(n: int = 5, *, shape: tuple[int, ...] = (4,), labelled: bool = True) -> Features:
+    generator = torch.Generator().manual_seed(1)
+    return Features(
+        values=torch.randn(n, *shape, generator=generator),
+        labels=torch.arange(n) % 2 if labelled else None,
+        names=[f"a/{i} é.png" for i in range(n)],
+        class_names=("cat", "dog") if labelled else None,
+        pool="mean",
+        unreadable=[("b.png", "the file is empty")],
+    )
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls", "tokens"])
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_features_are_what_the_model_encodes(
+    model: CrateMAE, pool: FeaturePool, batch_size: int
+) -> None:
+    source = Made(7)
+    features = extract_features(model, source, pool=pool, batch_size=batch_size)
+    for index in range(7):
+        # Fitting 9 x 12 pixels to 8 x 8 is tested with the transforms; here the rest by hand.
+        from crate_mae.data.transforms import fit
+
+        pixels = fit(source.images[index], (8, 8)).double() / 255
+        mean, std = (torch.tensor(v).double()[:, None, None] for v in ((0.4, 0.5, 0.6),) * 2)
+        std = torch.tensor([0.2, 0.3, 0.4]).double()[:, None, None]
+        tokens = model.double().encode(((pixels - mean) / std)[None])[0]
+        model.float()
+        expected = {"mean": tokens[1:].mean(0), "cls": tokens[0], "tokens": tokens}[pool]
+        torch.testing.assert_close(features.values[index].double(), expected, atol=1e-5, rtol=1e-5)
+    assert features.labels is not None
+    assert features.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert features.names[1] == "1 é $.png"
+    assert features.class_names == ("zero", "one", "two")
+    assert features.pool == pool
+    assert features.values.dtype == torch.float32
+    assert not features.values.is_inference()
+    assert not features.values.requires_grad
+
+
+def test_two_extractions_are_equal_and_leave_the_model_as_it_was(model: CrateMAE) -> None:
+    model.train()
+    model.encoder.eval()
+    first = extract_features(model, Made(5))
+    state = torch.get_rng_state()
+    second = extract_features(model, Made(5))
+    assert torch.equal(first.values, second.values)
+    assert torch.equal(state, torch.get_rng_state())
+    assert model.training
+    assert model.decoder.training
+    assert not model.encoder.training
+
+
+def test_flags_are_restored_after_an_error(model: CrateMAE) -> None:
+    def fail(done: int, total: int) -> None:
+        raise KeyError(done, total)
+
+    model.train()
+    with pytest.raises(KeyError):
+        extract_features(model, Made(2), progress=fail)
+    assert model.training
+
+
+def test_broken_images_are_skipped_and_named(model: CrateMAE) -> None:
+    heard: list[tuple[int, int]] = []
+    source = Made(6, broken=(0, 1, 4))
+    features = extract_features(
+        model, source, batch_size=2, progress=lambda done, total: heard.append((done, total))
+    )
+    assert features.names == [source.name(i) for i in (2, 3, 5)]
+    assert features.unreadable == [(source.name(i), "made to break") for i in (0, 1, 4)]
+    assert len(features.values) == 3
+    assert heard == [(2, 6), (4, 6), (6, 6)]
+    whole = extract_features(model, Made(6))
+    torch.testing.assert_close(features.values, whole.values[[2, 3, 5]])
+
+
+def test_nothing_readable_is_an_error(model: CrateMAE) -> None:
+    with pytest.raises(ValueError, match=r"none of the 2 images of made.*made to break"):
+        extract_features(model, Made(2, broken=(0, 1)))
+
+
+def test_missing_labels_are_marked(model: CrateMAE) -> None:
+    some = extract_features(model, Made(4, unlabelled=(1,)))
+    assert some.labels is not None
+    assert some.labels.tolist() == [0, -1, 2, 0]
+    assert extract_features(model, Made(2, unlabelled=(0, 1))).labels is None
+
+
+def test_wrong_arguments(model: CrateMAE) -> None:
+    with pytest.raises(ValueError, match="pool must be one of mean, cls, tokens, not 'max'"):
+        extract_features(model, Made(1), pool="max")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
+        extract_features(model, Made(1), batch_size=0)
+
+
+def test_classifiers_have_features_too(model: CrateMAE) -> None:
+    classifier = CrateClassifier.from_pretrained(model, num_classes=3)
+    torch.testing.assert_close(
+        extract_features(classifier, Made(3)).values, extract_features(model, Made(3)).values
+    )
+
+
+def test_raw_pixels_are_scaled_and_flattened() -> None:
+    source = open_source("digits", limit=5)
+    assert isinstance(source, ImageSource)
+    preprocess = Preprocess(size=(8, 8), channels=1, mean=(0.25,), std=(0.5,))
+    pixels = raw_pixels(source, preprocess, batch_size=2)
+    assert pixels.pool == "pixels"
+    for index in range(5):
+        image = source.load(index).image
+        scaled = image.double() / 255 if image.dtype == torch.uint8 else image.double()
+        expected = ((scaled - 0.25) / 0.5).flatten()
+        torch.testing.assert_close(pixels.values[index].double(), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("shape", [(4,), (3, 4)])
+def test_files_give_the_features_back(
+    tmp_path: Path, suffix: str, labelled: bool, shape: tuple[int, ...]
+) -> None:
+    features = random_features(shape=shape, labelled=labelled)
+    path = tmp_path / "new" / f"out{suffix}"
+    preprocess = Preprocess(size=(8, 4), mean=(0.1, 0.2, 0.3))
+    assert save_features(features, path, preprocess=preprocess, weights_hash="abc") == path
+    loaded = load_features(path)
+    assert torch.equal(loaded.values, features.values)
+    if features.labels is None:
+        assert loaded.labels is None
+    else:
+        assert loaded.labels is not None
+        assert torch.equal(loaded.labels, features.labels)
+        assert loaded.labels.dtype == torch.int64
+    assert loaded.names == features.names
+    assert loaded.class_names == features.class_names
+    assert loaded.pool == "mean"
+    assert loaded.unreadable == features.unreadable
+    facts = load_facts(path)
+    assert Preprocess.from_dict(facts["preprocess"]) == preprocess
+    assert facts["weights_sha256"] == "abc"
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_files_are_readable_without_this_package(tmp_path: Path) -> None:
+    features = random_features()
+    for suffix in SUFFIXES:
+        path = tmp_path / f"out{suffix}"
+        save_features(features, path, preprocess=Preprocess(size=(8, 8)), weights_hash=None)
+    table = pq.read_table(tmp_path / "out.parquet").to_pydict()
+    np.testing.assert_array_equal(np.array(table["values"], np.float32), features.values.numpy())
+    assert table["label"] == [0, 1, 0, 1, 0]
+    assert table["name"] == features.names
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["values"], features.values.numpy())
+        assert arrays["names"].tolist() == features.names
+    with safe_open(tmp_path / "out.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["crate_mae"])["class_names"] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_targets_are_checked_before_work(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"out{suffix}"
+    assert check_target(path) == path
+    path.write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match="exists"):
+        check_target(path)
+    with pytest.raises(FileExistsError, match="exists"):
+        save_features(
+            random_features(), path, preprocess=Preprocess(size=(8, 8)), weights_hash=None
+        )
+    assert path.read_bytes() == b"mine"
+    save_features(
+        random_features(),
+        path,
+        preprocess=Preprocess(size=(8, 8)),
+        weights_hash=None,
+        overwrite=True,
+    )
+    assert len(load_features(path).values) == 5
+    with pytest.raises(ValueError, match=r"\.safetensors, \.npz, \.parquet"):
+        check_target(tmp_path / "out.csv")
+    (tmp_path / f"folder{suffix}").mkdir()
+    with pytest.raises(FileExistsError, match="is a folder"):
+        check_target(tmp_path / f"folder{suffix}", overwrite=True)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"out{suffix}"
+    path.write_bytes(b"old")
+
+    def fail(self: Path, target: Path) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_features(
+            random_features(),
+            path,
+            preprocess=Preprocess(size=(8, 8)),
+            weights_hash=None,
+            overwrite=True,
+        )
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_foreign_files_are_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"out{suffix}"
+    path.write_bytes(b"not a feature file at all")
+    with pytest.raises(ValueError, match="no feature file"):
+        load_features(path)
+    with pytest.raises(FileNotFoundError):
+        load_features(tmp_path / f"missing{suffix}")
+    with pytest.raises(ValueError, match="read from"):
+        load_features(tmp_path / "out.txt")
+
+
+def test_pickles_are_not_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "out.npz"
+    with path.open("wb") as file:
+        np.savez(file, values=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(ValueError, match="no feature file"):
+        load_features(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: {"labels": None}, "no labels"),
+        (lambda f: {"values": f.values[:, None]}, "one row per image"),
+        (lambda f: {"values": f.values[:0], "labels": f.labels[:0]}, "empty"),
+        (lambda f: {"labels": f.labels - 1}, "3 of 5 training images have no label"),
+        (lambda f: {"labels": f.labels * 0}, "all training images are of class 0"),
+        (lambda f: {"values": f.values / 0}, "a/0 é.png are not finite"),
+        (lambda f: {"values": f.values[:, :2]}, "2 wide, test features 4"),
+    ],
+)
+def test_what_cannot_be_measured(
+    change: Callable[[Features], dict[str, object]], message: str
+) -> None:
+    good = random_features()
+    bad = Features(**{**vars(good), **change(good)})
+    with pytest.raises(ValueError, match=message):
+        labelled_pair(bad, good)

@@ -1,0 +1,223 @@
+"""The linear probe against scikit-learn, hand-made points and odd sets of labels."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+
+from crate_mae.evaluation import probe
+from crate_mae.evaluation.features import Features
+from crate_mae.evaluation.probe import hold_out, linear_probe, wilson_interval
+
+
+def features(
+    values: torch.Tensor, labels: torch.Tensor, class_names: tuple[str, ...] | None = None
+) -> Features:
+    return Features(
+        values=values.float(),
+        labels=labels.long(),
+        names=[str(i) for i in range(len(values))],
+        class_names=class_names,
+        pool="mean",
+        unreadable=[],
+    )
+
+
+def clouds(n: int, *, classes: int = 3, dim: int = 6, seed: int = 0) -> Features:
+    """Overlapping Gaussian clouds whose columns have very different scales and are correlated."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % classes
+    centres = torch.randn(classes, dim, generator=torch.Generator().manual_seed(99))
+    mixing = torch.randn(dim, dim, generator=torch.Generator().manual_seed(98))
+    values = (centres[labels] + torch.randn(n, dim, generator=generator)) @ mixing
+    return features(values * torch.logspace(-3, 3, dim) + 5, labels)
+
+
+def digits() -> tuple[Features, Features]:
+    data = load_digits()
+    values, labels = torch.from_numpy(data.data), torch.from_numpy(data.target)
+    return features(values[:1200], labels[:1200]), features(values[1200:], labels[1200:])
+
+
+def sklearn_fit(train: Features, test: Features, penalty: float) -> tuple[np.ndarray, np.ndarray]:
+    """Class probabilities of the test set and the coefficients, in float64."""
+    values = train.values.double().numpy()
+    mean, std = values.mean(0), values.std(0)
+    std[std == 0] = 1
+    reference = LogisticRegression(C=1 / (penalty * len(values)), max_iter=10_000, tol=1e-9)
+    assert train.labels is not None
+    reference.fit((values - mean) / std, train.labels.numpy())
+    scores = reference.predict_proba((test.values.double().numpy() - mean) / std)
+    return scores, reference.coef_
+
+
+@pytest.mark.parametrize("data", ["clouds", "digits"])
+@pytest.mark.parametrize("penalty", [1.0, 1e-2, 1e-4])
+def test_a_fit_is_the_minimum_that_sklearn_finds(data: str, penalty: float) -> None:
+    train, test = digits() if data == "digits" else (clouds(300), clouds(200, seed=1))
+    mean, scale = probe._statistics(train.values)
+    X = (train.values - mean) * scale
+    assert train.labels is not None
+    regression = probe._Regression(X, int(train.labels.max()) + 1)
+    assert regression.fit(X, train.labels, penalty)
+    expected, coefficients = sklearn_fit(train, test, penalty)
+    shares = regression.scores((test.values - mean) * scale).softmax(dim=1).numpy()
+    np.testing.assert_allclose(shares, expected, atol=3e-3)
+    np.testing.assert_allclose(regression.weight.numpy(), coefficients, atol=2e-2)
+
+
+def test_without_the_preconditioner_the_minimum_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train, test = clouds(300), clouds(200, seed=1)
+    fast = linear_probe(train, test)
+    monkeypatch.setattr(probe, "MAX_PRECONDITIONED", 0)
+    slow = linear_probe(train, test)
+    assert slow.converged
+    assert slow.accuracy == pytest.approx(fast.accuracy, abs=0.011)
+
+
+def test_accuracy_and_choice_on_digits() -> None:
+    train, test = digits()
+    result = linear_probe(train, test)
+    assert train.labels is not None
+    assert test.labels is not None
+    answers = sklearn_fit(train, test, result.penalty)[0].argmax(1)
+    right = answers == test.labels.numpy()
+    assert result.accuracy == pytest.approx(right.mean(), abs=0.004)
+    assert result.accuracy > 0.88
+    assert result.converged
+    assert result.num_classes == 10
+    assert (result.num_train, result.num_test) == (1200, 597)
+    assert 110 <= result.num_held_out <= 130
+    for label in range(10):
+        expected = right[test.labels.numpy() == label].mean()
+        assert result.per_class[str(label)] == pytest.approx(expected, abs=0.04)
+    best = max(point.accuracy for point in result.grid)
+    assert result.penalty == max(p.penalty for p in result.grid if p.accuracy == best)
+    assert [point.penalty for point in result.grid] == list(probe.PENALTIES)
+    low, high = result.interval
+    assert low < result.accuracy < high
+
+
+def test_the_result_is_repeatable_and_plain() -> None:
+    train, test = clouds(120), clouds(60, seed=1)
+    first, second = linear_probe(train, test), linear_probe(train, test)
+    assert first == second
+    assert json.loads(json.dumps(first.to_dict())) == first.to_dict()
+
+
+def test_choosing_never_sees_the_test_set() -> None:
+    train, test = clouds(120), clouds(60, seed=1)
+    other = features(torch.randn(60, 6), torch.arange(60) % 3)
+    assert linear_probe(train, test).grid == linear_probe(train, other).grid
+
+
+def test_random_labels_are_not_learned() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = features(
+        torch.randn(400, 5, generator=generator), torch.randint(2, (400,), generator=generator)
+    )
+    result = linear_probe(noise, noise_test := clouds(2, dim=5, classes=2))
+    assert len(noise_test.values) == result.num_test
+    assert max(point.accuracy for point in result.grid) < 0.75
+
+
+def test_constant_and_huge_columns_do_no_harm() -> None:
+    train, test = clouds(150), clouds(60, seed=1)
+    plain = linear_probe(train, test)
+
+    def widened(f: Features, constant: float) -> Features:
+        assert f.labels is not None
+        extra = torch.full((len(f.values), 1), constant)
+        return features(torch.cat([f.values, extra, 1e6 * f.values[:, :1]], dim=1), f.labels)
+
+    # A column that never changes in training is ignored, even where it changes in the test.
+    result = linear_probe(widened(train, 0.1), widened(test, 1e9))
+    assert result.converged
+    assert result.accuracy == pytest.approx(plain.accuracy, abs=0.05)
+
+
+def test_classes_that_only_one_side_has() -> None:
+    train, test = clouds(120, classes=4), clouds(60, classes=3, seed=1)
+    assert test.labels is not None
+    shifted = features(test.values, torch.where(test.labels == 2, 7, test.labels))
+    result = linear_probe(train, shifted)
+    assert result.unseen_classes == ["7"]
+    assert result.per_class["7"] == 0
+    assert result.per_class["3"] is None
+    assert result.num_classes == 4
+    named = features(train.values, train.labels, ("a", "b", "c", "d"))  # type: ignore[arg-type]
+    assert set(linear_probe(named, shifted).per_class) == {"a", "b", "c", "d", "7"}
+
+
+def test_few_images_per_class() -> None:
+    train = clouds(6)
+    result = linear_probe(train, clouds(30, seed=1))
+    assert result.num_held_out == 3
+    with pytest.raises(ValueError, match="each of the 3 training images"):
+        linear_probe(clouds(3), clouds(30, seed=1))
+
+
+def test_more_features_than_images() -> None:
+    result = linear_probe(clouds(40, dim=200), clouds(40, dim=200, seed=1))
+    assert result.converged
+    assert result.accuracy > 0.8
+
+
+def test_chance_is_the_training_majority() -> None:
+    train = features(torch.randn(10, 2), torch.tensor([0] * 3 + [1] * 7))
+    test = features(torch.randn(4, 2), torch.tensor([0, 0, 0, 1]))
+    assert linear_probe(train, test).chance == 0.25
+
+
+def test_a_fit_that_stops_early_is_reported(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(probe, "MAX_STEPS", 1)
+    result = linear_probe(clouds(120), clouds(60, seed=1))
+    assert not result.converged
+    assert not all(point.converged for point in result.grid)
+    assert not recwarn.list
+
+
+def test_wilson_by_its_defining_equation() -> None:
+    # The bounds are the shares p at which the observed share is 1.96 standard errors away.
+    for right, total in ((0, 10), (3, 10), (10, 10), (4138, 10_000)):
+        low, high = wilson_interval(right, total)
+        share = right / total
+        assert 0 <= low <= share <= high <= 1
+        for p in (low, high):
+            if 0 < p < 1:
+                distance = abs(share - p) / math.sqrt(p * (1 - p) / total)
+                assert distance == pytest.approx(1.959964, abs=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=80),
+    share=st.floats(0.01, 0.9),
+    seed=st.integers(0, 5),
+)
+def test_holding_out_is_stratified(labels: list[int], share: float, seed: int) -> None:
+    y = torch.tensor(labels)
+    counts = {label: labels.count(label) for label in set(labels)}
+    if max(counts.values()) == 1:
+        with pytest.raises(ValueError, match="held out"):
+            hold_out(y, share, seed)
+        return
+    held = hold_out(y, share, seed)
+    assert torch.equal(held, hold_out(y, share, seed))
+    for label, count in counts.items():
+        taken = int((held & (y == label)).sum())
+        if count == 1:
+            assert taken == 0
+        else:
+            assert 1 <= taken < count or share > 0.5
+            assert abs(taken - share * count) <= 1

@@ -1,0 +1,118 @@
+"""The classifier on the CRATE encoder."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from model_cases import VARIANTS, gap, images_for, make, tiny
+
+from crate_mae.models.classifier import CrateClassifier, pool_tokens
+from crate_mae.models.config import MAX_CLASSES, Preprocess
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_scores_are_a_linear_map_of_pooled_features(pool: Any) -> None:
+    config = tiny()
+    torch.manual_seed(0)
+    classifier = CrateClassifier(config, num_classes=5, pool=pool).double().eval()
+    torch.nn.init.normal_(classifier.head.bias)
+    images = images_for(config).double()
+    scores, tokens = classifier(images), classifier.encode(images).detach()
+    assert scores.shape == (2, 5)
+    for b in range(2):
+        pooled = tokens[b, 0].clone()
+        if pool == "mean":  # of the six patches, without the class token
+            pooled.zero_()
+            for i in range(1, 7):
+                pooled += tokens[b, i] / 6
+        expected = classifier.head.weight @ pooled + classifier.head.bias
+        assert gap(scores[b], expected) <= 1e-12
+
+
+def test_pooling_names() -> None:
+    tokens = torch.randn(2, 4, 3)
+    assert torch.equal(pool_tokens(tokens, "cls"), tokens[:, 0])
+    assert gap(pool_tokens(tokens, "mean"), (tokens[:, 1] + tokens[:, 2] + tokens[:, 3]) / 3) < 1e-6
+    assert torch.equal(pool_tokens(tokens, "tokens"), tokens)
+    with pytest.raises(ValueError, match="pool must be cls, mean or tokens, not 'max'"):
+        pool_tokens(tokens, "max")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_pre_trained_encoder_is_copied(name: str) -> None:
+    config = VARIANTS[name]
+    model, images = make(config).eval(), images_for(config)
+    channels = config.channels
+    model.preprocess = Preprocess(
+        size=config.image_hw, channels=channels, mean=(0.5,) * channels, std=(0.25,) * channels
+    )
+    names = ("cat", "dog", "owl")
+    classifier = CrateClassifier.from_pretrained(
+        model, num_classes=3, pool="cls", class_names=names
+    ).eval()
+    assert torch.equal(classifier.encode(images), model.encode(images))
+    assert classifier.preprocess == model.preprocess
+    assert (classifier.pool, classifier.class_names) == ("cls", names)
+    assert classifier.config == config
+    before = model.encode(images)
+    with torch.no_grad():
+        for parameter in classifier.parameters():
+            parameter.zero_()
+    assert torch.equal(model.encode(images), before)  # a copy, not the same tensors
+
+
+def test_every_parameter_receives_a_gradient() -> None:
+    for pool in ("cls", "mean"):
+        classifier = CrateClassifier(tiny(), num_classes=3, pool=pool)
+        loss = F.cross_entropy(classifier(images_for(tiny())), torch.tensor([0, 2]))
+        loss.backward()  # type: ignore[no-untyped-call]
+        for key, parameter in classifier.named_parameters():
+            assert parameter.grad is not None, key
+            assert float(parameter.grad.abs().max()) > 0, key
+
+
+def test_head_starts_near_zero() -> None:
+    torch.manual_seed(0)
+    head = CrateClassifier(tiny(dim=240, num_heads=3), num_classes=100).head
+    assert float(head.weight.detach().std()) == pytest.approx(0.01, rel=0.05)
+    assert bool((head.bias == 0).all())
+
+
+def test_a_tiny_classifier_learns_four_images_by_heart() -> None:
+    torch.manual_seed(0)
+    classifier = CrateClassifier(tiny(dim=24), num_classes=4)
+    images, labels = images_for(tiny(), batch=4), torch.arange(4)
+    optimiser = torch.optim.AdamW(classifier.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimiser.zero_grad()
+        loss = F.cross_entropy(classifier(images), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    with torch.no_grad():
+        assert classifier(images).argmax(dim=1).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": 1}, f"needs 2 to {MAX_CLASSES} classes, not 1"),
+        ({"num_classes": -3}, "classes, not -3"),
+        ({"num_classes": 10**12}, "classes, not 1000000000000"),
+        ({"num_classes": 3, "pool": "max"}, "pool must be 'cls' or 'mean', not 'max'"),
+        ({"num_classes": 3, "pool": "tokens"}, "pool must be 'cls' or 'mean', not 'tokens'"),
+        ({"num_classes": 3, "class_names": ("a", "b")}, "2 class names for 3 classes"),
+    ],
+    ids=str,
+)
+def test_classifiers_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CrateClassifier(tiny(), **options)
+
+
+def test_images_that_do_not_fit_are_refused() -> None:
+    classifier = CrateClassifier(tiny(), num_classes=2)
+    with pytest.raises(ValueError, match="nearest size 8x12"):
+        classifier(torch.zeros(1, 3, 9, 13))
+    with pytest.raises(ValueError, match="images must be"):
+        classifier(torch.zeros(1, 4, 8, 12))

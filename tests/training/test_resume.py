@@ -1,0 +1,136 @@
+"""A run that was interrupted ends exactly like one that was not."""
+
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from runs import command_line, final_state, records, small_config, write_recipe
+
+from crate_mae.data.module import DataConfig
+from crate_mae.data.transforms import Augment
+from crate_mae.training.config import OptimConfig, PretrainConfig, RecordConfig, TrainerConfig
+from crate_mae.training.run import pretrain
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Weights bit for bit, and every logged number."""
+    first, second = final_state(a), final_state(b)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert records(a) == records(b)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert pretrain(small_config(), folder).finished
+    return folder
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 5, 7, 10, 14])
+def test_stopping_and_resuming_changes_nothing(whole: Path, tmp_path: Path, steps: int) -> None:
+    folder = tmp_path / "run"
+    summary = pretrain(small_config(), folder, stop_after=steps)
+    assert not summary.finished
+    assert summary.step == steps
+    sessions = 1
+    while not pretrain(small_config(), folder, resume=True, stop_after=steps).finished:
+        sessions += 1
+        assert sessions < 20
+    assert_same_run(whole, folder)
+
+
+def test_resume_with_accumulation_and_workers(tmp_path: Path) -> None:
+    config = small_config(
+        optim=OptimConfig(epochs=2, batch_size=32, base_lr=1e-2, warmup_epochs=1),
+        trainer=TrainerConfig(accelerator="cpu", devices=1, accumulate=2),
+        data=DataConfig(source="digits", limit=200, augment=Augment(padding=1), workers=2),
+    )
+    assert pretrain(config, tmp_path / "whole").finished
+    assert not pretrain(config, tmp_path / "parts", stop_after=7).finished
+    assert pretrain(config, tmp_path / "parts", resume=True).finished
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_accumulation_and_workers_do_not_change_the_samples(whole: Path, tmp_path: Path) -> None:
+    config = small_config()
+    config = replace(
+        config,
+        trainer=TrainerConfig(accelerator="cpu", devices=1, accumulate=2),
+        data=replace(config.data, workers=2),
+    )
+    pretrain(config, tmp_path / "run")
+    for key, value in final_state(whole).items():
+        torch.testing.assert_close(final_state(tmp_path / "run")[key], value, atol=2e-3, rtol=2e-3)
+
+
+def long_run() -> PretrainConfig:
+    config = small_config()
+    return replace(
+        config,
+        optim=OptimConfig(epochs=40, batch_size=32, base_lr=1e-2, warmup_epochs=1),
+        record=RecordConfig(log_every=1, checkpoint_steps=3, reconstruct_epochs=0),
+    )
+
+
+def test_resume_after_kill_9_at_a_random_step(tmp_path: Path) -> None:
+    recipe = write_recipe(long_run(), tmp_path / "recipe.yaml")
+    whole = command_line("pretrain", "--config", recipe, "--out", tmp_path / "whole")
+    output, _ = whole.communicate(timeout=120)
+    assert whole.returncode == 0, output
+
+    killed = command_line("pretrain", "--config", recipe, "--out", tmp_path / "killed")
+    log = tmp_path / "killed" / "metrics.jsonl"
+    wanted = random.Random(int(time.time())).randint(8, 150)
+    deadline = time.monotonic() + 120
+    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    while not last.exists() or len(log.read_bytes().splitlines()) < wanted:
+        assert killed.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.kill(killed.pid, signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    killed.communicate()
+    reached = torch.load(last, weights_only=True)["global_step"]
+    assert 0 < reached < 200
+
+    resumed = command_line("pretrain", "--resume", tmp_path / "killed")
+    output, _ = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, output
+    first, second = final_state(tmp_path / "whole"), final_state(tmp_path / "killed")
+    assert all(torch.equal(first[key], second[key]) for key in first), f"killed after {wanted}"
+
+
+def test_sigterm_saves_first_and_says_how_to_go_on(tmp_path: Path) -> None:
+    recipe = write_recipe(long_run(), tmp_path / "recipe.yaml")
+    run = command_line("pretrain", "--config", recipe, "--out", tmp_path / "run")
+    log = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() or len(log.read_bytes().splitlines()) < 10:
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    run.terminate()
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode == 143, output
+    assert f"--resume {tmp_path / 'run'}" in output
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] >= 10
+    steps = [record["step"] for record in records(tmp_path / "run")]
+    assert max(steps) == saved["global_step"] - 1
+
+
+def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        pretrain(small_config(), tmp_path, resume=True)
+
+
+def test_a_checkpoint_holds_no_pickled_objects(whole: Path) -> None:
+    for checkpoint in (whole / "checkpoints").iterdir():
+        torch.load(checkpoint, weights_only=True)
