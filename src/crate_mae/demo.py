@@ -1,7 +1,6 @@
 """The first ten minutes: pre-train on handwritten digits, measure, reconstruct."""
 
 import json
-from importlib.resources import files
 from pathlib import Path
 
 from crate_mae.data.inputs import open_images
@@ -14,7 +13,7 @@ from crate_mae.training.parse import parse_pretrain
 from crate_mae.training.records import read_metrics, write_atomically
 from crate_mae.training.run import pretrain
 
-RECIPE = "digits.yaml"
+RECIPE = "digits"
 
 
 def run_demo(folder: Path) -> str:
@@ -23,8 +22,7 @@ def run_demo(folder: Path) -> str:
     A finished demo is only read again, an interrupted one is continued.
     """
     if not (folder / "summary.json").exists():
-        recipe = files("crate_mae") / "recipes" / RECIPE
-        config, _ = parse_pretrain(["--config", str(recipe)])
+        config, _ = parse_pretrain(["--config", RECIPE])
         resume = (folder / "checkpoints" / "last.ckpt").exists()
         print(f"{'continuing' if resume else 'training'} in {folder}: digits, a few minutes")
         summary = pretrain(config, folder, resume=resume, command=["crate-mae", "demo"])

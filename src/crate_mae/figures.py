@@ -71,8 +71,8 @@ def reconstruction_sheet(
     for row in range(rows):
         label = f"image {row + 1}" if names is None else names[row]
         sheet.label(row, _shortened(label), _psnr(float(reconstruction.psnr[row])))
-        for column, panel in enumerate(_panels(reconstruction, row)):
-            sheet.panel(row, column, panel, colours)
+        for column, panel in enumerate(_panels(reconstruction, row, colours)):
+            sheet.panel(row, column, panel)
     sheet.colour_bar(colours)
     return _save(figure, path)
 
@@ -96,9 +96,15 @@ def training_curves(
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2 if rate else 1, 1, height_ratios=[4, 1] if rate else [1])
     axes = figure.add_subplot(grid[0])
-    axes.plot(*train, color=BLUE, linewidth=1.2, label="training loss")
-    marker = "o" if len(validation[0]) < 40 else None
-    axes.plot(*validation, color=ORANGE, marker=marker, markersize=3.5, label="validation loss")
+    for curve, words, colour in (
+        (train, "training loss", BLUE),
+        (validation, "validation loss", ORANGE),
+    ):
+        if len(curve[0]):
+            marker = "o" if len(curve[0]) < 40 else None
+            axes.plot(
+                *curve, label=words, color=colour, linewidth=1.2, marker=marker, markersize=3.5
+            )
     for key, words, colour, dashes in (
         ("val/mean_colour", "predicting the mean colour", GREEN, "--"),
         ("val/patch_mean", "predicting each patch's mean", GREY, ":"),
@@ -169,16 +175,12 @@ class _Sheet:
         self._text(right, middle - 1, name, ha="right", va="bottom", size=9)
         self._text(right, middle + 1, value, ha="right", va="top", size=9, color="#555555")
 
-    def panel(self, row: int, column: int, image: np.ndarray, colours: ScalarMappable) -> None:
-        """One image (H, W) or (H, W, 3) in its cell; the last column is coloured by its scale."""
+    def panel(self, row: int, column: int, image: np.ndarray) -> None:
+        """One image (H, W, 3) in its cell."""
         axes = self._axes(self._left(column), self._top(row), self.cell[1], self.cell[0])
         axes.set_axis_off()
         smooth = "antialiased" if self.smooth else "nearest"
-        if column == len(_PANELS) - 1:
-            drawn = colours.to_rgba(image)
-            axes.imshow(drawn, interpolation=smooth, aspect="auto")
-        else:
-            axes.imshow(image, interpolation=smooth, aspect="auto", vmin=0, vmax=1, cmap="gray")
+        axes.imshow(image, interpolation=smooth, aspect="auto")
 
     def colour_bar(self, colours: ScalarMappable) -> None:
         """The scale of the error, right of the first row."""
@@ -208,22 +210,23 @@ class _Sheet:
         )
 
 
-def _panels(reconstruction: Reconstruction, row: int) -> list[np.ndarray]:
+def _panels(reconstruction: Reconstruction, row: int, colours: ScalarMappable) -> list[np.ndarray]:
     images = (
         reconstruction.original,
         reconstruction.masked,
         reconstruction.prediction,
         reconstruction.pasted,
-        reconstruction.error,
     )
-    return [_drawable(image[row]) for image in images]
+    error = colours.to_rgba(reconstruction.error[row, 0].nan_to_num(0.0).clamp(0, 1).numpy())
+    return [*(_drawable(image[row]) for image in images), error]
 
 
 def _drawable(image: Tensor) -> np.ndarray:
-    """An array (H, W) or (H, W, 3) of an image (C, H, W) of any number of channels."""
-    channels = image.shape[0]
-    if channels < 3:
-        return image.mean(dim=0).numpy()
+    """An array (H, W, 3) of an image (C, H, W) of any number of channels."""
+    # A model that has gone astray is still worth a picture.
+    image = image.nan_to_num(0.0).clamp(0, 1)
+    if image.shape[0] < 3:
+        image = image.mean(dim=0).expand(3, -1, -1)
     return image[:3].permute(1, 2, 0).numpy()
 
 

@@ -21,8 +21,6 @@ from crate_mae.data import arrays, tables
 from crate_mae.data.images import UnreadableImage, decode_image
 from crate_mae.data.sources import ImageSource, open_source, random_subset, subset, wrap_dataset
 
-CIFAR10 = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "cifar10"
-
 Encode = Callable[..., bytes]
 Write = Callable[..., Path]
 
@@ -604,14 +602,6 @@ def test_parquet_fingerprints_follow_sizes_and_labels(
     ]
     assert len({fingerprint(table) for table in tables}) == 4
     assert fingerprint(tables[0]) == fingerprint(tables[0])
-
-
-@pytest.mark.skipif(not CIFAR10.is_dir(), reason="the CIFAR-10 sample is not there")
-def test_real_cifar10() -> None:
-    source = _open(f"parquet:{CIFAR10}", split="test", limit=20)
-    assert source.class_names is not None
-    assert source.class_names[:3] == ("airplane", "automobile", "bird")
-    assert all(source.load(i).image.shape == (3, 32, 32) for i in range(20))
 
 
 # torch datasets

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from safetensors import safe_open
 
 from crate_mae.data.images import ImageFacts, Sample, UnreadableImage
 from crate_mae.data.sources import ImageSource, open_source
+from crate_mae.data.transforms import fit
 from crate_mae.evaluation.features import (
-    Features,
     FeaturePool,
+    Features,
     check_target,
     extract_features,
     labelled_pair,
@@ -67,7 +69,9 @@ def model() -> CrateMAE:
     return model
 
 
-def random_features(n: int = 5, *, shape: tuple[int, ...] = (4,), labelled: bool = True) -> Features:
+def random_features(
+    n: int = 5, *, shape: tuple[int, ...] = (4,), labelled: bool = True
+) -> Features:
     generator = torch.Generator().manual_seed(1)
     return Features(
         values=torch.randn(n, *shape, generator=generator),
@@ -84,17 +88,13 @@ def random_features(n: int = 5, *, shape: tuple[int, ...] = (4,), labelled: bool
 def test_features_are_what_the_model_encodes(
     model: CrateMAE, pool: FeaturePool, batch_size: int
 ) -> None:
-    source = Made(7)
+    source, twin = Made(7), deepcopy(model).double()
     features = extract_features(model, source, pool=pool, batch_size=batch_size)
+    mean = torch.tensor([0.4, 0.5, 0.6], dtype=torch.float64)[:, None, None]
+    std = torch.tensor([0.2, 0.3, 0.4], dtype=torch.float64)[:, None, None]
     for index in range(7):
-        # Fitting 9 x 12 pixels to 8 x 8 is tested with the transforms; here the rest by hand.
-        from crate_mae.data.transforms import fit
-
         pixels = fit(source.images[index], (8, 8)).double() / 255
-        mean, std = (torch.tensor(v).double()[:, None, None] for v in ((0.4, 0.5, 0.6),) * 2)
-        std = torch.tensor([0.2, 0.3, 0.4]).double()[:, None, None]
-        tokens = model.double().encode(((pixels - mean) / std)[None])[0]
-        model.float()
+        tokens = twin.encode(((pixels - mean) / std)[None])[0]
         expected = {"mean": tokens[1:].mean(0), "cls": tokens[0], "tokens": tokens}[pool]
         torch.testing.assert_close(features.values[index].double(), expected, atol=1e-5, rtol=1e-5)
     assert features.labels is not None
@@ -261,7 +261,7 @@ def test_a_failed_write_leaves_the_old_file(
     path = tmp_path / f"out{suffix}"
     path.write_bytes(b"old")
 
-    def fail(self: Path, target: Path) -> None:
+    def fail(_: Path, __: Path) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "replace", fail)
@@ -300,7 +300,7 @@ def test_pickles_are_not_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: {"labels": None}, "no labels"),
+        (lambda _: {"labels": None}, "no labels"),
         (lambda f: {"values": f.values[:, None]}, "one row per image"),
         (lambda f: {"values": f.values[:0], "labels": f.labels[:0]}, "empty"),
         (lambda f: {"labels": f.labels - 1}, "3 of 5 training images have no label"),

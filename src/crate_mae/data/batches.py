@@ -320,7 +320,7 @@ def stable_index(name: str) -> int:
     """A number below 2^31 that depends on a sample's name alone."""
     data = name.encode()
     words = [int.from_bytes(data[i : i + 7], "little") for i in range(0, len(data), 7)]
-    return keyed_generator(len(words), *words).initial_seed() & 0x7FFF_FFFF
+    return keyed_generator(len(data), *words).initial_seed() & 0x7FFF_FFFF
 
 
 def _listed(broken: list[tuple[str, str]], limit: int = 5) -> str:

@@ -15,7 +15,7 @@ from crate_mae.evaluation.features import Features, labelled_pair
 
 PENALTIES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 HELD_OUT = 0.1
-GRADIENT_TOLERANCE = 1e-4
+GRADIENT_TOLERANCE = 3e-5
 MAX_STEPS = 500
 
 # Above this width a d x d matrix costs more than the steps it would save.
@@ -186,7 +186,7 @@ class _Regression:
 
     def scores(self, X: Tensor) -> Tensor:
         """Class scores (n, C) of standardised features (n, d)."""
-        return F.linear(X, self.weight.float(), self.bias.float())
+        return F.linear(X, self.weight.to(X.dtype), self.bias.to(X.dtype))
 
     def fit(self, X: Tensor, y: Tensor, penalty: float) -> bool:
         """Whether the fit converged; moves weight and bias to the minimum for a penalty."""
@@ -210,7 +210,7 @@ class _Regression:
             self.weight, self.bias = self._turn_back(V * scale), b.clone()
             log_shares = self.scores(X).double().log_softmax(dim=1)
             residual = (log_shares.exp() - truth) / n
-            gradient = (residual.T.float() @ X).double() + penalty * self.weight
+            gradient = (residual.T.to(X.dtype) @ X).double() + penalty * self.weight
             V.grad, b.grad = self._turn(gradient) * scale, residual.sum(dim=0)
             fit = -(log_shares * truth).sum() / n
             return float(fit + penalty / 2 * self.weight.square().sum())
@@ -228,10 +228,14 @@ class _Regression:
         return (self.spectrum / self.num_classes + penalty).rsqrt()
 
     def _turn(self, weight: Tensor) -> Tensor:
-        return weight if self.spectrum is None else (weight.float() @ self.axes).double()
+        return weight if self.spectrum is None else _product(weight, self.axes)
 
     def _turn_back(self, weight: Tensor) -> Tensor:
-        return weight if self.spectrum is None else (weight.float() @ self.axes.T).double()
+        return weight if self.spectrum is None else _product(weight, self.axes.T)
+
+
+def _product(weight: Tensor, axes: Tensor) -> Tensor:
+    return (weight.to(axes.dtype) @ axes).double()
 
 
 def _statistics(values: Tensor) -> tuple[Tensor, Tensor]:

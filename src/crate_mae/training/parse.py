@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+import crate_mae
 from crate_mae.data.batches import Masking
 from crate_mae.data.module import DataConfig
 from crate_mae.data.transforms import Augment
@@ -28,6 +29,21 @@ class SettingsParser(ArgumentParser):
         raise SystemExit(2)
 
 
+def recipe(name: str) -> Path:
+    """The file of a shipped recipe, such as "digits"; FileNotFoundError naming the known ones.
+
+    Recipes lie inside an installed package and, in a checkout, in its configs folder.
+    """
+    package = Path(crate_mae.__file__).parent
+    folders = (package / "recipes", package.parent.parent / "configs")
+    known = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+    if name not in known:
+        raise FileNotFoundError(
+            f"no recipe file {name!r}{did_you_mean(name, known)}; shipped: {', '.join(known)}"
+        )
+    return known[name]
+
+
 def pretrain_parser() -> SettingsParser:
     """A parser of every setting of PretrainConfig, with the recipe file as --config."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -35,7 +51,11 @@ def pretrain_parser() -> SettingsParser:
         prog="crate-mae pretrain",
         description="Masked pre-training: from images to weights, reconstructions and metrics.",
     )
-    parser.add_argument("--config", action="config", help="a recipe, such as configs/digits.yaml")
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="a recipe file, or the name of a shipped one, such as digits",
+    )
     parser.add_argument("--out", type=str, default=None, help="run folder; default runs/NAME")
     parser.add_argument("--resume", type=str, default=None, help="run folder to continue exactly")
     parser.add_argument(
@@ -55,7 +75,7 @@ def parse_pretrain(arguments: Sequence[str]) -> tuple[PretrainConfig, dict[str, 
     each change is named on standard error. Faults end the process with status 2 and a message.
     """
     parser = pretrain_parser()
-    arguments = list(arguments)
+    arguments = _with_recipe_files(list(arguments))
     with warnings.catch_warnings():
         # Instantiation moved inside jsonargparse 4.5x; both spellings work in the pinned range.
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"jsonargparse.*")
@@ -74,6 +94,28 @@ def parse_pretrain(arguments: Sequence[str]) -> tuple[PretrainConfig, dict[str, 
             print(f"changed since this run began: {line}", file=sys.stderr)
     options = {key: given[key] for key in ("out", "resume", "init_from", "stop_after")}
     return config, options
+
+
+def _with_recipe_files(arguments: list[str]) -> list[str]:
+    """The arguments, with `--config NAME` of a shipped recipe turned into its file."""
+    resolved = list(arguments)
+    for index, word in enumerate(arguments):
+        key, joined, value = word.partition("=")
+        if key != "--config":
+            continue
+        if not joined:
+            value = arguments[index + 1] if index + 1 < len(arguments) else ""
+        if not value or Path(value).exists():
+            continue
+        try:
+            path = str(recipe(value))
+        except FileNotFoundError as error:
+            pretrain_parser().error(str(error))
+        if joined:
+            resolved[index] = f"--config={path}"
+        else:
+            resolved[index + 1] = path
+    return resolved
 
 
 def build_config(given: Namespace) -> PretrainConfig:

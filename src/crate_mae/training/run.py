@@ -331,6 +331,8 @@ def _announce(config: PretrainConfig, data: MaskedDataModule, trainer: Trainer) 
         optim.peak_lr, optim.base_lr, optim.batch_size, round(steps * optim.warmup_epochs),
         config.trainer.precision,
     )  # fmt: skip
+    if data.broken:  # found while decoding, before the log file was open
+        logger.warning("%d unreadable images: %s", len(data.broken), "; ".join(data.broken))
     if steps * optim.epochs < 1000:
         logger.warning(
             "%d optimiser steps in all is very few for masked pre-training; more epochs or a"
@@ -378,7 +380,7 @@ def _quiet_libraries() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
         warnings.filterwarnings("ignore", message=".*ended before the epoch ended.*")
         warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
-        warnings.filterwarnings("ignore", message=".*TensorBoardLogger.*log_graph.*")
+        warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")
         try:
             yield
         finally:

@@ -1,0 +1,195 @@
+"""Nearest neighbours against points drawn by hand and a definition by loops."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.neighbors import NearestNeighbors
+
+from crate_mae.evaluation.features import Features
+from crate_mae.evaluation.knn import knn, nearest, vote
+from crate_mae.evaluation.probe import HELD_OUT, hold_out
+
+
+def features(values: torch.Tensor, labels: torch.Tensor) -> Features:
+    return Features(
+        values=values.float(),
+        labels=labels.long(),
+        names=[str(i) for i in range(len(values))],
+        class_names=None,
+        pool="mean",
+        unreadable=[],
+    )
+
+
+def clouds(n: int, *, classes: int = 4, dim: int = 5, seed: int = 0) -> Features:
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(classes, dim, generator=torch.Generator().manual_seed(99))
+    labels = torch.arange(n) % classes
+    return features(centres[labels] + 0.8 * torch.randn(n, dim, generator=generator), labels)
+
+
+def answers_by_loops(
+    train: np.ndarray, labels: np.ndarray, queries: np.ndarray, k: int, temperature: float
+) -> list[int]:
+    answers = []
+    for query in queries:
+        similarity = [
+            float(query @ key / np.linalg.norm(query) / np.linalg.norm(key)) for key in train
+        ]
+        order = sorted(range(len(train)), key=lambda i: (-similarity[i], i))[:k]
+        votes: dict[int, float] = {}
+        for i in order:
+            label = int(labels[i])
+            votes[label] = votes.get(label, 0.0) + math.exp(similarity[i] / temperature)
+        answers.append(min(votes, key=lambda label: (-votes[label], label)))
+    return answers
+
+
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+def test_accuracy_by_loops(temperature: float) -> None:
+    train, test = clouds(90), clouds(60, seed=1)
+    result = knn(train, test, k=(1, 3, 8, 80), temperature=temperature)
+    assert train.labels is not None
+    assert test.labels is not None
+    for k in (1, 3, 8, 80):
+        expected = answers_by_loops(
+            train.values.double().numpy(),
+            train.labels.numpy(),
+            test.values.double().numpy(),
+            k,
+            temperature,
+        )
+        assert result.by_k[k] == pytest.approx(np.mean(np.array(expected) == test.labels.numpy()))
+    assert result.accuracy == result.by_k[result.k]
+    best = max(result.held_out_by_k.values())
+    assert result.k == min(k for k, v in result.held_out_by_k.items() if v == best)
+    assert result.interval[0] < result.accuracy < result.interval[1]
+    assert (result.num_train, result.num_test, result.num_classes) == (90, 60, 4)
+
+
+def test_held_out_accuracy_by_loops() -> None:
+    train = clouds(90)
+    assert train.labels is not None
+    held = hold_out(train.labels, HELD_OUT, 0)
+    expected = answers_by_loops(
+        train.values[~held].double().numpy(),
+        train.labels[~held].numpy(),
+        train.values[held].double().numpy(),
+        5,
+        0.07,
+    )
+    result = knn(train, clouds(8, seed=1), k=(5,))
+    assert result.held_out_by_k[5] == np.mean(np.array(expected) == train.labels[held].numpy())
+    assert result.num_held_out == int(held.sum())
+
+
+def test_points_drawn_by_hand() -> None:
+    # Directions in degrees; classes 5 (around 0) and 9 (around 90), one stray 9 at 10.
+    degrees = torch.tensor([0.0, 5.0, 10.0, 80.0, 90.0, 100.0])
+    labels = torch.tensor([5, 5, 9, 9, 9, 9])
+    train = torch.stack([degrees.deg2rad().cos(), degrees.deg2rad().sin()], dim=1)
+    at = torch.tensor([11.0, 88.0]).deg2rad()
+    queries = torch.stack([at.cos(), at.sin()], dim=1) * 7  # length does not matter
+    similarities, found = nearest(queries / 7, train, 3)
+    assert found.tolist() == [[2, 1, 0], [4, 3, 5]]
+    assert similarities[0, 0] == pytest.approx(math.cos(math.radians(1)))
+    votes = vote(similarities, found, (labels == 9).long(), 2, [1, 3], 1.0)
+    # At 11 degrees the nearest is the stray; two of the three nearest are not.
+    assert votes[1].tolist() == [1, 1]
+    assert votes[3].tolist() == [0, 1]
+
+
+def test_a_low_temperature_listens_to_the_nearest() -> None:
+    similarities = torch.tensor([[0.9, 0.8, 0.8]])
+    neighbours, labels = torch.tensor([[0, 1, 2]]), torch.tensor([1, 0, 0])
+    assert vote(similarities, neighbours, labels, 2, [3], 0.07)[3].item() == 1
+    assert vote(similarities, neighbours, labels, 2, [3], 1.0)[3].item() == 0
+    assert vote(similarities, neighbours, labels, 2, [3], 1e-6)[3].item() == 1
+
+
+def test_equal_votes_go_to_the_lowest_class() -> None:
+    similarities = torch.full((1, 4), 0.5)
+    neighbours, labels = torch.arange(4)[None], torch.tensor([3, 1, 1, 3])
+    answers = vote(similarities, neighbours, labels, 4, [1, 2, 4], 0.07)
+    assert [answers[k].item() for k in (1, 2, 4)] == [3, 1, 1]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(-1, 1), min_size=2, max_size=2), min_size=1, max_size=25),
+    st.integers(1, 25),
+)
+def test_equal_similarities_go_to_the_lowest_index(keys: list[list[int]], k: int) -> None:
+    k = min(k, len(keys))
+    queries = torch.tensor([[1.0, 0.0], [0.0, -1.0], [1.0, 1.0]])
+    similarities, found = nearest(queries, torch.tensor(keys).float(), k)
+    for row, query in enumerate(queries.tolist()):
+        exact = [query[0] * a + query[1] * b for a, b in keys]
+        expected = sorted(range(len(keys)), key=lambda i: (-exact[i], i))[:k]
+        assert found[row].tolist() == expected
+        assert similarities[row].tolist() == [exact[i] for i in expected]
+
+
+def test_the_search_is_exact() -> None:
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.nn.functional.normalize(torch.randn(500, 16, generator=generator), dim=1)
+    queries = torch.nn.functional.normalize(torch.randn(50, 16, generator=generator), dim=1)
+    reference = NearestNeighbors(n_neighbors=20, metric="cosine", algorithm="brute")
+    expected = reference.fit(keys.double().numpy()).kneighbors(queries.double().numpy())[1]
+    np.testing.assert_array_equal(nearest(queries, keys, 20)[1].numpy(), expected)
+
+
+@pytest.mark.parametrize("block", [1, 7, 1000])
+def test_blocks_do_not_change_the_result(block: int) -> None:
+    train, test = clouds(90), clouds(40, seed=1)
+    assert knn(train, test, block=block) == knn(train, test)
+
+
+def test_k_is_not_chosen_on_the_test_set() -> None:
+    train = clouds(90)
+    other = features(torch.randn(40, 5), torch.arange(40) % 4)
+    first, second = knn(train, clouds(40, seed=1)), knn(train, other)
+    assert first.held_out_by_k == second.held_out_by_k
+    assert first.k == second.k
+
+
+def test_the_result_is_plain() -> None:
+    result = knn(clouds(90), clouds(40, seed=1), k=(1, 5)).to_dict()
+    assert json.loads(json.dumps(result))["by_k"] == {str(k): v for k, v in result["by_k"].items()}
+
+
+def test_more_neighbours_than_images_are_skipped_and_said() -> None:
+    result = knn(clouds(24), clouds(12, seed=1))
+    assert result.skipped_k == [50]
+    assert sorted(result.by_k) == [1, 5, 10, 20]
+    with pytest.raises(ValueError, match=r"k = \[50\] is more than the 20 training images"):
+        knn(clouds(24), clouds(12, seed=1), k=(50,))
+
+
+@pytest.mark.parametrize("k", [(), (0,), (-1, 5)])
+def test_wrong_k(k: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        knn(clouds(24), clouds(12, seed=1), k=k)
+
+
+def test_wrong_temperature() -> None:
+    with pytest.raises(ValueError, match="temperature must be above 0, not 0"):
+        knn(clouds(24), clouds(12, seed=1), temperature=0)
+
+
+def test_zero_features_are_similar_to_nothing() -> None:
+    train, test = clouds(24), clouds(12, seed=1)
+    blank = features(torch.zeros(12, 5), torch.arange(12) % 4)
+    assert 0 <= knn(train, blank).accuracy <= 1
+    assert knn(train, test).chance == 0.25
+
+
+def test_unseen_classes_are_wrong() -> None:
+    test = clouds(12, seed=1)
+    assert test.labels is not None
+    assert knn(clouds(24), features(test.values, test.labels + 10)).accuracy == 0
