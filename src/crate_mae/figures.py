@@ -141,8 +141,8 @@ class _Sheet:
         )
         self.smooth = shrink < 1
         self.rows = rows
-        # A row must be high enough for its two lines of text.
-        self.pitch = (max(self.cell[0], 2 * self.line) + self.gap, self.cell[1] + self.gap)
+        # Rows must be high enough for two lines of text, columns wide enough for their titles.
+        self.pitch = (max(self.cell[0], 2 * self.line) + self.gap, max(self.cell[1], 80) + self.gap)
         self.heading = 0
 
     def start(self, headings: list[str], caption: str) -> Figure:
@@ -184,7 +184,7 @@ class _Sheet:
 
     def colour_bar(self, colours: ScalarMappable) -> None:
         """The scale of the error, right of the first row."""
-        left = self._left(len(_PANELS)) + 4
+        left = self.margin + self.label_width + len(_PANELS) * self.pitch[1] + 4
         height = min(max(self.cell[0], 100), self.rows * self.pitch[0] - self.gap)
         bar = self._axes(left, self._top(0), 12, height)
         self.figure.colorbar(colours, cax=bar)
@@ -192,7 +192,8 @@ class _Sheet:
         bar.set_ylabel("absolute error", fontsize=8)
 
     def _left(self, column: int) -> int:
-        return self.margin + self.label_width + column * self.pitch[1]
+        spare = self.pitch[1] - self.gap - self.cell[1]
+        return self.margin + self.label_width + column * self.pitch[1] + spare // 2
 
     def _top(self, row: int) -> int:
         return self.heading + row * self.pitch[0]

@@ -389,6 +389,21 @@ def test_functional_call_sees_the_tensors_it_was_given() -> None:
         assert_fresh(ista)
 
 
+def test_many_dictionaries_can_be_mapped_over_at_once() -> None:
+    ista = warmed()
+    dictionaries = torch.stack([other_dictionary(), 2 * other_dictionary()])
+
+    def codes(dictionary: Tensor) -> Tensor:
+        found: Tensor = torch.func.functional_call(ista, {"dictionary": dictionary}, (TOKENS,))
+        return found
+
+    with torch.no_grad():
+        together = torch.func.vmap(codes)(dictionaries)
+        for index in range(2):
+            assert gap(together[index], codes(dictionaries[index])) <= 1e-10
+    assert_fresh(ista)
+
+
 def test_gradient_reaches_the_dictionary_after_a_remembered_map() -> None:
     ista = warmed()
     (found,) = torch.autograd.grad(ista(TOKENS).sum(), [ista.dictionary])

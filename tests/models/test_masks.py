@@ -180,6 +180,13 @@ def test_patches_that_a_grid_mask_keeps_never_touch(rows: int, columns: int, see
     assert not bool((stay[1:, :-1] & stay[:-1, 1:]).any())
 
 
+def test_grid_mask_of_one_half_is_a_checkerboard() -> None:
+    for seed in range(10):
+        mask = draw_mask("grid", (6, 8), 0.5, keyed_generator(seed))[0].view(6, 8)
+        assert bool((mask[1:] != mask[:-1]).all())
+        assert bool((mask[:, 1:] != mask[:, :-1]).all())
+
+
 def test_block_masks_hang_together_more_than_random_ones() -> None:
     def neighbours(kind: MaskKind) -> float:
         masks = draw_mask(kind, (14, 14), 0.5, keyed_generator(7), batch=60).view(60, 14, 14)

@@ -30,7 +30,7 @@ DISPLAY_DEVIATIONS = 2.5
 _CAPTIONS = {
     "visible": "Patches were predicted normalised; mean and contrast of each removed patch are"
     " estimated from visible patches only.",
-    "oracle": "Oracle: patches were predicted normalised; mean and contrast of each removed patch"
+    "oracle": "Patches were predicted normalised; mean and contrast of each removed patch"
     " are the true ones, taken from the removed pixels themselves.",
     "raw": "Pixels were predicted directly.",
 }

@@ -1,11 +1,12 @@
-"""Writers of small image files, the raw material of the tests of this folder."""
+"""Fixtures of all tests: writers of small image files, and one thread."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 Encode = Callable[..., bytes]
@@ -51,3 +52,12 @@ def write(tmp_path: Path, encode: Encode) -> Callable[..., Path]:
         return path
 
     return to_file
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny models run fastest on one thread, and sums then keep one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
