@@ -87,7 +87,8 @@ class MaskedCompletion(LightningModule):
         broken, _ = self._agree(not bool(torch.isfinite(norm)), False)
         if broken and self.trainer.precision != "16-mixed":  # its loss scaler skips such steps
             raise self._non_finite("the gradient", locate_nonfinite_gradient(self.model))
-        self.log("train/grad_norm", norm, on_step=True, on_epoch=False)
+        rate = torch.tensor(optimizer.param_groups[0]["lr"])
+        self.log_dict({"train/grad_norm": norm, "train/lr": rate}, on_step=True, on_epoch=False)
 
     def configure_optimizers(self) -> Any:
         """AdamW with the per-step schedule."""
