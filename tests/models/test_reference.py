@@ -262,11 +262,11 @@ def with_tensor(key: str, value: Tensor) -> Callable[[State], None]:
     ("change", "error", "message"),
     [
         (without("mask_token"), IncompleteWeightsError, "1 missing: mask_token"),
-        (without("decoder_pred."), IncompleteWeightsError, "2 missing: prediction.weight"),
+        (without("decoder_pred."), IncompleteWeightsError, "2 missing: decoder_pred.weight"),
         (
             without("blocks.1.layers.0.1.fn"),
             IncompleteWeightsError,
-            r"1 missing: encoder.layers.1.ista.dictionary",
+            r"1 missing: blocks.1.layers.0.1.fn.weight",
         ),
         (without("blocks.0."), ValueError, r"blocks are numbered \[1\], not 0 to 0"),
         (without("decoder_blocks.0."), ValueError, r"decoder_blocks are numbered \[1\]"),
@@ -285,12 +285,12 @@ def with_tensor(key: str, value: Tensor) -> Callable[[State], None]:
         (
             with_tensor("norm.weight", torch.zeros(47)),
             IncompleteWeightsError,
-            r"1 re-shaped: encoder.norm.weight \(47,\) instead of \(48,\)",
+            r"1 re-shaped: norm.weight \(47,\) instead of \(48,\)",
         ),
         (
             with_tensor("cls_token", torch.zeros(48)),
             IncompleteWeightsError,
-            r"1 re-shaped: encoder.class_token \(48,\) instead of \(1, 1, 48\)",
+            r"1 re-shaped: cls_token \(48,\) instead of \(1, 1, 48\)",
         ),
         (
             with_tensor("patch_embed.proj.weight", torch.zeros(48, 192)),

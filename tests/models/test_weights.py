@@ -726,3 +726,39 @@ def test_a_local_folder_is_preferred_to_the_hub(
     shutil.copytree(folder, tmp_path / "some" / "one")
     assert_same_tensors(load_model("some/one"), make(tiny()))
     assert hub["asked"] == []
+
+
+def test_loading_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
+    folder = save_model(make(tiny()), tmp_path / "weights")
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    load_model(folder)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_configuration_that_leaves_a_field_out_is_refused(tmp_path: Path) -> None:
+    folder = save_model(make(tiny()), tmp_path / "weights")
+    for name, section, key in (
+        ("config.json", "config", "step_size"),
+        ("preprocess.json", None, "std"),
+    ):
+        path = folder / name
+        whole = path.read_text()
+        values = json.loads(whole)
+        del (values if section is None else values[section])[key]
+        path.write_text(json.dumps(values))
+        with pytest.raises(ValueError, match=f"lacks {key}"):
+            load_model(folder)
+        path.write_text(whole)
+    load_model(folder)
+
+
+def test_going_to_half_and_back_keeps_the_positions(tmp_path: Path) -> None:
+    model = make(tiny())
+    positions = model.encoder.positions.clone()
+    model.half().float()
+    assert torch.equal(model.encoder.positions, positions)
+    copy = load_model(save_model(model, tmp_path / "weights"))
+    images = images_for(model.config)
+    with torch.no_grad():
+        assert torch.equal(model.eval().encode(images), copy.encode(images))

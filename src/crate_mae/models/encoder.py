@@ -4,6 +4,7 @@ Shapes: B images, L patches in raster order, N = 1 + L tokens (class token first
 """
 
 import logging
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,13 @@ class Encoder(nn.Module):
         if self.patch_embed.bias is not None:
             nn.init.zeros_(self.patch_embed.bias)
         nn.init.normal_(self.class_token, std=0.02)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Encoder":
+        # The table is made anew where the module now lies: half and back would have rounded it.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        table = sincos_positions(self.config.dim, self.config.grid)
+        self.positions = table.to(self.positions.device)
+        return self
 
     def patch_tokens(self, images: Tensor) -> Tensor:
         """Linear patch tokens (B, L, d) of images (B, C, H, W), before positions.
@@ -101,6 +109,8 @@ class Encoder(nn.Module):
             raise ValueError(
                 f"images must be (B, {channels}, H, W) for this model, not {tuple(images.shape)}"
             )
+        if not len(images):
+            raise ValueError("the batch holds no image")
         fault = size_fault((images.shape[2], images.shape[3]), self.config.patch_hw)
         if fault:
             raise ValueError(f"{fault}: resize, crop or pad the images")

@@ -83,7 +83,7 @@ def from_reference(
         if key not in UNUSED and key != POSITIONS
     }
     model = CrateMAE(config)
-    load_exactly(model, renamed, origin="the published checkpoint")
+    load_exactly(model, renamed, origin="the published checkpoint", names=_names(config))
     if config.channels == 3:
         model.preprocess = Preprocess(size=config.image_hw, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return model

@@ -12,13 +12,20 @@ class IncompleteWeightsError(ValueError):
     """Raised when tensors and model do not match one to one; the message lists the differences."""
 
 
-def load_exactly(model: nn.Module, tensors: Mapping[str, Tensor], *, origin: str) -> None:
+def load_exactly(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    origin: str,
+    names: Mapping[str, str] | None = None,
+) -> None:
     """Nothing; copies `tensors` into `model` when names and shapes match one to one.
 
+    `names` gives the names that messages use, where the origin has others than the model.
     Raises IncompleteWeightsError with counts and names otherwise, and ValueError for tensors that
     are no floating-point numbers; the model is then unchanged.
     """
-    check_match({k: tuple(v.shape) for k, v in tensors.items()}, model, origin=origin)
+    check_match({k: tuple(v.shape) for k, v in tensors.items()}, model, origin=origin, names=names)
     strange = [f"{k} {v.dtype}" for k, v in tensors.items() if not v.is_floating_point()]
     if strange:
         raise ValueError(
@@ -28,16 +35,23 @@ def load_exactly(model: nn.Module, tensors: Mapping[str, Tensor], *, origin: str
     model.load_state_dict(dict(tensors), strict=True)
 
 
-def check_match(found: Mapping[str, tuple[int, ...]], model: nn.Module, *, origin: str) -> None:
+def check_match(
+    found: Mapping[str, tuple[int, ...]],
+    model: nn.Module,
+    *,
+    origin: str,
+    names: Mapping[str, str] | None = None,
+) -> None:
     """Nothing; raises IncompleteWeightsError unless `found` names and shapes are the model's.
 
-    The model may lie on the meta device.
+    The model may lie on the meta device. `names` as in `load_exactly`.
     """
+    shown = names or {}
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     missing = [key for key in wanted if key not in found]
     unexpected = [key for key in found if key not in wanted]
     reshaped = [
-        f"{key} {found[key]} instead of {wanted[key]}"
+        f"{shown.get(key, key)} {found[key]} instead of {wanted[key]}"
         for key in wanted
         if key in found and found[key] != wanted[key]
     ]
@@ -50,13 +64,13 @@ def check_match(found: Mapping[str, tuple[int, ...]], model: nn.Module, *, origi
             f"it holds an encoder only (0 of {len(decoder)} decoder tensors); reconstruction and"
             " pre-training need a full checkpoint"
         )
-    for what, names in (
-        ("missing", missing),
+    for what, listed in (
+        ("missing", [shown.get(key, key) for key in missing]),
         ("unexpected", unexpected),
         ("re-shaped", reshaped),
     ):
-        if names:
-            lines.append(f"{len(names)} {what}: {_listed(names)}")
+        if listed:
+            lines.append(f"{len(listed)} {what}: {_listed(listed)}")
     raise IncompleteWeightsError("; ".join(lines))
 
 

@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,10 @@ def weights_hash(folder_or_hub_id: str | Path) -> str:
 
 
 def _build(folder: Path) -> CrateMAE | CrateClassifier:
-    """An untrained model of a folder's configuration, once its tensors are known to fit."""
+    """A model of a folder's configuration with its values still unset.
+
+    Its tensors are known to fit before memory is taken, and no random number is drawn.
+    """
     described = _read_json(folder / CONFIG)
     if described.get("format") != FORMAT:
         raise ValueError(
@@ -169,13 +173,14 @@ def _build(folder: Path) -> CrateMAE | CrateClassifier:
             f" this version reads {FORMAT!r}"
         )
     try:
-        config = ModelConfig.from_dict(_section(described, "config"))
-        preprocess = Preprocess.from_dict(_read_json(folder / PREPROCESS))
+        config = ModelConfig.from_dict(_every_field(_section(described, "config"), ModelConfig))
+        preprocess = Preprocess.from_dict(_every_field(_read_json(folder / PREPROCESS), Preprocess))
         shapes = _tensor_shapes(folder / TENSORS)
         if len(shapes) < config.depth:
             raise ValueError(f"{len(shapes)} tensors cannot fill {config.depth} layers")
         with torch.device("meta"):
-            check_match(shapes, _construct(described, config), origin=str(folder / TENSORS))
+            model = _construct(described, config)
+        check_match(shapes, model, origin=str(folder / TENSORS))
     except IncompleteWeightsError:
         raise
     except (TypeError, ValueError, OverflowError) as error:
@@ -185,9 +190,17 @@ def _build(folder: Path) -> CrateMAE | CrateClassifier:
             f"{folder}: preprocessing for {preprocess.channels} channels,"
             f" model for {config.channels}"
         )
-    model = _construct(described, config)
+    model.to_empty(device="cpu")
     model.preprocess = preprocess
     return model
+
+
+def _every_field(values: dict[str, Any], owner: type) -> dict[str, Any]:
+    """`values` when they name every field of the dataclass: a default is not what was trained."""
+    missing = [field.name for field in fields(owner) if field.name not in values]
+    if missing:
+        raise ValueError(f"{owner.__name__} lacks {', '.join(missing)}")
+    return values
 
 
 def _construct(described: dict[str, Any], config: ModelConfig) -> CrateMAE | CrateClassifier:
