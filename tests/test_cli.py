@@ -206,7 +206,7 @@ def test_pretrain_on_a_flat_folder_from_the_command_line(
     out = tmp_path / "run"
     call = words(
         "pretrain", "--config", "digits", "--data.source", f"imagefolder:{images}",
-        "--data.split", "null", "--data.val_split", "null", "--model.channels", 3,
+        "--data.val_split", "null", "--model.channels", 3,
         "--model.patch_size", 4, "--model.dim", 16, "--model.depth", 1, "--model.decoder_depth", 1,
         "--optim.epochs", 2, "--optim.batch_size", 8, "--optim.warmup_epochs", 1,
         "--trainer.accelerator", "cpu", "--out", out,

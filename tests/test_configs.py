@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from crate_mae.data.module import DataConfig
+from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.training.config import OptimConfig, PretrainConfig, RecordConfig, TrainerConfig
 from crate_mae.training.parse import parse_pretrain, recipe
 from crate_mae.training.run import pretrain
@@ -22,6 +24,11 @@ def test_a_recipe_is_a_document(path: Path) -> None:
     for word in ("Purpose", "Command", "Machine", "Seed"):
         assert re.search(rf"^# {word}\b", header, re.MULTILINE), f"{path.name} lacks {word}"
     assert recipe(path.stem).read_bytes() == path.read_bytes()
+    config, _ = parse_pretrain(["--config", str(path)])
+    with torch.device("meta"):
+        count = sum(p.numel() for p in CrateMAE(config.model).parameters())
+    assert f"{count / 1e6:.2f} million parameters" in header
+    assert f"# Seed      {config.seed}" in header
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -59,6 +59,6 @@ def _next_steps(folder: Path) -> str:
         f"\nlook at     {folder}/reconstruction.png and {folder}/training.png\n"
         f"numbers     {folder}/metrics.csv, {folder}/evaluation.json\n"
         f"weights     {folder}/weights\n"
-        f"next        crate-mae pretrain --config configs/digits.yaml"
-        " --data.source imagefolder:YOUR_PICTURES ...\n"
+        "next        crate-mae pretrain --config own-images --data.source imagefolder:PATH"
+        " --out runs/mine\n"
     )
