@@ -4,7 +4,9 @@ Nothing is computed here, and nothing heavy is imported before a verb has been c
 """
 
 import argparse
+import contextlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +23,15 @@ Verb = Callable[[list[str]], int]
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status of one command: 0 done, 1 failed, 2 wrong words, 143 stopped and saved."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(words)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
         return 0 if words else 2
@@ -38,7 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("crate_mae").setLevel(logging.INFO)
     try:
         return VERBS[verb][1](words)
-    except (ValueError, OSError, RuntimeError) as error:
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         # These carry a message for the user; anything else is our bug and keeps its traceback.
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -46,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def pretrain(words: list[str]) -> int:
     """The exit status of `crate-mae pretrain`."""
+    from crate_mae.training.callbacks import is_main_process
     from crate_mae.training.parse import parse_pretrain
     from crate_mae.training.run import pretrain as run
 
@@ -59,8 +76,10 @@ def pretrain(words: list[str]) -> int:
         stop_after=options["stop_after"],
         command=["crate-mae", "pretrain", *words],
     )
+    if not is_main_process():
+        return 0  # another status would make the launcher kill the main process
     if not summary.finished:
-        print(f"stopped and saved at step {summary.step}; continue with --resume {folder}")
+        print(f"stopped at step {summary.step}; continue with crate-mae pretrain --resume {folder}")
         return 143
     numbers = " ".join(f"{key}={value:.4g}" for key, value in summary.metrics.items())
     print(f"finished: folder={folder} step={summary.step} seconds={summary.seconds:.0f} {numbers}")
@@ -216,8 +235,9 @@ def demo(words: list[str]) -> int:
 
     from crate_mae.demo import run_demo
 
-    print(run_demo(Path(given.out)))
-    return 0
+    found = run_demo(Path(given.out))
+    print("stopped; run the demo again to go on" if found is None else found)
+    return 143 if found is None else 0
 
 
 VERBS: dict[str, tuple[str, Verb]] = {

@@ -7,27 +7,29 @@ from crate_mae.data.inputs import open_images
 from crate_mae.evaluation.compare import compare, comparison_table, open_pair
 from crate_mae.evaluation.reconstruction import reconstruct_source
 from crate_mae.figures import reconstruction_sheet, training_curves
+from crate_mae.files import write_atomically
 from crate_mae.models.weights import load_autoencoder, weights_hash
 from crate_mae.progress import counter
 from crate_mae.training.parse import parse_pretrain
-from crate_mae.training.records import read_metrics, write_atomically
+from crate_mae.training.records import read_metrics
 from crate_mae.training.run import pretrain
 
 RECIPE = "digits"
 
 
-def run_demo(folder: Path) -> str:
-    """What the demo found, as text; pictures and numbers lie in `folder`.
+def run_demo(folder: Path) -> str | None:
+    """What the demo found, as text, or None when it was stopped early.
 
-    A finished demo is only read again, an interrupted one is continued.
+    Pictures and numbers lie in `folder`. A finished demo is only read again, an interrupted one is
+    continued.
     """
     if not (folder / "summary.json").exists():
-        config, _ = parse_pretrain(["--config", RECIPE])
-        resume = (folder / "checkpoints" / "last.ckpt").exists()
+        resume = (folder / "config.yaml").exists()
+        config, _ = parse_pretrain(["--resume", str(folder)] if resume else ["--config", RECIPE])
         print(f"{'continuing' if resume else 'training'} in {folder}: digits, a few minutes")
         summary = pretrain(config, folder, resume=resume, command=["crate-mae", "demo"])
         if not summary.finished:
-            return f"stopped and saved; run the demo again to go on from step {summary.step}"
+            return None
     if not (folder / "evaluation.json").exists():
         _evaluate(folder)
     return (folder / "evaluation.txt").read_text(encoding="utf-8") + _next_steps(folder)

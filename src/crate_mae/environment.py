@@ -29,14 +29,17 @@ def environment() -> dict[str, Any]:
         "memory_gib": _memory_gib(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "devices": [
-            torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())
-        ],
+        "devices": _devices(),
         "packages": {
             dist.metadata["Name"]: dist.version
             for dist in sorted(distributions(), key=lambda dist: str(dist.metadata["Name"]).lower())
         },
     }
+
+
+def _devices() -> list[str]:
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return [*names, "Apple GPU (mps)"] if torch.backends.mps.is_available() else names
 
 
 def _git_commit() -> str | None:
@@ -76,7 +79,7 @@ def doctor_table(facts: dict[str, Any]) -> str:
     packages = facts["packages"]
     shown = ("torchvision", "lightning", "jsonargparse", "safetensors", "huggingface_hub", "numpy")
     rows = [
-        ("crate-mae", facts["crate_mae"] + (f" ({facts['git'][:12]})" if facts["git"] else "")),
+        ("crate-mae", facts["crate_mae"] + (f" ({facts['git']})" if facts["git"] else "")),
         ("python", facts["python"]),
         ("platform", facts["platform"]),
         ("processor", f"{facts['processor']}, {facts['cores']} cores, {facts['threads']} threads"),

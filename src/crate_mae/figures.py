@@ -16,8 +16,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from crate_mae.evaluation.features import check_file_target, replacing
+from crate_mae.evaluation.features import check_file_target
 from crate_mae.evaluation.reconstruction import Reconstruction
+from crate_mae.files import replacing
 
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
 DPI = 100

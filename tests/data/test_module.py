@@ -19,7 +19,7 @@ from crate_mae.data.module import (
     MaskedDataModule,
     TooManyBrokenImagesError,
     default_workers,
-    hold_out,
+    split_off,
 )
 from crate_mae.data.sources import ImageSource, subset
 from crate_mae.data.transforms import Augment
@@ -199,17 +199,17 @@ def test_given_statistics_and_given_preprocessing_are_used() -> None:
 
 
 def test_held_out_images_are_disjoint_and_fixed() -> None:
-    parts = hold_out(Pictures(40), 0.25, seed=1)
+    parts = split_off(Pictures(40), 0.25, seed=1)
     names = [{part.name(i) for i in range(len(part))} for part in parts]
     assert (len(parts[0]), len(parts[1])) == (30, 10)
     assert len(names[0] | names[1]) == 40
-    again = hold_out(Pictures(40), 0.25, seed=1)[1]
+    again = split_off(Pictures(40), 0.25, seed=1)[1]
     assert [again.name(i) for i in range(10)] == [parts[1].name(i) for i in range(10)]
-    other = hold_out(Pictures(40), 0.25, seed=2)[1]
+    other = split_off(Pictures(40), 0.25, seed=2)[1]
     assert {other.name(i) for i in range(10)} != names[1]
-    train, val = hold_out(Pictures(40), 0.25, seed=1, limit=3)
+    train, val = split_off(Pictures(40), 0.25, seed=1, limit=3)
     assert (len(train), len(val)) == (37, 3)
-    assert len(hold_out(Pictures(40), 0.001, seed=1)[1]) == 1
+    assert len(split_off(Pictures(40), 0.001, seed=1)[1]) == 1
 
 
 def test_validation_images_by_split_source_or_data_set() -> None:

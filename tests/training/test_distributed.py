@@ -11,7 +11,9 @@ from crate_mae.training.run import pretrain
 
 
 def test_two_gloo_processes_equal_one(tmp_path: Path) -> None:
+    """Also with one validation batch more on one rank: 33 images are 17 and 16."""
     one = small_config(optim=OptimConfig(epochs=2, batch_size=32, base_lr=1e-3, warmup_epochs=1))
+    one = replace(one, data=replace(one.data, limit=220, val_share=0.15))
     two = replace(one, trainer=TrainerConfig(accelerator="cpu", devices=2, strategy="ddp"))
     recipe = write_recipe(two, tmp_path / "two.yaml")
     run = command_line("pretrain", "--config", recipe, "--out", tmp_path / "two")
@@ -30,3 +32,11 @@ def test_two_gloo_processes_equal_one(tmp_path: Path) -> None:
         torch.tensor(validation[0]), torch.tensor(validation[1]), atol=1e-4, rtol=1e-4
     )
     assert len(validation[0]) == 2
+    training = [
+        [record["train/loss"] for record in records(tmp_path / name) if "train/loss" in record]
+        for name in ("one", "two")
+    ]
+    torch.testing.assert_close(
+        torch.tensor(training[0]), torch.tensor(training[1]), atol=1e-4, rtol=1e-4
+    )
+    assert output.count("finished:") == 1, "one process speaks"

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from crate_mae.models.autoencoder import build_model
 from crate_mae.training.config import OptimConfig
-from crate_mae.training.optim import parameter_groups, warmup_cosine
+from crate_mae.training.optim import decayed_names, parameter_groups, warmup_cosine
 
 
 def test_norms_biases_and_tokens_are_not_decayed() -> None:
     model = build_model("debug")
-    decayed, free = parameter_groups(model, 0.05)
+    decayed, free = parameter_groups(model, 0.05, decayed_names(model))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert decayed["weight_decay"] == 0.05
     assert free["weight_decay"] == 0.0

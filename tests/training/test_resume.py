@@ -6,6 +6,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -127,8 +128,59 @@ def test_sigterm_saves_first_and_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+    with pytest.raises(FileNotFoundError, match="is no run folder"):
         pretrain(small_config(), tmp_path, resume=True)
+
+
+def test_a_run_that_died_before_it_saved_starts_again(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    pretrain(small_config(), folder, stop_after=1)
+    for checkpoint in (folder / "checkpoints").iterdir():
+        checkpoint.unlink()
+    assert pretrain(small_config(), folder, resume=True).finished
+    assert_same_run(whole, folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"optim": OptimConfig(epochs=3, batch_size=32, base_lr=1.0, warmup_epochs=1)}, "base_lr"),
+        ({"trainer": TrainerConfig(accelerator="cpu", devices=1, accumulate=2)}, "accumulate"),
+        ({"seed": 1}, "seed: 0 -> 1"),
+        ({"model": replace(small_config().model, dim=32)}, "model.dim: 16 -> 32"),
+    ],
+)
+def test_another_run_cannot_be_resumed_and_nothing_is_touched(
+    tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    folder = tmp_path / "run"
+    pretrain(small_config(), folder, stop_after=1)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=f"another run: .*{named}"):
+        pretrain(small_config(**change), folder, resume=True)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_records_and_hardware_may_change_on_resume(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    pretrain(small_config(), folder, stop_after=7)
+    config = small_config()
+    changed = replace(
+        config,
+        data=replace(config.data, workers=1),
+        record=RecordConfig(log_every=1, checkpoint_steps=3, reconstruct_epochs=0),
+    )
+    assert pretrain(changed, folder, resume=True).finished
+    assert_same_run(whole, folder)
+    assert "changed since this run began: data.workers: 0 -> 1" in (folder / "log.txt").read_text()
+
+
+def test_a_data_set_that_lost_images_cannot_be_continued(tmp_path: Path) -> None:
+    images = [torch.full((1, 8, 8), index / 50) for index in range(50)]
+    small = OptimConfig(epochs=3, batch_size=8, warmup_epochs=1)
+    pretrain(small_config(optim=small), tmp_path / "run", dataset=images, stop_after=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="45 training images, now there are 44"):
+        pretrain(small_config(optim=small), tmp_path / "run", dataset=images[:49], resume=True)  # type: ignore[arg-type]
 
 
 def test_a_checkpoint_holds_no_pickled_objects(whole: Path) -> None:

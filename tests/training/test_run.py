@@ -3,7 +3,10 @@
 import csv
 import json
 import logging
+import os
+import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,9 @@ from crate_mae.training.guard import NonFiniteError, locate_nonfinite
 from crate_mae.training.records import read_metrics
 from crate_mae.training.run import batch_per_device, changed_keys, load_config_values, pretrain
 
+# 35 validation images in batches of 32: the last batch must count for 3, not for half.
+UNEVEN = replace(small_config().data, limit=215, val_share=35 / 215)
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -34,6 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = small_config(
         record=RecordConfig(log_every=1, checkpoint_epochs=2, reconstruct_epochs=2)
     )
+    config = replace(config, data=UNEVEN)
     folder = tmp_path_factory.mktemp("run") / "run"
     assert pretrain(config, folder, command=["crate-mae", "pretrain", "x"]).finished
     return folder
@@ -51,7 +58,7 @@ def test_the_run_folder_tells_everything(run: Path) -> None:
     assert load_config_values(run)["model"]["dim"] == MODEL.dim
     data = json.loads((run / "data.json").read_text())
     assert data["images"] == 180
-    assert data["validation_images"] == 20
+    assert data["validation_images"] == 35
     assert len(data["fingerprint"]) == 64
     environment = json.loads((run / "environment.json").read_text())
     assert environment["torch"] == torch.__version__
@@ -90,7 +97,7 @@ def test_validation_numbers_against_loops(run: Path) -> None:
     """Loss, one-colour and patch-mean baselines, computed again from the definition."""
     from crate_mae.data.module import MaskedDataModule
 
-    config = small_config()
+    config = small_config(data=UNEVEN)
     data = MaskedDataModule(
         config.data, model=config.model, masking=config.masking, batch_size=32, seed=config.seed
     )
@@ -298,6 +305,70 @@ def test_broken_images_are_named_and_too_many_stop_the_run(tmp_path: Path, cache
         pretrain(small_config(data=strict), tmp_path / "strict")
 
 
+def test_broken_validation_images_are_named_too(tmp_path: Path) -> None:
+    images = folder_of_images(tmp_path / "images", good=40, broken=0)
+    held = folder_of_images(tmp_path / "held", good=10, broken=2)
+    source = DataConfig(
+        source=f"imagefolder:{images}",
+        val_source=f"imagefolder:{held}",
+        workers=0,
+        cache_gib=0,
+        max_broken=0.5,
+    )
+    pretrain(small_config(data=source), tmp_path / "run")
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "broken0.png" in log
+    assert "broken1.png" in log
+
+
+def test_starting_weights_must_compute_the_same(run: Path, tmp_path: Path) -> None:
+    for change, named in (
+        ({"num_heads": 4}, "num_heads: 2 -> 4"),
+        ({"step_size": 0.9}, "step_size"),
+        ({"mask_tokens": "decoder"}, "mask_tokens"),
+    ):
+        other = small_config(model=replace(MODEL, **change))
+        with pytest.raises(ValueError, match=named):
+            pretrain(other, tmp_path / "run", init_from=run)
+    larger = small_config(
+        model=replace(MODEL, image_size=(8, 12), norm_pix_loss=True),
+        data=DataConfig(source="digits", limit=100),
+    )
+    assert pretrain(larger, tmp_path / "larger", init_from=run, stop_after=1).step == 1
+    assert "norm_pix_loss" in (tmp_path / "larger" / "config.yaml").read_text()
+
+
+def test_hardware_that_is_not_there_is_one_message(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has what the test asks for in vain")
+    for trainer in (TrainerConfig(accelerator="gpu"), TrainerConfig(devices="two")):
+        with pytest.raises(ValueError, match="do not fit this machine"):
+            pretrain(small_config(trainer=trainer), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
+def test_a_signal_stops_after_the_batch_and_handlers_come_back(tmp_path: Path, name: str) -> None:
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+
+    class Signalling(FloatImages):
+        def __getitem__(self, index: int) -> Tensor:
+            if index == 5:
+                os.kill(os.getpid(), number)
+            return torch.rand(1, 8, 8)
+
+    config = small_config(
+        data=DataConfig(mean=[0.0], std=[0.1], val_share=0, cache_gib=0, workers=0)
+    )
+    summary = pretrain(config, tmp_path / "run", dataset=Signalling())
+    assert not summary.finished
+    assert 0 < summary.step < 6
+    assert signal.getsignal(number) is before
+    assert not list(tmp_path.glob("*hpc*"))
+    assert pretrain(config, tmp_path / "run", resume=True, dataset=FloatImages(), stop_after=1)
+
+
 def test_changed_settings_are_listed() -> None:
     old = {"a": 1, "b": {"c": 2, "d": [1]}}
     new = {"a": 1, "b": {"c": 3, "d": [1]}, "e": 4}
@@ -315,3 +386,53 @@ def test_save_model_and_training_weights_are_the_same_format(tmp_path: Path) -> 
     save_model(model, tmp_path / "weights")
     config = small_config(optim=OptimConfig(epochs=1, batch_size=32, warmup_epochs=0))
     assert pretrain(config, tmp_path / "run", init_from=tmp_path / "weights").finished
+
+
+def test_a_stream_of_shards_trains_and_resumes_exactly(tmp_path: Path) -> None:
+    import io
+
+    import webdataset as wds
+
+    generator = np.random.default_rng(0)
+    for shard in range(2):
+        with wds.TarWriter(str(tmp_path / f"shard-{shard:04d}.tar")) as tar:
+            for index in range(48):
+                buffer = io.BytesIO()
+                pixels = generator.integers(0, 256, (8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(buffer, "PNG")
+                tar.write({"__key__": f"{shard}-{index:03d}", "png": buffer.getvalue()})
+    stream = DataConfig(
+        source=f"wds:{tmp_path}/shard-{{0000..0001}}.tar",
+        val_source="digits",
+        val_limit=40,
+        mean=[0.5],
+        std=[0.3],
+        workers=2,
+        augment=Augment(kind="pad_crop", padding=1),
+    )
+    config = small_config(data=stream)
+    assert pretrain(config, tmp_path / "whole").step == 9
+    assert not pretrain(config, tmp_path / "parts", stop_after=4).finished
+    assert pretrain(config, tmp_path / "parts", resume=True).finished
+    whole, parts = final_state(tmp_path / "whole"), final_state(tmp_path / "parts")
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_compiled_training_gives_the_same_losses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eager = small_config(optim=OptimConfig(epochs=1, batch_size=32, warmup_epochs=0))
+    compiled = replace(eager, trainer=TrainerConfig(accelerator="cpu", devices=1, compile=True))
+    # The default backend compiles C++ for minutes; tracing and autograd are the same in this one.
+    backend = partial(torch.nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(CrateMAE, "compile", lambda model: backend(model))
+    for name, config in (("eager", eager), ("compiled", compiled)):
+        assert pretrain(config, tmp_path / name).finished
+    for first, second in zip(
+        records(tmp_path / "eager"), records(tmp_path / "compiled"), strict=True
+    ):
+        assert first.keys() == second.keys()
+        for key, value in first.items():
+            assert second[key] == pytest.approx(value, rel=1e-3, abs=1e-5)
+    keys = final_state(tmp_path / "eager").keys()
+    assert final_state(tmp_path / "compiled").keys() == keys

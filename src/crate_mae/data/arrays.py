@@ -13,7 +13,7 @@ from torch import Tensor
 from crate_mae.data.base import ImageSource, LabelledSource, existing_path
 from crate_mae.data.folders import FolderSource
 from crate_mae.data.images import ImageFacts, Sample, UnreadableImage, max_pixels
-from crate_mae.data.streams import match_split
+from crate_mae.data.streams import NoSuchSplitError, match_split
 
 MAX_ARCHIVE_BYTES = 8 * 1024**3
 
@@ -95,7 +95,7 @@ def open_digits(_rest: str, split: str | None) -> ImageSource:
 
     split = "train" if split is None else split
     if split not in ("train", "test", "all"):
-        raise ValueError(f"digits has no split {split!r}: its splits are train, test, all")
+        raise NoSuchSplitError(f"digits has no split {split!r}: its splits are train, test, all")
     digits = load_digits()
     place_in_class = np.zeros(len(digits.target), dtype=np.int64)
     for digit in range(10):

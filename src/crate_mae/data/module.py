@@ -38,7 +38,7 @@ from crate_mae.models.masks import keyed_generator
 
 logger = logging.getLogger(__name__)
 
-VALIDATION_SEED = 20_240_404  # masks of the validation loss, the same in every run
+VALIDATION_SEED = 20_240_404  # held-out images and their masks, the same whatever the run's seed
 STATISTICS_SAMPLES = 10_000
 Progress = Callable[[str], Callable[[int, int], None] | None]
 """Given the name of some work, what reports (done, total); such as `progress.counter`."""
@@ -71,7 +71,7 @@ class DataConfig:
     workers: int | None = None
     """Loader processes per device; chosen from the cores and the data when not given."""
     cache_gib: float = 2.0
-    """Keep the decoded images in memory when they take at most this much."""
+    """Keep the decoded images in memory while they take at most this much, in each process."""
     max_broken: float = 0.01
     """Stop when more than this share of the images cannot be read."""
 
@@ -109,6 +109,7 @@ class MaskedDataModule(LightningDataModule):
         masking: Masking,
         batch_size: int,
         accumulate: int = 1,
+        world_size: int = 1,
         seed: int = 0,
         dataset: Dataset[Any] | ImageSource | None = None,
         val_dataset: Dataset[Any] | ImageSource | None = None,
@@ -118,6 +119,10 @@ class MaskedDataModule(LightningDataModule):
         super().__init__()
         self.config, self.model_config, self.masking = config, model, masking
         self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
+        self.effective_batch = batch_size * accumulate * world_size
+        self.cache_left = config.cache_gib * 2**30
+        # Fewer validation images than devices leave some of them with none: nothing to warn about.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.batches_seen = 0
         self.broken: dict[str, str] = {}
         self._given = (dataset, val_dataset)
@@ -143,14 +148,13 @@ class MaskedDataModule(LightningDataModule):
         if isinstance(train, ImageSource):
             self._check_first_image(train)
             train, val = self._cache(train), val if val is None else self._cache(val)
-            if len(train) < self.batch_size:
-                raise ValueError(
-                    f"{len(train)} training images are fewer than one batch of {self.batch_size};"
-                    f" use more images or optim.batch_size={_below(len(train))}"
-                )
-            self.num_samples = len(train)
-        else:
-            self.num_samples = train.count()
+        self.num_samples = train.count() if isinstance(train, StreamSource) else len(train)
+        if self.num_samples < self.effective_batch:
+            raise ValueError(
+                f"{self.num_samples} training images are fewer than one batch of"
+                f" {self.effective_batch}; use more images or"
+                f" optim.batch_size={_below(self.num_samples)}"
+            )
         self.preprocess = self._preprocess or self._facts(train)
         self._check_preprocess()
         self.train_source, self.val_source = train, val
@@ -181,7 +185,7 @@ class MaskedDataModule(LightningDataModule):
             if (val.address, val.split) == (train.address, train.split):
                 logger.warning("validation images are training images: name data.val_split")
         elif config.val_share and isinstance(train, ImageSource):
-            train, val = hold_out(train, config.val_share, self.seed, config.val_limit)
+            train, val = split_off(train, config.val_share, VALIDATION_SEED, config.val_limit)
         elif config.val_share:
             logger.warning("a stream has no held-out share: name data.val_source for validation")
         assert not isinstance(val, StreamSource)
@@ -212,8 +216,9 @@ class MaskedDataModule(LightningDataModule):
         if isinstance(source, CachedSource) or not len(source):
             return source
         size = decoded_bytes(source)
-        if size > self.config.cache_gib * 2**30:
+        if size > self.cache_left:
             return source
+        self.cache_left -= size
         cached = CachedSource(
             source, progress=None if self._progress is None else self._progress("decoding")
         )
@@ -253,11 +258,16 @@ class MaskedDataModule(LightningDataModule):
                 self.broken[name] = reason
                 logger.warning("unreadable image passed over: %s (%s)", name, reason)
 
+    @property
+    def too_many_broken(self) -> bool:
+        """Whether more images are unreadable than the configuration allows."""
+        return len(self.broken) > self.config.max_broken * self.num_images
+
     def stop_if_broken(self) -> None:
         """Nothing; raises TooManyBrokenImagesError above the allowed share, with the list."""
-        allowed, total = self.config.max_broken, self.num_images
-        if len(self.broken) <= allowed * total:
+        if not self.too_many_broken:
             return
+        allowed, total = self.config.max_broken, self.num_images
         listed = "\n".join(f"  {name}: {reason}" for name, reason in self.broken.items())
         raise TooManyBrokenImagesError(
             f"{len(self.broken)} of {total} images cannot be read, more than the allowed share of"
@@ -385,7 +395,7 @@ def _as_source(dataset: Dataset[Any] | ImageSource, limit: int | None, seed: int
     return source if limit is None else random_subset(source, limit, seed)
 
 
-def hold_out(
+def split_off(
     source: ImageSource, share: float, seed: int, limit: int | None = None
 ) -> tuple[ImageSource, ImageSource]:
     """(training, held-out) parts of a source: a random `share`, at least one image, is held out."""

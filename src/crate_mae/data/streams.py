@@ -173,6 +173,10 @@ def select_shards(
     return groups[chosen], chosen
 
 
+class NoSuchSplitError(ValueError):
+    """Raised when a source is not divided into splits, or has no split of that name."""
+
+
 def match_split(split: str, present: Iterable[str], address: str) -> str:
     """The present name that means this split; val, valid and validation mean the same."""
     names = sorted(present)
@@ -181,7 +185,7 @@ def match_split(split: str, present: Iterable[str], address: str) -> str:
             if name.lower() in meant:
                 return name
     there = f"its splits are {', '.join(names)}" if names else "it is not divided into splits"
-    raise ValueError(f"{address} has no split {split!r}: {there}")
+    raise NoSuchSplitError(f"{address} has no split {split!r}: {there}")
 
 
 def _split_of(path: Path) -> str | None:

@@ -6,8 +6,9 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from crate_mae.data.module import hold_out
+from crate_mae.data.module import split_off
 from crate_mae.data.sources import ImageSource, open_source, random_subset
+from crate_mae.data.streams import NoSuchSplitError
 from crate_mae.evaluation.features import Features, extract_features, raw_pixels
 from crate_mae.evaluation.knn import KnnResult, knn
 from crate_mae.evaluation.probe import ProbeResult, linear_probe
@@ -28,11 +29,14 @@ class Row:
     method: Method
     dim: int
     """Width of the features."""
+    tested_on: str
+    """Address and split of the test images."""
     result: ProbeResult | KnnResult
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        facts = {"subject": self.subject, "method": self.method, "dim": self.dim}
+        facts: dict[str, Any] = {"subject": self.subject, "method": self.method, "dim": self.dim}
+        facts["tested_on"] = self.tested_on
         return {**facts, **self.result.to_dict()}
 
 
@@ -48,18 +52,22 @@ def open_pair(
 ) -> tuple[ImageSource, ImageSource]:
     """(training, test) sources of labelled images.
 
-    Without a test address the test split of the same address is used; an address without splits
-    has a random fifth held out, the same for every model. Raises ValueError for unlabelled images,
-    streams, and two sources with different classes.
+    Without a test address the test split of the same address is used, else its validation split;
+    of an address without either a random fifth is held out, the same for every model. Raises
+    ValueError for unlabelled images, streams, and two sources with different classes.
     """
     train = _labelled(address, train_split)
     if test_address is not None or test_split is not None:
         test = _labelled(test_address or address, test_split)
     else:
-        try:
-            test = _labelled(address, "test")
-        except ValueError:
-            train, test = hold_out(train, TEST_SHARE, seed)
+        for split in ("test", "validation"):
+            try:
+                test = _labelled(address, split)
+                break
+            except NoSuchSplitError:
+                continue
+        else:
+            train, test = split_off(train, TEST_SHARE, seed)
     if train.class_names != test.class_names:
         raise ValueError(
             f"the classes of {train.address} and {test.address} differ:"
@@ -108,6 +116,7 @@ def compare(
             subject=subject,
             method=method,
             dim=features[0].values.shape[1],
+            tested_on=" ".join(filter(None, (test.address, test.split or "held out"))),
             result=linear_probe(*features, seed=seed)
             if method == "probe"
             else knn(*features, seed=seed),
@@ -142,8 +151,8 @@ def comparison_table(rows: list[Row]) -> str:
         )
     first = rows[0].result
     lines.append(
-        f"{first.num_train} training and {first.num_test} test images, {first.num_classes} classes;"
-        f" the most frequent class alone gives {first.chance:.2%}"
+        f"{first.num_train} training images, {first.num_test} test images ({rows[0].tested_on}),"
+        f" {first.num_classes} classes; the most frequent class alone gives {first.chance:.2%}"
     )
     return "\n".join(lines)
 

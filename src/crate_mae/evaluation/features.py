@@ -5,7 +5,6 @@ Nothing is masked, nothing is random and nothing is unpickled.
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +19,7 @@ from crate_mae.data.images import Sample, UnreadableImage, to_channels
 from crate_mae.data.sources import ImageSource
 from crate_mae.data.streams import StreamSource
 from crate_mae.data.transforms import prepare
+from crate_mae.files import replacing
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier, pool_tokens
 from crate_mae.models.config import Preprocess
@@ -147,18 +147,6 @@ def check_file_target(
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; name another file or ask for it to be overwritten")
     return path
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to, moved there in one step when all went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield fresh
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def save_features(

@@ -43,6 +43,7 @@ __all__ = [
 
 TENSORS, CONFIG, PREPROCESS = "model.safetensors", "config.json", "preprocess.json"
 FILES = (TENSORS, CONFIG, PREPROCESS)
+LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")  # left behind by file managers
 FORMAT = "crate-mae/1"
 MAX_JSON_BYTES = 1 << 20
 
@@ -56,10 +57,10 @@ def save_model(
 ) -> Path:
     """The folder, now holding the model's weights, configuration and preprocessing.
 
-    Written beside the target and moved there in one step, so that a crash leaves the old folder or
-    the new one, never half of one. `state` replaces the model's own tensors (gathered by a sharded
-    trainer, say). Raises FileExistsError when the folder has content, unless `overwrite` is set and
-    the content is an older weights folder and nothing else.
+    Written beside the target and moved there whole, never half of one. A crash in the instant in
+    which an old folder makes way leaves it beside, under a hidden name. `state` replaces the
+    model's own tensors (gathered by a sharded trainer, say). Raises FileExistsError when the folder
+    has content, unless `overwrite` is set and the content is an older weights folder alone.
     """
     given, folder = Path(folder), Path(folder).resolve()  # a link stays, what it names is written
     _check_free(folder, overwrite=overwrite)
@@ -274,7 +275,7 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
         return
     if not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; weights are a folder")
-    foreign = sorted(item.name for item in folder.iterdir() if item.name not in FILES)
+    foreign = sorted(item.name for item in folder.iterdir() if item.name not in (*FILES, *LITTER))
     if foreign:
         raise FileExistsError(
             f"{folder} holds other files ({', '.join(foreign[:3])}); name an empty or new folder"
@@ -287,7 +288,8 @@ def _swap(fresh: Path, folder: Path) -> None:
     if not folder.exists():
         fresh.rename(folder)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    old = aside / folder.name
     try:
         folder.rename(old)
         try:
@@ -296,4 +298,4 @@ def _swap(fresh: Path, folder: Path) -> None:
             old.rename(folder)
             raise
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,7 +1,6 @@
 """What happens beside the training steps: progress, checkpoints, weights, pictures."""
 
 import logging
-import os
 import signal
 import sys
 import threading
@@ -20,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from crate_mae.data.batches import Batch, MaskedImages
 from crate_mae.evaluation.reconstruction import reconstruct
 from crate_mae.figures import reconstruction_sheet
+from crate_mae.files import replacing
 from crate_mae.models.weights import save_model
 from crate_mae.progress import duration
 from crate_mae.training.config import RecordConfig
@@ -37,14 +37,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
         """Nothing; writes beside the target, flushes to disk, then replaces the target."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        with replacing(Path(path)) as fresh:
+            torch.save(checkpoint, fresh)
 
 
 class StopRequestedError(Exception):
@@ -52,18 +46,40 @@ class StopRequestedError(Exception):
 
 
 class StopSignals(Callback):
-    """Turns SIGTERM, or the first Ctrl-C, into a wish to save and stop; a second one interrupts."""
+    """Turns signals that ask a run to end into a wish to save and stop, agreed on between batches.
 
-    wanted = False
+    SIGTERM, SIGUSR1 (clusters announce the end with it), SIGHUP (a closed terminal) and the first
+    Ctrl-C; a second Ctrl-C interrupts at once. To be used around the whole fit.
+    """
+
+    NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            numbers = [getattr(signal, name) for name in self.NAMES if hasattr(signal, name)]
+            self._before = {number: signal.getsignal(number) for number in numbers}
+            self._install()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing; takes the signals over. The Trainer restores the former handlers at its end.
+        """Nothing; takes the signals back from the Trainer.
 
-        Its own handler is replaced too: in a distributed run it communicates from inside the
-        signal, while this wish is agreed on between batches.
+        Its own handlers communicate from inside the signal in a distributed run, and on SLURM
+        write a checkpoint of their own that a later run would pick up.
         """
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+        self._install()
+
+    def _install(self) -> None:
+        for number, handler in self._before.items():
+            if handler is not signal.SIG_IGN:  # nohup, say, wants it ignored
                 signal.signal(number, self._handle)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
@@ -83,6 +99,8 @@ class Checkpoints(Callback):
     def __init__(
         self, folder: Path, record: RecordConfig, *, stop_after: int | None = None
     ) -> None:
+        if stop_after is not None and stop_after < 1:
+            raise ValueError(f"stop_after must be at least 1, not {stop_after}")
         self.folder = folder / "checkpoints"
         self.weights = folder / "weights"
         self.best_weights = folder / "weights-best"
@@ -126,21 +144,24 @@ class Checkpoints(Callback):
         # The last batch of an epoch is saved after its validation, with the epoch.
         if (due or self._leaving) and batch_idx + 1 < trainer.num_training_batches:
             self._save(trainer, LAST)
+            if self._leaving:
+                self._save_weights(trainer, pl_module, self.weights)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing; saves the last, the best and the kept checkpoints and the weights."""
         assert isinstance(pl_module, MaskedCompletion)
         epoch = trainer.current_epoch + 1
         loss = trainer.callback_metrics.get("val/loss")
-        if loss is not None and float(loss) < self.best:
+        improved = loss is not None and float(loss) < self.best
+        if loss is not None and improved:
             self.best = float(loss)
+        self._save(trainer, LAST)
+        if improved:
             self._save(trainer, BEST)
             self._save_weights(trainer, pl_module, self.best_weights)
         if epoch % self.record.checkpoint_epochs == 0:
             self._save(trainer, f"epoch-{epoch:04d}.ckpt")
-        if epoch % self.record.checkpoint_epochs == 0 or epoch == trainer.max_epochs:
-            self._save_weights(trainer, pl_module, self.weights)
-        self._save(trainer, LAST)
+        self._save_weights(trainer, pl_module, self.weights)
 
     def _save(self, trainer: Trainer, name: str) -> None:
         trainer.save_checkpoint(self.folder / name)
@@ -152,14 +173,17 @@ class Checkpoints(Callback):
         if trainer.is_global_zero:
             prefix = "model."
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            save_model(module.model, folder, state=own, overwrite=True)
+            try:
+                save_model(module.model, folder, state=own, overwrite=True)
+            except OSError as error:  # the checkpoint holds them too: no reason to stop training
+                logger.warning("weights not written to %s: %s", folder, error)
 
 
 class Speed(Callback):
     """Images per second, share of time spent waiting for data, and seconds left, as metrics."""
 
-    def __init__(self, *, epochs: int, batch_size: int, window: int = 50) -> None:
-        self.epochs, self.batch_size, self.window = epochs, batch_size, window
+    def __init__(self, *, epochs: int, window: int = 50) -> None:
+        self.epochs, self.window = epochs, window
         self.values: dict[str, float] = {}
         self._marks: list[tuple[float, int, float]] = []
 
@@ -201,12 +225,10 @@ class Bar(TQDMProgressBar):
     ) -> dict[str, int | str | float | dict[str, float]]:
         """What stands behind the bar."""
         metrics = {
-            key.removeprefix("train/"): f"{float(value):.4f}"
-            for key, value in trainer.progress_bar_metrics.items()
-            if key == "train/loss"
+            short: f"{float(trainer.callback_metrics[key]):.4f}"
+            for short, key in (("loss", "train/loss"), ("val", "val/loss"))
+            if key in trainer.callback_metrics
         }
-        if "val/loss" in trainer.callback_metrics:
-            metrics["val"] = f"{float(trainer.callback_metrics['val/loss']):.4f}"
         return {**metrics, **_speed_texts(self.speed, trainer)}
 
 
@@ -238,7 +260,8 @@ class Lines(Callback):
             if key in metrics:
                 parts.append(f"{key}={float(metrics[key]):.4f}")
         parts += [f"{key}={text}" for key, text in _speed_texts(self.speed, trainer).items()]
-        print(" ".join(parts), flush=True)
+        with suppress(OSError, ValueError):  # nobody reads any more: no reason to stop training
+            print(" ".join(parts), flush=True)
 
 
 class Reconstructions(Callback):

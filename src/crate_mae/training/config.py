@@ -43,6 +43,8 @@ class OptimConfig:
             raise ValueError(
                 f"optim.warmup_epochs {self.warmup_epochs} must lie in 0 to epochs {self.epochs}"
             )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas must lie in [0, 1), not {self.betas}")
         if not 0 <= self.min_lr_ratio <= 1 or self.weight_decay < 0:
             raise ValueError(
                 "optim.min_lr_ratio must be in [0, 1] and optim.weight_decay at least 0, not"
@@ -99,6 +101,11 @@ class RecordConfig:
     def __post_init__(self) -> None:
         if self.log_every < 1 or self.checkpoint_epochs < 1:
             raise ValueError("record.log_every and record.checkpoint_epochs must be at least 1")
+        if self.reconstruct_images < 1 or self.reconstruct_epochs < 0:
+            raise ValueError(
+                "record.reconstruct_images must be at least 1 and record.reconstruct_epochs at"
+                f" least 0, not {self.reconstruct_images}, {self.reconstruct_epochs}"
+            )
         if self.checkpoint_steps is not None and self.checkpoint_steps < 1:
             raise ValueError(
                 f"record.checkpoint_steps must be at least 1, not {self.checkpoint_steps}"

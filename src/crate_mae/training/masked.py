@@ -12,7 +12,6 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
 
 from crate_mae.data.batches import Batch
 from crate_mae.data.module import MaskedDataModule
@@ -20,7 +19,7 @@ from crate_mae.evaluation.reconstruction import BaselineSums
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.training.config import OptimConfig
 from crate_mae.training.guard import NonFiniteError, locate_nonfinite, locate_nonfinite_gradient
-from crate_mae.training.optim import parameter_groups, warmup_cosine
+from crate_mae.training.optim import decayed_names, parameter_groups, warmup_cosine
 
 
 class MaskedCompletion(LightningModule):
@@ -45,8 +44,18 @@ class MaskedCompletion(LightningModule):
         self.last_checkpoint = last_checkpoint
         self.stop_wanted = stop_wanted
         self.stopping = False
-        self.val_loss = MeanMetric(nan_strategy="disable")
-        self.baselines = BaselineSums(model.config.channels)
+        self.decayed = decayed_names(model)
+        # Fixed tables, the same on every rank: without this, each forward pass of a distributed
+        # run would broadcast them, and ranks with one validation batch more would wait for ever.
+        self._ddp_params_and_buffers_to_ignore = [
+            f"model.{name}" for name, _ in model.named_buffers()
+        ]
+        self._val_sums = torch.zeros(
+            2, dtype=torch.float64
+        )  # loss x removed patches, removed patches
+        self.baselines: dict[str, float] | None = None
+        self._sums = BaselineSums(model.config.channels)
+        self._losses: list[Tensor] = []
         self._names: list[str] = []
 
     @property
@@ -60,16 +69,25 @@ class MaskedCompletion(LightningModule):
         """The masked loss of a batch."""
         data = self.images
         data.batches_seen += 1
-        data.note_broken(batch["broken"])
-        data.stop_if_broken()
         self._names = batch["names"]
         output = self.model(batch["images"], mask=batch["mask"])
         loss: Tensor = output.loss
-        broken, self.stopping = self._agree(not bool(torch.isfinite(loss)), self.stop_wanted())
-        if broken:
-            where = locate_nonfinite(self.model, batch["images"], batch["mask"])
+        broken = not bool(torch.isfinite(loss))
+        some_broken, self.stopping, some_unread = self._agree(
+            broken, self.stop_wanted(), bool(batch["broken"])
+        )
+        if some_unread:
+            for part in self._gather(batch["broken"]):
+                data.note_broken(part)
+        data.stop_if_broken()
+        if some_broken:
+            where = locate_nonfinite(self.model, batch["images"], batch["mask"]) if broken else None
             raise self._non_finite("the loss", where)
-        self.log("train/loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=False)
+        self._losses.append(loss.detach())
+        if len(self._losses) == data.accumulate:
+            mean = torch.stack(self._losses).mean()
+            self._losses = []
+            self.log("train/loss", mean, on_step=True, on_epoch=False, sync_dist=True)
         return loss
 
     def configure_gradient_clipping(
@@ -84,9 +102,11 @@ class MaskedCompletion(LightningModule):
         else:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.optim.clip)
-        broken, _ = self._agree(not bool(torch.isfinite(norm)), False)
-        if broken and self.trainer.precision != "16-mixed":  # its loss scaler skips such steps
-            raise self._non_finite("the gradient", locate_nonfinite_gradient(self.model))
+        broken = not bool(torch.isfinite(norm))
+        scaled = self.trainer.precision == "16-mixed"  # its loss scaler skips such steps
+        if self._agree(broken)[0] and not scaled:
+            where = locate_nonfinite_gradient(self.model) if broken else None
+            raise self._non_finite("the gradient", where)
         rate = torch.tensor(optimizer.param_groups[0]["lr"])
         self.log_dict({"train/grad_norm": norm, "train/lr": rate}, on_step=True, on_epoch=False)
 
@@ -97,7 +117,9 @@ class MaskedCompletion(LightningModule):
         total = per_epoch * optim.epochs
         warmup = round(per_epoch * optim.warmup_epochs)
         optimizer = AdamW(
-            parameter_groups(self.model, optim.weight_decay), lr=optim.peak_lr, betas=optim.betas
+            parameter_groups(self.model, optim.weight_decay, self.decayed),
+            lr=optim.peak_lr,
+            betas=optim.betas,
         )
 
         def share(step: int) -> float:
@@ -110,29 +132,31 @@ class MaskedCompletion(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Nothing; forgets the sums of the last validation."""
-        self.val_loss.reset()
-        self.baselines = BaselineSums(self.model.config.channels)
+        self._val_sums = torch.zeros(2, dtype=torch.float64)
+        self._sums = BaselineSums(self.model.config.channels)
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """Nothing; adds a batch to the fixed-mask loss and to the trivial baselines."""
+        self.images.note_broken(batch["broken"])
         output = self.model(batch["images"], mask=batch["mask"])
         removed = batch["mask"].sum()
-        self.val_loss.update(output.loss, removed)
-        self.baselines.update(self.model.target(batch["images"]), batch["mask"])
+        self._val_sums += torch.stack([output.loss * removed, removed]).cpu().double()
+        if self.baselines is None:  # images and masks never change, so once is enough
+            self._sums.update(self.model.target(batch["images"]).cpu(), batch["mask"].cpu())
 
     def on_validation_epoch_end(self) -> None:
         """Nothing; logs the loss beside the two baselines, over all ranks."""
-        sums = self.baselines.sums.to(self.device)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(sums)
-        self.baselines.sums = sums.cpu()
-        means = {
-            "val/loss": self.val_loss.compute(),
-            "val/mean_colour": torch.tensor(self.baselines.mean_colour()),
-            "val/patch_mean": torch.tensor(self.baselines.patch_mean()),
-        }
-        values = {key: value.float().to(self.device) for key, value in means.items()}
-        self.log_dict(values, prog_bar=False, sync_dist=False, rank_zero_only=False)
+        for part in self._gather(list(self.images.broken.items())):
+            self.images.note_broken(part)
+        if self.baselines is None:
+            self._sums.sums = torch.stack(self._gather(self._sums.sums)).sum(dim=0)
+            self.baselines = {
+                "val/mean_colour": self._sums.mean_colour(),
+                "val/patch_mean": self._sums.patch_mean(),
+            }
+        total, removed = torch.stack(self._gather(self._val_sums)).sum(dim=0).tolist()
+        # Already the same everywhere: Lightning's own reduction would only average equal numbers.
+        self.log_dict({"val/loss": total / removed, **self.baselines}, sync_dist=True)
 
     # -- stopping together, and the random state ------------------------------------------------
 
@@ -144,19 +168,28 @@ class MaskedCompletion(LightningModule):
         dist.all_reduce(joined, op=dist.ReduceOp.MAX)
         return [bool(flag) for flag in joined.tolist()]
 
-    def _non_finite(self, what: str, where: str) -> NonFiniteError:
-        return NonFiniteError(
-            {
-                "what": what,
-                "step": self.global_step,
-                "epoch": self.current_epoch,
-                "seed": self.seed,
-                "rank": self.global_rank,
-                "began_in": where,
-                "samples": self._names,
-                "checkpoint": self.last_checkpoint(),
-            }
-        )
+    def _gather(self, item: Any) -> list[Any]:
+        """The item of every rank, in the order of ranks."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return [item]
+        items: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(items, item)
+        return items
+
+    def _non_finite(self, what: str, where: str | None) -> NonFiniteError:
+        """The same error on every rank, about the first rank on which something broke."""
+        report = {
+            "what": what,
+            "step": self.global_step,
+            "epoch": self.current_epoch,
+            "seed": self.seed,
+            "rank": self.global_rank,
+            "began_in": where,
+            "samples": self._names,
+            "checkpoint": self.last_checkpoint(),
+        }
+        reports = self._gather(report)
+        return NonFiniteError(next(found for found in reports if found["began_in"] is not None))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Nothing; adds the state of all random generators as plain values."""

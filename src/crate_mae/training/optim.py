@@ -6,18 +6,32 @@ from typing import Any
 from torch import Tensor, nn
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW groups: `weight_decay` on matrices and patch filters, none on the rest.
+def decayed_names(model: nn.Module) -> frozenset[str]:
+    """Names of the parameters that weight decay acts on: matrices and patch filters.
 
-    Norms, biases and the class and mask tokens are not decayed (MAE, appendix A.1). Parameters
-    that do not train are left out.
+    Not norms, biases, class and mask tokens (MAE, appendix A.1). To be asked before a sharded
+    strategy wraps the model, because sharded parameters lose their shape.
+    """
+    return frozenset(
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim >= 2 and name.rsplit(".", 1)[-1] not in ("class_token", "mask_token")
+    )
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, decayed_by_name: frozenset[str]
+) -> list[dict[str, Any]]:
+    """AdamW groups: `weight_decay` on the named parameters, none on the rest.
+
+    Parameters that do not train are left out.
     """
     decayed: list[Tensor] = []
     free: list[Tensor] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_token = name.rsplit(".", 1)[-1] in ("class_token", "mask_token")
-            (free if parameter.ndim < 2 or is_token else decayed).append(parameter)
+            plain = name.replace("_fsdp_wrapped_module.", "")
+            (decayed if plain in decayed_by_name else free).append(parameter)
     return [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": free, "weight_decay": 0.0},

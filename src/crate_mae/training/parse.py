@@ -14,7 +14,7 @@ from crate_mae.data.module import DataConfig
 from crate_mae.data.transforms import Augment
 from crate_mae.models.config import ModelConfig, did_you_mean
 from crate_mae.training.config import OptimConfig, PretrainConfig, RecordConfig, TrainerConfig
-from crate_mae.training.run import changed_keys, load_config_values
+from crate_mae.training.run import load_config_values
 
 
 class SettingsParser(ArgumentParser):
@@ -71,8 +71,8 @@ def pretrain_parser() -> SettingsParser:
 def parse_pretrain(arguments: Sequence[str]) -> tuple[PretrainConfig, dict[str, Any]]:
     """(configuration, {out, resume, init_from, stop_after}) of command-line arguments.
 
-    With --resume the run's own configuration is the base; settings given beside it change it, and
-    each change is named on standard error. Faults end the process with status 2 and a message.
+    With --resume the run's own configuration is the base, and settings given beside it change it.
+    Faults end the process with status 2 and a message.
     """
     parser = pretrain_parser()
     arguments = _with_recipe_files(list(arguments))
@@ -81,17 +81,15 @@ def parse_pretrain(arguments: Sequence[str]) -> tuple[PretrainConfig, dict[str, 
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"jsonargparse.*")
         try:
             given = parser.parse_args(arguments)
-            before = None
             if given.resume is not None:
-                before = load_config_values(given.resume)
-                recipe = Path(given.resume) / "config.yaml"
-                given = parser.parse_args(["--config", str(recipe), *arguments])
+                if given.out is not None:
+                    raise ValueError("--resume continues in its own folder; leave --out out")
+                load_config_values(given.resume)
+                recorded = Path(given.resume) / "config.yaml"
+                given = parser.parse_args(["--config", str(recorded), *arguments])
             config = build_config(given)
         except (ValueError, OSError) as error:
             parser.error(str(error))
-    if before is not None:
-        for line in changed_keys(before, config.to_dict()):
-            print(f"changed since this run began: {line}", file=sys.stderr)
     options = {key: given[key] for key in ("out", "resume", "init_from", "stop_after")}
     return config, options
 

@@ -11,6 +11,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from crate_mae.files import replacing, write_atomically
+
 JSONL, CSV = "metrics.jsonl", "metrics.csv"
 
 
@@ -53,7 +55,10 @@ class MetricsLog(Logger):
             return
         with (self.folder / JSONL).open("a", encoding="utf-8") as file:
             file.write("".join(line + "\n" for line in self._lines))
+        validated = any('"val/' in line for line in self._lines)
         self._lines = []
+        if validated:  # often enough for a CSV that is made anew each time
+            write_csv(self.folder)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -85,16 +90,7 @@ def write_csv(folder: Path) -> None:
     """Nothing; writes `metrics.csv`, one column for every metric of the run."""
     records = read_metrics(folder)
     columns = list(dict.fromkeys(key for record in records for key in record))
-    temporary = folder / f".{CSV}.tmp"
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(folder / CSV) as fresh, fresh.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(records)
-    temporary.replace(folder / CSV)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Nothing; replaces a text file in one step."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

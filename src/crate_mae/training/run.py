@@ -7,22 +7,28 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.distributed.fsdp import MixedPrecision
 from torch.utils.data import Dataset
 
 from crate_mae.data.module import MaskedDataModule
 from crate_mae.data.sources import ImageSource
 from crate_mae.environment import environment
+from crate_mae.files import write_atomically
 from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.tensors import load_exactly
+from crate_mae.models.config import Preprocess
+from crate_mae.models.tensors import check_match
 from crate_mae.models.weights import load_autoencoder
 from crate_mae.progress import counter
 from crate_mae.training.callbacks import (
@@ -36,14 +42,20 @@ from crate_mae.training.callbacks import (
     is_main_process,
     progress_callbacks,
 )
-from crate_mae.training.config import PretrainConfig
+from crate_mae.training.config import PretrainConfig, TrainerConfig
 from crate_mae.training.guard import NonFiniteError
 from crate_mae.training.masked import MaskedCompletion
-from crate_mae.training.records import MetricsLog, read_metrics, write_atomically
+from crate_mae.training.records import MetricsLog, read_metrics
 
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
+FREE_ON_RESUME = (
+    "name:", "record.", "trainer.accelerator:", "trainer.devices:", "trainer.num_nodes:",
+    "trainer.strategy:", "trainer.compile:", "trainer.deterministic:", "data.source:",
+    "data.val_source:", "data.workers:", "data.cache_gib:", "data.max_broken:",
+)  # fmt: skip
+"""Settings that a resumed run may change: hardware, records, where the same data lie."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +86,11 @@ def pretrain(
 ) -> RunSummary:
     """How masked pre-training ended; everything else is in the run folder.
 
-    `resume` continues the run in `folder` exactly where it was; `init_from` starts a new run from
-    the weights of another. `stop_after` saves and leaves after so many optimiser steps. A Python
-    `dataset` (images, or images with labels) replaces the configuration's source.
+    `resume` continues the run in `folder` exactly where it was (from the start when it had saved
+    nothing yet); only what leaves the result alone may differ then: hardware, records, loading.
+    `init_from` starts a new run from the weights of another. `stop_after` saves and leaves after so
+    many optimiser steps. A Python `dataset` (images, or images with labels) replaces the source of
+    the configuration.
 
     Everything is checked before anything is written. Raises FileExistsError when `folder` is taken,
     FileNotFoundError when there is nothing to resume, ValueError for settings or data that do not
@@ -84,28 +98,34 @@ def pretrain(
     """
     folder = Path(folder)
     started = perf_counter()
-    _check_folder(folder, resume=resume)
-    if resume and init_from is not None:
-        raise ValueError("--resume continues a run with its own weights; leave --init-from out")
+    changes = _check_start(config, folder, resume=resume, init_from=init_from)
+    origin = None if init_from is None else _starting_weights(config, init_from)
     stop = StopSignals()
     with _quiet_libraries():
         parts = _assemble(config, folder, stop_after=stop_after, stop=stop)
+        world_size = parts.trainer.world_size
         data = MaskedDataModule(
             config.data,
             model=config.model,
             masking=config.masking,
-            batch_size=batch_per_device(config, parts.trainer.world_size),
+            batch_size=batch_per_device(config, world_size),
             accumulate=config.trainer.accumulate,
+            world_size=world_size,
             seed=config.seed,
             dataset=dataset,
             val_dataset=val_dataset,
+            preprocess=_recorded_preprocess(folder) if resume else None,
             progress=counter if is_main_process() else None,
         )
         data.open()
-        module = _module(config, data, parts, init_from=init_from, stop=stop)
+        module = _module(config, data, parts, origin=origin, stop=stop)
         if is_main_process():
-            _write_facts(config, folder, data, command=command, resume=resume)
-        with _log_file(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with _log_file(folder), stop:
+            for change in changes:
+                logger.info("changed since this run began: %s", change)
+            if is_main_process():
+                _write_facts(config, folder, data, command=command, resume=resume)
             _announce(config, data, parts.trainer)
             finished = _fit(parts, module, data, folder, resume=resume)
     metrics = last_metrics(folder)
@@ -116,7 +136,8 @@ def pretrain(
         metrics=metrics,
         seconds=perf_counter() - started,
     )
-    if is_main_process() and finished:
+    done_before = (folder / "summary.json").exists()
+    if is_main_process() and finished and not done_before:
         facts = {"step": summary.step, "seconds": round(summary.seconds, 1), "metrics": metrics}
         write_atomically(folder / "summary.json", json.dumps(facts, indent=2) + "\n")
     return summary
@@ -139,7 +160,10 @@ def load_config_values(run: str | Path) -> dict[str, Any]:
     path = Path(run) / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{run} is no run folder: it has no {CONFIG}")
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds no settings")
     return values
@@ -180,15 +204,16 @@ def _assemble(
 ) -> _Parts:
     settings = config.trainer
     record = config.record
-    speed = Speed(epochs=config.optim.epochs, batch_size=config.optim.batch_size)
+    speed = Speed(epochs=config.optim.epochs)
     checkpoints = Checkpoints(folder, record, stop_after=stop_after)
     metrics = MetricsLog(folder)
     devices = settings.devices
-    trainer = Trainer(
+    build = partial(
+        Trainer,
         accelerator=settings.accelerator,
         devices=int(devices) if isinstance(devices, str) and devices.isdigit() else devices,
         num_nodes=settings.num_nodes,
-        strategy=settings.strategy,
+        strategy=_strategy(settings),
         precision=settings.precision,
         accumulate_grad_batches=settings.accumulate,
         deterministic=settings.deterministic or None,
@@ -198,20 +223,48 @@ def _assemble(
         use_distributed_sampler=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        logger=[metrics, TensorBoardLogger(folder, name="tensorboard", version="")],
+        default_root_dir=folder,  # not the working directory, where runs would meet
+        logger=[
+            metrics,
+            TensorBoardLogger(
+                folder, name="tensorboard", version="", purge_step=_last_step(folder)
+            ),
+        ],
         callbacks=[
             stop,
             speed,
-            checkpoints,
+            *progress_callbacks(speed),
             Reconstructions(
                 folder, every=record.reconstruct_epochs, count=record.reconstruct_images
             ),
-            *progress_callbacks(speed),
+            checkpoints,
         ],
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=sys.stderr.isatty(),
     )
+    try:
+        trainer = build()
+    except (MisconfigurationException, TypeError) as error:
+        raise ValueError(f"trainer settings do not fit this machine: {error}") from error
     return _Parts(trainer=trainer, metrics=metrics, checkpoints=checkpoints)
+
+
+def _strategy(settings: TrainerConfig) -> str | Strategy:
+    """The strategy, with sharded parameters kept in float32 (Lightning's mixed default is bf16)."""
+    if settings.strategy != "fsdp" or settings.precision == "32-true":
+        return settings.strategy
+    wide = torch.float32
+    whole = MixedPrecision(param_dtype=wide, reduce_dtype=wide, buffer_dtype=wide)
+    return FSDPStrategy(mixed_precision=whole, state_dict_type="full")
+
+
+def _last_step(folder: Path) -> int | None:
+    """The step of a run's last checkpoint, or None for a new run."""
+    checkpoint = folder / "checkpoints" / LAST
+    if not checkpoint.is_file():
+        return None
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    return int(state["global_step"])
 
 
 def _module(
@@ -219,14 +272,13 @@ def _module(
     data: MaskedDataModule,
     parts: _Parts,
     *,
-    init_from: str | Path | None,
+    origin: CrateMAE | None,
     stop: StopSignals,
 ) -> MaskedCompletion:
     seed_everything(config.seed, verbose=False)
     model = CrateMAE(config.model)
-    if init_from is not None:
-        source = load_autoencoder(init_from)
-        load_exactly(model, source.state_dict(), origin=str(init_from))
+    if origin is not None:
+        model.load_state_dict(origin.state_dict())
     model.preprocess = data.preprocess
     if config.trainer.compile:
         model.compile()
@@ -243,22 +295,23 @@ def _fit(
     parts: _Parts, module: MaskedCompletion, data: MaskedDataModule, folder: Path, *, resume: bool
 ) -> bool:
     """Whether training came to its end."""
-    checkpoint = folder / "checkpoints" / LAST if resume else None
+    step = _last_step(folder) if resume else None
+    checkpoint = None if step is None else folder / "checkpoints" / LAST
+    if resume:
+        parts.metrics.rewind(step or 0)
+        logger.info("resuming %s at step %d", folder, step or 0)
     if checkpoint is not None:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        parts.metrics.rewind(int(state["global_step"]))
         parts.checkpoints.last_saved = str(checkpoint)
-        logger.info("resuming %s at step %d", folder, state["global_step"])
-        del state
     try:
         parts.trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except (StopRequestedError, SIGTERMException):
-        logger.info("stopped and saved at step %d", parts.trainer.global_step)
+        saved = _last_step(folder)
+        logger.info("stopped; last saved at step %s", "none" if saved is None else saved)
         return False
     except NonFiniteError as error:
         if is_main_process():
             write_atomically(folder / "nonfinite.json", json.dumps(error.report, indent=2) + "\n")
-        logger.error("%s", error)
+        logger.info("stopped by a number that is not finite: see nonfinite.json")
         raise
     return True
 
@@ -266,19 +319,56 @@ def _fit(
 # -- the run folder -----------------------------------------------------------------------------
 
 
-def _check_folder(folder: Path, *, resume: bool) -> None:
-    if not is_main_process():
-        return
+def _check_start(
+    config: PretrainConfig, folder: Path, *, resume: bool, init_from: str | Path | None
+) -> list[str]:
+    """Settings that differ from those the run began with, all of them harmless to its result."""
     if resume:
-        if not (folder / "checkpoints" / LAST).is_file():
-            raise FileNotFoundError(
-                f"nothing to resume in {folder}: it has no checkpoints/{LAST}; start a new run"
+        if init_from is not None:
+            raise ValueError("--resume continues a run with its own weights; leave --init-from out")
+        changes = changed_keys(load_config_values(folder), config.to_dict())
+        fatal = [line for line in changes if not line.startswith(FREE_ON_RESUME)]
+        if fatal:
+            raise ValueError(
+                f"these settings would make {folder} another run: {'; '.join(fatal)}. Leave them as"
+                f" they were, or start a new run with --init-from {folder}"
             )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        return changes
+    if not is_main_process():
+        return []
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(
             f"{folder} exists and is never overwritten; continue it with --resume {folder}, or"
             " name another folder with --out"
         )
+    return []
+
+
+def _starting_weights(config: PretrainConfig, init_from: str | Path) -> CrateMAE:
+    """The model to start from; ValueError when it computes something else than the new one."""
+    source = load_autoencoder(init_from)
+    with torch.device("meta"):
+        wanted = CrateMAE(config.model)
+    shapes = {key: tuple(value.shape) for key, value in source.state_dict().items()}
+    check_match(shapes, wanted, origin=str(init_from))
+    changes = changed_keys(source.config.to_dict(), config.model.to_dict(), "model.")
+    free = ("model.image_size", "model.norm_pix_loss")
+    fatal = [line for line in changes if not line.startswith(free)]
+    if fatal:
+        raise ValueError(
+            f"the weights in {init_from} were trained with other settings: {'; '.join(fatal)}"
+        )
+    for line in changes:
+        logger.warning("differs from the weights it starts from: %s", line)
+    return source
+
+
+def _recorded_preprocess(folder: Path) -> Preprocess | None:
+    """The mean and std that a run began with; None when it had not come so far."""
+    path = folder / "data.json"
+    if not path.exists():
+        return None
+    return Preprocess.from_dict(json.loads(path.read_text(encoding="utf-8"))["preprocess"])
 
 
 def _write_facts(
@@ -289,7 +379,6 @@ def _write_facts(
     command: list[str] | None,
     resume: bool,
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     fingerprint = data.train_source.fingerprint()
     facts = {
         "source": data.train_source.address,
@@ -303,7 +392,12 @@ def _write_facts(
     known = folder / "data.json"
     if resume and known.exists():
         before = json.loads(known.read_text(encoding="utf-8"))
-        if before.get("fingerprint") != fingerprint:
+        if before["images"] != data.num_samples:
+            raise ValueError(
+                f"this run began with {before['images']} training images, now there are"
+                f" {data.num_samples}: the order of its samples cannot be continued"
+            )
+        if before["fingerprint"] != fingerprint:
             logger.warning("the data have changed since this run began: %s", facts["source"])
     words = " ".join(command) if command is not None else "(called from Python)"
     old = (folder / "command.txt").read_text() if (folder / "command.txt").exists() else ""
@@ -352,19 +446,17 @@ def _log_file(folder: Path) -> Iterator[None]:
     """Everything the package logs also goes to the run's `log.txt`."""
     root = logging.getLogger("crate_mae")
     level = root.level
-    handlers: list[logging.Handler] = []
+    handler: logging.Handler = logging.NullHandler()
     if is_main_process():
-        handlers.append(logging.FileHandler(folder / "log.txt", encoding="utf-8"))
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        root.addHandler(handler)
+        handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root.addHandler(handler)
     root.setLevel(logging.INFO)
     try:
         yield
     finally:
-        for handler in handlers:
-            root.removeHandler(handler)
-            handler.close()
+        root.removeHandler(handler)
+        handler.close()
         root.setLevel(level)
 
 
@@ -380,7 +472,8 @@ def _quiet_libraries() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
         warnings.filterwarnings("ignore", message=".*ended before the epoch ended.*")
         warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
-        warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero.*")
+        warnings.filterwarnings("ignore", message="Total length of `.*` across ranks is zero.*")
+        warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined.*")
         try:
             yield
         finally:

@@ -1,0 +1,29 @@
+"""Files that exist whole or not at all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; flushed to disk and moved there in one step at the end.
+
+    When the block raises, the old file stays as it was and the new one is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield fresh
+        with fresh.open("rb+") as file:
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Nothing; replaces a text file in one step."""
+    with replacing(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")
