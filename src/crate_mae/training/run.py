@@ -138,7 +138,11 @@ def pretrain(
     )
     done_before = (folder / "summary.json").exists()
     if is_main_process() and finished and not done_before:
-        facts = {"step": summary.step, "seconds": round(summary.seconds, 1), "metrics": metrics}
+        facts = {
+            "step": summary.step,
+            "seconds_of_last_session": round(summary.seconds, 1),
+            "metrics": metrics,
+        }
         write_atomically(folder / "summary.json", json.dumps(facts, indent=2) + "\n")
     return summary
 
