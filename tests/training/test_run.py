@@ -26,9 +26,10 @@ from crate_mae.models.autoencoder import CrateMAE, build_model
 from crate_mae.models.patches import patchify
 from crate_mae.models.weights import load_autoencoder, save_model
 from crate_mae.training.config import OptimConfig, RecordConfig, TrainerConfig
+from crate_mae.training.folder import changed_keys, load_config_values
 from crate_mae.training.guard import NonFiniteError, locate_nonfinite
 from crate_mae.training.records import read_metrics
-from crate_mae.training.run import batch_per_device, changed_keys, load_config_values, pretrain
+from crate_mae.training.run import batch_per_device, pretrain
 
 # 35 validation images in batches of 32: the last batch must count for 3, not for half.
 UNEVEN = replace(small_config().data, limit=215, val_share=35 / 215)

@@ -14,7 +14,7 @@ from crate_mae.data.module import DataConfig
 from crate_mae.data.transforms import Augment
 from crate_mae.models.config import ModelConfig, did_you_mean
 from crate_mae.training.config import OptimConfig, PretrainConfig, RecordConfig, TrainerConfig
-from crate_mae.training.run import load_config_values
+from crate_mae.training.folder import load_config_values
 
 
 class SettingsParser(ArgumentParser):

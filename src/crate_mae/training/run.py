@@ -13,7 +13,6 @@ from time import perf_counter
 from typing import Any
 
 import torch
-import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -24,10 +23,8 @@ from torch.utils.data import Dataset
 
 from crate_mae.data.module import MaskedDataModule
 from crate_mae.data.sources import ImageSource
-from crate_mae.environment import environment
 from crate_mae.files import write_atomically
 from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.config import Preprocess
 from crate_mae.models.tensors import check_match
 from crate_mae.models.weights import load_autoencoder
 from crate_mae.progress import counter
@@ -43,19 +40,20 @@ from crate_mae.training.callbacks import (
     progress_callbacks,
 )
 from crate_mae.training.config import PretrainConfig, TrainerConfig
+from crate_mae.training.folder import (
+    changed_keys,
+    check_start,
+    last_metrics,
+    last_step,
+    log_file,
+    recorded_preprocess,
+    write_facts,
+)
 from crate_mae.training.guard import NonFiniteError
 from crate_mae.training.masked import MaskedCompletion
-from crate_mae.training.records import MetricsLog, read_metrics
+from crate_mae.training.records import MetricsLog
 
 logger = logging.getLogger(__name__)
-
-CONFIG = "config.yaml"
-FREE_ON_RESUME = (
-    "name:", "record.", "trainer.accelerator:", "trainer.devices:", "trainer.num_nodes:",
-    "trainer.strategy:", "trainer.compile:", "trainer.deterministic:", "data.source:",
-    "data.val_source:", "data.workers:", "data.cache_gib:", "data.max_broken:",
-)  # fmt: skip
-"""Settings that a resumed run may change: hardware, records, where the same data lie."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +96,7 @@ def pretrain(
     """
     folder = Path(folder)
     started = perf_counter()
-    changes = _check_start(config, folder, resume=resume, init_from=init_from)
+    changes = check_start(config, folder, resume=resume, init_from=init_from)
     origin = None if init_from is None else _starting_weights(config, init_from)
     stop = StopSignals()
     with _quiet_libraries():
@@ -114,18 +112,18 @@ def pretrain(
             seed=config.seed,
             dataset=dataset,
             val_dataset=val_dataset,
-            preprocess=_recorded_preprocess(folder) if resume else None,
+            preprocess=recorded_preprocess(folder) if resume else None,
             progress=counter if is_main_process() else None,
         )
         data.open()
         module = _module(config, data, parts, origin=origin, stop=stop)
         if is_main_process():
             folder.mkdir(parents=True, exist_ok=True)
-        with _log_file(folder), stop:
+        with log_file(folder), stop:
             for change in changes:
                 logger.info("changed since this run began: %s", change)
             if is_main_process():
-                _write_facts(config, folder, data, command=command, resume=resume)
+                write_facts(config, folder, data, command=command, resume=resume)
             _announce(config, data, parts.trainer)
             finished = _fit(parts, module, data, folder, resume=resume)
     metrics = last_metrics(folder)
@@ -159,38 +157,23 @@ def batch_per_device(config: PretrainConfig, world_size: int) -> int:
     return config.optim.batch_size // shares
 
 
-def load_config_values(run: str | Path) -> dict[str, Any]:
-    """The nested values of a run folder's configuration; FileNotFoundError when it is no run."""
-    path = Path(run) / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"{run} is no run folder: it has no {CONFIG}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no settings")
-    return values
-
-
-def changed_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Lines "key: old -> new" for every setting that differs, nested keys joined with dots."""
-    lines = []
-    for key in dict.fromkeys([*old, *new]):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            lines += changed_keys(before, after, f"{prefix}{key}.")
-        elif before != after:
-            lines.append(f"{prefix}{key}: {before} -> {after}")
-    return lines
-
-
-def last_metrics(folder: Path) -> dict[str, float]:
-    """The last value of every metric in a run folder, without step and time."""
-    latest: dict[str, float] = {}
-    for record in read_metrics(folder):
-        latest.update(record)
-    return {key: value for key, value in latest.items() if key not in ("step", "time")}
+def _starting_weights(config: PretrainConfig, init_from: str | Path) -> CrateMAE:
+    """The model to start from; ValueError when it computes something else than the new one."""
+    source = load_autoencoder(init_from)
+    with torch.device("meta"):
+        wanted = CrateMAE(config.model)
+    shapes = {key: tuple(value.shape) for key, value in source.state_dict().items()}
+    check_match(shapes, wanted, origin=str(init_from))
+    changes = changed_keys(source.config.to_dict(), config.model.to_dict(), "model.")
+    free = ("model.image_size", "model.norm_pix_loss")
+    fatal = [line for line in changes if not line.startswith(free)]
+    if fatal:
+        raise ValueError(
+            f"the weights in {init_from} were trained with other settings: {'; '.join(fatal)}"
+        )
+    for line in changes:
+        logger.warning("differs from the weights it starts from: %s", line)
+    return source
 
 
 # -- assembling -------------------------------------------------------------------------------
@@ -230,9 +213,7 @@ def _assemble(
         default_root_dir=folder,  # not the working directory, where runs would meet
         logger=[
             metrics,
-            TensorBoardLogger(
-                folder, name="tensorboard", version="", purge_step=_last_step(folder)
-            ),
+            TensorBoardLogger(folder, name="tensorboard", version="", purge_step=last_step(folder)),
         ],
         callbacks=[
             stop,
@@ -260,15 +241,6 @@ def _strategy(settings: TrainerConfig) -> str | Strategy:
     wide = torch.float32
     whole = MixedPrecision(param_dtype=wide, reduce_dtype=wide, buffer_dtype=wide)
     return FSDPStrategy(mixed_precision=whole, state_dict_type="full")
-
-
-def _last_step(folder: Path) -> int | None:
-    """The step of a run's last checkpoint, or None for a new run."""
-    checkpoint = folder / "checkpoints" / LAST
-    if not checkpoint.is_file():
-        return None
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    return int(state["global_step"])
 
 
 def _module(
@@ -299,7 +271,7 @@ def _fit(
     parts: _Parts, module: MaskedCompletion, data: MaskedDataModule, folder: Path, *, resume: bool
 ) -> bool:
     """Whether training came to its end."""
-    step = _last_step(folder) if resume else None
+    step = last_step(folder) if resume else None
     checkpoint = None if step is None else folder / "checkpoints" / LAST
     if resume:
         parts.metrics.rewind(step or 0)
@@ -309,7 +281,7 @@ def _fit(
     try:
         parts.trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except (StopRequestedError, SIGTERMException):
-        saved = _last_step(folder)
+        saved = last_step(folder)
         logger.info("stopped; last saved at step %s", "none" if saved is None else saved)
         return False
     except NonFiniteError as error:
@@ -318,99 +290,6 @@ def _fit(
         logger.info("stopped by a number that is not finite: see nonfinite.json")
         raise
     return True
-
-
-# -- the run folder -----------------------------------------------------------------------------
-
-
-def _check_start(
-    config: PretrainConfig, folder: Path, *, resume: bool, init_from: str | Path | None
-) -> list[str]:
-    """Settings that differ from those the run began with, all of them harmless to its result."""
-    if resume:
-        if init_from is not None:
-            raise ValueError("--resume continues a run with its own weights; leave --init-from out")
-        changes = changed_keys(load_config_values(folder), config.to_dict())
-        fatal = [line for line in changes if not line.startswith(FREE_ON_RESUME)]
-        if fatal:
-            raise ValueError(
-                f"these settings would make {folder} another run: {'; '.join(fatal)}. Leave them as"
-                f" they were, or start a new run with --init-from {folder}"
-            )
-        return changes
-    if not is_main_process():
-        return []
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(
-            f"{folder} exists and is never overwritten; continue it with --resume {folder}, or"
-            " name another folder with --out"
-        )
-    return []
-
-
-def _starting_weights(config: PretrainConfig, init_from: str | Path) -> CrateMAE:
-    """The model to start from; ValueError when it computes something else than the new one."""
-    source = load_autoencoder(init_from)
-    with torch.device("meta"):
-        wanted = CrateMAE(config.model)
-    shapes = {key: tuple(value.shape) for key, value in source.state_dict().items()}
-    check_match(shapes, wanted, origin=str(init_from))
-    changes = changed_keys(source.config.to_dict(), config.model.to_dict(), "model.")
-    free = ("model.image_size", "model.norm_pix_loss")
-    fatal = [line for line in changes if not line.startswith(free)]
-    if fatal:
-        raise ValueError(
-            f"the weights in {init_from} were trained with other settings: {'; '.join(fatal)}"
-        )
-    for line in changes:
-        logger.warning("differs from the weights it starts from: %s", line)
-    return source
-
-
-def _recorded_preprocess(folder: Path) -> Preprocess | None:
-    """The mean and std that a run began with; None when it had not come so far."""
-    path = folder / "data.json"
-    if not path.exists():
-        return None
-    return Preprocess.from_dict(json.loads(path.read_text(encoding="utf-8"))["preprocess"])
-
-
-def _write_facts(
-    config: PretrainConfig,
-    folder: Path,
-    data: MaskedDataModule,
-    *,
-    command: list[str] | None,
-    resume: bool,
-) -> None:
-    fingerprint = data.train_source.fingerprint()
-    facts = {
-        "source": data.train_source.address,
-        "split": data.train_source.split,
-        "images": data.num_samples,
-        "validation_images": len(data.val_source) if data.val_source is not None else 0,
-        "fingerprint": fingerprint,
-        "preprocess": data.preprocess.to_dict(),
-        "unreadable": data.broken,
-    }
-    known = folder / "data.json"
-    if resume and known.exists():
-        before = json.loads(known.read_text(encoding="utf-8"))
-        if before["images"] != data.num_samples:
-            raise ValueError(
-                f"this run began with {before['images']} training images, now there are"
-                f" {data.num_samples}: the order of its samples cannot be continued"
-            )
-        if before["fingerprint"] != fingerprint:
-            logger.warning("the data have changed since this run began: %s", facts["source"])
-    words = " ".join(command) if command is not None else "(called from Python)"
-    old = (folder / "command.txt").read_text() if (folder / "command.txt").exists() else ""
-    write_atomically(folder / "command.txt", f"{old}{words}\n")
-    write_atomically(
-        folder / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
-    )
-    write_atomically(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
-    write_atomically(known, json.dumps(facts, indent=2) + "\n")
 
 
 def _announce(config: PretrainConfig, data: MaskedDataModule, trainer: Trainer) -> None:
@@ -440,28 +319,6 @@ def _announce(config: PretrainConfig, data: MaskedDataModule, trainer: Trainer) 
     idle = torch.cuda.device_count() - world
     if torch.cuda.is_available() and idle > 0 and config.trainer.num_nodes == 1:
         logger.warning("%d GPUs stay idle; use --trainer.devices auto for all", idle)
-
-
-# -- around the run -------------------------------------------------------------------------------
-
-
-@contextmanager
-def _log_file(folder: Path) -> Iterator[None]:
-    """Everything the package logs also goes to the run's `log.txt`."""
-    root = logging.getLogger("crate_mae")
-    level = root.level
-    handler: logging.Handler = logging.NullHandler()
-    if is_main_process():
-        handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
-        handler.close()
-        root.setLevel(level)
 
 
 @contextmanager

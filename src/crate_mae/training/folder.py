@@ -1,0 +1,166 @@
+"""The folder of a run: what it may be, what stands in it, what a resumed run may change."""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from crate_mae.data.module import MaskedDataModule
+from crate_mae.environment import environment
+from crate_mae.files import write_atomically
+from crate_mae.models.config import Preprocess
+from crate_mae.training.callbacks import LAST, is_main_process
+from crate_mae.training.config import PretrainConfig
+from crate_mae.training.records import read_metrics
+
+logger = logging.getLogger(__name__)
+
+CONFIG = "config.yaml"
+FREE_ON_RESUME = (
+    "name:", "record.", "trainer.accelerator:", "trainer.devices:", "trainer.num_nodes:",
+    "trainer.strategy:", "trainer.compile:", "trainer.deterministic:", "data.source:",
+    "data.val_source:", "data.workers:", "data.cache_gib:", "data.max_broken:",
+)  # fmt: skip
+"""Settings that a resumed run may change: hardware, records, where the same data lie."""
+
+
+def check_start(
+    config: PretrainConfig, folder: Path, *, resume: bool, init_from: str | Path | None
+) -> list[str]:
+    """Settings that differ from those the run began with, all of them harmless to its result."""
+    if resume:
+        if init_from is not None:
+            raise ValueError("--resume continues a run with its own weights; leave --init-from out")
+        changes = changed_keys(load_config_values(folder), config.to_dict())
+        fatal = [line for line in changes if not line.startswith(FREE_ON_RESUME)]
+        if fatal:
+            raise ValueError(
+                f"these settings would make {folder} another run: {'; '.join(fatal)}. Leave them as"
+                f" they were, or start a new run with --init-from {folder}"
+            )
+        return changes
+    if not is_main_process():
+        return []
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(
+            f"{folder} exists and is never overwritten; continue it with --resume {folder}, or"
+            " name another folder with --out"
+        )
+    return []
+
+
+def load_config_values(run: str | Path) -> dict[str, Any]:
+    """The nested values of a run folder's configuration; FileNotFoundError when it is no run."""
+    path = Path(run) / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{run} is no run folder: it has no {CONFIG}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no settings")
+    return values
+
+
+def changed_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lines "key: old -> new" for every setting that differs, nested keys joined with dots."""
+    lines = []
+    for key in dict.fromkeys([*old, *new]):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += changed_keys(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before} -> {after}")
+    return lines
+
+
+def write_facts(
+    config: PretrainConfig,
+    folder: Path,
+    data: MaskedDataModule,
+    *,
+    command: list[str] | None,
+    resume: bool,
+) -> None:
+    """Nothing; writes configuration, command, environment and what the data are.
+
+    Raises ValueError when a resumed run meets another number of training images.
+    """
+    fingerprint = data.train_source.fingerprint()
+    facts = {
+        "source": data.train_source.address,
+        "split": data.train_source.split,
+        "images": data.num_samples,
+        "validation_images": len(data.val_source) if data.val_source is not None else 0,
+        "fingerprint": fingerprint,
+        "preprocess": data.preprocess.to_dict(),
+        "unreadable": data.broken,
+    }
+    known = folder / "data.json"
+    if resume and known.exists():
+        before = json.loads(known.read_text(encoding="utf-8"))
+        if before["images"] != data.num_samples:
+            raise ValueError(
+                f"this run began with {before['images']} training images, now there are"
+                f" {data.num_samples}: the order of its samples cannot be continued"
+            )
+        if before["fingerprint"] != fingerprint:
+            logger.warning("the data have changed since this run began: %s", facts["source"])
+    words = " ".join(command) if command is not None else "(called from Python)"
+    old = (folder / "command.txt").read_text() if (folder / "command.txt").exists() else ""
+    write_atomically(folder / "command.txt", f"{old}{words}\n")
+    write_atomically(
+        folder / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+    )
+    write_atomically(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    write_atomically(known, json.dumps(facts, indent=2) + "\n")
+
+
+def recorded_preprocess(folder: Path) -> Preprocess | None:
+    """The mean and std that a run began with; None when it had not come so far."""
+    path = folder / "data.json"
+    if not path.exists():
+        return None
+    return Preprocess.from_dict(json.loads(path.read_text(encoding="utf-8"))["preprocess"])
+
+
+def last_step(folder: Path) -> int | None:
+    """The step of a run's last checkpoint, or None for a new run."""
+    checkpoint = folder / "checkpoints" / LAST
+    if not checkpoint.is_file():
+        return None
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    return int(state["global_step"])
+
+
+def last_metrics(folder: Path) -> dict[str, float]:
+    """The last value of every metric in a run folder, without step and time."""
+    latest: dict[str, float] = {}
+    for record in read_metrics(folder):
+        latest.update(record)
+    return {key: value for key, value in latest.items() if key not in ("step", "time")}
+
+
+@contextmanager
+def log_file(folder: Path) -> Iterator[None]:
+    """Everything the package logs also goes to the run's `log.txt`."""
+    root = logging.getLogger("crate_mae")
+    level = root.level
+    handler: logging.Handler = logging.NullHandler()
+    if is_main_process():
+        handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+        root.setLevel(level)
