@@ -53,4 +53,4 @@ def test_an_interrupted_demo_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert main(["demo", "--out", str(out)]) == 143
     assert not (out / "summary.json").exists()
     assert main(["demo", "--out", str(out)]) == 0
-    assert json.loads((out / "summary.json").read_text())["step"] == 33
+    assert json.loads((out / "summary.json").read_text())["step"] == 66
