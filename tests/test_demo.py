@@ -8,6 +8,7 @@ import yaml
 
 from crate_mae import demo
 from crate_mae.cli import main
+from crate_mae.training.folder import load_config_values
 from crate_mae.training.parse import recipe
 
 
@@ -31,6 +32,7 @@ def test_the_demo_leaves_pictures_and_numbers(
         assert word in first
     for name in ("reconstruction.png", "training.png", "evaluation.json", "metrics.csv"):
         assert (out / name).stat().st_size > 0
+    assert load_config_values(out)["masking"]["ratio"] == 0.5
     rows = json.loads((out / "evaluation.json").read_text())["rows"]
     assert len(rows) == 6
     stamp = (out / "metrics.jsonl").stat().st_mtime_ns

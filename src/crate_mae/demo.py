@@ -10,6 +10,7 @@ from crate_mae.figures import reconstruction_sheet, training_curves
 from crate_mae.files import write_atomically
 from crate_mae.models.weights import load_autoencoder, weights_hash
 from crate_mae.progress import counter
+from crate_mae.training.folder import load_config_values
 from crate_mae.training.parse import parse_pretrain
 from crate_mae.training.records import read_metrics
 from crate_mae.training.run import pretrain
@@ -38,7 +39,8 @@ def run_demo(folder: Path) -> str | None:
 def _evaluate(folder: Path) -> None:
     model = load_autoencoder(folder)
     digits = open_images(["digits"], split="test")
-    result, names = reconstruct_source(model, digits, limit=8)
+    ratio = float(load_config_values(folder)["masking"]["ratio"])
+    result, names = reconstruct_source(model, digits, ratio=ratio, limit=8)
     sheet = folder / "reconstruction.png"
     reconstruction_sheet(result, sheet, names=names, overwrite=True)
     training_curves(read_metrics(folder), folder / "training.png", overwrite=True)
@@ -49,7 +51,8 @@ def _evaluate(folder: Path) -> None:
         f"\nvalidation loss {metrics['val/loss']:.4f}"
         f" (one colour: {metrics['val/mean_colour']:.4f},"
         f" each patch's own mean: {metrics['val/patch_mean']:.4f})\n"
-        f"PSNR on removed patches {result.psnr.mean():.2f} dB\n\n{comparison_table(rows)}\n"
+        f"PSNR on removed patches of the pictures {result.psnr.mean():.2f} dB\n\n"
+        f"{comparison_table(rows)}\n"
     )
     write_atomically(folder / "evaluation.txt", text)
     values = {"sha256": weights_hash(folder), "rows": [row.to_dict() for row in rows]}
