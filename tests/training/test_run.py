@@ -25,6 +25,7 @@ from crate_mae.data.transforms import Augment
 from crate_mae.models.autoencoder import CrateMAE, build_model
 from crate_mae.models.patches import patchify
 from crate_mae.models.weights import load_autoencoder, save_model
+from crate_mae.training.callbacks import StopSignals
 from crate_mae.training.config import OptimConfig, RecordConfig, TrainerConfig
 from crate_mae.training.folder import changed_keys, load_config_values
 from crate_mae.training.guard import NonFiniteError, locate_nonfinite
@@ -349,8 +350,13 @@ def test_hardware_that_is_not_there_is_one_message(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
-def test_a_signal_stops_after_the_batch_and_handlers_come_back(tmp_path: Path, name: str) -> None:
+def test_a_signal_stops_after_the_batch_and_handlers_come_back(
+    tmp_path: Path, name: str, request: pytest.FixtureRequest
+) -> None:
     number = getattr(signal, name)
+    # Whoever started the tests may have had the signal ignored, as nohup does.
+    outside = signal.signal(number, signal.SIG_DFL)
+    request.addfinalizer(lambda: signal.signal(number, outside))
     before = signal.getsignal(number)
 
     armed = True
@@ -373,6 +379,16 @@ def test_a_signal_stops_after_the_batch_and_handlers_come_back(tmp_path: Path, n
     assert not list(tmp_path.glob("*hpc*"))
     armed = False
     assert pretrain(config, tmp_path / "run", resume=True, dataset=Signalling()).finished
+
+
+def test_a_signal_that_was_ignored_stays_ignored() -> None:
+    outside = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert not stop.wanted
+    finally:
+        signal.signal(signal.SIGUSR1, outside)
 
 
 def test_changed_settings_are_listed() -> None:
