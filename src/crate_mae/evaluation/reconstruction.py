@@ -233,10 +233,6 @@ class BaselineSums:
             ]
         )
 
-    def merge(self, other: "BaselineSums") -> None:
-        """Count in what another one has seen."""
-        self.sums += other.sums.to(self.sums.device)
-
     def mean_colour(self) -> float:
         """Masked loss of predicting the one colour that is best for all that was seen."""
         pixels = self._pixels()
