@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 
 from crate_mae.evaluation.reconstruction import Reconstruction, psnr
-from crate_mae.figures import check_figure_target, reconstruction_sheet, training_curves
+from crate_mae.figures.base import check_figure_target
+from crate_mae.figures.reconstruction import reconstruction_sheet
+from crate_mae.figures.training import training_curves
 
 
 def make(

@@ -6,7 +6,8 @@ from pathlib import Path
 from crate_mae.data.inputs import open_images
 from crate_mae.evaluation.compare import compare, comparison_table, open_pair
 from crate_mae.evaluation.reconstruction import reconstruct_source
-from crate_mae.figures import reconstruction_sheet, training_curves
+from crate_mae.figures.reconstruction import reconstruction_sheet
+from crate_mae.figures.training import training_curves
 from crate_mae.files import write_atomically
 from crate_mae.models.weights import load_autoencoder, weights_hash
 from crate_mae.progress import counter

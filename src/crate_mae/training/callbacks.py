@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from crate_mae.data.batches import Batch, MaskedImages
 from crate_mae.evaluation.reconstruction import reconstruct
-from crate_mae.figures import reconstruction_sheet
+from crate_mae.figures.reconstruction import reconstruction_sheet
 from crate_mae.files import replacing
 from crate_mae.models.weights import save_model
 from crate_mae.progress import duration

@@ -1,0 +1,79 @@
+"""The command line: a verb, its arguments, a function of the library, and its result printed.
+
+Nothing is computed here, and nothing heavy is imported before a verb has been chosen.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import crate_mae
+from crate_mae.cli.evaluate import knn, probe
+from crate_mae.cli.inspect import data, doctor, extract, info
+from crate_mae.cli.look import reconstruct
+from crate_mae.cli.train import demo, pretrain
+
+Verb = Callable[[list[str]], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status of one command: 0 done, 1 failed, 2 wrong words, 143 stopped and saved."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(words)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"crate-mae {crate_mae.__version__}")
+        return 0
+    verb = words.pop(0)
+    if verb not in VERBS:
+        from crate_mae.models.config import did_you_mean
+
+        print(f"error: no verb {verb!r}{did_you_mean(verb, VERBS)}", file=sys.stderr)
+        print(f"       verbs: {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("crate_mae").setLevel(logging.INFO)
+    try:
+        return VERBS[verb][1](words)
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        # These carry a message for the user; anything else is our bug and keeps its traceback.
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+VERBS: dict[str, tuple[str, Verb]] = {
+    "pretrain": ("masked pre-training: images in, weights and metrics out", pretrain),
+    "reconstruct": ("complete masked images and draw the result", reconstruct),
+    "extract": ("features of images, for your own use", extract),
+    "probe": ("linear probe on frozen features, beside baselines", probe),
+    "knn": ("k-nearest neighbours on frozen features, beside baselines", knn),
+    "data": ("what a data address holds: counts, sizes, statistics, faults", data),
+    "info": ("what a weights folder holds", info),
+    "doctor": ("environment report for bug threads", doctor),
+    "demo": ("pre-train on digits, probe and reconstruct, in minutes", demo),
+}
+
+
+def _overview() -> str:
+    verbs = "\n".join(f"  {name:<12} {summary}" for name, (summary, _) in VERBS.items())
+    return (
+        "crate-mae: a masked autoencoder whose every layer can be read\n\n"
+        f"usage: crate-mae VERB ...\n\n{verbs}\n\ncrate-mae VERB --help tells each verb's options"
+    )

@@ -1,0 +1,66 @@
+"""What the verbs share: parsers, options, targets. Nothing heavy is imported."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def verb_parser(verb: str, summary: str) -> argparse.ArgumentParser:
+    """A parser of one verb."""
+    return argparse.ArgumentParser(prog=f"crate-mae {verb}", description=summary)
+
+
+def add_data_options(parser: argparse.ArgumentParser, limit: int | None = None) -> None:
+    """Nothing; adds --data-split and --limit."""
+    default = "all" if limit is None else limit
+    parser.add_argument("--data-split", help="split of the data address")
+    parser.add_argument(
+        "--limit", type=int, default=limit, help=f"use at most this many images ({default})"
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Nothing; adds --device."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+
+
+def device_of(name: str) -> str:
+    """The device that a name means; "auto" is a CUDA GPU where there is one."""
+    import torch
+
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def counter_for(what: str) -> Callable[[int, int], None] | None:
+    """A one-line count with time left on a terminal; None elsewhere."""
+    from crate_mae.progress import counter
+
+    return counter(what)
+
+
+def new_file(name: str | None) -> Path | None:
+    """The path of a new file, or None for None; raises when it is there or has no folder."""
+    if name is None:
+        return None
+    path = Path(name)
+    if path.exists():
+        raise FileExistsError(f"{path} exists and is not overwritten; name another file")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} in")
+    return path
+
+
+def write_json(path: Path | None, values: dict[str, Any]) -> None:
+    """Nothing; writes values as JSON and says so; does nothing without a path."""
+    if path is not None:
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        print(f"wrote {path}")
+
+
+def print_json(values: dict[str, Any]) -> None:
+    """Nothing; prints values as JSON."""
+    print(json.dumps(values, indent=2))

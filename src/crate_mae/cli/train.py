@@ -1,0 +1,44 @@
+"""Verbs that train: pretrain, demo."""
+
+from pathlib import Path
+
+from crate_mae.cli.common import verb_parser
+
+
+def pretrain(words: list[str]) -> int:
+    """The exit status of `crate-mae pretrain`."""
+    from crate_mae.training.callbacks import is_main_process
+    from crate_mae.training.parse import parse_pretrain
+    from crate_mae.training.run import pretrain as run
+
+    config, options = parse_pretrain(words)
+    folder = Path(options["resume"] or options["out"] or Path("runs") / config.name)
+    summary = run(
+        config,
+        folder,
+        resume=options["resume"] is not None,
+        init_from=options["init_from"],
+        stop_after=options["stop_after"],
+        command=["crate-mae", "pretrain", *words],
+    )
+    if not is_main_process():
+        return 0  # another status would make the launcher kill the main process
+    if not summary.finished:
+        print(f"stopped at step {summary.step}; continue with crate-mae pretrain --resume {folder}")
+        return 143
+    numbers = " ".join(f"{key}={value:.4g}" for key, value in summary.metrics.items())
+    print(f"finished: folder={folder} step={summary.step} seconds={summary.seconds:.0f} {numbers}")
+    return 0
+
+
+def demo(words: list[str]) -> int:
+    """The exit status of `crate-mae demo`."""
+    parser = verb_parser("demo", "Pre-train on handwritten digits, probe, reconstruct: minutes.")
+    parser.add_argument("--out", default="runs/demo", help="run folder (runs/demo)")
+    given = parser.parse_args(words)
+
+    from crate_mae.demo import run_demo
+
+    found = run_demo(Path(given.out))
+    print("stopped; run the demo again to go on" if found is None else found)
+    return 143 if found is None else 0
