@@ -13,7 +13,7 @@ from PIL import Image
 
 from crate_mae import build_model, save_model
 from crate_mae.cli import VERBS, main
-from crate_mae.evaluation.features import load_features
+from crate_mae.evaluation.feature_files import load_features
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import Preprocess
 

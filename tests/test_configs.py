@@ -9,41 +9,128 @@ import pytest
 import torch
 from PIL import Image
 
+from crate_mae.data.labelled import LabelledDataConfig
 from crate_mae.data.module import DataConfig
 from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.training.config import OptimConfig, PretrainConfig, RecordConfig, TrainerConfig
-from crate_mae.training.parse import parse_pretrain, recipe
+from crate_mae.models.config import ModelConfig
+from crate_mae.training.config import (
+    CheckpointConfig,
+    FinetuneConfig,
+    OptimConfig,
+    PretrainConfig,
+    RecordConfig,
+    TrainerConfig,
+)
+from crate_mae.training.finetune import finetune
+from crate_mae.training.parse import parse_finetune, parse_pretrain, recipe
 from crate_mae.training.run import pretrain
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+SUPERVISED = [path for path in RECIPES if path.stem.startswith("finetune-")]
+MASKED = [path for path in RECIPES if path not in SUPERVISED]
+
+
+def header_of(path: Path) -> str:
+    """The comment on top of a recipe."""
+    return "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_a_document(path: Path) -> None:
-    header = "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+    header = header_of(path)
     for word in ("Purpose", "Command", "Machine", "Seed"):
         assert re.search(rf"^# {word}\b", header, re.MULTILINE), f"{path.name} lacks {word}"
     assert recipe(path.stem).read_bytes() == path.read_bytes()
+    parse = parse_finetune if path in SUPERVISED else parse_pretrain
+    config, _ = parse(["--config", str(path)])
+    assert config.name == path.stem or path in MASKED
+    assert f"# Seed      {config.seed}" in header
+    assert f"--config {path.stem}" in header
+
+
+@pytest.mark.parametrize("path", MASKED, ids=lambda path: path.stem)
+def test_a_recipe_says_how_large_its_model_is(path: Path) -> None:
     config, _ = parse_pretrain(["--config", str(path)])
     with torch.device("meta"):
         count = sum(p.numel() for p in CrateMAE(config.model).parameters())
-    assert f"{count / 1e6:.2f} million parameters" in header
-    assert f"# Seed      {config.seed}" in header
+    assert f"{count / 1e6:.2f} million parameters" in header_of(path)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    ("name", "images"),
+    [
+        ("finetune-mae", 1_281_167), ("finetune-cifar10", 50_000), ("finetune-cifar100", 50_000),
+        ("finetune-flowers102", 1_020), ("finetune-pets", 3_680),
+        ("finetune-cifar10-small", 49_000),
+    ],
+)  # fmt: skip
+def test_a_supervised_recipe_says_how_many_steps_it_takes(name: str, images: int) -> None:
+    config, _ = parse_finetune(["--config", name])
+    steps = images // config.optim.batch_size
+    text = f"{steps * config.optim.epochs:,} ({steps:,} an epoch, batch {config.optim.batch_size:,}"
+    assert f"{text}, {config.optim.epochs} epochs)" in header_of(recipe(name))
+
+
+@pytest.mark.parametrize("path", SUPERVISED, ids=lambda path: path.stem)
+def test_torchvision_knows_the_images_of_a_supervised_recipe(path: Path) -> None:
+    import torchvision
+
+    config, _ = parse_finetune(["--config", str(path)])
+    scheme, _, name = config.data.source.partition(":")
+    assert scheme == "imagefolder" or hasattr(torchvision.datasets, name)
+
+
+@pytest.mark.parametrize("path", MASKED, ids=lambda path: path.stem)
 def test_a_recipe_builds_and_takes_a_step(path: Path, tmp_path: Path) -> None:
     config, _ = parse_pretrain(["--config", str(path)])
-    height, width = config.model.image_hw
     images = tmp_path / "images"
-    images.mkdir()
-    generator = np.random.default_rng(0)
-    for index in range(3):
-        pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(images / f"{index}.png")
+    random_images(images, 3, config.model.image_hw)
     summary = pretrain(small_step(config, images), tmp_path / "run")
     assert summary.step == 1
     assert np.isfinite(summary.metrics["train/loss"])
+
+
+@pytest.mark.parametrize("path", SUPERVISED, ids=lambda path: path.stem)
+def test_a_supervised_recipe_builds_and_takes_a_step(path: Path, tmp_path: Path) -> None:
+    """With its size, augmentation and optimiser, on a narrow model of two layers."""
+    config, _ = parse_finetune(["--config", str(path)])
+    for folder in ("cats", "dogs"):
+        random_images(tmp_path / "images" / folder, 4, (40, 36))
+    model = ModelConfig(
+        image_size=32, patch_size=8, dim=16, depth=2, num_heads=2, decoder_num_heads=2
+    )
+    summary = finetune(small_supervised_step(config, model, tmp_path / "images"), tmp_path / "run")
+    assert summary.step == 1
+    assert np.isfinite(summary.metrics["train/loss"])
+    assert "test/accuracy" in summary.metrics
+
+
+def random_images(folder: Path, count: int, size: tuple[int, int]) -> None:
+    """Nothing; writes that many random colour images."""
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for index in range(count):
+        pixels = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+
+
+def small_supervised_step(
+    config: FinetuneConfig, model: ModelConfig, images: Path
+) -> FinetuneConfig:
+    """The recipe for one step from scratch on this machine."""
+    data = replace(
+        config.data, source=f"imagefolder:{images}", split=None, val_split=None, val_share=0.0,
+        test_split=None, workers=0,
+    )  # fmt: skip
+    assert isinstance(data, LabelledDataConfig)
+    return replace(
+        config,
+        model=model,
+        data=data,
+        optim=replace(config.optim, epochs=1, batch_size=4, warmup_epochs=0),
+        trainer=TrainerConfig(accelerator="cpu", devices=1),
+        record=CheckpointConfig(log_every=1),
+    )
 
 
 def small_step(config: PretrainConfig, images: Path) -> PretrainConfig:
@@ -99,6 +186,54 @@ def test_faults_are_one_message(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["weights", "--optim.dropath", "0.1"], "--optim.drop_path"),
+        (["weights", "--evaluate", "best"], "data.val_share"),
+        (["--from-scratch", "tiniest"], "presets: debug, tiny"),
+        (["weights", "--from-scratch", "tiny"], "exclude each other"),
+        (["--from-scratch", "tiny", "--resume", "run"], "exclude each other"),
+        (["--from-scratch", "finetune-mae"], "holds no model section"),
+        (["weights", "--config", "finetune-pet"], "did you mean 'finetune-pets'"),
+        (["--resume", "nowhere"], "no run folder"),
+        (["weights", "--resume", "run", "--out", "other"], "leave --out out"),
+        (["weights", "--pool", "max"], "pool"),
+        (["weights", "--optim.ema", "0.9", "--trainer.strategy", "fsdp"], "optim.ema"),
+    ],
+)
+def test_faults_of_a_supervised_command_are_one_message(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        parse_finetune(arguments)
+    assert left.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_where_a_supervised_run_starts(tmp_path: Path) -> None:
+    import yaml
+
+    assert parse_finetune(["w", "--seed", "3"])[0] == FinetuneConfig(weights="w", seed=3)
+    assert parse_finetune(["--weights", "w"])[0].weights == "w"
+    assert parse_finetune([])[0] == FinetuneConfig()
+    recipe_model = parse_pretrain(["--config", "digits"])[0].model
+    words = ["--config", "finetune-cifar10-small", "--model.sparsity", "0.1"]
+    scratch, _ = parse_finetune(["--from-scratch=digits", *words])
+    assert scratch.model == replace(recipe_model, sparsity=0.1)
+    assert scratch.data.augment.mixup == 0.2
+    (tmp_path / "run").mkdir()
+    recorded = tmp_path / "run" / "config.yaml"
+    recorded.write_text(yaml.safe_dump(scratch.to_dict()))
+    again, _ = parse_finetune(["--from-scratch", str(tmp_path / "run")])
+    assert again.model == scratch.model
+    resumed, options = parse_finetune(["--resume", str(tmp_path / "run")])
+    assert resumed == scratch
+    assert options["resume"] == str(tmp_path / "run")
 
 
 def test_the_resolved_configuration_reads_back(tmp_path: Path) -> None:

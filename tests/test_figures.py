@@ -15,7 +15,7 @@ from PIL import Image
 
 from crate_mae.evaluation.reconstruction import Reconstruction, psnr
 from crate_mae.figures.base import check_figure_target
-from crate_mae.figures.reconstruction import reconstruction_sheet
+from crate_mae.figures.reconstruction import reconstruction_sheet, settings_sheet
 from crate_mae.figures.training import training_curves
 
 
@@ -242,3 +242,55 @@ def test_the_words_of_the_curves(tmp_path: Path) -> None:
     assert "learning rate" in words
     for absent in ("validation loss", "mean colour", "learning rate"):
         assert absent not in bare
+
+
+@pytest.mark.usefixtures("svg_words")
+def test_accuracy_has_a_panel_of_its_own(tmp_path: Path) -> None:
+    tuned: list[dict[str, float]] = [
+        {"step": step, "val/loss": 1.0 / step, "val/accuracy": 1 - 1 / step} for step in range(2, 9)
+    ]
+    words = texts(training_curves(tuned, tmp_path / "a.svg"))
+    for expected in ("validation accuracy (best 87.5%, last 87.5%)", "accuracy", "loss"):
+        assert expected in words
+    assert "masked loss" not in words
+    assert "masked loss" in texts(training_curves(METRICS, tmp_path / "b.svg"))
+
+
+@pytest.mark.usefixtures("svg_words")
+def test_settings_stand_side_by_side(tmp_path: Path) -> None:
+    first = replace(make(3), mse=torch.tensor([0.1, 0.1, 0.1]), psnr=torch.tensor([10.0] * 3))
+    second = replace(make(3), psnr=torch.tensor([20.0, 22.0, 24.0]))
+    settings = [("random 50%", first), ("grid 90%", second)]
+    words = texts(settings_sheet(settings, tmp_path / "a.svg", names=["x", "y", "z"], max_rows=2))
+    for expected in (
+        "random 50% 10.0 dB; grid 90% 22.0 dB",
+        "random 50%",
+        "grid 90%",
+        "completed",
+        "The first 2 of 3 images",
+    ):
+        assert expected in words, expected
+    one = pixels(settings_sheet(settings[:1], tmp_path / "one.png"))
+    two = pixels(settings_sheet(settings, tmp_path / "two.png"))
+    assert two.shape[1] > one.shape[1] + 150
+    place = [shown_at(two, _enlarged(panel[1])) for panel in (first.masked, second.pasted)]
+    assert None not in place
+
+
+def test_settings_that_do_not_fit(tmp_path: Path) -> None:
+    other = replace(make(), original=make().original * 0.5)
+    for settings, options, message in (
+        ([], {}, "0 settings do not fit"),
+        ([("a", make())] * 13, {}, "13 settings"),
+        ([("a", make()), ("b", other)], {}, "same images"),
+        ([("a", make())], {"max_rows": 0}, "nothing to draw"),
+        ([("a", make())], {"names": ["x"]}, "1 names for 2 images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            settings_sheet(settings, tmp_path / "a.png", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _enlarged(image: torch.Tensor) -> np.ndarray:
+    small = (image.permute(1, 2, 0).numpy() * 255).round().astype(int)
+    return small.repeat(22, 0).repeat(22, 1)

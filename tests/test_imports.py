@@ -18,7 +18,7 @@ ROWS = [
     {"data"},
     {"evaluation", "whitebox"},
     {"figures"},
-    {"training"},
+    {"training", "analysis"},
     {"report", "export", "integrations"},
     {"app", "demo"},
     {"cli", "__main__"},

@@ -21,9 +21,9 @@ from crate_mae.data.batches import (
     Batch,
     EpochBatches,
     FixedBatches,
-    MaskedImages,
     MaskedStream,
     Masking,
+    SourceBatches,
     TimedLoader,
     stable_index,
     whole_batch,
@@ -43,7 +43,9 @@ KEYS = [(0, 5), (0, 2), (1, 5)]
 
 
 def _make(keys: list[tuple[int, int]], **options: Any) -> Batch:
-    return MaskedImages(Pictures(9, size=(12, 10)), batch_maker(**options)).__getitems__(keys)
+    source = Pictures(9, size=(12, 10))
+    batch: Batch = SourceBatches(source, batch_maker(**options)).__getitems__(keys)
+    return batch
 
 
 # What a batch holds
@@ -95,14 +97,14 @@ def test_global_random_state_is_neither_used_nor_changed() -> None:
     assert same_batches([first], [_make(KEYS)])
     state = torch.random.get_rng_state()
     with pytest.raises(ValueError, match="picture-005: an image of 5 channels cannot be turned"):
-        MaskedImages(Pictures(9, channels=5), batch_maker()).__getitems__(KEYS)
+        SourceBatches(Pictures(9, channels=5), batch_maker()).__getitems__(KEYS)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_images_are_normalised() -> None:
     source = Pictures(4)
     make = batch_maker(Augment(kind="none", flip=False))
-    batch = MaskedImages(source, make).__getitems__([(0, 3)])
+    batch = SourceBatches(source, make).__getitems__([(0, 3)])
     expected = (source.pixels(3).float() / 255 - 0.25) / 0.5
     torch.testing.assert_close(batch["images"][0], expected)
 
@@ -110,14 +112,14 @@ def test_images_are_normalised() -> None:
 def test_channels_are_matched_to_the_model() -> None:
     colour = Preprocess(size=(8, 8), channels=3)
     plain = Augment(kind="none", flip=False)
-    grey = MaskedImages(Pictures(4), batch_maker(plain, preprocess=colour))
+    grey = SourceBatches(Pictures(4), batch_maker(plain, preprocess=colour))
     images = grey.__getitems__([(0, 1)])["images"]
     assert images.shape == (1, 3, 8, 8)
     assert torch.equal(images[:, 0], images[:, 2])
-    colours = MaskedImages(Pictures(4, channels=3), batch_maker(plain))
+    colours = SourceBatches(Pictures(4, channels=3), batch_maker(plain))
     assert colours.__getitems__([(0, 1)])["images"].shape == (1, 1, 8, 8)
     identity = Preprocess(size=(8, 8), channels=5, mean=(0.0,) * 5, std=(1.0,) * 5)
-    bands = MaskedImages(Pictures(4, channels=5), batch_maker(plain, preprocess=identity))
+    bands = SourceBatches(Pictures(4, channels=5), batch_maker(plain, preprocess=identity))
     expected = Pictures(4, channels=5).pixels(1).float() / 255
     torch.testing.assert_close(bands.__getitems__([(0, 1)])["images"][0], expected)
 
@@ -125,7 +127,7 @@ def test_channels_are_matched_to_the_model() -> None:
 def test_bytes_and_floats_in_one_batch_have_one_scale() -> None:
     white = torch.full((1, 8, 8), 255, dtype=torch.uint8)
     source = wrap_dataset([white, white.float() / 255])  # type: ignore[arg-type]
-    images = MaskedImages(source, batch_maker()).__getitems__([(0, 0), (0, 1)])["images"]
+    images = SourceBatches(source, batch_maker()).__getitems__([(0, 0), (0, 1)])["images"]
     torch.testing.assert_close(images, torch.full_like(images, (1 - 0.25) / 0.5))
 
 
@@ -272,7 +274,7 @@ def test_fixed_batches_cover_everything_once(
 
 def _loader(workers: int, **options: Any) -> TimedLoader:
     sampler = EpochBatches(num_samples=20, batch_size=4, seed=3, **options)
-    images = MaskedImages(Pictures(20, broken=(7,)), batch_maker())
+    images = SourceBatches(Pictures(20, broken=(7,)), batch_maker())
     return TimedLoader(images, batch_sampler=sampler, num_workers=workers, collate_fn=COLLATE)
 
 
@@ -289,7 +291,7 @@ def test_workers_change_nothing() -> None:
 
 
 def test_a_broken_image_is_replaced_and_named() -> None:
-    images = MaskedImages(Pictures(6, broken=(2, 3, 5)), batch_maker())
+    images = SourceBatches(Pictures(6, broken=(2, 3, 5)), batch_maker())
     batch = images.__getitems__([(0, 1), (0, 2), (0, 5)])
     assert batch["names"] == ["picture-001", "picture-004", "picture-000"]
     assert batch["index"].tolist() == [1, 2, 5]
@@ -299,7 +301,7 @@ def test_a_broken_image_is_replaced_and_named() -> None:
 
 
 def test_nothing_readable_is_an_error_with_a_list() -> None:
-    images = MaskedImages(Pictures(7, broken=range(7)), batch_maker())
+    images = SourceBatches(Pictures(7, broken=range(7)), batch_maker())
     with pytest.raises(
         ValueError, match=r"no readable image in pictures: picture-003 \(torn\).* and 2 more"
     ):
@@ -439,7 +441,7 @@ class _Slow(Pictures):
 
 def test_waiting_is_counted_but_not_the_work_between() -> None:
     sampler = FixedBatches(num_samples=4, batch_size=2)
-    images = MaskedImages(_Slow(4), batch_maker(preprocess=GREY))
+    images = SourceBatches(_Slow(4), batch_maker(preprocess=GREY))
     loader = TimedLoader(images, batch_sampler=sampler, collate_fn=COLLATE)
     called: list[float] = []
     loader.before_iteration = lambda: called.append(loader.waited)

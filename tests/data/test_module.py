@@ -14,9 +14,10 @@ from torch.utils.data import Dataset
 
 from crate_mae.data.batches import Batch, Masking, TimedLoader
 from crate_mae.data.cache import CachedSource
+from crate_mae.data.masked import MaskedBatches
 from crate_mae.data.module import (
     DataConfig,
-    MaskedDataModule,
+    ImageDataModule,
     TooManyBrokenImagesError,
     default_workers,
     split_off,
@@ -41,11 +42,11 @@ def _module(
     val_dataset: ImageSource | None = None,
     preprocess: Preprocess | None = None,
     **config: Any,
-) -> MaskedDataModule:
-    module = MaskedDataModule(
+) -> ImageDataModule:
+    module = ImageDataModule(
         DataConfig(**{"workers": 0, **config}),
         model=model,
-        masking=masking or Masking(),
+        kind=MaskedBatches(masking=masking or Masking()),
         batch_size=batch_size,
         accumulate=accumulate,
         dataset=dataset,
@@ -56,7 +57,7 @@ def _module(
     return module
 
 
-def _validation(module: MaskedDataModule) -> list[Batch]:
+def _validation(module: ImageDataModule) -> list[Batch]:
     loader = module.val_dataloader()
     assert isinstance(loader, TimedLoader)
     return list(loader)
@@ -188,7 +189,7 @@ def test_given_statistics_and_given_preprocessing_are_used() -> None:
     assert module.preprocess is other
     source = module.train_source
     assert isinstance(source, ImageSource)
-    maker = module.validation_maker()
+    maker = module.kind.validation_maker(module)
     images = maker([(0, 0, source.load(0))], [])["images"]
     torch.testing.assert_close(images[0], (source.load(0).image / 255 - 0.1) / 0.2)
 
@@ -242,7 +243,7 @@ def test_validation_batches_never_change() -> None:
     assert same_batches(_validation(module), first)
     plain = _module(Pictures(50), val_share=0.3, augment=Augment(kind="none"))
     assert same_batches(_validation(plain), first)
-    pickle.dumps(module.validation_maker())  # for workers that are not forked
+    pickle.dumps(module.kind.validation_maker(module))  # for workers that are not forked
 
 
 # Memory
@@ -325,7 +326,7 @@ def test_training_goes_on_from_any_batch() -> None:
     assert _module(Pictures(40)).waited == 0
 
 
-def _from(module: MaskedDataModule, seen: int) -> list[Batch]:
+def _from(module: ImageDataModule, seen: int) -> list[Batch]:
     module.batches_seen = seen
     return list(module.train_dataloader())
 
@@ -341,7 +342,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_shards(folder, [20, 5, 15], broken=(1, 22))
 
 
-def _stream_module(shards: str, **options: Any) -> MaskedDataModule:
+def _stream_module(shards: str, **options: Any) -> ImageDataModule:
     return _module(**{"source": shards, "mean": [0.5], "std": [0.3], "max_broken": 0.1, **options})
 
 

@@ -14,17 +14,21 @@ from safetensors import safe_open
 from crate_mae.data.images import ImageFacts, Sample, UnreadableImage
 from crate_mae.data.sources import ImageSource, open_source
 from crate_mae.data.transforms import fit
+from crate_mae.evaluation.feature_files import (
+    check_target,
+    load_facts,
+    load_features,
+    load_pair,
+    save_features,
+)
 from crate_mae.evaluation.features import (
     FeaturePool,
     Features,
-    check_target,
+    extract_all,
     extract_features,
-    labelled_pair,
-    load_facts,
-    load_features,
     raw_pixels,
-    save_features,
 )
+from crate_mae.evaluation.labelled import few_shot, labelled_pair
 from crate_mae.models.autoencoder import CrateMAE, build_model
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import Preprocess
@@ -83,7 +87,7 @@ def random_features(
     )
 
 
-@pytest.mark.parametrize("pool", ["mean", "cls", "tokens"])
+@pytest.mark.parametrize("pool", ["mean", "cls", "both", "tokens"])
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_features_are_what_the_model_encodes(
     model: CrateMAE, pool: FeaturePool, batch_size: int
@@ -95,7 +99,13 @@ def test_features_are_what_the_model_encodes(
     for index in range(7):
         pixels = fit(source.images[index], (8, 8)).double() / 255
         tokens = twin.encode(((pixels - mean) / std)[None])[0]
-        expected = {"mean": tokens[1:].mean(0), "cls": tokens[0], "tokens": tokens}[pool]
+        mean_token = tokens[1:].mean(0)
+        expected = {
+            "mean": mean_token,
+            "cls": tokens[0],
+            "both": torch.cat([tokens[0], mean_token]),
+            "tokens": tokens,
+        }[pool]
         torch.testing.assert_close(features.values[index].double(), expected, atol=1e-5, rtol=1e-5)
     assert features.labels is not None
     assert features.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
@@ -105,6 +115,81 @@ def test_features_are_what_the_model_encodes(
     assert features.values.dtype == torch.float32
     assert not features.values.is_inference()
     assert not features.values.requires_grad
+
+
+def test_all_layers_and_pools_come_from_one_pass(
+    model: CrateMAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = []
+    embed = model.encoder.embed
+
+    def counted(images: torch.Tensor) -> torch.Tensor:
+        passes.append(len(images))
+        return embed(images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.encoder, "embed", counted)
+        found = extract_all(model, Made(5), pools=("mean", "cls", "both"), layers="all")
+    assert passes == [5]
+    assert list(found) == [
+        (layer, pool) for layer in (0, 1, 2, None) for pool in ("mean", "cls", "both")
+    ]
+    mean = torch.tensor([0.4, 0.5, 0.6])[:, None, None]
+    std = torch.tensor([0.2, 0.3, 0.4])[:, None, None]
+    source = Made(5)
+    images = torch.stack([(fit(i, (8, 8)) / 255 - mean) / std for i in source.images])
+    with torch.no_grad():
+        tokens = model.encoder.embed(images)
+        for index, layer in enumerate(model.encoder.layers):
+            expected = {"cls": tokens[:, 0], "mean": tokens[:, 1:].mean(1)}
+            expected["both"] = torch.cat([expected["cls"], expected["mean"]], dim=1)
+            for pool, rows in expected.items():
+                torch.testing.assert_close(found[index, pool].values, rows)
+                assert (found[index, pool].layer, found[index, pool].pool) == (index, pool)
+            tokens = layer(tokens)
+        torch.testing.assert_close(found[2, "cls"].values, tokens[:, 0])
+        torch.testing.assert_close(found[None, "cls"].values, model.encode(images)[:, 0])
+    assert not torch.allclose(found[2, "cls"].values, found[None, "cls"].values)
+
+
+def test_layers_that_do_not_exist(model: CrateMAE) -> None:
+    with pytest.raises(ValueError, match=r"layers \[3\] do not exist.*0 .* to 2"):
+        extract_all(model, Made(1), layers=(3, 0))
+    with pytest.raises(ValueError, match="no layer"):
+        extract_all(model, Made(1), layers=())
+    assert extract_features(model, Made(1), layer=-1).layer is None
+
+
+def test_few_shots_keep_rows_labels_and_names_together() -> None:
+    whole = random_features(20)
+    few = few_shot(whole, 3, 1)
+    assert few.labels is not None
+    assert sorted(few.labels.tolist()) == [0, 0, 0, 1, 1, 1]
+    assert whole.labels is not None
+    for row, label, name in zip(few.values, few.labels, few.names, strict=True):
+        index = whole.names.index(name)
+        assert torch.equal(row, whole.values[index])
+        assert label == whole.labels[index]
+    with pytest.raises(ValueError, match="class 0 has 10, class 1 has 10"):
+        few_shot(whole, 11, 0)
+    with pytest.raises(ValueError, match="no image has a label"):
+        few_shot(random_features(labelled=False), 1, 0)
+
+
+def test_a_pair_of_files_must_be_made_alike(tmp_path: Path) -> None:
+    def written(name: str, weights: str, layer: int | None) -> Path:
+        features = Features(**{**vars(random_features()), "layer": layer})
+        return save_features(
+            features, tmp_path / name, preprocess=Preprocess(size=(8, 8)), weights_hash=weights
+        )
+
+    first, second = written("a.npz", "x", 1), written("b.parquet", "x", 1)
+    train, test, facts = load_pair(first, second)
+    assert torch.equal(train.values, test.values)
+    assert (train.layer, facts["layer"], facts["weights_sha256"]) == (1, 1, "x")
+    other = written("c.safetensors", "y", None)
+    with pytest.raises(ValueError, match="differ in weights_sha256, layer"):
+        load_pair(first, other)
 
 
 def test_two_extractions_are_equal_and_leave_the_model_as_it_was(model: CrateMAE) -> None:
@@ -157,7 +242,7 @@ def test_missing_labels_are_marked(model: CrateMAE) -> None:
 
 
 def test_wrong_arguments(model: CrateMAE) -> None:
-    with pytest.raises(ValueError, match="pool must be one of mean, cls, tokens, not 'max'"):
+    with pytest.raises(ValueError, match="pool must be one of mean, cls, both, tokens, not 'max'"):
         extract_features(model, Made(1), pool="max")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
         extract_features(model, Made(1), batch_size=0)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.neighbors import NearestNeighbors
+from sklearn.metrics import confusion_matrix
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from crate_mae.evaluation.features import Features
 from crate_mae.evaluation.knn import knn, nearest, vote
-from crate_mae.evaluation.probe import HELD_OUT, hold_out
+from crate_mae.evaluation.metrics import HELD_OUT, hold_out
 
 
 def features(values: torch.Tensor, labels: torch.Tensor) -> Features:
@@ -53,7 +54,7 @@ def answers_by_loops(
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 def test_accuracy_by_loops(temperature: float) -> None:
     train, test = clouds(90), clouds(60, seed=1)
-    result = knn(train, test, k=(1, 3, 8, 80), temperature=temperature)
+    result = knn(train, test, k=(1, 3, 8, 80), temperatures=(temperature,))
     assert train.labels is not None
     assert test.labels is not None
     for k in (1, 3, 8, 80):
@@ -66,8 +67,8 @@ def test_accuracy_by_loops(temperature: float) -> None:
         )
         assert result.by_k[k] == pytest.approx(np.mean(np.array(expected) == test.labels.numpy()))
     assert result.accuracy == result.by_k[result.k]
-    best = max(result.held_out_by_k.values())
-    assert result.k == min(k for k, v in result.held_out_by_k.items() if v == best)
+    best = max(point.accuracy for point in result.grid)
+    assert result.k == min(p.setting["k"] for p in result.grid if p.accuracy == best)
     assert result.interval[0] < result.accuracy < result.interval[1]
     assert (result.num_train, result.num_test, result.num_classes) == (90, 60, 4)
 
@@ -76,16 +77,41 @@ def test_held_out_accuracy_by_loops() -> None:
     train = clouds(90)
     assert train.labels is not None
     held = hold_out(train.labels, HELD_OUT, 0)
-    expected = answers_by_loops(
-        train.values[~held].double().numpy(),
-        train.labels[~held].numpy(),
-        train.values[held].double().numpy(),
-        5,
-        0.07,
-    )
-    result = knn(train, clouds(8, seed=1), k=(5,))
-    assert result.held_out_by_k[5] == np.mean(np.array(expected) == train.labels[held].numpy())
+    result = knn(train, clouds(8, seed=1), k=(5, 9), temperatures=(0.07, 1.0))
     assert result.num_held_out == int(held.sum())
+    assert len(result.grid) == 4
+    for point in result.grid:
+        expected = answers_by_loops(
+            train.values[~held].double().numpy(),
+            train.labels[~held].numpy(),
+            train.values[held].double().numpy(),
+            int(point.setting["k"]),
+            point.setting["temperature"],
+        )
+        assert point.accuracy == np.mean(np.array(expected) == train.labels[held].numpy())
+    top = max(point.accuracy for point in result.grid)
+    first = next(point for point in result.grid if point.accuracy == top)
+    assert result.setting == first.setting
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (7, 0.07), (15, 0.5)])
+def test_answers_are_those_of_sklearn(k: int, temperature: float) -> None:
+    train, test = clouds(90), clouds(60, seed=1)
+    assert train.labels is not None
+    assert test.labels is not None
+    reference = KNeighborsClassifier(
+        n_neighbors=k,
+        metric="cosine",
+        algorithm="brute",
+        weights=lambda distance: np.exp((1 - distance) / temperature),
+    )
+    reference.fit(train.values.double().numpy(), train.labels.numpy())
+    answers = reference.predict(test.values.double().numpy())
+    result = knn(train, test, k=(k,), temperatures=(temperature,))
+    assert result.accuracy == np.mean(answers == test.labels.numpy())
+    expected = confusion_matrix(test.labels.numpy(), answers)
+    assert result.confusion is not None
+    np.testing.assert_array_equal(result.confusion["counts"], expected)
 
 
 def test_points_drawn_by_hand() -> None:
@@ -154,8 +180,8 @@ def test_k_is_not_chosen_on_the_test_set() -> None:
     train = clouds(90)
     other = features(torch.randn(40, 5), torch.arange(40) % 4)
     first, second = knn(train, clouds(40, seed=1)), knn(train, other)
-    assert first.held_out_by_k == second.held_out_by_k
-    assert first.k == second.k
+    assert first.grid == second.grid
+    assert first.setting == second.setting
 
 
 def test_the_result_is_plain() -> None:
@@ -178,8 +204,15 @@ def test_wrong_k(k: tuple[int, ...]) -> None:
 
 
 def test_wrong_temperature() -> None:
-    with pytest.raises(ValueError, match="temperature must be above 0, not 0"):
-        knn(clouds(24), clouds(12, seed=1), temperature=0)
+    with pytest.raises(ValueError, match="temperature must be above 0, not \\[0\\]"):
+        knn(clouds(24), clouds(12, seed=1), temperatures=(0,))
+
+
+def test_one_image_of_every_class_leaves_the_nearest() -> None:
+    result = knn(clouds(4), clouds(40, seed=1))
+    assert result.setting == {"k": 1, "temperature": 0.07}
+    assert (result.grid, result.num_held_out) == ([], 0)
+    assert list(result.by_k) == [1]
 
 
 def test_zero_features_are_similar_to_nothing() -> None:

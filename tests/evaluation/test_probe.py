@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,20 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from crate_mae.evaluation import probe
+from crate_mae.evaluation import regression
 from crate_mae.evaluation.features import Features
-from crate_mae.evaluation.probe import hold_out, linear_probe, wilson_interval
+from crate_mae.evaluation.metrics import hold_out, wilson_interval
+from crate_mae.evaluation.probe import (
+    EPOCHS,
+    FIXED_PENALTY,
+    FIXED_SGD,
+    LEARNING_RATES,
+    PENALTIES,
+    WEIGHT_DECAYS,
+    Normalise,
+    Solver,
+    linear_probe,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -92,25 +104,25 @@ def test_a_fit_is_the_minimum_that_sklearn_finds(
     data: str, penalty: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = digits()[0] if data == "digits" else clouds(300)
-    mean, scale = probe._statistics(train.values)
+    mean, scale = regression.standardising(train.values)
     X = (train.values - mean) * scale
     exact = standardised(train, train)
     np.testing.assert_allclose(X.numpy(), exact, atol=1e-4)
     assert train.labels is not None
-    regression = probe._Regression(X, int(train.labels.max()) + 1)
+    fitted = regression.Regression(X, int(train.labels.max()) + 1)
     weight, bias = sklearn_fit(train, penalty)
 
-    assert regression.fit(X, train.labels, penalty)
+    assert fitted.fit(X, train.labels, penalty)
     y = train.labels.numpy()
     least = objective(exact, y, weight, bias, penalty)
-    found = objective(exact, y, regression.weight.numpy(), regression.bias.numpy(), penalty)
+    found = objective(exact, y, fitted.weight.numpy(), fitted.bias.numpy(), penalty)
     assert found == pytest.approx(least, rel=1e-4)
 
-    monkeypatch.setattr(probe, "GRADIENT_TOLERANCE", 1e-6)
+    monkeypatch.setattr(regression, "GRADIENT_TOLERANCE", 1e-6)
     X = torch.from_numpy(exact)
-    regression = probe._Regression(X, len(bias))
-    assert regression.fit(X, train.labels, penalty)
-    np.testing.assert_allclose(regression.weight.numpy(), weight, atol=1e-3)
+    fitted = regression.Regression(X, len(bias))
+    assert fitted.fit(X, train.labels, penalty)
+    np.testing.assert_allclose(fitted.weight.numpy(), weight, atol=1e-3)
 
 
 def test_without_the_preconditioner_the_minimum_is_the_same(
@@ -118,7 +130,7 @@ def test_without_the_preconditioner_the_minimum_is_the_same(
 ) -> None:
     train, test = clouds(300), clouds(200, seed=1)
     fast = linear_probe(train, test)
-    monkeypatch.setattr(probe, "MAX_PRECONDITIONED", 0)
+    monkeypatch.setattr(regression, "MAX_PRECONDITIONED", 0)
     slow = linear_probe(train, test)
     assert slow.converged
     assert slow.accuracy == pytest.approx(fast.accuracy, abs=0.011)
@@ -129,7 +141,7 @@ def test_accuracy_and_choice_on_digits() -> None:
     result = linear_probe(train, test)
     assert train.labels is not None
     assert test.labels is not None
-    weight, bias = sklearn_fit(train, result.penalty)
+    weight, bias = sklearn_fit(train, result.setting["penalty"])
     answers = (standardised(train, test) @ weight.T + bias).argmax(1)
     right = answers == test.labels.numpy()
     assert result.accuracy == pytest.approx(right.mean(), abs=0.006)
@@ -142,8 +154,10 @@ def test_accuracy_and_choice_on_digits() -> None:
         expected = right[test.labels.numpy() == label].mean()
         assert result.per_class[str(label)] == pytest.approx(expected, abs=0.04)
     best = max(point.accuracy for point in result.grid)
-    assert result.penalty == max(p.penalty for p in result.grid if p.accuracy == best)
-    assert [point.penalty for point in result.grid] == list(probe.PENALTIES)
+    assert result.setting["penalty"] == max(
+        p.setting["penalty"] for p in result.grid if p.accuracy == best
+    )
+    assert [point.setting["penalty"] for point in result.grid] == list(PENALTIES)
     low, high = result.interval
     assert low < result.accuracy < high
 
@@ -203,8 +217,89 @@ def test_few_images_per_class() -> None:
     train = clouds(6)
     result = linear_probe(train, clouds(30, seed=1))
     assert result.num_held_out == 3
-    with pytest.raises(ValueError, match="each of the 3 training images"):
-        linear_probe(clouds(3), clouds(30, seed=1))
+
+
+@pytest.mark.parametrize("solver", ["exact", "sgd"])
+def test_one_image_of_every_class_leaves_nothing_to_choose_on(solver: Solver) -> None:
+    result = linear_probe(clouds(3), clouds(30, seed=1), solver=solver)
+    assert (result.grid, result.num_held_out, result.on_edge) == ([], 0, [])
+    assert result.setting == ({"penalty": FIXED_PENALTY} if solver == "exact" else FIXED_SGD)
+    assert result.accuracy > result.chance
+
+
+def test_a_grid_of_one_is_not_chosen_from() -> None:
+    result = linear_probe(clouds(60), clouds(30, seed=1), penalties=(0.3,))
+    assert (result.setting, result.num_held_out, result.grid) == ({"penalty": 0.3}, 0, [])
+
+
+@pytest.mark.parametrize("normalise", ["standardise", "batch_norm"])
+def test_sgd_reaches_the_exact_solver(normalise: Normalise) -> None:
+    train, test = digits()
+    exact = linear_probe(train, test)
+    trained = linear_probe(train, test, solver="sgd", normalise=normalise, epochs=60, batch_size=64)
+    assert trained.accuracy == pytest.approx(exact.accuracy, abs=0.025)
+    assert trained.converged
+    assert len(trained.grid) == len(LEARNING_RATES) * len(WEIGHT_DECAYS)
+    assert (trained.epochs, trained.batch_size) == (60, 64)
+    best = max(point.accuracy for point in trained.grid)
+    assert trained.setting in [p.setting for p in trained.grid if p.accuracy == best]
+    plain = trained.to_dict()
+    assert json.loads(json.dumps(plain)) == plain
+    assert plain["learning_rate"] == trained.setting["learning_rate"]
+
+
+def test_sgd_separates_what_can_be_separated() -> None:
+    far = torch.eye(4).repeat_interleave(30, dim=0) * 20
+    noise = torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(4).repeat_interleave(30)
+    easy = features(far + noise, labels)
+    choices: tuple[Normalise, ...] = ("standardise", "batch_norm", "none")
+    for normalise in choices:
+        result = linear_probe(easy, easy, solver="sgd", normalise=normalise)
+        assert result.accuracy == linear_probe(easy, easy).accuracy == 1
+        assert result.epochs == EPOCHS
+
+
+def test_unscaled_features_are_fitted_as_they_are() -> None:
+    train, test = digits()
+    result = linear_probe(train, test, normalise="none", penalties=(1e-2,))
+    assert train.labels is not None
+    assert test.labels is not None
+    X = train.values.double().numpy()
+    reference = LogisticRegression(C=1 / (1e-2 * len(X)), solver="newton-cholesky", tol=1e-9)
+    reference.fit(X, train.labels.numpy())
+    right = reference.predict(test.values.double().numpy()) == test.labels.numpy()
+    assert result.accuracy == pytest.approx(right.mean(), abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"solver": "adam"}, "solver must be one of exact, sgd, not 'adam'"),
+        ({"normalise": "unit"}, "normalise must be one of"),
+        ({"normalise": "batch_norm"}, "batch_norm needs batches"),
+        ({"solver": "sgd", "epochs": 0}, "at least 1 epoch"),
+        ({"solver": "sgd", "batch_size": 1}, "batches of at least 2"),
+        ({"penalties": ()}, "penalties must be"),
+        ({"penalties": (0.0,)}, "penalties must be one or more numbers above 0"),
+        ({"solver": "sgd", "learning_rates": (-1.0,)}, "learning rates must be"),
+        ({"solver": "sgd", "weight_decays": (float("nan"),)}, "weight decays must be"),
+    ],
+)
+def test_settings_that_make_no_sense(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        linear_probe(clouds(30), clouds(30, seed=1), **words)
+
+
+@pytest.mark.parametrize("solver", ["exact", "sgd"])
+def test_the_choice_does_not_change_with_the_labels_of_the_test(solver: Solver) -> None:
+    train, test = clouds(120), clouds(60, seed=1)
+    assert test.labels is not None
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(5))
+    shuffled = features(test.values, test.labels[order])
+    first, second = (linear_probe(train, t, solver=solver, epochs=5) for t in (test, shuffled))
+    assert (first.setting, first.grid) == (second.setting, second.grid)
+    assert first.accuracy != second.accuracy
 
 
 def test_more_features_than_images() -> None:
@@ -222,7 +317,7 @@ def test_chance_is_the_training_majority() -> None:
 def test_a_fit_that_stops_early_is_reported(
     monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
-    monkeypatch.setattr(probe, "MAX_STEPS", 1)
+    monkeypatch.setattr(regression, "MAX_STEPS", 1)
     result = linear_probe(clouds(120), clouds(60, seed=1))
     assert not result.converged
     assert not all(point.converged for point in result.grid)

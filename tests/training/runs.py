@@ -13,10 +13,19 @@ import yaml
 from torch import Tensor
 
 from crate_mae.data.batches import Masking
+from crate_mae.data.labelled import LabelledDataConfig
 from crate_mae.data.module import DataConfig
-from crate_mae.data.transforms import Augment
+from crate_mae.data.transforms import Augment, SupervisedAugment
 from crate_mae.models.config import ModelConfig
-from crate_mae.training.config import OptimConfig, PretrainConfig, RecordConfig, TrainerConfig
+from crate_mae.training.config import (
+    CheckpointConfig,
+    FinetuneConfig,
+    FinetuneOptimConfig,
+    OptimConfig,
+    PretrainConfig,
+    RecordConfig,
+    TrainerConfig,
+)
 
 MODEL = ModelConfig(
     image_size=8,
@@ -46,6 +55,29 @@ def small_config(**changes: Any) -> PretrainConfig:
     return replace(base, **changes)
 
 
+AUGMENT = SupervisedAugment(
+    kind="pad_crop", padding=1, flip=False, rand_augment=3, erasing=0.25, mixup=0.8, cutmix=1.0
+)
+
+
+def small_finetune(**changes: Any) -> FinetuneConfig:
+    """Three epochs of five steps on 160 digits, with everything random switched on."""
+    base = FinetuneConfig(
+        name="small",
+        model=replace(MODEL, depth=2),
+        data=LabelledDataConfig(
+            source="digits", limit=200, val_share=0.2, test_limit=60, augment=AUGMENT, workers=0
+        ),
+        optim=FinetuneOptimConfig(
+            epochs=3, batch_size=32, base_lr=1e-2, warmup_epochs=1, layer_decay=0.5, drop_path=0.5,
+            label_smoothing=0.1, ema=0.6,
+        ),
+        trainer=TrainerConfig(accelerator="cpu", devices=1),
+        record=CheckpointConfig(log_every=1, checkpoint_steps=2),
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
 def final_state(folder: Path) -> dict[str, Tensor]:
     """The weights of a run's last checkpoint."""
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
@@ -62,7 +94,15 @@ def records(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def write_recipe(config: PretrainConfig, path: Path) -> Path:
+def assert_same_run(a: Path, b: Path) -> None:
+    """Weights bit for bit, and every logged number."""
+    first, second = final_state(a), final_state(b)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert records(a) == records(b)
+
+
+def write_recipe(config: PretrainConfig | FinetuneConfig, path: Path) -> Path:
     """The configuration as a recipe file."""
     path.write_text(yaml.safe_dump(config.to_dict()))
     return path

@@ -13,7 +13,7 @@ from crate_mae.training.optim import decayed_names, parameter_groups, warmup_cos
 
 def test_norms_biases_and_tokens_are_not_decayed() -> None:
     model = build_model("debug")
-    decayed, free = parameter_groups(model, 0.05, decayed_names(model))
+    decayed, free = parameter_groups(model, 0.05, decayed_names(model), learning_rate=1e-3)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert decayed["weight_decay"] == 0.05
     assert free["weight_decay"] == 0.0

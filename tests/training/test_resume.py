@@ -10,20 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from runs import command_line, final_state, records, small_config, write_recipe
+from runs import assert_same_run, command_line, final_state, records, small_config, write_recipe
 
 from crate_mae.data.module import DataConfig
 from crate_mae.data.transforms import Augment
 from crate_mae.training.config import OptimConfig, PretrainConfig, RecordConfig, TrainerConfig
 from crate_mae.training.run import pretrain
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    """Weights bit for bit, and every logged number."""
-    first, second = final_state(a), final_state(b)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    assert records(a) == records(b)
 
 
 @pytest.fixture(scope="module")

@@ -97,11 +97,16 @@ def test_weights_rebuild_the_trained_model_alone(run: Path) -> None:
 
 def test_validation_numbers_against_loops(run: Path) -> None:
     """Loss, one-colour and patch-mean baselines, computed again from the definition."""
-    from crate_mae.data.module import MaskedDataModule
+    from crate_mae.data.masked import MaskedBatches
+    from crate_mae.data.module import ImageDataModule
 
     config = small_config(data=UNEVEN)
-    data = MaskedDataModule(
-        config.data, model=config.model, masking=config.masking, batch_size=32, seed=config.seed
+    data = ImageDataModule(
+        config.data,
+        model=config.model,
+        kind=MaskedBatches(masking=config.masking),
+        batch_size=32,
+        seed=config.seed,
     )
     data.open()
     loader = data.val_dataloader()

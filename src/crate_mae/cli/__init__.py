@@ -10,10 +10,14 @@ import sys
 from collections.abc import Callable, Sequence
 
 import crate_mae
+from crate_mae.cli.dense import pca, segment
 from crate_mae.cli.evaluate import knn, probe
 from crate_mae.cli.inspect import data, doctor, extract, info
-from crate_mae.cli.look import reconstruct
-from crate_mae.cli.train import demo, pretrain
+from crate_mae.cli.look import attention, map_features, reconstruct
+from crate_mae.cli.measure import analyze
+from crate_mae.cli.report import report
+from crate_mae.cli.theory import theory
+from crate_mae.cli.train import demo, finetune, pretrain
 
 Verb = Callable[[list[str]], int]
 
@@ -60,12 +64,20 @@ def _run(words: list[str]) -> int:
 
 VERBS: dict[str, tuple[str, Verb]] = {
     "pretrain": ("masked pre-training: images in, weights and metrics out", pretrain),
+    "finetune": ("train a classifier, from pre-trained weights or from scratch", finetune),
     "reconstruct": ("complete masked images and draw the result", reconstruct),
+    "attention": ("where a token attends, head by head, drawn", attention),
+    "pca": ("tokens in the colours of their principal components", pca),
+    "segment": ("foreground without labels, drawn and measured", segment),
+    "map": ("features of a labelled set in the plane", map_features),
     "extract": ("features of images, for your own use", extract),
     "probe": ("linear probe on frozen features, beside baselines", probe),
     "knn": ("k-nearest neighbours on frozen features, beside baselines", knn),
     "data": ("what a data address holds: counts, sizes, statistics, faults", data),
     "info": ("what a weights folder holds", info),
+    "analyze": ("what every layer does to the tokens: table and figures", analyze),
+    "theory": ("does compression denoise? an experiment on known subspaces", theory),
+    "report": ("one HTML page that tells a whole run", report),
     "doctor": ("environment report for bug threads", doctor),
     "demo": ("pre-train on digits, probe and reconstruct, in minutes", demo),
 }

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,52 @@ def add_data_options(parser: argparse.ArgumentParser, limit: int | None = None) 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Nothing; adds --device."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+
+
+def add_picture_options(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Nothing; adds --out and --overwrite."""
+    more = "; several images: FILE-1, FILE-2, ..." if several else ""
+    parser.add_argument("--out", required=True, metavar="FILE", help=f".png, .pdf or .svg{more}")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+
+def add_dense_options(parser: argparse.ArgumentParser) -> None:
+    """Nothing; adds --size and --stride, the two ways to more tokens."""
+    parser.add_argument(
+        "--size",
+        type=image_size,
+        metavar="N|HxW",
+        help="height and width of the images the model gets (its own)",
+    )
+    parser.add_argument(
+        "--stride", type=int, metavar="N", help="cut a patch every N pixels (the patch size)"
+    )
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """The height and width of "N" or "HxW"; an argparse error for other words."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and 0 < int(part) <= 1 << 16 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither N nor HxW in pixels")
+    return int(parts[0]), int(parts[-1])
+
+
+def whole_numbers(text: str) -> list[int] | None:
+    """The numbers of "0,-1", None for "all"; an argparse error for other words."""
+    if text == "all":
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither all nor whole numbers such as 0,-1"
+        ) from None
+
+
+def report_unreadable(unreadable: list[tuple[str, str]]) -> None:
+    """Nothing; tells of the images that were passed over, on the error stream."""
+    for name, reason in unreadable:
+        print(f"passed over: {name} ({reason})", file=sys.stderr)
 
 
 def device_of(name: str) -> str:

@@ -1,6 +1,10 @@
 """Verbs that measure frozen features: probe, knn."""
 
-from typing import TYPE_CHECKING
+import argparse
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from crate_mae.cli.common import (
     add_device,
@@ -12,40 +16,140 @@ from crate_mae.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from crate_mae.evaluation.compare import Method
+    from crate_mae.evaluation.backbones import Backbone
+    from crate_mae.evaluation.compare import Measure, Subject
+    from crate_mae.evaluation.rows import Method, Row
+
+FEATURE_FILES = (".safetensors", ".npz", ".parquet")
+MAX_GRIDS = 8
 
 
 def probe(words: list[str]) -> int:
     """The exit status of `crate-mae probe`."""
-    return _compare("probe", "Linear probe on frozen features, beside baselines.", words)
+    parser = _parser("probe", "Linear probe on frozen features, beside baselines.")
+    parser.add_argument(
+        "--solver", default="exact", choices=["exact", "sgd"],
+        help="exact: logistic regression at its minimum; sgd: the field's protocol (exact)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--normalise", default="standardise", choices=["standardise", "batch_norm", "none"],
+        help="of features: by the training set, by non-affine batch norm (sgd), none (standardise)",
+    )  # fmt: skip
+    parser.add_argument("--penalties", type=_numbers, help="grid of the exact solver")
+    parser.add_argument("--learning-rates", type=_numbers, help="grid of sgd")
+    parser.add_argument("--weight-decays", type=_numbers, help="grid of sgd")
+    parser.add_argument("--epochs", type=int, help="of sgd (90)")
+    parser.add_argument("--batch-size", type=int, help="of sgd (1024)")
+    given = parser.parse_args(words)
+    for_sgd = {
+        "learning_rates": given.learning_rates,
+        "weight_decays": given.weight_decays,
+        "epochs": given.epochs,
+        "batch_size": given.batch_size,
+    }
+    for_exact = {"penalties": given.penalties}
+    unused = for_exact if given.solver == "sgd" else for_sgd
+    for name, value in unused.items():
+        if value is not None:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} is not for the solver {given.solver}: leave it out")
+
+    from crate_mae.evaluation.probe import linear_probe
+
+    chosen = {k: v for k, v in {**for_sgd, **for_exact}.items() if v is not None}
+    settings = {"solver": given.solver, "normalise": given.normalise, **chosen}
+    return _measure("probe", partial(linear_probe, **settings), settings, given, words)
 
 
 def knn(words: list[str]) -> int:
     """The exit status of `crate-mae knn`."""
-    return _compare("knn", "k-nearest neighbours on frozen features, beside baselines.", words)
+    parser = _parser("knn", "k-nearest neighbours on frozen features, beside baselines.")
+    parser.add_argument("--k", type=_whole_numbers, help="grid of neighbours (1,5,10,20,50)")
+    parser.add_argument("--temperatures", type=_numbers, help="grid (0.005,0.02,0.07,0.2)")
+    given = parser.parse_args(words)
+
+    from crate_mae.evaluation.knn import knn as nearest_neighbours
+
+    asked = {"k": given.k, "temperatures": given.temperatures}
+    settings = {key: value for key, value in asked.items() if value is not None}
+    return _measure("knn", partial(nearest_neighbours, **settings), settings, given, words)
 
 
-def _compare(method: "Method", summary: str, words: list[str]) -> int:
-    parser = verb_parser(method, summary)
-    parser.add_argument("weights", help="weights folder, run folder or Hub repository")
-    parser.add_argument("address", help="labelled images, such as parquet:PATH")
+def _parser(verb: str, summary: str) -> argparse.ArgumentParser:
+    parser = verb_parser(verb, summary)
+    parser.add_argument(
+        "weights", help="weights folder, run folder, Hub repository, ViT-MAE folder of"
+        " transformers; or training features of `crate-mae extract`",
+    )  # fmt: skip
+    parser.add_argument("address", help="labelled images, such as parquet:PATH; or test features")
     parser.add_argument("--train-split", help="split to learn from (the source's training split)")
     parser.add_argument("--test-address", help="labelled test images (the same address)")
     parser.add_argument("--test-split", default=None, help="split to test on (test)")
     parser.add_argument("--limit", type=int, help="use this many training images")
     parser.add_argument("--test-limit", type=int, help="use this many test images")
-    parser.add_argument("--pool", default="mean", choices=["cls", "mean"])
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shots", type=int, help="learn from this many labels of every class")
+    parser.add_argument(
+        "--pool", type=_pools, metavar="POOLS", help="one or more of cls,mean,both (mean)"
+    )
+    parser.add_argument(
+        "--layers", type=_layers,
+        help="numbers of encoder layers passed, such as 0,2,4,final, or all (final)",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=1, help="repeats with other seeds (1)")
+    parser.add_argument("--seed", type=int, default=0, help="the first of them (0)")
     parser.add_argument("--no-baselines", action="store_true", help="the model alone")
+    parser.add_argument(
+        "--vitmae", metavar="WHICH",
+        help="also a ViT-MAE: same (untrained, same configuration), params (untrained, as many"
+        " parameters) or the folder of a trained one",
+    )  # fmt: skip
+    parser.add_argument("--verbose", action="store_true", help="all grids; mistakes by class")
     parser.add_argument("--json", metavar="FILE", help="also write the results as JSON (new file)")
     add_device(parser)
-    given = parser.parse_args(words)
+    return parser
 
-    from crate_mae.evaluation.compare import compare, comparison_table, open_pair
-    from crate_mae.models.weights import load_model, weights_hash
 
+def _measure(
+    method: "Method",
+    measure: Callable[..., Any],
+    settings: dict[str, Any],
+    given: argparse.Namespace,
+    words: list[str],
+) -> int:
     target = new_file(given.json)
-    model = load_model(given.weights).to(device_of(given.device))
+    if given.seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, not {given.seeds}")
+    seeds = tuple(range(given.seed, given.seed + given.seeds))
+    measures = {method: partial(measure, device=device_of(given.device))}
+    if Path(given.weights).suffix.lower() in FEATURE_FILES:
+        rows, facts = _of_files(given, measures, seeds)
+    else:
+        rows, facts = _of_images(given, measures, seeds, facts_wanted=target is not None)
+    _report(rows, verbose=given.verbose)
+    if target is not None:
+        from crate_mae.environment import environment
+
+        command = ["crate-mae", method, *words]
+        settings = {**settings, "seeds": list(seeds), "shots": given.shots}
+        values = {"weights": str(given.weights), **facts, "command": command, "settings": settings}
+        rest = {"environment": environment(), "rows": [row.to_dict() for row in rows]}
+        write_json(target, {**values, **rest})
+    return 0
+
+
+def _of_images(
+    given: argparse.Namespace,
+    measures: "Mapping[Method, Measure]",
+    seeds: tuple[int, ...],
+    *,
+    facts_wanted: bool,
+) -> "tuple[list[Row], dict[str, Any]]":
+    from crate_mae.evaluation.backbones import load_backbone
+    from crate_mae.evaluation.compare import compare, open_pair
+
+    model, sha256 = load_backbone(given.weights)
+    model.to(device_of(given.device))
+    others, other_facts = _vitmae(model, given.vitmae)
     train, test = open_pair(
         given.address,
         train_split=given.train_split,
@@ -59,17 +163,111 @@ def _compare(method: "Method", summary: str, words: list[str]) -> int:
         model,
         train,
         test,
-        methods=(method,),
-        pool=given.pool,
-        seed=given.seed,
+        measures=measures,
+        pools=given.pool or ("mean",),
+        layers=given.layers or (None,),
+        seeds=seeds,
+        shots=given.shots,
         baselines=not given.no_baselines,
+        others=others,
         progress=counter_for,
     )
-    print(comparison_table(rows))
-    facts = {
-        "weights": str(given.weights),
-        "sha256": weights_hash(given.weights),
-        "rows": [row.to_dict() for row in rows],
+    if not facts_wanted:  # a fingerprint reads every name and label
+        return rows, {}
+    data = {
+        part: {
+            "address": source.address,
+            "split": source.split,
+            "count": len(source),
+            "fingerprint": source.fingerprint(),
+        }
+        for part, source in (("train", train), ("test", test))
     }
-    write_json(target, facts)
-    return 0
+    return rows, {"sha256": sha256, "data": data, "others": other_facts}
+
+
+def _vitmae(model: "Backbone", which: str | None) -> "tuple[dict[str, Subject], dict[str, Any]]":
+    """The ViT-MAE to compare with, by its name in the table, and what the JSON says of it."""
+    if which is None:
+        return {}, {}
+    from crate_mae.evaluation.vitmae import vitmae_twin
+    from crate_mae.evaluation.vitmae_files import load_vitmae, vitmae_folder, vitmae_hash
+    from crate_mae.models.autoencoder import CrateMAE
+
+    if which in ("same", "params"):
+        if not isinstance(model, CrateMAE):
+            raise ValueError(f"--vitmae {which} needs CRATE-MAE weights, to make a twin of them")
+        match: Any = "configuration" if which == "same" else "parameters"
+        name = f"untrained ViT-MAE ({'same sizes' if which == 'same' else 'same count'})"
+        config = vitmae_twin(model, match).model.config.to_dict()
+        return {name: lambda seed: vitmae_twin(model, match, seed=seed)}, {name: config}
+    twin = load_vitmae(which).to(next(model.parameters()).device)
+    folder = vitmae_folder(which)
+    assert folder is not None
+    return {"ViT-MAE": twin}, {"ViT-MAE": {"weights": which, "sha256": vitmae_hash(folder)}}
+
+
+def _of_files(
+    given: argparse.Namespace, measures: "Mapping[Method, Measure]", seeds: tuple[int, ...]
+) -> "tuple[list[Row], dict[str, Any]]":
+    options = ("train_split", "test_address", "test_split", "limit", "test_limit")
+    for option in (*options, "pool", "layers", "vitmae"):
+        if getattr(given, option) is not None:
+            shown = option.replace("_", "-")
+            raise ValueError(f"--{shown} is for images: features are already fixed in their files")
+
+    from crate_mae.evaluation.compare import compare_features
+    from crate_mae.evaluation.feature_files import load_pair
+
+    train, test = Path(given.weights), Path(given.address)
+    if test.suffix.lower() not in FEATURE_FILES:
+        raise ValueError(
+            f"{train} holds training features, so {test} should hold test features"
+            f" ({', '.join(FEATURE_FILES)}): extract both, with two commands"
+        )
+    known, unknown, facts = load_pair(train, test)
+    rows = compare_features(
+        known,
+        unknown,
+        tested_on=str(test),
+        measures=measures,
+        seeds=seeds,
+        shots=given.shots,
+        progress=counter_for,
+    )
+    data = {"train": {"address": str(train)}, "test": {"address": str(test)}}
+    return rows, {"sha256": facts["weights_sha256"], "data": data, "others": {}}
+
+
+def _report(rows: "list[Row]", *, verbose: bool) -> None:
+    from crate_mae.evaluation.rows import comparison_table, confusion_table, grid_table
+
+    print(comparison_table(rows))
+    shown = rows if verbose else rows[:MAX_GRIDS]
+    for row in shown:
+        print(f"\n{grid_table(row)}")
+    if len(shown) < len(rows):
+        print(f"\n{len(rows) - len(shown)} more grids: --verbose or --json FILE")
+    for row in rows if verbose else ():
+        print(f"\n{confusion_table(row)}")
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _pools(text: str) -> tuple[str, ...]:
+    pools = tuple(dict.fromkeys(text.split(",")))
+    if unknown := set(pools) - {"cls", "mean", "both"}:
+        raise argparse.ArgumentTypeError(f"pools are cls, mean and both, not {sorted(unknown)}")
+    return pools
+
+
+def _layers(text: str) -> tuple[int | None, ...] | str:
+    if text == "all":
+        return text
+    return tuple(None if part == "final" else int(part) for part in text.split(","))

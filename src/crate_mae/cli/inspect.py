@@ -36,10 +36,15 @@ def data(words: list[str]) -> int:
 def extract(words: list[str]) -> int:
     """The exit status of `crate-mae extract`."""
     parser = verb_parser("extract", "Features of images, with names, labels and preprocessing.")
-    parser.add_argument("weights", help="weights folder, run folder or Hub repository")
+    parser.add_argument(
+        "weights", help="weights folder, run folder, Hub repository, ViT-MAE folder"
+    )
     parser.add_argument("images", nargs="+", help="one data address, or image files and folders")
     add_data_options(parser)
-    parser.add_argument("--pool", default="mean", choices=["cls", "mean", "tokens"])
+    parser.add_argument("--pool", default="mean", choices=["cls", "mean", "both", "tokens"])
+    parser.add_argument(
+        "--layer", type=int, help="encoder layers passed, from 0 (all, and the final norm)"
+    )
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--out", required=True, help=".safetensors, .npz or .parquet")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
@@ -47,16 +52,18 @@ def extract(words: list[str]) -> int:
     given = parser.parse_args(words)
 
     from crate_mae.data.inputs import open_images
-    from crate_mae.evaluation.features import check_target, extract_features, save_features
-    from crate_mae.models.weights import load_model, weights_hash
+    from crate_mae.evaluation.backbones import load_backbone
+    from crate_mae.evaluation.feature_files import check_target, save_features
+    from crate_mae.evaluation.features import extract_features
 
     check_target(given.out, overwrite=given.overwrite)
     source = open_images(given.images, split=given.data_split, limit=given.limit)
-    model = load_model(given.weights).to(device_of(given.device))
+    model, sha256 = load_backbone(given.weights)
     features = extract_features(
-        model,
+        model.to(device_of(given.device)),
         source,
         pool=given.pool,
+        layer=given.layer,
         batch_size=given.batch_size,
         progress=counter_for("features"),
     )
@@ -64,7 +71,7 @@ def extract(words: list[str]) -> int:
         features,
         given.out,
         preprocess=model.preprocess,
-        weights_hash=weights_hash(given.weights),
+        weights_hash=sha256,
         overwrite=given.overwrite,
     )
     for name, reason in features.unreadable:

@@ -1,4 +1,4 @@
-"""Batches for masked training: what a batch holds depends on (seed, epoch, sample) alone.
+"""Batches for training: what a batch holds depends on (seed, epoch, sample) alone.
 
 Not on the number of workers, devices or restarts. Order, augmentation and mask each have their own
 stream of random numbers, so that changing one leaves the others as they were.
@@ -25,22 +25,33 @@ from crate_mae.models.masks import MaskKind, draw_mask, keyed_generator, num_kep
 
 logger = logging.getLogger(__name__)
 
-ORDER, AUGMENT, MASK = 1, 2, 3  # streams of random numbers
+ORDER, AUGMENT, MASK, ERASE, MIX, DEPTH = 1, 2, 3, 4, 5, 6  # streams of random numbers
 LAP = 1_000_003  # more epochs than any run has: what a second lap adds to the epoch
 
 
-class Batch(TypedDict):
-    """One batch; `mask` is True where a patch is removed."""
+class ImageBatch(TypedDict):
+    """What every batch holds."""
 
     images: Tensor
     """(B, C, H, W) float32, normalised."""
-    mask: Tensor
-    """(B, L) boolean."""
     index: Tensor
     """(B,) int64, position of each sample in its source (a stable hash for streams)."""
     names: list[str]
     broken: list[tuple[str, str]]
     """(name, reason) of images that could not be read and were passed over."""
+
+
+class Batch(ImageBatch):
+    """A batch for masked training; `mask` is True where a patch is removed."""
+
+    mask: Tensor
+    """(B, L) boolean."""
+
+
+Numbered = tuple[int, int, Sample]
+"""A sample with its epoch and its index."""
+MakeBatch = Callable[[list[Numbered], list[tuple[str, str]]], Any]
+"""From numbered samples and what could not be read to a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,33 +99,46 @@ class BatchMaker:
     grid: tuple[int, int]
     seed: int
 
-    def __call__(
-        self, samples: list[tuple[int, int, Sample]], broken: list[tuple[str, str]]
-    ) -> Batch:
+    def __call__(self, samples: list[Numbered], broken: list[tuple[str, str]]) -> Batch:
         """The batch of (epoch, index, sample) triples; global random state is left as it was."""
-        images, masks = [], []
-        with torch.random.fork_rng(devices=[]):
-            for epoch, index, sample in samples:
-                key = (self.seed, epoch, index)
-                seed = keyed_generator(AUGMENT, *key).initial_seed()
-                torch.default_generator.manual_seed(seed)
-                images.append(self._image(sample))
-                masks.append(self.masking.draw(self.grid, *key))
+        masks = [
+            self.masking.draw(self.grid, self.seed, epoch, index) for epoch, index, _ in samples
+        ]
         return Batch(
-            images=normalised_batch(images, self.preprocess),
+            images=transformed_images(samples, self.transform, self.preprocess, self.seed),
             mask=torch.stack(masks),
             index=torch.tensor([index for _, index, _ in samples]),
             names=[sample.name for _, _, sample in samples],
             broken=broken,
         )
 
-    def _image(self, sample: Sample) -> Tensor:
-        try:
-            image = to_channels(sample.image, self.preprocess.channels)
-        except ValueError as error:
-            raise ValueError(f"{sample.name}: {error}") from error
-        transformed: Tensor = self.transform(image)
-        return transformed
+
+def transformed_images(
+    samples: list[Numbered],
+    transform: v2.Transform | Callable[[Tensor], Tensor],
+    preprocess: Preprocess,
+    seed: int,
+) -> Tensor:
+    """The transformed, normalised images (B, C, H, W) of samples.
+
+    The transform draws from torch's global generator, which is seeded for each sample and put back
+    afterwards. Raises ValueError naming an image whose channels do not fit.
+    """
+    images = []
+    with torch.random.fork_rng(devices=[]):
+        for epoch, index, sample in samples:
+            try:
+                image = to_channels(sample.image, preprocess.channels)
+            except ValueError as error:
+                raise ValueError(f"{sample.name}: {error}") from error
+            seed_globally(AUGMENT, seed, epoch, index)
+            images.append(transform(image))
+    return normalised_batch(images, preprocess)
+
+
+def seed_globally(*key: int) -> None:
+    """Nothing; starts torch's global CPU generator at a point that the key alone fixes."""
+    torch.default_generator.manual_seed(keyed_generator(*key).initial_seed())
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -178,20 +202,20 @@ class FixedBatches(Sampler[list[tuple[int, int]]]):
             yield [(0, index) for index in batch]
 
 
-class MaskedImages(Dataset[Batch]):
+class SourceBatches(Dataset[Any]):
     """Whole batches from a map-style source, by lists of (epoch, index).
 
     An unreadable image is replaced by the next readable one and named in `broken`.
     """
 
-    def __init__(self, source: ImageSource, make: BatchMaker) -> None:
+    def __init__(self, source: ImageSource, make: MakeBatch) -> None:
         self.source = source
         self.make = make
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Any:
         broken: list[tuple[str, str]] = []
         samples = [(epoch, index, self._readable(index, broken)) for epoch, index in keys]
         return self.make(samples, broken)
@@ -290,7 +314,7 @@ class MaskedStream(IterableDataset[Batch]):
         )
 
 
-class TimedLoader(DataLoader[Batch]):
+class TimedLoader(DataLoader[Any]):
     """A DataLoader that adds up the seconds its consumer has waited for batches."""
 
     waited = 0.0
@@ -301,7 +325,7 @@ class TimedLoader(DataLoader[Batch]):
             self.before_iteration()
         return self._timed(super().__iter__())
 
-    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
         while True:
             start = perf_counter()
             batch = next(batches, None)
@@ -311,7 +335,7 @@ class TimedLoader(DataLoader[Batch]):
             yield batch
 
 
-def whole_batch(batch: Batch) -> Batch:
+def whole_batch(batch: Any) -> Any:
     """The batch itself: data sets here hand out batches, not samples."""
     return batch
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -15,14 +15,14 @@ from crate_mae.data.batches import (
     BatchMaker,
     EpochBatches,
     FixedBatches,
-    MaskedImages,
+    MakeBatch,
     MaskedStream,
-    Masking,
+    SourceBatches,
     TimedLoader,
     whole_batch,
 )
 from crate_mae.data.cache import CachedSource, decoded_bytes
-from crate_mae.data.images import UnreadableImage
+from crate_mae.data.images import UnreadableImage, to_channels
 from crate_mae.data.report import measure_statistics
 from crate_mae.data.sources import (
     ImageSource,
@@ -32,7 +32,7 @@ from crate_mae.data.sources import (
     wrap_dataset,
 )
 from crate_mae.data.streams import StreamSource
-from crate_mae.data.transforms import Augment, fit, training_transform
+from crate_mae.data.transforms import Augment
 from crate_mae.models.config import ModelConfig, Preprocess
 from crate_mae.models.masks import keyed_generator
 
@@ -95,9 +95,25 @@ class TooManyBrokenImagesError(RuntimeError):
     """Raised when a larger share of images is unreadable than the configuration allows."""
 
 
-class MaskedDataModule(LightningDataModule):
-    """Masked batches of any source, the same whatever the workers, devices and restarts.
+class BatchKind(Protocol):
+    """What is made of the samples: masked or labelled batches."""
 
+    def check(self, model: ModelConfig) -> None:
+        """Nothing; raises ValueError when such batches do not suit the model."""
+
+    def training_maker(self, data: "ImageDataModule") -> MakeBatch:
+        """What turns training samples into batches: random, but fixed by the sample."""
+        ...
+
+    def validation_maker(self, data: "ImageDataModule") -> MakeBatch:
+        """What turns validation samples into batches: always the same ones."""
+        ...
+
+
+class ImageDataModule(LightningDataModule):
+    """Batches of any source, the same whatever the workers, devices and restarts.
+
+    `kind` says what is made of the samples; `size` (height, width) is the model's unless given.
     `batches_seen` is the position in the data: how many batches this device has trained on.
     """
 
@@ -106,7 +122,8 @@ class MaskedDataModule(LightningDataModule):
         config: DataConfig,
         *,
         model: ModelConfig,
-        masking: Masking,
+        kind: BatchKind,
+        size: tuple[int, int] | None = None,
         batch_size: int,
         accumulate: int = 1,
         world_size: int = 1,
@@ -117,7 +134,8 @@ class MaskedDataModule(LightningDataModule):
         progress: Progress | None = None,
     ) -> None:
         super().__init__()
-        self.config, self.model_config, self.masking = config, model, masking
+        self.config, self.model_config, self.kind = config, model, kind
+        self.size = model.image_hw if size is None else size
         self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
         self.effective_batch = batch_size * accumulate * world_size
         self.cache_left = config.cache_gib * 2**30
@@ -141,7 +159,7 @@ class MaskedDataModule(LightningDataModule):
         """
         if self._opened:
             return
-        self.masking.check(self.model_config.grid)
+        self.kind.check(self.model_config)
         train, val = self._open_sources()
         self.num_images = train.count() if isinstance(train, StreamSource) else len(train)
         self.num_images += 0 if val is None else len(val)
@@ -160,19 +178,31 @@ class MaskedDataModule(LightningDataModule):
         self.train_source, self.val_source = train, val
         self._opened = True
 
+    def facts(self) -> dict[str, Any]:
+        """What the data are, in plain values, for the run folder."""
+        return {
+            "source": self.train_source.address,
+            "split": self.train_source.split,
+            "images": self.num_samples,
+            "validation_images": len(self.val_source) if self.val_source is not None else 0,
+            "fingerprint": self.train_source.fingerprint(),
+            "preprocess": self.preprocess.to_dict(),
+            "unreadable": self.broken,
+        }
+
     def _open_sources(self) -> tuple[ImageSource | StreamSource, ImageSource | None]:
         config = self.config
         given, given_val = self._given
         train: ImageSource | StreamSource
         if given is not None:
-            train = _as_source(given, config.limit, self.seed)
+            train = as_source(given, config.limit, self.seed)
         else:
             train = open_source(
                 config.source, split=config.split, limit=config.limit, seed=self.seed
             )
         val: ImageSource | StreamSource | None = None
         if given_val is not None:
-            val = _as_source(given_val, config.val_limit, self.seed)
+            val = as_source(given_val, config.val_limit, self.seed)
         elif config.val_source is not None or config.val_split is not None:
             address = config.val_source or config.source
             if address.startswith("wds:"):
@@ -192,7 +222,7 @@ class MaskedDataModule(LightningDataModule):
         return train, val
 
     def _check_first_image(self, source: ImageSource) -> None:
-        height, width = self.model_config.image_hw
+        height, width = self.size
         patch_height, patch_width = self.model_config.patch_hw
         for index in range(min(len(source), 16)):
             try:
@@ -205,6 +235,12 @@ class MaskedDataModule(LightningDataModule):
                     f" {patch_height}x{patch_width} patch; use a smaller model.patch_size, or"
                     " leave such images out"
                 )
+            try:
+                to_channels(source.load(index).image, self.model_config.channels)
+            except ValueError as error:
+                raise ValueError(f"{source.name(index)}: {error}") from error
+            except UnreadableImage:
+                continue
             if facts.height * 2 <= height and facts.width * 2 <= width:
                 logger.warning(
                     "%s is %dx%d and is enlarged to model.image_size %dx%d",
@@ -238,15 +274,15 @@ class MaskedDataModule(LightningDataModule):
             mean, std = measure_statistics(
                 train, channels=model.channels, limit=STATISTICS_SAMPLES, seed=self.seed
             )
-        return Preprocess(size=model.image_hw, channels=model.channels, mean=mean, std=std)
+        return Preprocess(size=self.size, channels=model.channels, mean=mean, std=std)
 
     def _check_preprocess(self) -> None:
         model, given = self.model_config, self.preprocess
-        if (given.size, given.channels) != (model.image_hw, model.channels):
+        if (given.size, given.channels) != (self.size, model.channels):
             raise ValueError(
                 f"preprocessing for {given.channels} channels of {given.size[0]}x{given.size[1]}"
                 f" does not fit a model for {model.channels} channels of"
-                f" {model.image_hw[0]}x{model.image_hw[1]}"
+                f" {self.size[0]}x{self.size[1]}"
             )
 
     # -- broken images ------------------------------------------------------------------------
@@ -283,10 +319,11 @@ class MaskedDataModule(LightningDataModule):
         return self.num_samples // (self.batch_size * self.accumulate * world)
 
     def train_dataloader(self) -> TimedLoader:
-        """Masked batches of the training images, from `batches_seen` on."""
+        """Batches of the training images, from `batches_seen` on."""
         rank, world = self._rank_and_world()
-        make = self._maker(training_transform(self.config.augment, self.model_config.image_hw))
+        make = self.kind.training_maker(self)
         if isinstance(self.train_source, StreamSource):
+            assert isinstance(make, BatchMaker)
             stream = MaskedStream(
                 self.train_source,
                 make,
@@ -308,14 +345,14 @@ class MaskedDataModule(LightningDataModule):
                 seed=self.seed,
                 position=lambda: self.batches_seen,
             )
-            images = MaskedImages(self.train_source, make)
+            images = SourceBatches(self.train_source, make)
             cached = isinstance(self.train_source, CachedSource)
             loader = self._loader(images, cached=cached, persistent=True, batch_sampler=sampler)
         self._train_loader = loader
         return loader
 
     def val_dataloader(self) -> TimedLoader | list[TimedLoader]:
-        """Every validation image once, not augmented, with masks that never change."""
+        """Every validation image once, not augmented."""
         if self.val_source is None:
             return []
         rank, world = self._rank_and_world()
@@ -325,28 +362,14 @@ class MaskedDataModule(LightningDataModule):
             rank=rank,
             world_size=world,
         )
-        images = MaskedImages(self.val_source, self.validation_maker())
+        images = SourceBatches(self.val_source, self.kind.validation_maker(self))
         cached = isinstance(self.val_source, CachedSource)
         return self._loader(images, cached=cached, persistent=False, batch_sampler=sampler)
-
-    def validation_maker(self) -> BatchMaker:
-        """What turns validation samples into batches: fixed transform, fixed masks."""
-        size = self.model_config.image_hw
-        return self._maker(partial(fit, size=size), seed=VALIDATION_SEED)
 
     @property
     def waited(self) -> float:
         """Seconds that training has waited for batches so far."""
         return self._train_loader.waited if self._train_loader is not None else 0.0
-
-    def _maker(self, transform: Any, *, seed: int | None = None) -> BatchMaker:
-        return BatchMaker(
-            transform=transform,
-            preprocess=self.preprocess,
-            masking=self.masking,
-            grid=self.model_config.grid,
-            seed=self.seed if seed is None else seed,
-        )
 
     def _place(self, stream: MaskedStream) -> None:
         stream.position, stream.known_broken = self.batches_seen, frozenset(self.broken)
@@ -390,7 +413,8 @@ class MaskedDataModule(LightningDataModule):
         self.broken = dict(state_dict["broken"])
 
 
-def _as_source(dataset: Dataset[Any] | ImageSource, limit: int | None, seed: int) -> ImageSource:
+def as_source(dataset: Dataset[Any] | ImageSource, limit: int | None, seed: int) -> ImageSource:
+    """The source of a Python dataset; at most `limit` images, drawn by the seed."""
     source = dataset if isinstance(dataset, ImageSource) else wrap_dataset(dataset)
     return source if limit is None else random_subset(source, limit, seed)
 

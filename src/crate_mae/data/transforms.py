@@ -4,6 +4,7 @@ All work on tensors (C, H, W), uint8 or float32 on the [0, 1] scale, with any nu
 and keep the dtype; `normalise` makes the float32 batch that a model takes.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from torchvision.transforms.v2 import functional as tv
 from crate_mae.models.config import Preprocess
 
 AugmentKind = Literal["resized_crop", "pad_crop", "none"]
+RAND_AUGMENT_MOST = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,39 @@ class Augment:
             raise ValueError(f"augment.padding must be at least 0, not {self.padding}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class SupervisedAugment(Augment):
+    """Random changes to labelled training images: those of `Augment`, and stronger ones."""
+
+    rand_augment: int = 0
+    """RandAugment: two random operations of this strength, from 0 (off) to 10; MAE uses 9."""
+    erasing: float = 0.0
+    """Share of the images in which one rectangle becomes noise, after normalisation."""
+    mixup: float = 0.0
+    """Blend pairs of images and labels, by a share drawn from Beta(mixup, mixup); 0 for never."""
+    cutmix: float = 0.0
+    """Paste a rectangle of one image of a pair into the other and mix the labels by its area, which
+    is drawn from Beta(cutmix, cutmix); 0 for never. With both, a pair gets one or the other."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.rand_augment <= RAND_AUGMENT_MOST:
+            raise ValueError(
+                f"augment.rand_augment must be from 0 to {RAND_AUGMENT_MOST},"
+                f" not {self.rand_augment}"
+            )
+        if not 0 <= self.erasing <= 1:
+            raise ValueError(f"augment.erasing must be in [0, 1], not {self.erasing}")
+        for name in ("mixup", "cutmix"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"augment.{name} must be at least 0, not {getattr(self, name)}")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images and labels are mixed in pairs."""
+        return self.mixup > 0 or self.cutmix > 0
+
+
 def training_transform(augment: Augment, size: tuple[int, int]) -> v2.Transform:
     """A transform of images (C, H, W) to (C, *size); it draws from torch's global generator."""
     steps: list[v2.Transform] = []
@@ -63,6 +98,43 @@ def training_transform(augment: Augment, size: tuple[int, int]) -> v2.Transform:
     if augment.flip:
         steps.append(v2.RandomHorizontalFlip())
     return v2.Compose(steps)
+
+
+def supervised_transform(augment: SupervisedAugment, preprocess: Preprocess) -> v2.Transform:
+    """`training_transform`, then RandAugment when it is on.
+
+    RandAugment's strength is a share of each operation's range (10 is all of it); pixels that it
+    moves in from outside have the mean colour. Needs one or three channels: ValueError.
+    """
+    basic = training_transform(augment, preprocess.size)
+    if not augment.rand_augment:
+        return basic
+    if preprocess.channels not in (1, 3):
+        raise ValueError(
+            f"augment.rand_augment needs images of 1 or 3 channels, not {preprocess.channels}"
+        )
+    build = partial(
+        v2.RandAugment,
+        magnitude=augment.rand_augment,
+        num_magnitude_bins=RAND_AUGMENT_MOST + 1,
+        interpolation=InterpolationMode.BILINEAR,
+    )
+    change = partial(
+        _rand_augmented,
+        of_bytes=build(fill=[255 * mean for mean in preprocess.mean]),
+        of_floats=build(fill=list(preprocess.mean)),
+    )
+    return v2.Compose([basic, v2.Lambda(change)])
+
+
+def mixing(augment: SupervisedAugment, num_classes: int) -> v2.Transform | None:
+    """What turns a pair's images (2, C, H, W) and labels (2,) into mixed ones; None when off.
+
+    Labels become (2, num_classes), the share of each class. Draws from torch's global generator.
+    """
+    kinds = ((v2.MixUp, augment.mixup), (v2.CutMix, augment.cutmix))
+    chosen = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha]
+    return v2.RandomChoice(chosen) if chosen else None
 
 
 def fit(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -104,6 +176,11 @@ def normalised_batch(images: Sequence[Tensor], preprocess: Preprocess) -> Tensor
         return normalise(torch.stack(list(images)), preprocess)
     # Stacking would turn bytes into floats without scaling them.
     return torch.stack([normalise(image, preprocess) for image in images])
+
+
+def _rand_augmented(image: Tensor, of_bytes: v2.Transform, of_floats: v2.Transform) -> Tensor:
+    changed: Tensor = (of_bytes if image.dtype == torch.uint8 else of_floats)(image)
+    return changed
 
 
 def _cropped(image: Tensor, crop: v2.Transform) -> Tensor:

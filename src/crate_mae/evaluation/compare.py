@@ -1,43 +1,53 @@
-"""One frozen-feature measure on a model, on its randomly initialised twin and on raw pixels."""
+"""One protocol for every model: the same images, features, choices and test, line by line."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
-
-import torch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Protocol
 
 from crate_mae.data.module import split_off
 from crate_mae.data.sources import ImageSource, open_source, random_subset
 from crate_mae.data.streams import NoSuchSplitError
-from crate_mae.evaluation.features import Features, extract_features, raw_pixels
-from crate_mae.evaluation.knn import KnnResult, knn
-from crate_mae.evaluation.probe import ProbeResult, linear_probe
-from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.classifier import CrateClassifier, Pool
+from crate_mae.evaluation.backbones import (
+    Backbone,
+    Layers,
+    checked_layers,
+    parameter_count,
+    random_twin,
+)
+from crate_mae.evaluation.features import (
+    FeaturePool,
+    Features,
+    Key,
+    extract_all,
+    raw_pixels,
+)
+from crate_mae.evaluation.knn import knn
+from crate_mae.evaluation.labelled import few_shot
+from crate_mae.evaluation.probe import linear_probe
+from crate_mae.evaluation.rows import Method, Result, Row
 
-Method = Literal["probe", "knn"]
 Progress = Callable[[str], Callable[[int, int], None] | None]
+Subject = Backbone | Callable[[int], Backbone]
+"""A model, or a function that makes one of a seed."""
 
 TEST_SHARE = 0.2
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One line of a comparison."""
+class Measure(Protocol):
+    """A method with its settings, such as `linear_probe` or a `functools.partial` of it."""
 
-    subject: str
-    method: Method
-    dim: int
-    """Width of the features."""
-    tested_on: str
-    """Address and split of the test images."""
-    result: ProbeResult | KnnResult
+    def __call__(
+        self,
+        train: Features,
+        test: Features,
+        *,
+        seed: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> Result: ...
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        facts: dict[str, Any] = {"subject": self.subject, "method": self.method, "dim": self.dim}
-        facts["tested_on"] = self.tested_on
-        return {**facts, **self.result.to_dict()}
+
+MEASURES: Mapping[Method, Measure] = {"probe": linear_probe, "knn": knn}
 
 
 def open_pair(
@@ -81,80 +91,118 @@ def open_pair(
 
 
 def compare(
-    model: CrateMAE | CrateClassifier,
+    model: Backbone,
     train: ImageSource,
     test: ImageSource,
     *,
-    methods: tuple[Method, ...] = ("probe", "knn"),
-    pool: Pool = "mean",
-    seed: int = 0,
+    measures: Mapping[Method, Measure] = MEASURES,
+    pools: Sequence[FeaturePool] = ("mean",),
+    layers: Layers = (None,),
+    seeds: Sequence[int] = (0,),
+    shots: int | None = None,
     baselines: bool = True,
+    others: Mapping[str, Subject] | None = None,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Rows of every method for the model and, as baselines, its random twin and raw pixels.
+    """Rows of every measure, subject, layer and pool; by measure, then subject.
 
-    The twin has the same configuration and freshly drawn weights; features of each subject are
-    computed once. Raises ValueError for an unknown method and what the methods raise.
+    Subjects are the model, `others` and, as baselines, its random twin (the same configuration,
+    freshly drawn weights) and raw pixels. A function in `others` makes a model of a seed, as the
+    random twin is made. Features of each are computed once, in one pass for all layers and pools;
+    where the seed makes the model, once per seed. Each seed also draws the held-out images, the
+    `shots` labels of every class and what is random in a measure.
+    Raises ValueError for layers that a subject lacks, and what the measures raise.
     """
-    unknown = set(methods) - set(get_args(Method))
-    if unknown or not methods:
-        raise ValueError(f"methods are {', '.join(get_args(Method))}, not {sorted(unknown)}")
-    subjects: dict[str, tuple[Features, Features]] = {}
-
-    def both(what: str, of: Callable[[ImageSource, Any], Features]) -> None:
-        reports = (progress(f"{what}, {part}") if progress else None for part in ("train", "test"))
-        features = [of(s, report) for s, report in zip((train, test), reports, strict=True)]
-        subjects[what] = (features[0], features[1])
-
-    both("model", lambda s, report: extract_features(model, s, pool=pool, progress=report))
+    if not measures or not seeds:
+        raise ValueError("name at least one measure and one seed")
+    subjects: dict[str, Subject | None] = {"model": model, **(others or {})}
     if baselines:
-        twin = random_twin(model, seed)
-        both("random twin", lambda s, r: extract_features(twin, s, pool=pool, progress=r))
-        both("raw pixels", lambda s, r: raw_pixels(s, model.preprocess, progress=r))
-    return [
-        Row(
-            subject=subject,
-            method=method,
-            dim=features[0].values.shape[1],
-            tested_on=" ".join(filter(None, (test.address, test.split or "held out"))),
-            result=linear_probe(*features, seed=seed)
-            if method == "probe"
-            else knn(*features, seed=seed),
-        )
-        for method in methods
-        for subject, features in subjects.items()
-    ]
+        subjects |= {"random twin": partial(random_twin, model), "raw pixels": None}
+    for subject in subjects.values():
+        if isinstance(subject, Backbone):
+            checked_layers(subject, layers)  # before any work
 
+    def features(
+        subject: Backbone | None, source: ImageSource, what: str
+    ) -> Mapping[Key, Features]:
+        report = progress(what) if progress else None
+        if subject is None:
+            return {(None, "pixels"): raw_pixels(source, model.preprocess, progress=report)}
+        return extract_all(subject, source, pools=pools, layers=layers, progress=report)
 
-def random_twin(model: CrateMAE | CrateClassifier, seed: int) -> CrateMAE:
-    """An untrained CrateMAE of the same configuration, preprocessing and device."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        twin = CrateMAE(model.config)
-    twin.preprocess = model.preprocess
-    return twin.to(next(model.parameters()).device)
+    def rows_of(name: str, subject: Backbone | None, seeds: Sequence[int]) -> list[Row]:
+        known = features(subject, train, f"{name}, train")
+        unknown = features(subject, test, f"{name}, test")
+        return [
+            row
+            for key in known
+            for row in compare_features(
+                known[key],
+                unknown[key],
+                subject=name,
+                tested_on=" ".join(filter(None, (test.address, test.split or "held out"))),
+                parameters=None if subject is None else parameter_count(subject),
+                measures=measures,
+                seeds=seeds,
+                shots=shots,
+                progress=progress,
+            )
+        ]
 
-
-def comparison_table(rows: list[Row]) -> str:
-    """The rows as aligned text: accuracy in per cent with its 95 % interval."""
-    lines = [f"{'':<24}{'features':>9}{'accuracy':>10}   95 % interval   setting"]
-    for row in rows:
-        low, high = row.result.interval
-        if isinstance(row.result, KnnResult):
-            what, setting = f"kNN, {row.subject}", f"k = {row.result.k}"
+    rows: list[Row] = []
+    for name, subject in subjects.items():
+        if subject is None or isinstance(subject, Backbone):
+            rows += rows_of(name, subject, seeds)
         else:
-            what, setting = f"probe, {row.subject}", f"penalty {row.result.penalty:g}"
-            setting += "" if row.result.converged else " (not converged)"
-        lines.append(
-            f"{what:<24}{row.dim:>9}{row.result.accuracy:>10.2%}"
-            f"   {low:.1%} to {high:.1%}  {setting}"
+            rows += _joined([rows_of(name, subject(seed), (seed,)) for seed in seeds])
+    return sorted(rows, key=lambda row: list(measures).index(row.method))
+
+
+def compare_features(
+    train: Features,
+    test: Features,
+    *,
+    subject: str = "features",
+    tested_on: str = "",
+    parameters: int | None = None,
+    measures: Mapping[Method, Measure] = MEASURES,
+    seeds: Sequence[int] = (0,),
+    shots: int | None = None,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Rows, one per measure, of features that are there already.
+
+    Raises what `few_shot` and the measures raise.
+    """
+    rows = []
+    for method, measure in measures.items():
+        results = []
+        for seed in seeds:
+            known = train if shots is None else few_shot(train, shots, seed)
+            report = progress(f"{subject}, {method}") if progress else None
+            results.append(measure(known, test, seed=seed, progress=report))
+        rows.append(
+            Row(
+                subject=subject,
+                method=method,
+                pool=train.pool,
+                layer=train.layer,
+                dim=train.values.shape[1],
+                parameters=parameters,
+                shots=shots,
+                tested_on=tested_on,
+                results=tuple(results),
+            )
         )
-    first = rows[0].result
-    lines.append(
-        f"{first.num_train} training images, {first.num_test} test images ({rows[0].tested_on}),"
-        f" {first.num_classes} classes; the most frequent class alone gives {first.chance:.2%}"
-    )
-    return "\n".join(lines)
+    return rows
+
+
+def _joined(by_seed: Sequence[list[Row]]) -> list[Row]:
+    """The rows of several seeds, each with the results of all."""
+    return [
+        replace(rows[0], results=tuple(result for row in rows for result in row.results))
+        for rows in zip(*by_seed, strict=True)
+    ]
 
 
 def _labelled(address: str, split: str | None) -> ImageSource:

@@ -1,110 +1,143 @@
 """Nearest neighbours: how well images that lie close in feature space share their class.
 
-Shapes: n training images, m queries, d features, C classes, K neighbours.
+Shapes: n images, m queries, d features, C classes, K neighbours.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crate_mae.evaluation.features import Features, labelled_pair
-from crate_mae.evaluation.probe import HELD_OUT, chance_level, hold_out, wilson_interval
+from crate_mae.evaluation.features import Features
+from crate_mae.evaluation.labelled import labelled_pair
+from crate_mae.evaluation.metrics import (
+    HELD_OUT,
+    GridPoint,
+    Measured,
+    best_point,
+    can_hold_out,
+    edges,
+    hold_out,
+    score,
+)
+
+Progress = Callable[[int, int], None]
+Choice = tuple[int, float]
+"""Number of neighbours and temperature."""
+
+NEIGHBOURS = (1, 5, 10, 20, 50)
+TEMPERATURES = (0.005, 0.02, 0.07, 0.2)
+FIXED: Choice = (1, 0.07)
+"""With one image of every class nothing can be held out, so that nothing can be chosen."""
 
 BLOCK_VALUES = 1 << 26
 """Similarities that are held at once: 256 MiB of float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnnResult:
-    """What a vote of nearest neighbours measured, for every number of neighbours."""
+class KnnResult(Measured):
+    """What a vote of nearest neighbours measured; `setting` holds `k` and `temperature`."""
 
-    accuracy: float
-    """Share of the test images that are classified correctly, with the chosen k."""
-    interval: tuple[float, float]
-    """95 % Wilson interval of the accuracy: the sampling error of the test set alone."""
-    chance: float
-    """Test accuracy of always answering the most frequent class of the training set."""
-    k: int
-    """Number of neighbours with the highest held-out accuracy; the smallest of equals."""
     by_k: dict[int, float]
-    """Test accuracy for each k, to be looked at and not chosen from."""
-    held_out_by_k: dict[int, float]
-    """Accuracy for each k on the held-out part of the training set."""
+    """Test accuracy for each k at the chosen temperature: to be looked at, not chosen from."""
     skipped_k: list[int]
     """Numbers of neighbours that were asked for but are more than the training images."""
-    temperature: float
-    num_classes: int
-    num_train: int
-    num_test: int
-    num_held_out: int
-    seed: int
-    """Which training images were held out."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**asdict(self), "interval": list(self.interval)}
+    @property
+    def k(self) -> int:
+        """The chosen number of neighbours."""
+        return int(self.setting["k"])
 
 
 def knn(
     train: Features,
     test: Features,
     *,
-    k: Sequence[int] = (1, 5, 10, 20, 50),
-    temperature: float = 0.07,
+    k: Sequence[int] = NEIGHBOURS,
+    temperatures: Sequence[float] = TEMPERATURES,
     seed: int = 0,
     block: int | None = None,
     device: str | torch.device | None = None,
+    progress: Progress | None = None,
 ) -> KnnResult:
     """Test accuracy of a weighted vote of the k most similar training images.
 
-    Similarity s is the cosine, a vote weighs exp(s / temperature); the search is exact. k is chosen
-    on a held-out tenth of the training set. `block` queries are compared at a time (by default as
-    many as fit 256 MiB). Raises ValueError for features that cannot be measured and for a k or
-    temperature that is not above 0.
+    Similarity s is the cosine, a vote weighs exp(s / temperature); the search is exact. k and
+    temperature are chosen together on a held-out tenth of the training set (of equals the smallest
+    k, then the lowest temperature); with one image of every class nothing can be held out, and k is
+    1. `block` queries are compared at a time (by default as many as fit 256 MiB).
+    Raises ValueError for features that cannot be measured and for a k or temperature that is not
+    above 0.
     """
     train_labels, test_labels = labelled_pair(train, test)
-    held_out = hold_out(train_labels, HELD_OUT, seed)
-    num_kept = int((~held_out).sum())
-    usable, skipped = _usable(k, num_kept)
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, not {temperature}")
+    if not temperatures or not all(0 < value < float("inf") for value in temperatures):
+        raise ValueError(f"temperature must be above 0, not {list(temperatures)}")
+    warmth = sorted(set(temperatures))
+    held = hold_out(train_labels, HELD_OUT, seed) if can_hold_out(train_labels) else None
+    num_held_out = 0 if held is None else int(held.sum())
+    usable, skipped = _usable(k, len(train_labels) - num_held_out)
 
     classes, votes_for = torch.unique(train_labels, return_inverse=True)
     X = F.normalize(train.values.to(device), dim=1)
-    y, held = votes_for.to(X.device), held_out.to(X.device)
+    y = votes_for.to(X.device)
     queries = F.normalize(test.values.to(device), dim=1)
 
-    def answers(queries: Tensor, keys: Tensor, labels: Tensor) -> dict[int, Tensor]:
-        size = block or max(1, BLOCK_VALUES // len(keys))
-        found = [
-            vote(*nearest(q, keys, max(usable)), labels, len(classes), usable, temperature)
-            for q in torch.split(queries, size)
-        ]
-        return {k: torch.cat([answer[k] for answer in found]).cpu() for k in usable}
+    def answers(
+        queries: Tensor, keys: Tensor, labels: Tensor, temperatures: Sequence[float]
+    ) -> dict[Choice, Tensor]:
+        blocks = torch.split(queries, block or max(1, BLOCK_VALUES // len(keys)))
+        found: list[dict[Choice, Tensor]] = []
+        for done, part in enumerate(blocks, start=1):
+            neighbours = nearest(part, keys, max(usable))
+            found.append(
+                {
+                    (count, value): answer
+                    for value in temperatures
+                    for count, answer in vote(
+                        *neighbours, labels, len(classes), usable, value
+                    ).items()
+                }
+            )
+            if progress is not None:
+                progress(done, len(blocks))
+        return {choice: torch.cat([part[choice] for part in found]).cpu() for choice in found[0]}
 
-    tried = answers(X[held], X[~held], y[~held])
-    held_out_by_k = _accuracies(tried, votes_for[held_out])
-    final = {k: classes[answer] for k, answer in answers(queries, X, y).items()}
-    by_k = _accuracies(final, test_labels)
-    best = max(usable, key=lambda k: held_out_by_k[k])
+    grid: list[GridPoint] = []
+    choices = list(product(usable, warmth))
+    if len(choices) == 1:
+        best, num_held_out = choices[0], 0
+    elif held is None:
+        best = FIXED
+        usable = [FIXED[0]]
+    else:
+        here = held.to(X.device)
+        tried = answers(X[here], X[~here], y[~here], warmth)
+        accuracies = {
+            choice: float((answer == votes_for[held]).double().mean())
+            for choice, answer in tried.items()
+        }
+        grid = [
+            GridPoint(setting={"k": count, "temperature": value}, accuracy=accuracies[count, value])
+            for count, value in choices
+        ]
+        chosen = best_point(grid).setting
+        best = int(chosen["k"]), chosen["temperature"]
+    final = {
+        count: classes[answer] for (count, _), answer in answers(queries, X, y, [best[1]]).items()
+    }
     return KnnResult(
-        accuracy=by_k[best],
-        interval=wilson_interval(int((final[best] == test_labels).sum()), len(test_labels)),
-        chance=chance_level(train_labels, test_labels),
-        k=best,
-        by_k=by_k,
-        held_out_by_k=held_out_by_k,
-        skipped_k=skipped,
-        temperature=temperature,
-        num_classes=len(classes),
-        num_train=len(train_labels),
-        num_test=len(test_labels),
-        num_held_out=len(train_labels) - num_kept,
+        **vars(score(train, test_labels, train_labels, final[best[0]])),
+        setting={"k": best[0], "temperature": best[1]},
+        grid=grid,
+        num_held_out=num_held_out,
+        on_edge=edges(grid),
+        converged=True,
         seed=seed,
+        by_k={count: float((a == test_labels).double().mean()) for count, a in final.items()},
+        skipped_k=skipped,
     )
 
 
@@ -159,7 +192,3 @@ def _usable(k: Sequence[int], limit: int) -> tuple[list[int], list[int]]:
             " smaller k"
         )
     return usable, asked[len(usable) :]
-
-
-def _accuracies(answers: dict[int, Tensor], labels: Tensor) -> dict[int, float]:
-    return {k: float((answer == labels).double().mean()) for k, answer in answers.items()}

@@ -3,260 +3,225 @@
 Shapes: n images, d features, C classes.
 """
 
-import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 
-from crate_mae.evaluation.features import Features, labelled_pair
+from crate_mae.evaluation.features import Features
+from crate_mae.evaluation.labelled import labelled_pair
+from crate_mae.evaluation.metrics import (
+    HELD_OUT,
+    GridPoint,
+    Measured,
+    best_point,
+    can_hold_out,
+    edges,
+    hold_out,
+    score,
+)
+from crate_mae.evaluation.regression import Regression, standardising
+from crate_mae.evaluation.sgd import LinearGrid
+
+Solver = Literal["exact", "sgd"]
+Normalise = Literal["standardise", "batch_norm", "none"]
+Progress = Callable[[int, int], None]
+Setting = dict[str, float]
 
 PENALTIES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-HELD_OUT = 0.1
-GRADIENT_TOLERANCE = 3e-5
-MAX_STEPS = 500
+LEARNING_RATES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
+WEIGHT_DECAYS = (0.0, 1e-4, 1e-3, 1e-2)
+EPOCHS = 90
+BATCH_SIZE = 1024
 
-# Above this width a d x d matrix costs more than the steps it would save.
-MAX_PRECONDITIONED = 8192
-
-
-@dataclass(frozen=True, kw_only=True)
-class GridPoint:
-    """One penalty that was tried."""
-
-    penalty: float
-    accuracy: float
-    """On the held-out part of the training set."""
-    converged: bool
+# With one image of a class nothing can be held out, so that nothing can be chosen either.
+FIXED_PENALTY = 1e-1
+FIXED_SGD = {"learning_rate": 1e-1, "weight_decay": 1e-3}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeResult:
-    """What a linear probe measured, with all that was tried on the way."""
+class ProbeResult(Measured):
+    """What a linear probe measured, with all that was tried on the way.
 
-    accuracy: float
-    """Share of the test images that are classified correctly."""
-    interval: tuple[float, float]
-    """95 % Wilson interval of the accuracy: the sampling error of the test set alone."""
-    chance: float
-    """Test accuracy of always answering the most frequent class of the training set."""
-    num_classes: int
-    """Classes in the training set."""
-    num_train: int
-    num_test: int
-    per_class: dict[str, float | None]
-    """Test accuracy by class; None for classes without test images."""
-    unseen_classes: list[str]
-    """Classes of test images that the training set lacks: always wrong."""
-    penalty: float
-    """Chosen weight of the squared norm, in the loss (mean cross-entropy) + penalty / 2 |W|^2."""
-    converged: bool
-    """Whether the final fit reached the gradient tolerance."""
-    grid: list[GridPoint]
-    """Every penalty tried, the strongest first."""
-    num_held_out: int
-    """Training images on which the penalty was chosen."""
-    seed: int
-    """Which training images were held out."""
+    `setting` holds `penalty`, the weight of the squared norm in (mean cross-entropy) + penalty / 2
+    |W|^2, or, for SGD, `learning_rate` and `weight_decay`.
+    """
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**asdict(self), "interval": list(self.interval)}
+    solver: Solver
+    normalise: Normalise
+    epochs: int | None
+    """Passes over the training set; None for the exact solver."""
+    batch_size: int | None
 
 
 def linear_probe(
     train: Features,
     test: Features,
     *,
+    solver: Solver = "exact",
+    normalise: Normalise = "standardise",
+    penalties: Sequence[float] = PENALTIES,
+    learning_rates: Sequence[float] = LEARNING_RATES,
+    weight_decays: Sequence[float] = WEIGHT_DECAYS,
+    epochs: int = EPOCHS,
+    batch_size: int = BATCH_SIZE,
     seed: int = 0,
     device: str | torch.device | None = None,
+    progress: Progress | None = None,
 ) -> ProbeResult:
-    """Test accuracy of multinomial logistic regression on standardised features.
+    """Test accuracy of a linear classifier on frozen features.
 
-    The penalty is the one of `PENALTIES` with the highest accuracy on a held-out tenth of the
-    training set (the stronger one of equals); the classifier is then fitted to all of it. The test
-    set is used once, at the end. Raises ValueError for features that cannot be measured.
+    Solver "exact" is multinomial logistic regression at its minimum (L-BFGS) for each of
+    `penalties`; "sgd" trains for `epochs` with momentum and cosine, every pair of `learning_rates`
+    and `weight_decays`. The setting with the highest accuracy on a held-out tenth of the training
+    set is taken (of equals the stronger penalty, the lower rate) and fitted again to all of it.
+    With one image of every class nothing can be held out: penalty 0.1, or rate 0.1 and decay 0.001.
+    The test set is used once, at the end.
+
+    Features are standardised by the whole training set, or by `batch_norm` without scale and shift
+    (statistics of the batch in training, running ones at the test; SGD only), or not at all.
+    Raises ValueError for features that cannot be measured and settings that make no sense.
     """
     train_labels, test_labels = labelled_pair(train, test)
-    held_out = hold_out(train_labels, HELD_OUT, seed)
+    _check(solver, normalise, epochs, batch_size)
     classes, targets = torch.unique(train_labels, return_inverse=True)
-    mean, scale = _statistics(train.values)
-    X = ((train.values - mean) * scale).to(device)
-    y = targets.to(device)
-    held = held_out.to(X.device)
+    mean, scale = standardising(train.values) if normalise == "standardise" else (0.0, 1.0)
+    X, y = ((train.values - mean) * scale).to(device), targets.to(device)
+    fit: _Exact | _Sgd
+    if solver == "exact":
+        grid_settings = [
+            {"penalty": p} for p in sorted(_above("penalties", penalties), reverse=True)
+        ]
+        fixed, fit = {"penalty": FIXED_PENALTY}, _Exact(len(classes), progress)
+    else:
+        decays = _above("weight decays", weight_decays, zero=True)
+        grid_settings = [
+            {"learning_rate": rate, "weight_decay": decay}
+            for rate in _above("learning rates", learning_rates)
+            for decay in decays
+        ]
+        batch_norm = normalise == "batch_norm"
+        fixed = FIXED_SGD
+        fit = _Sgd(len(classes), batch_norm, epochs, batch_size, seed, progress)
 
-    kept, kept_y, other, other_y = X[~held], y[~held], X[held], y[held]
-    regression = _Regression(kept, len(classes))
-    grid = []
-    for penalty in PENALTIES:
-        converged = regression.fit(kept, kept_y, penalty)
-        right = (regression.scores(other).argmax(dim=1) == other_y).double().mean()
-        grid.append(GridPoint(penalty=penalty, accuracy=float(right), converged=converged))
-    best = max(grid, key=lambda point: point.accuracy)
-    del kept, other
-    converged = regression.fit(X, y, best.penalty)
-
-    scores = regression.scores(((test.values - mean) * scale).to(device))
-    answers = classes[scores.argmax(dim=1).cpu()]
-    right = answers == test_labels
+    grid: list[GridPoint] = []
+    num_held_out = 0
+    if len(grid_settings) == 1:
+        setting = grid_settings[0]
+    elif not can_hold_out(train_labels):
+        setting = fixed
+    else:
+        held = hold_out(train_labels, HELD_OUT, seed)
+        num_held_out, held = int(held.sum()), held.to(X.device)
+        grid = fit.grid(grid_settings, X[~held], y[~held], X[held], y[held])
+        setting = best_point(grid).setting
+    answers, converged = fit.final(setting, X, y, ((test.values - mean) * scale).to(device))
+    judged = score(train, test_labels, train_labels, classes[answers.cpu()])
     return ProbeResult(
-        accuracy=float(right.double().mean()),
-        interval=wilson_interval(int(right.sum()), len(right)),
-        chance=chance_level(train_labels, test_labels),
-        num_classes=len(classes),
-        num_train=len(train_labels),
-        num_test=len(test_labels),
-        per_class=_per_class(right, train, train_labels, test_labels),
-        unseen_classes=[
-            class_name(train, label)
-            for label in torch.unique(test_labels).tolist()
-            if label not in classes.tolist()
-        ],
-        penalty=best.penalty,
-        converged=converged,
+        **vars(judged),
+        setting=setting,
         grid=grid,
-        num_held_out=int(held_out.sum()),
+        num_held_out=num_held_out,
+        on_edge=edges(grid),
+        converged=converged,
         seed=seed,
+        solver=solver,
+        normalise=normalise,
+        epochs=epochs if solver == "sgd" else None,
+        batch_size=min(batch_size, len(X)) if solver == "sgd" else None,
     )
 
 
-def hold_out(labels: Tensor, share: float, seed: int) -> Tensor:
-    """A mask (n,), True for about `share` of the images of every class, drawn from `seed`.
+class _Exact:
+    """A regression fitted to each penalty in turn, from the strongest to the weakest."""
 
-    Every class with two images or more gives at least one and keeps at least one; a class with a
-    single image keeps it. Raises ValueError when that leaves nothing to hold out.
-    """
-    generator = Generator().manual_seed(seed)
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label in torch.unique(labels):
-        members = (labels == label).nonzero().flatten()
-        count = max(1, round(share * len(members))) if len(members) > 1 else 0
-        chosen[members[torch.randperm(len(members), generator=generator)[:count]]] = True
-    if not chosen.any():
+    def __init__(self, num_classes: int, progress: Progress | None) -> None:
+        self.num_classes, self.progress = num_classes, progress
+        self.regression: Regression | None = None
+
+    def grid(
+        self, settings: list[Setting], X: Tensor, y: Tensor, other: Tensor, other_y: Tensor
+    ) -> list[GridPoint]:
+        self.regression = Regression(X, self.num_classes)
+        grid = []
+        for done, setting in enumerate(settings, start=1):
+            converged = self.regression.fit(X, y, setting["penalty"])
+            right = (self.regression.scores(other).argmax(dim=1) == other_y).double().mean()
+            grid.append(GridPoint(setting=setting, accuracy=float(right), converged=converged))
+            if self.progress is not None:
+                self.progress(done, len(settings))
+        return grid
+
+    def final(self, setting: Setting, X: Tensor, y: Tensor, test: Tensor) -> tuple[Tensor, bool]:
+        # What was fitted to the kept part is near, and its coordinates suit the whole as well.
+        regression = self.regression or Regression(X, self.num_classes)
+        converged = regression.fit(X, y, setting["penalty"])
+        return regression.scores(test).argmax(dim=1), converged
+
+
+class _Sgd:
+    """Grids of linear classifiers, each trained as a whole."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        batch_norm: bool,
+        epochs: int,
+        batch_size: int,
+        seed: int,
+        progress: Progress | None,
+    ) -> None:
+        self.num_classes, self.batch_norm, self.seed = num_classes, batch_norm, seed
+        self.epochs, self.batch_size, self.progress = epochs, batch_size, progress
+
+    def grid(
+        self, settings: list[Setting], X: Tensor, y: Tensor, other: Tensor, other_y: Tensor
+    ) -> list[GridPoint]:
+        trained = self._trained(settings, X, y)
+        right = (trained.answers(other) == other_y).double().mean(dim=1).tolist()
+        return [
+            GridPoint(setting=setting, accuracy=accuracy if finite else 0.0, converged=finite)
+            for setting, accuracy, finite in zip(settings, right, trained.finite(), strict=True)
+        ]
+
+    def final(self, setting: Setting, X: Tensor, y: Tensor, test: Tensor) -> tuple[Tensor, bool]:
+        trained = self._trained([setting], X, y)
+        return trained.answers(test)[0], trained.finite()[0]
+
+    def _trained(self, settings: list[Setting], X: Tensor, y: Tensor) -> LinearGrid:
+        grid = LinearGrid(
+            [(setting["learning_rate"], setting["weight_decay"]) for setting in settings],
+            dim=X.shape[1],
+            num_classes=self.num_classes,
+            batch_norm=self.batch_norm,
+            seed=self.seed,
+            device=X.device,
+        )
+        grid.train(X, y, epochs=self.epochs, batch_size=self.batch_size, progress=self.progress)
+        return grid
+
+
+def _check(solver: str, normalise: str, epochs: int, batch_size: int) -> None:
+    for name, value, choices in (
+        ("solver", solver, get_args(Solver)),
+        ("normalise", normalise, get_args(Normalise)),
+    ):
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+    if solver == "exact" and normalise == "batch_norm":
+        raise ValueError("batch_norm needs batches: use solver sgd, or normalise standardise")
+    if epochs < 1 or batch_size < 2:
         raise ValueError(
-            f"each of the {len(labels)} training images has a class of its own, so none can be held"
-            " out to choose a setting: use at least two images of a class"
-        )
-    return chosen
-
-
-def wilson_interval(right: int, total: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval (low, high) of a share of `right` in `total` trials."""
-    z = 1.959963984540054
-    share = right / total
-    centre = share + z * z / (2 * total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    low, high = ((centre + sign * half) / (1 + z * z / total) for sign in (-1, 1))
-    # Rounding must not put the estimate outside of its own interval.
-    return min(max(0.0, low), share), max(min(1.0, high), share)
-
-
-def chance_level(train_labels: Tensor, test_labels: Tensor) -> float:
-    """Test accuracy of always answering the most frequent class of the training labels."""
-    classes, counts = torch.unique(train_labels, return_counts=True)
-    return float((test_labels == classes[counts.argmax()]).double().mean())
-
-
-def class_name(features: Features, label: int) -> str:
-    """The name of a class, or its number when it has none."""
-    names = features.class_names
-    return names[label] if names is not None and label < len(names) else str(label)
-
-
-class _Regression:
-    """Multinomial logistic regression by L-BFGS, in coordinates in which it is well conditioned.
-
-    With H = X^T X / n = Q diag(e) Q^T the second derivative at zero weights is H / C + penalty, for
-    each class up to a constant. In the coordinates V of W = V diag(e / C + penalty)^(-1/2) Q^T it
-    is near the identity, so that a dozen steps reach what takes hundreds on correlated features.
-    The minimum is the same. Products with X are float32, everything else float64.
-    """
-
-    def __init__(self, X: Tensor, num_classes: int) -> None:
-        self.num_classes = num_classes
-        self.spectrum: Tensor | None = None
-        if X.shape[1] <= MAX_PRECONDITIONED:
-            spectrum, self.axes = torch.linalg.eigh(X.T @ X / len(X))
-            self.spectrum = spectrum.double().clamp_min_(0)
-        # Kept from one penalty to the next: a warm start.
-        self.weight = X.new_zeros(num_classes, X.shape[1], dtype=torch.float64)
-        self.bias = X.new_zeros(num_classes, dtype=torch.float64)
-
-    def scores(self, X: Tensor) -> Tensor:
-        """Class scores (n, C) of standardised features (n, d)."""
-        return F.linear(X, self.weight.to(X.dtype), self.bias.to(X.dtype))
-
-    def fit(self, X: Tensor, y: Tensor, penalty: float) -> bool:
-        """Whether the fit converged; moves weight and bias to the minimum for a penalty."""
-        n, C = len(X), self.num_classes
-        truth = F.one_hot(y, C).double()
-        scale = self._scale(penalty)
-        V = (self._turn(self.weight) / scale).requires_grad_()
-        b = self.bias.clone().requires_grad_()
-        optimiser = torch.optim.LBFGS(
-            [V, b],
-            max_iter=MAX_STEPS,
-            max_eval=2 * MAX_STEPS,
-            history_size=20,
-            tolerance_grad=GRADIENT_TOLERANCE,
-            tolerance_change=1e-12,
-            line_search_fn="strong_wolfe",
+            f"SGD needs at least 1 epoch and batches of at least 2, not {epochs} and {batch_size}"
         )
 
-        @torch.no_grad()
-        def loss() -> float:
-            self.weight, self.bias = self._turn_back(V * scale), b.clone()
-            log_shares = self.scores(X).double().log_softmax(dim=1)
-            residual = (log_shares.exp() - truth) / n
-            gradient = (residual.T.to(X.dtype) @ X).double() + penalty * self.weight
-            V.grad, b.grad = self._turn(gradient) * scale, residual.sum(dim=0)
-            fit = -(log_shares * truth).sum() / n
-            return float(fit + penalty / 2 * self.weight.square().sum())
 
-        optimiser.step(loss)  # type: ignore[no-untyped-call]
-        loss()  # the line search may have looked further than the point it settled on
-        assert V.grad is not None
-        assert b.grad is not None
-        largest = max(float(V.grad.abs().max()), float(b.grad.abs().max()))
-        return largest <= GRADIENT_TOLERANCE
-
-    def _scale(self, penalty: float) -> Tensor:
-        if self.spectrum is None:
-            return torch.ones_like(self.weight[0])
-        return (self.spectrum / self.num_classes + penalty).rsqrt()
-
-    def _turn(self, weight: Tensor) -> Tensor:
-        return weight if self.spectrum is None else _product(weight, self.axes)
-
-    def _turn_back(self, weight: Tensor) -> Tensor:
-        return weight if self.spectrum is None else _product(weight, self.axes.T)
-
-
-def _product(weight: Tensor, axes: Tensor) -> Tensor:
-    return (weight.to(axes.dtype) @ axes).double()
-
-
-def _statistics(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and reciprocal standard deviation (d,) in float32, from float64 sums.
-
-    The reciprocal is 0 for features that never change, which takes them out.
-    """
-    blocks = torch.split(values, 4096)  # float64 copies of pieces, not of everything
-    mean = sum((block.double().sum(dim=0) for block in blocks), torch.zeros(())) / len(values)
-    squares = (((block.double() - mean) ** 2).sum(dim=0) for block in blocks)
-    std = (sum(squares, torch.zeros(())) / len(values)).sqrt()
-    constant = std <= 1e-7 * mean.abs()  # the resolution of float32
-    scale = torch.where(constant, 0.0, 1 / torch.where(constant, 1.0, std))
-    return mean.float(), scale.float()
-
-
-def _per_class(
-    right: Tensor, train: Features, train_labels: Tensor, test_labels: Tensor
-) -> dict[str, float | None]:
-    result: dict[str, float | None] = {}
-    for label in torch.unique(torch.cat([train_labels, test_labels])).tolist():
-        members = right[test_labels == label].double()
-        result[class_name(train, label)] = float(members.mean()) if len(members) else None
-    return result
+def _above(name: str, values: Sequence[float], *, zero: bool = False) -> list[float]:
+    """The values, each once, ascending; ValueError unless all are finite and above 0 (or 0)."""
+    wrong = [v for v in values if not (0 < v < float("inf") or (zero and v == 0))]
+    if wrong or not values:
+        bound = "at least 0" if zero else "above 0"
+        raise ValueError(f"{name} must be one or more numbers {bound}, not {list(values)}")
+    return sorted(set(values))

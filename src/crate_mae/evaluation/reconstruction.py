@@ -5,6 +5,7 @@ Masks are boolean (B, L), True = removed.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -16,7 +17,7 @@ from crate_mae.data.sources import ImageSource
 from crate_mae.data.transforms import denormalise, prepare
 from crate_mae.evaluation.features import evaluating
 from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.masks import MaskKind, draw_mask, keyed_generator
+from crate_mae.models.masks import MaskKind, draw_mask, keyed_generator, num_kept
 from crate_mae.models.patches import grid_of, patchify, unpatchify
 
 logger = logging.getLogger(__name__)
@@ -166,6 +167,38 @@ def reconstruct_source(
     if not parts:
         raise ValueError(f"none of the {count} images of {source.address} can be read")
     return _joined(parts), names
+
+
+def reconstruct_settings(
+    model: CrateMAE,
+    source: ImageSource,
+    *,
+    kinds: Sequence[MaskKind] = ("random",),
+    ratios: Sequence[float] = (0.75,),
+    seed: int = 0,
+    mask: Tensor | None = None,
+    mode: PixelMode | None = None,
+) -> tuple[list[tuple[str, Reconstruction]], list[str]]:
+    """[(words, reconstruction)] of the same images for every mask kind and ratio, and their names.
+
+    The words say the setting, such as "block 75%". A `mask` (1, L) of your own stands alone.
+    Raises ValueError as `reconstruct_source`, and for a mask given beside several settings.
+    """
+    settings = list(dict.fromkeys((kind, ratio) for kind in kinds for ratio in ratios))
+    if mask is not None and len(settings) > 1:
+        raise ValueError("a mask of your own is one setting: give one ratio and kind, or no mask")
+    grid = grid_of(torch.empty(0, *model.preprocess.size), model.config.patch_hw)
+    for _, ratio in settings if mask is None else []:
+        num_kept(grid[0] * grid[1], ratio)  # every setting is checked before any work
+    results = []
+    names: list[str] = []
+    for kind, ratio in settings:
+        found, names = reconstruct_source(
+            model, source, kind=kind, ratio=ratio, seed=seed, mask=mask, mode=mode
+        )
+        words = "your mask" if mask is not None else f"{kind} {100 * ratio:.3g}%"
+        results.append((words, found))
+    return results, names
 
 
 def psnr(mse: Tensor) -> Tensor:

@@ -41,13 +41,13 @@ class CrateClassifier(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        model: CrateMAE,
+        model: "CrateMAE | CrateClassifier",
         *,
         num_classes: int,
         pool: Pool = "mean",
         class_names: tuple[str, ...] | None = None,
     ) -> "CrateClassifier":
-        """A classifier that starts from a copy of a pre-trained model's encoder."""
+        """A classifier that starts from a copy of a trained model's encoder, with a new head."""
         classifier = cls(model.config, num_classes=num_classes, pool=pool, class_names=class_names)
         classifier.preprocess = model.preprocess
         classifier.encoder.load_state_dict(model.encoder.state_dict())
@@ -58,9 +58,12 @@ class CrateClassifier(nn.Module):
         features: Tensor = self.encoder(images)
         return features
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Class scores (B, classes) of images (B, C, H, W)."""
-        scores: Tensor = self.head(pool_tokens(self.encode(images), self.pool))
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Class scores (B, classes) of images (B, C, H, W).
+
+        `keep` (layers, B) multiplies each layer's MSSA step for each image: stochastic depth.
+        """
+        scores: Tensor = self.head(pool_tokens(self.encoder(images, keep), self.pool))
         return scores
 
 

@@ -74,16 +74,19 @@ class Encoder(nn.Module):
         tokens = self.add_class_token(self.patch_tokens(images))
         return tokens + self.positions_for(grid_of(images, self.config.patch_hw)).to(tokens.dtype)
 
-    def run_layers(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, N, d) after every layer and the final norm."""
-        for layer in self.layers:
-            tokens = layer(tokens)
+    def run_layers(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Tokens (B, N, d) after every layer and the final norm.
+
+        `keep` (layers, B) multiplies each layer's MSSA step for each image: stochastic depth.
+        """
+        for index, layer in enumerate(self.layers):
+            tokens = layer(tokens, None if keep is None else keep[index])
         normed: Tensor = self.norm(tokens)
         return normed
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Features (B, 1 + L, d) of images (B, C, H, W): no masking, raster order, normalised."""
-        return self.run_layers(self.embed(images))
+        return self.run_layers(self.embed(images), keep)
 
     def positions_for(self, grid: tuple[int, int]) -> Tensor:
         """The position table (1 + rows*columns, d) of a grid.

@@ -130,6 +130,9 @@ class EncoderLayer(nn.Module):
 
     h  = z + MSSA(LN1(z))        compress
     z' = ISTA(LN2(h))            sparsify (its skip starts at LN2(h), not at h)
+
+    `keep` (B,) multiplies the MSSA step of each image: stochastic depth, where 0 leaves the step
+    out. The sparse step has no skip around it that could stand in for it, so it always runs.
     """
 
     def __init__(
@@ -147,19 +150,19 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-5)
         self.ista = ISTA(dim=dim, step_size=step_size, sparsity=sparsity)
 
-    def compress(self, z: Tensor) -> Tensor:
+    def compress(self, z: Tensor, keep: Tensor | None = None) -> Tensor:
         """Tokens h moved toward the subspaces U_k: (B, N, d) to (B, N, d)."""
-        h: Tensor = z + self.mssa(self.norm1(z))
-        return h
+        step: Tensor = self.mssa(self.norm1(z))
+        return z + (step if keep is None else keep.to(step.dtype).view(-1, 1, 1) * step)
 
     def sparsify(self, h: Tensor) -> Tensor:
         """Sparse codes z' >= 0 of tokens h in the dictionary D: (B, N, d) to (B, N, d)."""
         codes: Tensor = self.ista(self.norm2(h))
         return codes
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, keep: Tensor | None = None) -> Tensor:
         """Tokens after both half steps: (B, N, d) to (B, N, d)."""
-        return self.sparsify(self.compress(z))
+        return self.sparsify(self.compress(z, keep))
 
 
 class DecoderLayer(nn.Module):

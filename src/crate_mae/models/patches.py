@@ -56,6 +56,15 @@ def sincos_positions(
         _coordinates(n, n if reference_grid is None else reference_grid[axis])
         for axis, n in enumerate(grid)
     )
+    return positions_at(dim, rows, columns)
+
+
+def positions_at(dim: int, rows: Tensor, columns: Tensor) -> Tensor:
+    """The position table (1 + R*C, dim) of patches at any row (R,) and column (C,) coordinates.
+
+    In units of patches, float64, 0 for the centre of the first patch; entries as
+    `sincos_positions` has them.
+    """
     quarter = dim // 4
     frequencies = 10_000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
 
@@ -63,8 +72,8 @@ def sincos_positions(
         angles = positions[:, None] * frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
-    by_column = encode(columns).repeat(grid[0], 1)
-    by_row = encode(rows).repeat_interleave(grid[1], dim=0)
+    by_column = encode(columns).repeat(len(rows), 1)
+    by_row = encode(rows).repeat_interleave(len(columns), dim=0)
     table = torch.cat([by_column, by_row], dim=1)
     return torch.cat([torch.zeros(1, dim), table])
 

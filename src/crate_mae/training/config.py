@@ -1,10 +1,12 @@
-"""Everything that fixes a pre-training run. Parsed from YAML and --key.sub value; no torch here."""
+"""Everything that fixes a run. Parsed from YAML and --key.sub value; nothing is computed here."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from crate_mae.data.batches import Masking
+from crate_mae.data.labelled import LabelledDataConfig
 from crate_mae.data.module import DataConfig
+from crate_mae.models.classifier import Pool
 from crate_mae.models.config import ModelConfig
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -28,14 +30,14 @@ class OptimConfig:
     """AdamW weight decay; none on norms, biases and tokens."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW betas."""
-    clip: float = 1.0
-    """Gradients are clipped to this norm."""
+    clip: float | None = 1.0
+    """Gradients are clipped to this norm; null for never."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"optim.{name} must be at least 1, not {getattr(self, name)}")
-        if self.base_lr <= 0 or self.clip <= 0:
+        if self.base_lr <= 0 or (self.clip is not None and self.clip <= 0):
             raise ValueError(
                 f"optim.base_lr and optim.clip must be above 0, not {self.base_lr}, {self.clip}"
             )
@@ -84,8 +86,8 @@ class TrainerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordConfig:
-    """What the run writes down, and how often."""
+class CheckpointConfig:
+    """What every run writes down, and how often."""
 
     log_every: int = 10
     """Optimiser steps between two lines of metrics."""
@@ -93,23 +95,60 @@ class RecordConfig:
     """Also save the last checkpoint every so many optimiser steps within an epoch."""
     checkpoint_epochs: int = 10
     """Keep a checkpoint every so many epochs."""
+
+    def __post_init__(self) -> None:
+        if self.log_every < 1 or self.checkpoint_epochs < 1:
+            raise ValueError("record.log_every and record.checkpoint_epochs must be at least 1")
+        if self.checkpoint_steps is not None and self.checkpoint_steps < 1:
+            raise ValueError(
+                f"record.checkpoint_steps must be at least 1, not {self.checkpoint_steps}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordConfig(CheckpointConfig):
+    """What a masked run writes down, and how often."""
+
     reconstruct_epochs: int = 5
     """Draw the fixed reconstructions every so many epochs; 0 for never."""
     reconstruct_images: int = 8
     """How many fixed images are drawn."""
 
     def __post_init__(self) -> None:
-        if self.log_every < 1 or self.checkpoint_epochs < 1:
-            raise ValueError("record.log_every and record.checkpoint_epochs must be at least 1")
+        super().__post_init__()
         if self.reconstruct_images < 1 or self.reconstruct_epochs < 0:
             raise ValueError(
                 "record.reconstruct_images must be at least 1 and record.reconstruct_epochs at"
                 f" least 0, not {self.reconstruct_images}, {self.reconstruct_epochs}"
             )
-        if self.checkpoint_steps is not None and self.checkpoint_steps < 1:
-            raise ValueError(
-                f"record.checkpoint_steps must be at least 1, not {self.checkpoint_steps}"
-            )
+
+
+class RunConfig(Protocol):
+    """What the configurations of all kinds of run have in common."""
+
+    @property
+    def seed(self) -> int:
+        """Fixes everything random."""
+        ...
+
+    @property
+    def optim(self) -> OptimConfig:
+        """Optimiser and schedule."""
+        ...
+
+    @property
+    def trainer(self) -> TrainerConfig:
+        """Hardware."""
+        ...
+
+    @property
+    def record(self) -> CheckpointConfig:
+        """Logs and checkpoints."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested values, as YAML holds them."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +182,97 @@ class PretrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values, as YAML holds them."""
-        return dict(_plain(asdict(self)))
+        return plain_values(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptimConfig(OptimConfig):
+    """As for pre-training, and what keeps a classifier from forgetting and from overfitting."""
+
+    base_lr: float = 1e-3
+    """Learning rate per 256 images: the rate used is base_lr x batch_size / 256."""
+    warmup_epochs: float = 5.0
+    """Epochs of linear warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW betas."""
+    layer_decay: float = 1.0
+    """Learning rate of each layer, as a share of the layer's above; 1 for the same rate everywhere.
+    """
+    drop_path: float = 0.0
+    """Stochastic depth: probability that an image leaves out the last layer's MSSA step; it grows
+    evenly from 0 at the first layer."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread evenly over all classes."""
+    ema: float | None = None
+    """Decay per step of a running average of the weights, such as 0.999, which is then validated,
+    saved and tested; null for none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optim.layer_decay must be in (0, 1], not {self.layer_decay}")
+        for name in ("drop_path", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optim.{name} must be in [0, 1), not {getattr(self, name)}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"optim.ema must be between 0 and 1, not {self.ema}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """One supervised run: fine-tuning of pre-trained weights, or training from scratch."""
+
+    name: str = "finetune"
+    """Name of the run; its folder is runs/NAME unless --out says otherwise."""
+    seed: int = 0
+    """Fixes initial weights, few-shot choice, data order, augmentation and dropped steps."""
+    weights: str | None = None
+    """Weights folder, run folder or Hub repository to start from; null to train from scratch."""
+    model: ModelConfig | None = None
+    """The architecture; that of the weights when there are any."""
+    image_size: int | tuple[int, int] | None = None
+    """Height and width of the images; as the weights were trained when not given."""
+    pool: Pool = "mean"
+    """What the head sees: the mean of the patch tokens or the class token (cls)."""
+    new_head: bool = False
+    """Replace the head of weights that are a classifier already."""
+    evaluate: Literal["last", "best"] = "last"
+    """Weights that are tested: those of the last epoch, or of the best one on held-out images."""
+    data: LabelledDataConfig = field(default_factory=LabelledDataConfig)
+    """The images."""
+    optim: FinetuneOptimConfig = field(default_factory=FinetuneOptimConfig)
+    """Optimiser, schedule, regularisation."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """Hardware."""
+    record: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Logs and checkpoints."""
+
+    def __post_init__(self) -> None:
+        data = self.data
+        if self.evaluate == "best" and not (data.val_share or data.val_source or data.val_split):
+            raise ValueError(
+                "evaluate=best chooses an epoch by images that are held out of training: set"
+                " data.val_share, or name a validation split with data.val_split"
+            )
+        if self.optim.ema is not None and self.trainer.strategy == "fsdp":
+            raise ValueError(
+                "optim.ema needs whole weights on each device: not trainer.strategy fsdp"
+            )
+
+    @property
+    def image_hw(self) -> tuple[int, int] | None:
+        """Height and width of the images, or None for those of the weights."""
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else size
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested values, as YAML holds them."""
+        return plain_values(self)
+
+
+def plain_values(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
+    """The nested values of a configuration, with lists for tuples."""
+    return dict(_plain(asdict(config)))
 
 
 def _plain(value: Any) -> Any:

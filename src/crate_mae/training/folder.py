@@ -10,12 +10,11 @@ from typing import Any
 import torch
 import yaml
 
-from crate_mae.data.module import MaskedDataModule
 from crate_mae.environment import environment
 from crate_mae.files import write_atomically
 from crate_mae.models.config import Preprocess
 from crate_mae.training.callbacks import LAST, is_main_process
-from crate_mae.training.config import PretrainConfig
+from crate_mae.training.config import RunConfig
 from crate_mae.training.records import read_metrics
 
 logger = logging.getLogger(__name__)
@@ -24,24 +23,25 @@ CONFIG = "config.yaml"
 FREE_ON_RESUME = (
     "name:", "record.", "trainer.accelerator:", "trainer.devices:", "trainer.num_nodes:",
     "trainer.strategy:", "trainer.compile:", "trainer.deterministic:", "data.source:",
-    "data.val_source:", "data.workers:", "data.cache_gib:", "data.max_broken:",
+    "data.val_source:", "data.test_source:", "data.workers:", "data.cache_gib:", "data.max_broken:",
 )  # fmt: skip
 """Settings that a resumed run may change: hardware, records, where the same data lie."""
 
 
-def check_start(
-    config: PretrainConfig, folder: Path, *, resume: bool, init_from: str | Path | None
-) -> list[str]:
-    """Settings that differ from those the run began with, all of them harmless to its result."""
+def check_start(config: RunConfig, folder: Path, *, resume: bool, again: str) -> list[str]:
+    """Settings that differ from those the run began with, all of them harmless to its result.
+
+    `again` is the option that starts a new run from old weights. Raises FileExistsError for a
+    folder that is taken, FileNotFoundError when there is nothing to resume, and ValueError for
+    settings that would make it another run.
+    """
     if resume:
-        if init_from is not None:
-            raise ValueError("--resume continues a run with its own weights; leave --init-from out")
         changes = changed_keys(load_config_values(folder), config.to_dict())
         fatal = [line for line in changes if not line.startswith(FREE_ON_RESUME)]
         if fatal:
             raise ValueError(
                 f"these settings would make {folder} another run: {'; '.join(fatal)}. Leave them as"
-                f" they were, or start a new run with --init-from {folder}"
+                f" they were, or start a new run with {again} {folder}"
             )
         return changes
     if not is_main_process():
@@ -59,6 +59,11 @@ def load_config_values(run: str | Path) -> dict[str, Any]:
     path = Path(run) / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{run} is no run folder: it has no {CONFIG}")
+    return load_settings(path)
+
+
+def load_settings(path: Path) -> dict[str, Any]:
+    """The nested values of a settings file; ValueError when it holds none."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -81,9 +86,9 @@ def changed_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
 
 
 def write_facts(
-    config: PretrainConfig,
+    config: RunConfig,
     folder: Path,
-    data: MaskedDataModule,
+    facts: dict[str, Any],
     *,
     command: list[str] | None,
     resume: bool,
@@ -92,25 +97,15 @@ def write_facts(
 
     Raises ValueError when a resumed run meets another number of training images.
     """
-    fingerprint = data.train_source.fingerprint()
-    facts = {
-        "source": data.train_source.address,
-        "split": data.train_source.split,
-        "images": data.num_samples,
-        "validation_images": len(data.val_source) if data.val_source is not None else 0,
-        "fingerprint": fingerprint,
-        "preprocess": data.preprocess.to_dict(),
-        "unreadable": data.broken,
-    }
     known = folder / "data.json"
     if resume and known.exists():
         before = json.loads(known.read_text(encoding="utf-8"))
-        if before["images"] != data.num_samples:
+        if before["images"] != facts["images"]:
             raise ValueError(
                 f"this run began with {before['images']} training images, now there are"
-                f" {data.num_samples}: the order of its samples cannot be continued"
+                f" {facts['images']}: the order of its samples cannot be continued"
             )
-        if before["fingerprint"] != fingerprint:
+        if before["fingerprint"] != facts["fingerprint"]:
             logger.warning("the data have changed since this run began: %s", facts["source"])
     words = " ".join(command) if command is not None else "(called from Python)"
     old = (folder / "command.txt").read_text() if (folder / "command.txt").exists() else ""
@@ -130,9 +125,9 @@ def recorded_preprocess(folder: Path) -> Preprocess | None:
     return Preprocess.from_dict(json.loads(path.read_text(encoding="utf-8"))["preprocess"])
 
 
-def last_step(folder: Path) -> int | None:
-    """The step of a run's last checkpoint, or None for a new run."""
-    checkpoint = folder / "checkpoints" / LAST
+def last_step(folder: Path, name: str = LAST) -> int | None:
+    """The step of a run's last checkpoint or of a named one, or None where there is none."""
+    checkpoint = folder / "checkpoints" / name
     if not checkpoint.is_file():
         return None
     state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)

@@ -1,11 +1,13 @@
 """What to do when a number stops being finite: find where it began and say so."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.classifier import CrateClassifier, pool_tokens
 from crate_mae.models.patches import grid_of
 
 ADVICE = (
@@ -36,36 +38,55 @@ def locate_nonfinite(model: CrateMAE, images: Tensor, mask: Tensor) -> str:
     in the model's own precision.
     """
 
-    def bad(tensor: Tensor) -> bool:
-        return not bool(torch.isfinite(tensor).all())
-
-    if bad(images):
-        return "input images"
-    for name, parameter in model.named_parameters():
-        if bad(parameter):
-            return f"parameter {name}"
-    tokens = model.embed_masked(images, mask)
-    if bad(tokens):
-        return "patch embedding"
-    for index, layer in enumerate(model.encoder.layers):
-        for step in ("compress", "sparsify"):
-            tokens = getattr(layer, step)(tokens)
-            if bad(tokens):
-                return f"encoder layer {index}, {step}"
-    tokens = model.encoder.norm(tokens)
+    tokens, where = _walk_encoder(model, images, lambda: model.embed_masked(images, mask))
+    if where is not None:
+        return where
     grid = grid_of(images, model.config.patch_hw)
     tokens = model.decoder_input(tokens, mask, grid)
     for index, decoder_layer in enumerate(model.decoder):
         for step in ("expand", "decompress"):
             tokens = getattr(decoder_layer, step)(tokens)
-            if bad(tokens):
+            if _bad(tokens):
                 return f"decoder layer {index}, {step}"
     prediction = model.prediction(model.decoder_norm(tokens))[:, 1:]
-    if bad(prediction):
+    if _bad(prediction):
         return "prediction"
-    if bad(model.target(images)):
+    if _bad(model.target(images)):
         return "target"
-    return "loss" if bad(model.loss(images, prediction, mask)) else "not found"
+    return "loss" if _bad(model.loss(images, prediction, mask)) else "not found"
+
+
+@torch.no_grad()
+def locate_nonfinite_scores(model: CrateClassifier, images: Tensor) -> str:
+    """As `locate_nonfinite`, for a classifier: "loss" when its scores are still finite."""
+    tokens, where = _walk_encoder(model, images, lambda: model.encoder.embed(images))
+    if where is not None:
+        return where
+    return "scores" if _bad(model.head(pool_tokens(tokens, model.pool))) else "loss"
+
+
+def _bad(tensor: Tensor) -> bool:
+    return not bool(torch.isfinite(tensor).all())
+
+
+def _walk_encoder(
+    model: CrateMAE | CrateClassifier, images: Tensor, embed: Callable[[], Tensor]
+) -> tuple[Tensor, str | None]:
+    """The encoder's normalised tokens (B, N, d), and where on the way there something broke."""
+    if _bad(images):
+        return images, "input images"
+    for name, parameter in model.named_parameters():
+        if _bad(parameter):
+            return images, f"parameter {name}"
+    tokens = embed()
+    if _bad(tokens):
+        return tokens, "patch embedding"
+    for index, layer in enumerate(model.encoder.layers):
+        for step in ("compress", "sparsify"):
+            tokens = getattr(layer, step)(tokens)
+            if _bad(tokens):
+                return tokens, f"encoder layer {index}, {step}"
+    return model.encoder.norm(tokens), None
 
 
 def locate_nonfinite_gradient(model: nn.Module) -> str:

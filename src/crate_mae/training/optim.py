@@ -1,6 +1,7 @@
 """Parameter groups and schedules: pure functions of names and numbers."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,22 +21,51 @@ def decayed_names(model: nn.Module) -> frozenset[str]:
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, decayed_by_name: frozenset[str]
+    model: nn.Module,
+    weight_decay: float,
+    decayed_by_name: frozenset[str],
+    *,
+    learning_rate: float,
+    share_of: Callable[[str], float] = lambda _: 1.0,
 ) -> list[dict[str, Any]]:
     """AdamW groups: `weight_decay` on the named parameters, none on the rest.
 
-    Parameters that do not train are left out.
+    Each group's own `lr` is `learning_rate` times the share of its parameters' names, so that any
+    schedule that multiplies it keeps the shares; the groups with the highest come first. Parameters
+    that do not train are left out.
     """
-    decayed: list[Tensor] = []
-    free: list[Tensor] = []
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             plain = name.replace("_fsdp_wrapped_module.", "")
-            (decayed if plain in decayed_by_name else free).append(parameter)
+            groups.setdefault((share_of(plain), plain in decayed_by_name), []).append(parameter)
     return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": free, "weight_decay": 0.0},
+        {
+            "params": groups[share, decayed],
+            "lr": learning_rate * share,
+            "weight_decay": weight_decay if decayed else 0.0,
+        }
+        for share, decayed in sorted(groups, reverse=True)
     ]
+
+
+def layer_decay_share(name: str, *, decay: float, depth: int) -> float:
+    """decay^(depth + 1 - layer), a classifier's learning rate share for a parameter's name.
+
+    Layer 0 is the embedding (patch filters and class token), 1 to `depth` are the encoder layers,
+    depth + 1 the final norm and the head. Source: BEiT and MAE (appendix A.1). Raises ValueError
+    for a name that is no classifier's.
+    """
+    match name.split("."):
+        case ["encoder", "patch_embed" | "class_token", *_]:
+            layer = 0
+        case ["encoder", "layers", index, *_]:
+            layer = int(index) + 1
+        case ["encoder", "norm", *_] | ["head", *_]:
+            layer = depth + 1
+        case _:
+            raise ValueError(f"{name} is no parameter of a classifier")
+    return decay ** (depth + 1 - layer)
 
 
 def warmup_cosine(step: int, *, total: int, warmup: int, final: float = 0.0) -> float:

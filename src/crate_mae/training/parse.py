@@ -1,20 +1,32 @@
 """YAML recipes and `--key.sub value` into a checked configuration."""
 
+import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 import crate_mae
 from crate_mae.data.batches import Masking
+from crate_mae.data.labelled import LabelledDataConfig
 from crate_mae.data.module import DataConfig
-from crate_mae.data.transforms import Augment
-from crate_mae.models.config import ModelConfig, did_you_mean
-from crate_mae.training.config import OptimConfig, PretrainConfig, RecordConfig, TrainerConfig
-from crate_mae.training.folder import load_config_values
+from crate_mae.data.transforms import Augment, SupervisedAugment
+from crate_mae.models.config import PRESETS, ModelConfig, did_you_mean
+from crate_mae.training.config import (
+    CheckpointConfig,
+    FinetuneConfig,
+    FinetuneOptimConfig,
+    OptimConfig,
+    PretrainConfig,
+    RecordConfig,
+    TrainerConfig,
+)
+from crate_mae.training.folder import load_config_values, load_settings
+
+ConfigT = TypeVar("ConfigT")
 
 
 class SettingsParser(ArgumentParser):
@@ -46,25 +58,51 @@ def recipe(name: str) -> Path:
 
 def pretrain_parser() -> SettingsParser:
     """A parser of every setting of PretrainConfig, with the recipe file as --config."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = SettingsParser(
-        prog="crate-mae pretrain",
-        description="Masked pre-training: from images to weights, reconstructions and metrics.",
+    parser = _run_parser(
+        "crate-mae pretrain",
+        "Masked pre-training: from images to weights, reconstructions and metrics.",
+        example="digits",
     )
+    parser.add_argument(
+        "--init-from", type=str, default=None, help="weights that a new run starts from"
+    )
+    parser.add_class_arguments(PretrainConfig, None)
+    return parser
+
+
+def finetune_parser() -> SettingsParser:
+    """A parser of every setting of FinetuneConfig, with the recipe file as --config."""
+    parser = _run_parser(
+        "crate-mae finetune",
+        "Supervised training of a classifier: crate-mae finetune WEIGHTS --config RECIPE ..., or"
+        " --from-scratch in place of WEIGHTS.",
+        example="finetune-mae",
+    )
+    parser.add_argument(
+        "--from-scratch",
+        type=str,
+        default=None,
+        metavar="SIZE",
+        help="a preset such as tiny, or a run folder or recipe whose model section is taken; single"
+        " fields by --model.KEY",
+    )
+    parser.add_class_arguments(FinetuneConfig, None)
+    return parser
+
+
+def _run_parser(prog: str, description: str, *, example: str) -> SettingsParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = SettingsParser(prog=prog, description=description)
     parser.add_argument(
         "--config",
         action="config",
-        help="a recipe file, or the name of a shipped one, such as digits",
+        help=f"a recipe file, or the name of a shipped one, such as {example}",
     )
     parser.add_argument("--out", type=str, default=None, help="run folder; default runs/NAME")
     parser.add_argument("--resume", type=str, default=None, help="run folder to continue exactly")
     parser.add_argument(
-        "--init-from", type=str, default=None, help="weights that a new run starts from"
-    )
-    parser.add_argument(
         "--stop-after", type=int, default=None, help="save and leave after so many steps"
     )
-    parser.add_class_arguments(PretrainConfig, None)
     return parser
 
 
@@ -75,7 +113,34 @@ def parse_pretrain(arguments: Sequence[str]) -> tuple[PretrainConfig, dict[str, 
     Faults end the process with status 2 and a message.
     """
     parser = pretrain_parser()
-    arguments = _with_recipe_files(list(arguments))
+    given, config = _parse(parser, arguments, build_config)
+    options = {key: given[key] for key in ("out", "resume", "init_from", "stop_after")}
+    return config, options
+
+
+def parse_finetune(arguments: Sequence[str]) -> tuple[FinetuneConfig, dict[str, Any]]:
+    """(configuration, {out, resume, stop_after}) of command-line arguments.
+
+    A first word that is no option names the weights. With --resume the run's own configuration is
+    the base, and settings given beside it change it. Faults end the process with status 2 and a
+    message.
+    """
+    parser = finetune_parser()
+    words = list(arguments)
+    if words and not words[0].startswith("-"):
+        words[:1] = ["--weights", words[0]]
+    try:
+        words = _with_architecture(words)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    given, config = _parse(parser, words, build_finetune_config)
+    return config, {key: given[key] for key in ("out", "resume", "stop_after")}
+
+
+def _parse(
+    parser: SettingsParser, words: Sequence[str], build: Callable[[Namespace], ConfigT]
+) -> tuple[Namespace, ConfigT]:
+    arguments = _with_recipe_files(list(words), parser)
     with warnings.catch_warnings():
         # Instantiation moved inside jsonargparse 4.5x; both spellings work in the pinned range.
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"jsonargparse.*")
@@ -87,14 +152,48 @@ def parse_pretrain(arguments: Sequence[str]) -> tuple[PretrainConfig, dict[str, 
                 load_config_values(given.resume)
                 recorded = Path(given.resume) / "config.yaml"
                 given = parser.parse_args(["--config", str(recorded), *arguments])
-            config = build_config(given)
+            return given, build(given)
         except (ValueError, OSError) as error:
             parser.error(str(error))
-    options = {key: given[key] for key in ("out", "resume", "init_from", "stop_after")}
-    return config, options
 
 
-def _with_recipe_files(arguments: list[str]) -> list[str]:
+def _with_architecture(words: list[str]) -> list[str]:
+    """The arguments, with the architecture that --from-scratch names put before all others."""
+    name = None
+    for index, word in enumerate(words):
+        key, joined, value = word.partition("=")
+        if key == "--from-scratch":
+            name = value if joined else "".join(words[index + 1 : index + 2])
+    if name is None:
+        return words
+    for option in ("--weights", "--resume"):
+        if any(word.partition("=")[0] == option for word in words):
+            raise ValueError(f"--from-scratch and {option} exclude each other")
+    return ["--model", json.dumps(architecture(name).to_dict()), *words]
+
+
+def architecture(name: str) -> ModelConfig:
+    """The architecture of a preset, a run folder, a recipe file or a shipped recipe's name.
+
+    Raises FileNotFoundError for none of these and ValueError for a file without a model section.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    path = Path(name)
+    if path.is_dir():
+        values = load_config_values(path)
+    else:
+        try:
+            file = path if path.is_file() else recipe(name)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; presets: {', '.join(PRESETS)}") from None
+        values = load_settings(file)
+    if not isinstance(values.get("model"), dict):
+        raise ValueError(f"{name} holds no model section: name a preset, {', '.join(PRESETS)}")
+    return ModelConfig.from_dict(values["model"])
+
+
+def _with_recipe_files(arguments: list[str], parser: SettingsParser) -> list[str]:
     """The arguments, with `--config NAME` of a shipped recipe turned into its file."""
     resolved = list(arguments)
     for index, word in enumerate(arguments):
@@ -108,7 +207,7 @@ def _with_recipe_files(arguments: list[str]) -> list[str]:
         try:
             path = str(recipe(value))
         except FileNotFoundError as error:
-            pretrain_parser().error(str(error))
+            parser.error(str(error))
         if joined:
             resolved[index] = f"--config={path}"
         else:
@@ -118,19 +217,39 @@ def _with_recipe_files(arguments: list[str]) -> list[str]:
 
 def build_config(given: Namespace) -> PretrainConfig:
     """The configuration of a parsed namespace; ValueError when its values do not fit together."""
-
-    def values(section: str) -> dict[str, Any]:
-        part = given[section]
-        return part.as_dict() if isinstance(part, Namespace) else dict(part)
-
-    data = values("data")
+    data = _values(given, "data")
     return PretrainConfig(
         name=given.name,
         seed=given.seed,
-        model=ModelConfig.from_dict(values("model")),
+        model=ModelConfig.from_dict(_values(given, "model")),
         data=DataConfig(**{**data, "augment": Augment(**data["augment"])}),
-        masking=Masking(**values("masking")),
-        optim=OptimConfig(**values("optim")),
-        trainer=TrainerConfig(**values("trainer")),
-        record=RecordConfig(**values("record")),
+        masking=Masking(**_values(given, "masking")),
+        optim=OptimConfig(**_values(given, "optim")),
+        trainer=TrainerConfig(**_values(given, "trainer")),
+        record=RecordConfig(**_values(given, "record")),
     )
+
+
+def build_finetune_config(given: Namespace) -> FinetuneConfig:
+    """The configuration of a parsed namespace; ValueError when its values do not fit together."""
+    data = _values(given, "data")
+    model = given.model
+    return FinetuneConfig(
+        name=given.name,
+        seed=given.seed,
+        weights=given.weights,
+        model=None if model is None else ModelConfig.from_dict(_values(given, "model")),
+        image_size=given.image_size,
+        pool=given.pool,
+        new_head=given.new_head,
+        evaluate=given.evaluate,
+        data=LabelledDataConfig(**{**data, "augment": SupervisedAugment(**data["augment"])}),
+        optim=FinetuneOptimConfig(**_values(given, "optim")),
+        trainer=TrainerConfig(**_values(given, "trainer")),
+        record=CheckpointConfig(**_values(given, "record")),
+    )
+
+
+def _values(given: Namespace, section: str) -> dict[str, Any]:
+    part = given[section]
+    return part.as_dict() if isinstance(part, Namespace) else dict(part)

@@ -1,74 +1,29 @@
-"""From a resolved configuration to a finished run folder."""
+"""Masked pre-training: from a resolved configuration to a finished run folder."""
 
-import json
 import logging
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import FSDPStrategy, Strategy
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch.distributed.fsdp import MixedPrecision
 from torch.utils.data import Dataset
 
-from crate_mae.data.module import MaskedDataModule
+from crate_mae.data.masked import MaskedBatches
+from crate_mae.data.module import ImageDataModule
 from crate_mae.data.sources import ImageSource
-from crate_mae.files import write_atomically
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.tensors import check_match
 from crate_mae.models.weights import load_autoencoder
 from crate_mae.progress import counter
-from crate_mae.training.callbacks import (
-    LAST,
-    AtomicCheckpointIO,
-    Checkpoints,
-    Reconstructions,
-    Speed,
-    StopRequestedError,
-    StopSignals,
-    is_main_process,
-    progress_callbacks,
-)
-from crate_mae.training.config import PretrainConfig, TrainerConfig
-from crate_mae.training.folder import (
-    changed_keys,
-    check_start,
-    last_metrics,
-    last_step,
-    log_file,
-    recorded_preprocess,
-    write_facts,
-)
-from crate_mae.training.guard import NonFiniteError
+from crate_mae.training.callbacks import Monitor, is_main_process
+from crate_mae.training.config import PretrainConfig
+from crate_mae.training.folder import changed_keys, check_start, recorded_preprocess
 from crate_mae.training.masked import MaskedCompletion
-from crate_mae.training.records import MetricsLog
+from crate_mae.training.pictures import Reconstructions
+from crate_mae.training.session import Links, Plan, RunSummary, batch_per_device, conduct
+
+__all__ = ["RunSummary", "batch_per_device", "pretrain"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSummary:
-    """How a run, or this session of it, ended."""
-
-    folder: Path
-    finished: bool
-    """False when the run was stopped early; it can be resumed."""
-    step: int
-    """Optimiser steps done so far."""
-    metrics: dict[str, float]
-    """The last value of every metric."""
-    seconds: float
-    """Wall time of this session."""
 
 
 def pretrain(
@@ -95,17 +50,17 @@ def pretrain(
     fit, NonFiniteError when training breaks down, TooManyBrokenImagesError.
     """
     folder = Path(folder)
-    started = perf_counter()
-    changes = check_start(config, folder, resume=resume, init_from=init_from)
+    if resume and init_from is not None:
+        raise ValueError("--resume continues a run with its own weights; leave --init-from out")
+    changes = check_start(config, folder, resume=resume, again="--init-from")
     origin = None if init_from is None else _starting_weights(config, init_from)
-    stop = StopSignals()
-    with _quiet_libraries():
-        parts = _assemble(config, folder, stop_after=stop_after, stop=stop)
-        world_size = parts.trainer.world_size
-        data = MaskedDataModule(
+    record = config.record
+
+    def open_data(world_size: int) -> ImageDataModule:
+        return ImageDataModule(
             config.data,
             model=config.model,
-            masking=config.masking,
+            kind=MaskedBatches(masking=config.masking),
             batch_size=batch_per_device(config, world_size),
             accumulate=config.trainer.accumulate,
             world_size=world_size,
@@ -115,46 +70,25 @@ def pretrain(
             preprocess=recorded_preprocess(folder) if resume else None,
             progress=counter if is_main_process() else None,
         )
-        data.open()
-        module = _module(config, data, parts, origin=origin, stop=stop)
-        if is_main_process():
-            folder.mkdir(parents=True, exist_ok=True)
-        with log_file(folder), stop:
-            for change in changes:
-                logger.info("changed since this run began: %s", change)
-            if is_main_process():
-                write_facts(config, folder, data, command=command, resume=resume)
-            _announce(config, data, parts.trainer)
-            finished = _fit(parts, module, data, folder, resume=resume)
-    metrics = last_metrics(folder)
-    summary = RunSummary(
-        folder=folder,
-        finished=finished,
-        step=parts.trainer.global_step,
-        metrics=metrics,
-        seconds=perf_counter() - started,
+
+    def build(data: ImageDataModule, links: Links) -> MaskedCompletion:
+        return _module(config, data, links, origin=origin)
+
+    plan = Plan(
+        config=config,
+        open_data=open_data,
+        build=build,
+        monitor=Monitor(metric="val/loss"),
+        callbacks=[
+            Reconstructions(
+                folder, every=record.reconstruct_epochs, count=record.reconstruct_images
+            )
+        ],
+        announce=lambda data: _warn_of_few_steps(config, data),
     )
-    done_before = (folder / "summary.json").exists()
-    if is_main_process() and finished and not done_before:
-        facts = {
-            "step": summary.step,
-            "seconds_of_last_session": round(summary.seconds, 1),
-            "metrics": metrics,
-        }
-        write_atomically(folder / "summary.json", json.dumps(facts, indent=2) + "\n")
-    return summary
-
-
-def batch_per_device(config: PretrainConfig, world_size: int) -> int:
-    """Images per device and batch; ValueError when the effective batch cannot be shared evenly."""
-    shares = world_size * config.trainer.accumulate
-    if config.optim.batch_size % shares:
-        good = max(shares, config.optim.batch_size // shares * shares)
-        raise ValueError(
-            f"optim.batch_size {config.optim.batch_size} cannot be shared by {world_size} devices x"
-            f" {config.trainer.accumulate} accumulation steps; nearest {good}"
-        )
-    return config.optim.batch_size // shares
+    return conduct(
+        plan, folder, resume=resume, changes=changes, stop_after=stop_after, command=command
+    )
 
 
 def _starting_weights(config: PretrainConfig, init_from: str | Path) -> CrateMAE:
@@ -176,82 +110,9 @@ def _starting_weights(config: PretrainConfig, init_from: str | Path) -> CrateMAE
     return source
 
 
-# -- assembling -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Parts:
-    trainer: Trainer
-    metrics: MetricsLog
-    checkpoints: Checkpoints
-
-
-def _assemble(
-    config: PretrainConfig, folder: Path, *, stop_after: int | None, stop: StopSignals
-) -> _Parts:
-    settings = config.trainer
-    record = config.record
-    speed = Speed(epochs=config.optim.epochs)
-    checkpoints = Checkpoints(folder, record, stop_after=stop_after)
-    metrics = MetricsLog(folder)
-    devices = settings.devices
-    build = partial(
-        Trainer,
-        accelerator=settings.accelerator,
-        devices=int(devices) if isinstance(devices, str) and devices.isdigit() else devices,
-        num_nodes=settings.num_nodes,
-        strategy=_strategy(settings),
-        precision=settings.precision,
-        accumulate_grad_batches=settings.accumulate,
-        deterministic=settings.deterministic or None,
-        max_epochs=config.optim.epochs,
-        log_every_n_steps=record.log_every,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        default_root_dir=folder,  # not the working directory, where runs would meet
-        logger=[
-            metrics,
-            TensorBoardLogger(folder, name="tensorboard", version="", purge_step=last_step(folder)),
-        ],
-        callbacks=[
-            stop,
-            speed,
-            *progress_callbacks(speed),
-            Reconstructions(
-                folder, every=record.reconstruct_epochs, count=record.reconstruct_images
-            ),
-            checkpoints,
-        ],
-        plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=sys.stderr.isatty(),
-    )
-    try:
-        trainer = build()
-    except (MisconfigurationException, TypeError) as error:
-        raise ValueError(f"trainer settings do not fit this machine: {error}") from error
-    return _Parts(trainer=trainer, metrics=metrics, checkpoints=checkpoints)
-
-
-def _strategy(settings: TrainerConfig) -> str | Strategy:
-    """The strategy, with sharded parameters kept in float32 (Lightning's mixed default is bf16)."""
-    if settings.strategy != "fsdp" or settings.precision == "32-true":
-        return settings.strategy
-    wide = torch.float32
-    whole = MixedPrecision(param_dtype=wide, reduce_dtype=wide, buffer_dtype=wide)
-    return FSDPStrategy(mixed_precision=whole, state_dict_type="full")
-
-
 def _module(
-    config: PretrainConfig,
-    data: MaskedDataModule,
-    parts: _Parts,
-    *,
-    origin: CrateMAE | None,
-    stop: StopSignals,
+    config: PretrainConfig, data: ImageDataModule, links: Links, *, origin: CrateMAE | None
 ) -> MaskedCompletion:
-    seed_everything(config.seed, verbose=False)
     model = CrateMAE(config.model)
     if origin is not None:
         model.load_state_dict(origin.state_dict())
@@ -262,81 +123,16 @@ def _module(
         model,
         optim=config.optim,
         seed=config.seed,
-        last_checkpoint=lambda: parts.checkpoints.last_saved,
-        stop_wanted=lambda: stop.wanted,
+        last_checkpoint=links.last_checkpoint,
+        stop_wanted=links.stop_wanted,
     )
 
 
-def _fit(
-    parts: _Parts, module: MaskedCompletion, data: MaskedDataModule, folder: Path, *, resume: bool
-) -> bool:
-    """Whether training came to its end."""
-    step = last_step(folder) if resume else None
-    checkpoint = None if step is None else folder / "checkpoints" / LAST
-    if resume:
-        parts.metrics.rewind(step or 0)
-        logger.info("resuming %s at step %d", folder, step or 0)
-    if checkpoint is not None:
-        parts.checkpoints.last_saved = str(checkpoint)
-    try:
-        parts.trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except (StopRequestedError, SIGTERMException):
-        saved = last_step(folder)
-        logger.info("stopped; last saved at step %s", "none" if saved is None else saved)
-        return False
-    except NonFiniteError as error:
-        if is_main_process():
-            write_atomically(folder / "nonfinite.json", json.dumps(error.report, indent=2) + "\n")
-        logger.info("stopped by a number that is not finite: see nonfinite.json")
-        raise
-    return True
-
-
-def _announce(config: PretrainConfig, data: MaskedDataModule, trainer: Trainer) -> None:
-    optim, world = config.optim, trainer.world_size
-    steps = data.num_samples // optim.batch_size
-    if not is_main_process():
-        return
-    logger.info(
-        "%d images, batch %d (%d devices x %d accumulated x %d), %d steps x %d epochs = %d steps,"
-        " %d samples seen",
-        data.num_samples, optim.batch_size, world, config.trainer.accumulate, data.batch_size,
-        steps, optim.epochs, steps * optim.epochs, steps * optim.epochs * optim.batch_size,
-    )  # fmt: skip
-    logger.info(
-        "learning rate %.3g = base %.3g x %d / 256, warm-up %d steps, precision %s",
-        optim.peak_lr, optim.base_lr, optim.batch_size, round(steps * optim.warmup_epochs),
-        config.trainer.precision,
-    )  # fmt: skip
-    if data.broken:  # found while decoding, before the log file was open
-        logger.warning("%d unreadable images: %s", len(data.broken), "; ".join(data.broken))
-    if steps * optim.epochs < 1000:
+def _warn_of_few_steps(config: PretrainConfig, data: ImageDataModule) -> None:
+    steps = data.num_samples // config.optim.batch_size * config.optim.epochs
+    if steps < 1000:
         logger.warning(
             "%d optimiser steps in all is very few for masked pre-training; more epochs or a"
             " smaller batch usually help",
-            steps * optim.epochs,
+            steps,
         )
-    idle = torch.cuda.device_count() - world
-    if torch.cuda.is_available() and idle > 0 and config.trainer.num_nodes == 1:
-        logger.warning("%d GPUs stay idle; use --trainer.devices auto for all", idle)
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Lightning's notices about itself off; its warnings about our own choices too."""
-    names = ("lightning.pytorch", "lightning.fabric")
-    levels = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
-        warnings.filterwarnings("ignore", message=".*ended before the epoch ended.*")
-        warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
-        warnings.filterwarnings("ignore", message="Total length of `.*` across ranks is zero.*")
-        warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined.*")
-        try:
-            yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)

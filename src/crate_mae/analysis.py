@@ -1,0 +1,184 @@
+"""A white-box analysis from weights to a folder: table, figures, and what they say in short."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crate_mae.data.sources import ImageSource
+from crate_mae.environment import environment
+from crate_mae.evaluation.backbones import random_twin
+from crate_mae.evaluation.vitmae import ViTMAE
+from crate_mae.figures.layers import MAX_MODELS, layer_curves, subspace_angles, weight_curves
+from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.weights import load_model, weights_hash
+from crate_mae.whitebox.layerwise import Analysis, Precision, analyse
+from crate_mae.whitebox.measures import EPS_SQUARED
+from crate_mae.whitebox.table import CSV, JSON, Measurement, curve, models_of, write_table
+
+RANDOM = "random"
+FIGURES = ("layers", "weights", "angles")
+KINDS = (".png", ".svg")
+
+Progress = Callable[[str], Callable[[int, int], None] | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model of a comparison."""
+
+    name: str
+    model: CrateMAE | CrateClassifier
+    sha256: str | None
+    """Of the weights file; None for a random twin."""
+
+
+def check_analysis_folder(folder: str | Path, *, overwrite: bool = False) -> Path:
+    """The folder, once an analysis can be written there: call it before any work.
+
+    Raises FileExistsError for a file and for a folder with content, unless `overwrite` is set and
+    the content is an older analysis alone.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; an analysis is a folder")
+    content = {item.name for item in folder.iterdir()} if folder.exists() else set()
+    own = {JSON, CSV, *(f"{name}{kind}" for name in FIGURES for kind in KINDS)}
+    if content - own:
+        raise FileExistsError(
+            f"{folder} holds other files ({sorted(content - own)[0]}); name an empty or new folder"
+        )
+    if content and not overwrite:
+        raise FileExistsError(f"{folder} holds an analysis; name another or ask to overwrite it")
+    return folder
+
+
+def open_subjects(
+    weights: str, compare: Sequence[str] = (RANDOM,), *, seed: int = 0
+) -> list[Subject]:
+    """The model of `weights` and those beside it: "random" is its random twin.
+
+    Raises ValueError for more than four models, and what `load_model` raises.
+    """
+    if len(compare) >= MAX_MODELS:
+        raise ValueError(
+            f"{1 + len(compare)} models are too many for one analysis; at most {MAX_MODELS}"
+        )
+    model = load_model(weights)
+    subjects = [Subject(name="model", model=model, sha256=weights_hash(weights))]
+    for other in compare:
+        if other == RANDOM:
+            twin = random_twin(model, seed)
+            assert not isinstance(twin, ViTMAE)  # it is of the model's own kind
+            subjects.append(Subject(name="random twin", model=twin, sha256=None))
+        else:
+            name = Path(other).name or other
+            taken = {subject.name for subject in subjects}
+            name = name if name not in taken else str(other)
+            subjects.append(Subject(name=name, model=load_model(other), sha256=weights_hash(other)))
+    return subjects
+
+
+def analyse_subjects(
+    subjects: Sequence[Subject],
+    source: ImageSource,
+    folder: str | Path,
+    *,
+    eps_squared: float = EPS_SQUARED,
+    precision: Precision = "float32",
+    batch_size: int = 64,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> tuple[list[Measurement], dict[str, Any]]:
+    """(rows, facts) of an analysis that now lies in `folder`, with its figures as PNG and SVG.
+
+    Each model prepares the images in its own way. Raises as `check_analysis_folder` and `analyse`.
+    """
+    folder = check_analysis_folder(folder, overwrite=overwrite)
+    found: dict[str, Analysis] = {
+        subject.name: analyse(
+            subject.model,
+            source,
+            name=subject.name,
+            eps_squared=eps_squared,
+            precision=precision,
+            batch_size=batch_size,
+            progress=progress(f"layers, {subject.name}") if progress else None,
+        )
+        for subject in subjects
+    }
+    rows = [row for analysis in found.values() for row in analysis.rows]
+    overlaps = {name: analysis.overlaps for name, analysis in found.items()}
+    first = found[subjects[0].name]
+    facts = {
+        "models": [{"name": subject.name, "sha256": subject.sha256} for subject in subjects],
+        "sha256": subjects[0].sha256,
+        "data": source.address,
+        "split": source.split,
+        "fingerprint": source.fingerprint(),
+        "images": first.images,
+        "unreadable": [list(item) for item in first.unreadable],
+        "eps_squared": eps_squared,
+        "precision": precision,
+        "overlaps": overlaps,
+        "environment": {key: value for key, value in environment().items() if key != "packages"},
+    }
+    json.dumps(facts)  # whatever cannot be written must be found before anything is
+    write_table(rows, facts, folder)
+    draw_analysis(rows, overlaps, folder)
+    return rows, facts
+
+
+def draw_analysis(
+    rows: Sequence[Measurement], overlaps: dict[str, Any], folder: Path
+) -> list[Path]:
+    """The figures of an analysis, as PNG and SVG, now in its folder."""
+    paths = []
+    for kind in KINDS:
+        paths += [
+            layer_curves(rows, folder / f"layers{kind}", overwrite=True),
+            weight_curves(rows, folder / f"weights{kind}", overwrite=True),
+            subspace_angles(overlaps, folder / f"angles{kind}", overwrite=True),
+        ]
+    return paths
+
+
+_COLUMNS = (
+    ("subspace_coding_rate", "input", "R^c in"),
+    ("subspace_coding_rate", "compress", "compress"),
+    ("subspace_coding_rate", "sparsify", "sparsify"),
+    ("zero_fraction", "sparsify", "zeros"),
+    ("lasso_fall", "sparsify", "LASSO"),
+    ("mssa_gradient_cosine", "compress", "cos MSSA"),
+    ("mssa_shift_gradient_cosine", "compress", "cos shift"),
+    ("atoms_used", "sparsify", "atoms"),
+)
+
+
+def summary_table(rows: Sequence[Measurement]) -> str:
+    """The encoder's layers in short as aligned text, for every model; the table holds the rest."""
+    lines = []
+    for name in models_of(rows):
+        lines.append(f"{name}, encoder")
+        lines.append(f"{'layer':>7}" + "".join(f"{title:>11}" for _, _, title in _COLUMNS))
+        cells = [
+            {
+                row.layer: row.mean
+                for row in curve(rows, measure, model=name, side="encoder", point=point)
+            }
+            for measure, point, _ in _COLUMNS
+        ]
+        for layer in sorted(cells[0]):
+            values = "".join(
+                f"{values[layer]:>11.4g}" if layer in values else f"{'':>11}" for values in cells
+            )
+            lines.append(f"{layer:>7}{values}")
+    sample = next(row for row in rows if row.measure == "subspace_coding_rate")
+    lines.append(
+        f"{sample.images} images; R^c in nats at the layer's input and after each half step, tokens"
+        f" of length 1, eps^2 {sample.eps_squared:g}; LASSO: relative fall of the objective over"
+        " ISTA; cos: of MSSA(x) and of MSSA(x) - x with -dR^c/dZ"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,101 @@
+"""The models that can be measured, and the tokens after any of their encoder layers.
+
+Layers are counted by how many of them the tokens have passed: 0 is what enters the first layer
+(patches embedded, class token and positions in place), the depth is what leaves the last. None is
+what `encode` returns: after the last layer and the final norm, which no number includes.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from crate_mae.evaluation.vitmae import ViTMAE
+from crate_mae.evaluation.vitmae_files import load_vitmae, vitmae_folder, vitmae_hash
+from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.weights import load_model, weights_hash
+
+Backbone = CrateMAE | CrateClassifier | ViTMAE
+Layers = Sequence[int | None] | Literal["all"]
+
+
+def load_backbone(name: str | Path) -> tuple[Backbone, str]:
+    """(model, SHA-256 of its tensor file) of a weights folder, ours or a ViT-MAE of transformers.
+
+    Also takes run folders and, for our own models, Hub repositories. Raises what `load_model` and
+    `load_vitmae` raise.
+    """
+    folder = vitmae_folder(name)
+    if folder is not None:
+        return load_vitmae(folder), vitmae_hash(folder)
+    return load_model(name), weights_hash(name)
+
+
+def depth_of(model: Backbone) -> int:
+    """Number of encoder layers."""
+    return model.depth if isinstance(model, ViTMAE) else model.config.depth
+
+
+def parameter_count(model: Backbone) -> int:
+    """Number of trainable parameters, decoder included; fixed position tables do not count."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def checked_layers(model: Backbone, layers: Layers) -> list[int | None]:
+    """The asked layers, each once, in order, None last; -1 also means None, "all" every one.
+
+    Raises ValueError for a layer that the model does not have.
+    """
+    depth = depth_of(model)
+    if layers == "all":
+        return [*range(depth + 1), None]
+    asked = [None if layer == -1 else layer for layer in layers]
+    wrong = [layer for layer in asked if layer is not None and not 0 <= layer <= depth]
+    if wrong or not asked:
+        raise ValueError(
+            f"layers {wrong} do not exist: this model has 0 (before the first) to {depth} (after"
+            " the last), and the default, after the final norm"
+            if wrong
+            else "no layer was asked for"
+        )
+    numbers: list[int | None] = [*sorted({layer for layer in asked if layer is not None})]
+    return [*numbers, None] if None in asked else numbers
+
+
+def layer_tokens(
+    model: Backbone, images: Tensor, layers: Sequence[int | None] = (None,)
+) -> dict[int | None, Tensor]:
+    """Tokens (B, 1 + L, d) of images (B, C, H, W) after each of `layers`, in one pass.
+
+    Nothing is masked, nothing is random, patches are in raster order. The layers must exist.
+    """
+    if isinstance(model, ViTMAE):
+        return model.layer_tokens(images, layers)
+    if set(layers) == {None}:
+        return {None: model.encode(images)}
+    encoder = model.encoder
+    states: dict[int | None, Tensor] = {}
+    tokens = encoder.embed(images)
+    for passed, layer in enumerate(encoder.layers):
+        if passed in layers:
+            states[passed] = tokens
+        tokens = layer(tokens)
+    states[model.config.depth] = tokens
+    if None in layers:
+        states[None] = encoder.norm(tokens)
+    return {layer: states[layer] for layer in layers}
+
+
+def random_twin(model: Backbone, seed: int) -> Backbone:
+    """An untrained model of the same kind, configuration, preprocessing and device."""
+    if isinstance(model, ViTMAE):
+        twin: Backbone = model.untrained(seed)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            twin = CrateMAE(model.config)
+        twin.preprocess = model.preprocess
+    return twin.to(next(model.parameters()).device)

@@ -1,0 +1,185 @@
+"""Feature files: rows, names, labels and how they were made, in one safetensors, npz or parquet.
+
+Nothing is unpickled.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crate_mae.evaluation.features import Features, check_file_target
+from crate_mae.files import replacing
+from crate_mae.models.config import Preprocess
+
+SUFFIXES = (".safetensors", ".npz", ".parquet")
+FORMAT = "crate-mae-features/1"
+FACTS = "crate_mae"
+
+
+def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
+    """The path, once features can be saved there: call it before any work.
+
+    Raises ValueError for a suffix other than .safetensors, .npz or .parquet, and FileExistsError
+    for a file that is there, unless `overwrite` is set.
+    """
+    return check_file_target(path, SUFFIXES, what="features", overwrite=overwrite)
+
+
+def save_features(
+    features: Features,
+    path: str | Path,
+    *,
+    preprocess: Preprocess,
+    weights_hash: str | None,
+    overwrite: bool = False,
+) -> Path:
+    """The path of the file that now holds the features and how they were made.
+
+    The suffix chooses the format. Each holds the values, names and labels and, as JSON, the facts
+    that `load_facts` returns. Written beside the target and moved there in one step.
+    Raises as `check_target`.
+    """
+    path = check_target(path, overwrite=overwrite)
+    facts = {
+        "format": FORMAT,
+        "pool": features.pool,
+        "layer": features.layer,
+        "shape": list(features.values.shape),
+        "class_names": None if features.class_names is None else list(features.class_names),
+        "preprocess": preprocess.to_dict(),
+        "weights_sha256": weights_hash,
+        "unreadable": [list(entry) for entry in features.unreadable],
+    }
+    write = {".safetensors": _write_safetensors, ".npz": _write_npz, ".parquet": _write_parquet}
+    with replacing(path) as fresh:
+        write[path.suffix.lower()](features, json.dumps(facts), fresh)
+    return path
+
+
+def load_features(path: str | Path) -> Features:
+    """The features that `save_features` wrote.
+
+    Raises ValueError for another suffix and for files that it did not write.
+    """
+    values, labels, names, facts = _read(Path(path))
+    class_names = facts["class_names"]
+    return Features(
+        values=values,
+        labels=labels,
+        names=names,
+        class_names=None if class_names is None else tuple(class_names),
+        pool=facts["pool"],
+        layer=facts.get("layer"),
+        unreadable=[(name, reason) for name, reason in facts["unreadable"]],
+    )
+
+
+def load_facts(path: str | Path) -> dict[str, Any]:
+    """How the features of a file were made.
+
+    Keys: `pool`, `layer`, `shape`, `class_names`, `preprocess`, `weights_sha256`, `unreadable`,
+    `format`.
+    """
+    return _read(Path(path))[3]
+
+
+def load_pair(train: str | Path, test: str | Path) -> tuple[Features, Features, dict[str, Any]]:
+    """(training features, test features, facts of the training features) of two files.
+
+    Raises ValueError when they were not made alike: by the same weights, preprocessing, pool and
+    layer, of sources with the same classes.
+    """
+    facts = load_facts(train), load_facts(test)
+    keys = ("weights_sha256", "pool", "layer", "preprocess", "class_names")
+    differ = [key for key in keys if facts[0].get(key) != facts[1].get(key)]
+    if differ:
+        raise ValueError(
+            f"{train} and {test} cannot be compared: they differ in {', '.join(differ)};"
+            " extract both with the same weights, pool and layer, from sources of the same classes"
+        )
+    return load_features(train), load_features(test), facts[0]
+
+
+def _write_safetensors(features: Features, facts: str, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    # The header of the format is limited in size, so that many names need a tensor of their own.
+    names = np.frombuffer(json.dumps(features.names).encode(), dtype=np.uint8).copy()
+    tensors = {"values": features.values.contiguous(), "names_json": torch.from_numpy(names)}
+    if features.labels is not None:
+        tensors["labels"] = features.labels
+    save_file(tensors, path, metadata={FACTS: facts})
+
+
+def _write_npz(features: Features, facts: str, path: Path) -> None:
+    arrays = {
+        "values": features.values.numpy(),
+        "names": np.array(features.names, dtype=np.str_),
+        FACTS: np.array(facts),
+    }
+    if features.labels is not None:
+        arrays["labels"] = features.labels.numpy()
+    with path.open("wb") as file:  # given a name, numpy would add its suffix
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def _write_parquet(features: Features, facts: str, path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = features.values.reshape(len(features.values), -1).contiguous()
+    columns = {"name": pa.array(features.names, pa.string())}
+    if features.labels is not None:
+        columns["label"] = pa.array(features.labels.numpy(), pa.int64())
+    columns["values"] = pa.FixedSizeListArray.from_arrays(
+        pa.array(rows.numpy().reshape(-1)), rows.shape[1]
+    )
+    pq.write_table(pa.table(columns).replace_schema_metadata({FACTS: facts}), path)
+
+
+def _read(path: Path) -> tuple[Tensor, Tensor | None, list[str], dict[str, Any]]:
+    readers = {".safetensors": _read_safetensors, ".npz": _read_npz, ".parquet": _read_parquet}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise ValueError(f"{path}: features are read from {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        values, labels, names, text = reader(path)
+        facts = json.loads(text)
+        values = values.reshape(facts["shape"])
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} is no feature file of ours: {reason}") from error
+    return values, labels, names, facts
+
+
+def _read_safetensors(path: Path) -> tuple[Tensor, Tensor | None, list[str], str]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        names = json.loads(bytes(file.get_tensor("names_json").numpy()))
+        labels = file.get_tensor("labels") if "labels" in file.keys() else None  # noqa: SIM118
+        return file.get_tensor("values"), labels, names, file.metadata()[FACTS]
+
+
+def _read_npz(path: Path) -> tuple[Tensor, Tensor | None, list[str], str]:
+    with np.load(path, allow_pickle=False) as file:
+        labels = torch.from_numpy(file["labels"]) if "labels" in file else None
+        return torch.from_numpy(file["values"]), labels, file["names"].tolist(), str(file[FACTS])
+
+
+def _read_parquet(path: Path) -> tuple[Tensor, Tensor | None, list[str], str]:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    values = table["values"].combine_chunks().flatten().to_numpy()
+    labels = None
+    if "label" in table.column_names:
+        labels = torch.from_numpy(table["label"].to_numpy().copy())
+    facts = table.schema.metadata[FACTS.encode()].decode()
+    return torch.from_numpy(values.copy()), labels, table["name"].to_pylist(), facts

@@ -1,0 +1,209 @@
+"""What every measure on labelled features shares: held-out images, grids, accuracy, confusions."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from crate_mae.evaluation.features import Features
+
+HELD_OUT = 0.1
+MAX_CONFUSION = 200
+"""Above this many classes the confusion matrix is left out: it would be millions of numbers."""
+TOP_CONFUSIONS = 10
+
+# Below these no setting makes sense, so that being the lowest of a grid says nothing.
+NATURAL_ENDS = {"k": 1.0, "weight_decay": 0.0, "penalty": 0.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridPoint:
+    """One setting that was tried."""
+
+    setting: dict[str, float]
+    accuracy: float
+    """On the held-out part of the training set."""
+    converged: bool = True
+    """Whether the fit reached its tolerance or, for SGD, stayed finite."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, the setting among them."""
+        return {**self.setting, "accuracy": self.accuracy, "converged": self.converged}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How well the test images were classified."""
+
+    accuracy: float
+    """Share of the test images that are classified correctly."""
+    interval: tuple[float, float]
+    """95 % Wilson interval of the accuracy: the sampling error of the test set alone."""
+    chance: float
+    """Test accuracy of always answering the most frequent class of the training set."""
+    num_classes: int
+    """Classes in the training set."""
+    num_train: int
+    num_test: int
+    per_class: dict[str, float | None]
+    """Test accuracy by class; None for classes without test images."""
+    unseen_classes: list[str]
+    """Classes of test images that the training set lacks: always wrong."""
+    confusion: dict[str, Any] | None
+    """`classes`, the names, and `counts`: test images by true class (row) and answer (column).
+    None above 200 classes."""
+    top_confusions: list[dict[str, Any]]
+    """The most frequent mistakes: `true`, `predicted` and `count`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Score):
+    """A score, and the setting it was reached with."""
+
+    setting: dict[str, float]
+    """Chosen on the held-out images, or fixed beforehand when there are none."""
+    grid: list[GridPoint]
+    """Every setting tried; empty when the setting was fixed."""
+    num_held_out: int
+    """Training images on which the setting was chosen."""
+    on_edge: list[str]
+    """Where the chosen setting is the first or last tried, so that a better one may lie outside."""
+    converged: bool
+    """Whether the final fit reached its tolerance or, for SGD, stayed finite."""
+    seed: int
+    """Fixes the held-out images and, for SGD, order and initial weights."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; the values of `setting` stand at the top."""
+        values = {k: v for k, v in asdict(self).items() if k != "setting"}
+        return {
+            **values,
+            **self.setting,
+            "interval": list(self.interval),
+            "grid": [point.to_dict() for point in self.grid],
+        }
+
+
+def score(train: Features, test_labels: Tensor, train_labels: Tensor, answers: Tensor) -> Score:
+    """The score of answers (m,), class numbers, for test labels (m,); `train` names the classes."""
+    seen = torch.unique(train_labels)
+    classes = torch.unique(torch.cat([train_labels, test_labels]))
+    names = [class_name(train, label) for label in classes.tolist()]
+    counts = confusion(classes, test_labels, answers)
+    totals, right = counts.sum(dim=1), counts.diagonal()
+    return Score(
+        accuracy=int(right.sum()) / len(test_labels),
+        interval=wilson_interval(int(right.sum()), len(test_labels)),
+        chance=chance_level(train_labels, test_labels),
+        num_classes=len(seen),
+        num_train=len(train_labels),
+        num_test=len(test_labels),
+        per_class={
+            name: hits / total if total else None
+            for name, hits, total in zip(names, right.tolist(), totals.tolist(), strict=True)
+        },
+        unseen_classes=[
+            name
+            for name, known in zip(names, torch.isin(classes, seen).tolist(), strict=True)
+            if not known
+        ],
+        confusion={"classes": names, "counts": counts.tolist()}
+        if len(classes) <= MAX_CONFUSION
+        else None,
+        top_confusions=_top(counts, names),
+    )
+
+
+def confusion(classes: Tensor, truth: Tensor, answers: Tensor) -> Tensor:
+    """Counts (K, K) of true class (row) and answer (column), both among sorted `classes` (K,)."""
+    count = len(classes)
+    cells = torch.searchsorted(classes, truth) * count + torch.searchsorted(classes, answers)
+    return torch.bincount(cells, minlength=count * count).view(count, count)
+
+
+def best_point(grid: Sequence[GridPoint]) -> GridPoint:
+    """The point of the highest held-out accuracy; the first of equals."""
+    return max(grid, key=lambda point: point.accuracy)
+
+
+def edges(grid: Sequence[GridPoint]) -> list[str]:
+    """For every setting whose best values are the lowest or the highest tried: a text saying so.
+
+    Nothing is said where a value inside the grid is as good, of a setting tried with one value, and
+    of natural ends (k = 1, no weight decay).
+    """
+    found = []
+    top = max((point.accuracy for point in grid), default=0.0)
+    for name in grid[0].setting if grid else ():
+        tried = sorted({point.setting[name] for point in grid})
+        best = {point.setting[name] for point in grid if point.accuracy == top}
+        if len(tried) < 2:
+            continue
+        if best == {tried[0]} and tried[0] != NATURAL_ENDS.get(name):
+            found.append(f"{name} {tried[0]:g} is the smallest tried")
+        elif best == {tried[-1]}:
+            found.append(f"{name} {tried[-1]:g} is the largest tried")
+    return found
+
+
+def can_hold_out(labels: Tensor) -> bool:
+    """Whether some class has two images, so that `hold_out` can take one."""
+    return bool((torch.unique(labels, return_counts=True)[1] > 1).any())
+
+
+def hold_out(labels: Tensor, share: float, seed: int) -> Tensor:
+    """A mask (n,), True for about `share` of the images of every class, drawn from `seed`.
+
+    Every class with two images or more gives at least one and keeps at least one; a class with a
+    single image keeps it. Raises ValueError when that leaves nothing to hold out.
+    """
+    generator = Generator().manual_seed(seed)
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label in torch.unique(labels):
+        members = (labels == label).nonzero().flatten()
+        count = max(1, round(share * len(members))) if len(members) > 1 else 0
+        chosen[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    if not chosen.any():
+        raise ValueError(
+            f"each of the {len(labels)} training images has a class of its own, so none can be held"
+            " out to choose a setting: use at least two images of a class"
+        )
+    return chosen
+
+
+def wilson_interval(right: float, total: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval (low, high) of a share of `right` in `total` trials."""
+    z = 1.959963984540054
+    share = right / total
+    centre = share + z * z / (2 * total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    low, high = ((centre + sign * half) / (1 + z * z / total) for sign in (-1, 1))
+    # Rounding must not put the estimate outside of its own interval.
+    return min(max(0.0, low), share), max(min(1.0, high), share)
+
+
+def chance_level(train_labels: Tensor, test_labels: Tensor) -> float:
+    """Test accuracy of always answering the most frequent class of the training labels."""
+    classes, counts = torch.unique(train_labels, return_counts=True)
+    return float((test_labels == classes[counts.argmax()]).double().mean())
+
+
+def class_name(features: Features, label: int) -> str:
+    """The name of a class, or its number when it has none."""
+    names = features.class_names
+    return names[label] if names is not None and label < len(names) else str(label)
+
+
+def _top(counts: Tensor, names: list[str]) -> list[dict[str, Any]]:
+    wrong = counts - torch.diag(counts.diagonal())
+    order = wrong.flatten().sort(descending=True, stable=True)
+    found = []
+    for count, cell in zip(order.values[:TOP_CONFUSIONS], order.indices, strict=False):
+        if count:
+            true, predicted = divmod(int(cell), len(names))
+            pair = {"true": names[true], "predicted": names[predicted]}
+            found.append({**pair, "count": int(count)})
+    return found

@@ -1,0 +1,171 @@
+"""ViT-MAE folders: transformers' `save_pretrained`, with our preprocessing beside it."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crate_mae.evaluation.vitmae import ViTMAE, position_tables, transformers_library
+from crate_mae.models.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, Preprocess
+from crate_mae.models.tensors import IncompleteWeightsError
+
+TENSORS, CONFIG, PREPROCESS = "model.safetensors", "config.json", "preprocess.json"
+MODEL_TYPE = "vit_mae"
+MAX_JSON_BYTES = 1 << 20
+
+
+def save_vitmae(model: ViTMAE, folder: str | Path) -> Path:
+    """The folder, new or empty before, that `load_vitmae` and transformers read back.
+
+    Raises FileExistsError for a folder that holds anything.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there and not empty; name a new folder")
+    with _quiet():
+        model.model.save_pretrained(folder)
+    text = json.dumps(model.preprocess.to_dict(), indent=2) + "\n"
+    (folder / PREPROCESS).write_text(text, encoding="utf-8")
+    return folder
+
+
+def vitmae_folder(name: str | Path) -> Path | None:
+    """The folder itself, or `weights` inside it, when transformers saved a ViT-MAE there."""
+    for folder in (Path(name), Path(name) / "weights"):
+        if (folder / CONFIG).is_file() and _read(folder / CONFIG).get("model_type") == MODEL_TYPE:
+            return folder
+    return None
+
+
+def vitmae_hash(folder: str | Path) -> str:
+    """The SHA-256 (hex) of the tensor file of a ViT-MAE folder."""
+    with (Path(folder) / TENSORS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_vitmae(name: str | Path) -> ViTMAE:
+    """The ViT-MAE, in eval mode, of a folder written by `save_vitmae` or by `save_pretrained`.
+
+    Read from `model.safetensors` alone, from this disk alone; no code of the folder runs. Images
+    are prepared as `preprocess.json` says, else by mean and std of transformers' own
+    `preprocessor_config.json`, else by ImageNet's. Raises FileNotFoundError for what is no such
+    folder, IncompleteWeightsError when tensors are missing or do not fit, and ValueError for
+    configurations that cannot be run.
+    """
+    folder = vitmae_folder(name)
+    if folder is None:
+        raise FileNotFoundError(f"{name} is no folder that holds a ViT-MAE of transformers")
+    if not (folder / TENSORS).is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {TENSORS}: save the model with save_pretrained, as one safetensors"
+            " file (pickled weights are not read)"
+        )
+    preprocess = _preprocess(folder, _checked(_read(folder / CONFIG), folder))
+    with _quiet():
+        model, found = transformers_library().ViTMAEForPreTraining.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # reported below, in our words
+            output_loading_info=True,
+        )
+    faults = [
+        f"{len(found[key])} {word}: {', '.join(sorted(map(str, found[key]))[:5])}"
+        for key, word in (
+            ("missing_keys", "missing"),
+            ("unexpected_keys", "unexpected"),
+            ("mismatched_keys", "re-shaped"),
+        )
+        if found[key]
+    ]
+    if faults:
+        raise IncompleteWeightsError(f"{folder / TENSORS} does not fit: {'; '.join(faults)}")
+    if not position_tables(model)[0].any():
+        raise ValueError(
+            f"{folder}: the encoder's position table is all zero, so that the model cannot tell"
+            " patches apart by place: it was built by transformers from a configuration and never"
+            " given its sin-cos table. Build it with crate_mae.evaluation.vitmae.build_vitmae."
+        )
+    return ViTMAE(model, preprocess).eval()
+
+
+def _checked(values: dict[str, Any], folder: Path) -> ModelConfig:
+    """The sizes of a transformers configuration: within our limits, and no more than the file has.
+
+    Tensors that do not fit are allocated before they can be reported, so that must come first.
+    """
+    config = transformers_library().ViTMAEConfig().to_dict() | values
+    try:
+        sizes = ModelConfig(
+            image_size=config["image_size"],
+            patch_size=config["patch_size"],
+            channels=config["num_channels"],
+            dim=config["hidden_size"],
+            depth=config["num_hidden_layers"],
+            num_heads=config["num_attention_heads"],
+            decoder_depth=config["decoder_num_hidden_layers"],
+            decoder_num_heads=config["num_attention_heads"],
+        )
+        least = 0
+        for side, depth in (("", sizes.depth), ("decoder_", sizes.decoder_depth)):
+            width, inner = config[f"{side}hidden_size"], config[f"{side}intermediate_size"]
+            if not all(type(n) is int and n > 0 for n in (width, inner)):
+                raise ValueError(f"{side}hidden_size {width!r}, {side}intermediate_size {inner!r}")
+            least += depth * (4 * width * width + 2 * width * inner)
+        held = (folder / TENSORS).stat().st_size
+        if 2 * least > held:  # two bytes are the narrowest number that is read
+            raise ValueError(f"{least:,} parameters cannot lie in a file of {held:,} bytes")
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
+    return sizes
+
+
+def _preprocess(folder: Path, config: ModelConfig) -> Preprocess:
+    if (folder / PREPROCESS).is_file():
+        preprocess = Preprocess.from_dict(_read(folder / PREPROCESS))
+        if (preprocess.size, preprocess.channels) != (config.image_hw, config.channels):
+            raise ValueError(
+                f"{folder / PREPROCESS} is for {preprocess.channels} channels of"
+                f" {preprocess.size}, the model for {config.channels} of {config.image_hw}"
+            )
+        return preprocess
+    theirs = folder / "preprocessor_config.json"
+    values = _read(theirs) if theirs.is_file() else {}
+    mean, std = values.get("image_mean", IMAGENET_MEAN), values.get("image_std", IMAGENET_STD)
+    if len(mean) != config.channels:
+        raise ValueError(
+            f"{folder} does not say how its images of {config.channels} channels were prepared:"
+            f" add {PREPROCESS} with size, channels, mean and std"
+        )
+    return Preprocess(size=config.image_hw, channels=config.channels, mean=mean, std=std)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path} is larger than {MAX_JSON_BYTES} bytes: no such configuration")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__}, expected an object")
+    return values
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """A context without the progress bars of transformers."""
+    logging = transformers_library().utils.logging
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()

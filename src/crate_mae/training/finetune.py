@@ -1,0 +1,246 @@
+"""Supervised training of a classifier, from pre-trained weights or from nothing."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from crate_mae.data.labelled import LabelledBatches
+from crate_mae.data.module import ImageDataModule
+from crate_mae.data.sources import ImageSource
+from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.config import ModelConfig, Preprocess, size_fault
+from crate_mae.models.weights import load_model
+from crate_mae.progress import counter
+from crate_mae.training.callbacks import Monitor, is_main_process
+from crate_mae.training.config import FinetuneConfig
+from crate_mae.training.folder import (
+    changed_keys,
+    check_start,
+    last_step,
+    load_config_values,
+    recorded_preprocess,
+)
+from crate_mae.training.labels import LabelledImages, open_labelled
+from crate_mae.training.scoring import conclude_with_test
+from crate_mae.training.session import Links, Plan, RunSummary, batch_per_device, conduct
+from crate_mae.training.supervised import Classification
+
+logger = logging.getLogger(__name__)
+
+
+def finetune(
+    config: FinetuneConfig,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    stop_after: int | None = None,
+    command: list[str] | None = None,
+    dataset: Dataset[Any] | ImageSource | None = None,
+    test_dataset: Dataset[Any] | ImageSource | None = None,
+) -> RunSummary:
+    """How a supervised run ended; everything else is in the run folder.
+
+    It starts from `config.weights`, an autoencoder or a classifier, or else from a freshly drawn
+    `config.model`. `resume` continues the run in `folder` exactly where it was, without those
+    weights. `stop_after` saves and leaves after so many optimiser steps. Python datasets of
+    (image, label) pairs replace the sources of the configuration, both together.
+
+    At the end the test images are classified once and `evaluation.json` is written. Everything is
+    checked before anything is written. Raises FileExistsError when `folder` is taken,
+    FileNotFoundError when there is nothing to resume or there are no weights, ValueError for
+    settings, weights or data that do not fit, NonFiniteError, TooManyBrokenImagesError.
+    """
+    folder = Path(folder)
+    if resume and config.model is None:
+        recorded = load_config_values(folder).get("model")
+        config = replace(config, model=ModelConfig.from_dict(recorded) if recorded else None)
+    origin = None
+    if config.weights is not None and not (resume and last_step(folder) is not None):
+        origin = load_model(config.weights)
+    config = resolved(config, origin)
+    changes = check_start(config, folder, resume=resume, again="--weights")
+    images = open_labelled(
+        config.data, seed=config.seed, dataset=dataset, test_dataset=test_dataset
+    )
+    if origin is not None and not config.new_head:
+        _check_classes(origin, images.class_names, config)
+    preprocess = recorded_preprocess(folder) if resume else None
+    if preprocess is None and origin is not None:
+        preprocess = replace(origin.preprocess, size=config.image_hw or origin.preprocess.size)
+
+    def open_data(world_size: int) -> ImageDataModule:
+        return _data_module(config, images, preprocess, world_size)
+
+    def build(data: ImageDataModule, links: Links) -> Classification:
+        return _module(config, data, links, origin=origin, class_names=images.class_names)
+
+    def conclude(device: torch.device) -> dict[str, float]:
+        return conclude_with_test(config, folder, images, device)
+
+    plan = Plan(
+        config=config,
+        open_data=open_data,
+        build=build,
+        monitor=Monitor(metric="val/accuracy", higher_is_better=True),
+        announce=lambda data: _announce(config, images, data),
+        facts=images.facts,
+        conclude=conclude,
+    )
+    return conduct(
+        plan, folder, resume=resume, changes=changes, stop_after=stop_after, command=command
+    )
+
+
+def resolved(config: FinetuneConfig, origin: CrateMAE | CrateClassifier | None) -> FinetuneConfig:
+    """The configuration with its architecture filled in, from the weights or by `image_size`.
+
+    Raises ValueError when there is neither architecture nor weights, when they disagree, and for
+    settings that do not suit the architecture.
+    """
+    model = config.model
+    if origin is not None:
+        if model is not None:
+            differing = changed_keys(origin.config.to_dict(), model.to_dict(), "model.")
+            if differing:
+                raise ValueError(
+                    f"the weights in {config.weights} have another architecture:"
+                    f" {'; '.join(differing)}. Leave the model section out to take theirs"
+                )
+        model = origin.config
+        if config.data.mean is not None:
+            raise ValueError(
+                "the weights bring the mean and std that their images had: leave data.mean and"
+                " data.std out"
+            )
+    if model is None:
+        raise ValueError(
+            "name weights to fine-tune, or an architecture to train from scratch (--from-scratch)"
+        )
+    if config.image_hw is not None:
+        fault = size_fault(config.image_hw, model.patch_hw)
+        if fault:
+            raise ValueError(f"image_size: {fault}")
+        if config.weights is None:
+            model = replace(model, image_size=config.image_hw)
+    return replace(config, model=model)
+
+
+def _check_classes(
+    origin: CrateMAE | CrateClassifier, names: tuple[str, ...], config: FinetuneConfig
+) -> None:
+    if not isinstance(origin, CrateClassifier):
+        return
+    if origin.pool != config.pool:
+        raise ValueError(
+            f"the head of {config.weights} was trained on pool {origin.pool!r}, not"
+            f" {config.pool!r}: set pool, or new_head=true for another head"
+        )
+    known = origin.class_names
+    if known != names if known is not None else origin.head.out_features != len(names):
+        raise ValueError(
+            f"{config.weights} is a classifier of {origin.head.out_features} classes"
+            f" ({_shortened(known)}), the images have {len(names)} ({_shortened(names)}): set"
+            " new_head=true for another head, or start from pre-trained weights"
+        )
+
+
+def _shortened(names: tuple[str, ...] | None) -> str:
+    if names is None:
+        return "without names"
+    return ", ".join(names[:3]) + (", ..." if names[3:] else "")
+
+
+def _data_module(
+    config: FinetuneConfig,
+    images: LabelledImages,
+    preprocess: Preprocess | None,
+    world_size: int,
+) -> ImageDataModule:
+    assert config.model is not None
+    batch = batch_per_device(config, world_size)
+    augment = config.data.augment
+    if augment.mixes and batch % 2:
+        raise ValueError(
+            f"mixup and cutmix take images in pairs: {batch} per device and batch is odd; change"
+            " optim.batch_size, or switch off data.augment.mixup and data.augment.cutmix"
+        )
+    # Which images they are has been decided: nothing more is cut or held out.
+    loading = replace(config.data, limit=None, val_limit=None, val_share=0.0)
+    return ImageDataModule(
+        loading,
+        model=config.model,
+        kind=LabelledBatches(
+            augment=augment,
+            num_classes=len(images.class_names),
+            drop_path=config.optim.drop_path,
+        ),
+        size=None if preprocess is None else preprocess.size,
+        batch_size=batch,
+        accumulate=config.trainer.accumulate,
+        world_size=world_size,
+        seed=config.seed,
+        dataset=images.train,
+        val_dataset=images.val,
+        preprocess=preprocess,
+        progress=counter if is_main_process() else None,
+    )
+
+
+def _module(
+    config: FinetuneConfig,
+    data: ImageDataModule,
+    links: Links,
+    *,
+    origin: CrateMAE | CrateClassifier | None,
+    class_names: tuple[str, ...],
+) -> Classification:
+    assert config.model is not None
+    num_classes, pool = len(class_names), config.pool
+    if origin is None:
+        model = CrateClassifier(
+            config.model, num_classes=num_classes, pool=pool, class_names=class_names
+        )
+    else:
+        model = CrateClassifier.from_pretrained(
+            origin, num_classes=num_classes, pool=pool, class_names=class_names
+        )
+    if isinstance(origin, CrateClassifier) and not config.new_head:
+        model.head.load_state_dict(origin.head.state_dict())
+    model.preprocess = data.preprocess
+    module = Classification(
+        model,
+        optim=config.optim,
+        seed=config.seed,
+        last_checkpoint=links.last_checkpoint,
+        stop_wanted=links.stop_wanted,
+    )
+    if config.trainer.compile:
+        model.compile()
+    return module
+
+
+def _announce(config: FinetuneConfig, images: LabelledImages, data: ImageDataModule) -> None:
+    counts = torch.bincount(images.train_labels, minlength=len(images.class_names))
+    logger.info(
+        "%d classes with %d to %d training images each; %d images validate, %d test at the end;"
+        " %s",
+        len(images.class_names), int(counts.min()), int(counts.max()),
+        0 if images.val is None else len(images.val), len(images.test),
+        f"from {config.weights}" if config.weights is not None else "from scratch",
+    )  # fmt: skip
+    optim, ema = config.optim, config.optim.ema
+    if optim.layer_decay < 1 and config.model is not None:
+        lowest = optim.peak_lr * optim.layer_decay ** (config.model.depth + 1)
+        logger.info("learning rates from %.3g (embedding) to %.3g (head)", lowest, optim.peak_lr)
+    steps = data.num_samples // optim.batch_size * optim.epochs
+    if ema is not None and 2 / (1 - ema) > steps:
+        logger.warning(
+            "the average of the weights (optim.ema %g) reaches back about %d steps, the whole run"
+            " has %d: it will keep much of the first ones",
+            ema, round(1 / (1 - ema)), steps,
+        )  # fmt: skip

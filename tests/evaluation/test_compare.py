@@ -1,0 +1,237 @@
+"""Comparisons: which subjects, layers, pools and seeds, how they are summed up and printed."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from statistics import fmean, stdev
+
+import pytest
+import torch
+
+from crate_mae.data.base import ImageSource
+from crate_mae.evaluation import compare as module
+from crate_mae.evaluation import features as features_module
+from crate_mae.evaluation.backbones import random_twin
+from crate_mae.evaluation.compare import compare, compare_features, open_pair
+from crate_mae.evaluation.features import extract_features
+from crate_mae.evaluation.knn import knn
+from crate_mae.evaluation.labelled import few_shot
+from crate_mae.evaluation.metrics import wilson_interval
+from crate_mae.evaluation.probe import linear_probe
+from crate_mae.evaluation.rows import Row, comparison_table, confusion_table, grid_table
+from crate_mae.evaluation.vitmae import ViTMAE, vitmae_twin
+from crate_mae.models.autoencoder import CrateMAE, build_model
+from crate_mae.models.config import Preprocess
+
+Pair = tuple[ImageSource, ImageSource]
+
+
+@pytest.fixture(scope="module")
+def model() -> CrateMAE:
+    torch.manual_seed(7)
+    model = build_model(
+        "debug", image_size=8, patch_size=2, channels=1, dim=16, num_heads=2, decoder_num_heads=2
+    )
+    model.preprocess = Preprocess(size=(8, 8), channels=1, mean=(0.3,), std=(0.4,))
+    return model
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    return open_pair("digits", limit=200, test_limit=80)
+
+
+def key(row: Row) -> tuple[str, str, str, int | None]:
+    return row.method, row.subject, row.pool, row.layer
+
+
+def test_rows_are_the_measures_of_the_features(model: CrateMAE, pair: Pair) -> None:
+    rows = compare(model, *pair)
+    subjects = ("model", "random twin", "raw pixels")
+    assert [(r.method, r.subject) for r in rows] == [
+        (method, subject) for method in ("probe", "knn") for subject in subjects
+    ]
+    train, test = (extract_features(model, source) for source in pair)
+    assert rows[0].results == (linear_probe(train, test),)
+    assert rows[3].results == (knn(train, test),)
+    twin = random_twin(model, 0)
+    train, test = (extract_features(twin, source) for source in pair)
+    assert rows[1].results == (linear_probe(train, test),)
+    count = sum(p.numel() for p in model.parameters())
+    assert [row.parameters for row in rows[:3]] == [count, count, None]
+    assert [row.dim for row in rows[:3]] == [16, 16, 64]
+
+
+def test_layers_pools_and_seeds(
+    model: CrateMAE, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    extract = features_module.extract_all
+
+    def counted(subject: CrateMAE, *words: object, **more: object) -> object:
+        made.append("model" if subject is model else "twin")
+        return extract(subject, *words, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "extract_all", counted)
+    rows = compare(
+        model,
+        *pair,
+        measures={"knn": knn},
+        pools=("cls", "both"),
+        layers=(0, None),
+        seeds=(3, 4, 5),
+        shots=4,
+    )
+    assert made == ["model"] * 2 + ["twin"] * 6, "features are computed once, twins once a seed"
+    asked = [(pool, layer) for layer in (0, None) for pool in ("cls", "both")]
+    assert [key(row) for row in rows] == [
+        *(("knn", name, pool, layer) for name in ("model", "random twin") for pool, layer in asked),
+        ("knn", "raw pixels", "pixels", None),
+    ]
+    row = next(row for row in rows if key(row) == ("knn", "model", "both", 0))
+    train, test = (extract_features(model, s, pool="both", layer=0) for s in pair)
+    expected = [knn(few_shot(train, 4, seed), test, seed=seed) for seed in (3, 4, 5)]
+    assert list(row.results) == expected
+    accuracies = [result.accuracy for result in expected]
+    assert row.accuracy == fmean(accuracies)
+    assert row.std == stdev(accuracies)
+    assert row.interval == wilson_interval(fmean(accuracies) * 80, 80)
+    assert {result.num_train for result in row.results} == {40}
+    twin = next(row for row in rows if key(row) == ("knn", "random twin", "cls", None))
+    known, unknown = (extract_features(random_twin(model, 4), s, pool="cls") for s in pair)
+    assert twin.results[1] == knn(few_shot(known, 4, 4), unknown, seed=4)
+
+
+def test_a_row_as_plain_values(model: CrateMAE, pair: Pair) -> None:
+    measures = {"probe": partial(linear_probe, penalties=(1.0, 0.1)), "knn": knn}
+    rows = compare(model, *pair, measures=measures, seeds=(0, 1), baselines=False)  # type: ignore[arg-type]
+    for row in rows:
+        plain = row.to_dict()
+        assert json.loads(json.dumps(plain)) == {
+            **plain,
+            **({"by_k": {str(k): v for k, v in plain["by_k"].items()}} if "by_k" in plain else {}),
+            "runs": json.loads(json.dumps(plain["runs"])),
+        }
+        assert plain["accuracy"] == fmean(run["accuracy"] for run in plain["runs"])
+        assert plain["seeds"] == [0, 1]
+        assert [run["seed"] for run in plain["runs"]] == [0, 1]
+        assert plain["std"] == row.std
+        assert sum(map(sum, plain["confusion"]["counts"])) == 80
+        for name in ("subject", "method", "pool", "layer", "dim", "chance", "num_train", "grid"):
+            assert name in plain
+        setting = ("penalty",) if row.method == "probe" else ("k", "temperature")
+        assert all(name in plain for name in setting)
+    assert len(rows[0].to_dict()["grid"]) == 2
+
+
+def test_other_models_share_the_protocol(model: CrateMAE, pair: Pair) -> None:
+    trained = vitmae_twin(model, seed=9)
+
+    def drawn(seed: int) -> ViTMAE:
+        return vitmae_twin(model, "parameters", seed=seed)
+
+    rows = compare(
+        model,
+        *pair,
+        measures={"knn": knn},
+        layers="all",
+        others={"ViT-MAE": trained, "untrained": drawn},
+        baselines=False,
+    )
+    assert len(rows) == 3 * 4
+    at = {key(row): row for row in rows}
+    train, test = (extract_features(trained, s, layer=2) for s in pair)
+    assert at["knn", "ViT-MAE", "mean", 2].results == (knn(train, test),)
+    assert at["knn", "ViT-MAE", "mean", 2].dim == 16
+
+
+def test_layers_are_checked_before_any_work(model: CrateMAE, pair: Pair) -> None:
+    def never(what: str) -> Callable[[int, int], None] | None:
+        raise AssertionError(what)
+
+    with pytest.raises(ValueError, match=r"layers \[7\] do not exist"):
+        compare(model, *pair, layers=(7,), progress=never)
+    with pytest.raises(ValueError, match="at least one measure"):
+        compare(model, *pair, measures={})
+    with pytest.raises(ValueError, match="images of every class were asked for"):
+        compare(model, *pair, shots=100)
+
+
+def test_progress_names_the_subject_and_the_part(model: CrateMAE, pair: Pair) -> None:
+    heard: dict[str, int] = {}
+
+    def progress(what: str) -> Callable[[int, int], None]:
+        def hear(done: int, total: int) -> None:
+            heard[what] = done
+            assert done <= total
+
+        return hear
+
+    compare(model, *pair, measures={"knn": knn}, progress=progress)
+    assert heard["model, train"] == 200
+    assert heard["raw pixels, test"] == 80
+    assert "random twin, knn" in heard
+
+
+def test_the_table(model: CrateMAE, pair: Pair) -> None:
+    rows = compare(model, *pair)
+    text = comparison_table(rows)
+    lines = text.splitlines()
+    assert lines[0].split() == [
+        "parameters",
+        "features",
+        "accuracy",
+        "95",
+        "%",
+        "interval",
+        "setting",
+    ]
+    assert lines[1].startswith("probe, model")
+    assert f"{rows[0].accuracy:.2%}" in lines[1]
+    assert f"penalty {rows[0].result.setting['penalty']:g}" in lines[1]
+    assert any(line.startswith("kNN, raw pixels") for line in lines)
+    assert "200 training images, 80 test images (digits test), 10 classes" in text
+    assert f"{rows[0].result.chance:.2%}" in text
+    assert "layer" not in lines[0]
+    several = compare(
+        model, *pair, measures={"knn": knn}, layers="all", pools=("cls",), seeds=(0, 1), shots=1
+    )
+    text = comparison_table(several)
+    assert text.splitlines()[0].split()[:2] == ["pool", "layer"]
+    assert "final" in text
+    assert "±" in text
+    assert "(1 of every class)" in text
+    assert "setting fixed, none chosen on held-out images: kNN, model, kNN, random" in text
+
+
+def test_the_whole_grid_is_printed(model: CrateMAE, pair: Pair) -> None:
+    train, test = (extract_features(model, source) for source in pair)
+    measures = {
+        "probe": partial(linear_probe, solver="sgd", epochs=2),
+        "knn": partial(knn, k=(1, 3), temperatures=(0.1, 1.0)),
+    }
+    rows = compare_features(train, test, measures=measures)  # type: ignore[arg-type]
+    for row in rows:
+        text = grid_table(row)
+        for point in row.result.grid:
+            assert f"{point.accuracy:.2%}" in text
+        assert text.count("*") == 2, "the legend and the chosen one"
+        assert f"{row.result.num_held_out} held-out images" in text
+    assert "k = 3" in grid_table(rows[1])
+    (fixed,) = compare_features(
+        train, test, measures={"knn": partial(knn, k=(3,), temperatures=(1,))}
+    )
+    assert "the setting was fixed, k = 3, T 1" in grid_table(fixed)
+    mistakes = confusion_table(rows[0])
+    top = rows[0].result.top_confusions[0]
+    assert f"{top['count']} of class {top['true']} were taken for {top['predicted']}" in mistakes
+
+
+def test_edges_are_told(model: CrateMAE, pair: Pair) -> None:
+    train, test = (extract_features(model, source) for source in pair)
+    narrow = partial(linear_probe, penalties=(1e5, 1e6, 1.0))
+    (row,) = compare_features(train, test, measures={"probe": narrow})
+    assert row.result.on_edge == ["penalty 1 is the smallest tried"]
+    assert "on the edge of the grid, penalty 1 is the smallest tried: probe, features, mean" in (
+        comparison_table([row])
+    )

@@ -1,0 +1,142 @@
+"""`crate-mae analyze`: folders, comparisons, figures, refusals."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from crate_mae import build_model, save_model
+from crate_mae.analysis import analyse_subjects, open_subjects, summary_table
+from crate_mae.cli import main
+from crate_mae.data.sources import open_source
+from crate_mae.figures.layers import layer_curves, subspace_angles, weight_curves
+from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.config import Preprocess
+from crate_mae.models.weights import weights_hash
+from crate_mae.whitebox.table import models_of, read_table
+
+FILES = {f"{name}.{kind}" for name in ("layers", "weights", "angles") for kind in ("png", "svg")}
+FILES |= {"layers.csv", "layers.json"}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small untrained model for digits."""
+    model = build_model("debug", image_size=8, patch_size=2, channels=1, dim=16)
+    model.preprocess = Preprocess(size=(8, 8), channels=1, mean=(0.3,), std=(0.4,))
+    return save_model(model, tmp_path_factory.mktemp("models") / "small")
+
+
+def analyze(weights: Path, out: Path, *words: str) -> int:
+    """The exit status of an analysis of a few digits."""
+    return main(["analyze", str(weights), "digits", "--limit", "12", "--out", str(out), *words])
+
+
+def test_an_analysis_is_a_folder_of_tables_and_figures(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "analysis"
+    assert analyze(weights, out) == 0
+    printed = capsys.readouterr().out
+    assert "random twin, encoder" in printed
+    assert {item.name for item in out.iterdir()} == FILES
+    rows, facts = read_table(out)
+    assert models_of(rows) == ["model", "random twin"]
+    assert facts["sha256"] == weights_hash(weights)
+    assert facts["images"] == 12
+    assert facts["data"] == "digits"
+    assert len(facts["overlaps"]["model"]["encoder"]) == 2
+    assert np.array(facts["overlaps"]["model"]["decoder"]).shape == (2, 4, 4)
+    rate = next(row for row in rows if row.measure == "subspace_coding_rate")
+    assert f"{rate.mean:.4g}" in printed
+    assert rate.tensor == "LN1(z) U_k"
+    assert (rate.eps_squared, rate.normalized) == (0.01, True)
+    for name in ("layers.png", "weights.png", "angles.png"):
+        pixels = np.asarray(Image.open(out / name).convert("L"))
+        assert pixels.std() > 10, f"{name} is blank"
+    assert b"<svg" in (out / "layers.svg").read_bytes()
+
+
+def test_the_same_analysis_gives_the_same_files(weights: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert analyze(weights, tmp_path / name, "--no-compare") == 0
+    for name in sorted(FILES - {"layers.svg", "weights.svg", "angles.svg"}):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_other_weights_and_classifiers_beside(weights: Path, tmp_path: Path) -> None:
+    model = open_subjects(str(weights), [])[0].model
+    assert not isinstance(model, CrateClassifier)
+    other = save_model(CrateClassifier.from_pretrained(model, num_classes=10), tmp_path / "tuned")
+    out = tmp_path / "analysis"
+    assert analyze(weights, out, "--compare", str(other), "--compare", "random") == 0
+    rows, facts = read_table(out)
+    assert models_of(rows) == ["model", "tuned", "random twin"]
+    assert [entry["name"] for entry in facts["models"]] == models_of(rows)
+    assert facts["models"][1]["sha256"] == weights_hash(other)
+
+    def encoder(name: str) -> list[tuple[str, float]]:
+        return [(r.measure, r.mean) for r in rows if r.model == name and r.side == "encoder"]
+
+    assert encoder("model") == encoder("tuned"), "the classifier's encoder is a copy"
+    assert encoder("model") != encoder("random twin")
+
+
+def test_nothing_is_overwritten_unasked(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "analysis"
+    assert analyze(weights, out, "--no-compare") == 0
+    before = (out / "layers.json").read_text()
+    assert analyze(weights, out, "--no-compare") == 1
+    assert "holds an analysis" in capsys.readouterr().err
+    assert analyze(weights, out, "--no-compare", "--overwrite", "--eps-squared", "0.5") == 0
+    assert json.loads(before)["facts"]["eps_squared"] == 0.01
+    assert read_table(out)[1]["eps_squared"] == 0.5
+    (out / "mine.txt").write_text("precious")
+    assert analyze(weights, out, "--overwrite") == 1
+    assert "mine.txt" in capsys.readouterr().err
+    assert analyze(weights, out / "mine.txt") == 1
+    assert (out / "mine.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--eps-squared", "-1"), "eps_squared must be"),
+        (("--compare", "nowhere"), "no weights at nowhere"),
+        (("--compare", "random", "--no-compare"), "exclude each other"),
+        (("--compare", "random") * 4, "at most 4"),
+        (("--batch-size", "0"), "batch_size must be"),
+    ],
+)
+def test_faults_are_one_message(
+    weights: Path,
+    tmp_path: Path,
+    words: tuple[str, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert analyze(weights, tmp_path / "out", *words) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_figures_refuse_what_they_cannot_draw(weights: Path, tmp_path: Path) -> None:
+    rows, _ = analyse_subjects(
+        open_subjects(str(weights), []), open_source("digits", limit=3), tmp_path / "a"
+    )
+    assert "model, encoder" in summary_table(rows)
+    target = tmp_path / "x.png"
+    for draw in (layer_curves, weight_curves):
+        with pytest.raises(ValueError, match="nothing to draw"):
+            draw([], target)
+        with pytest.raises(ValueError, match="suffix"):
+            draw(rows, tmp_path / "x.txt")
+    with pytest.raises(ValueError, match="no subspaces"):
+        subspace_angles({}, target)
+    draw(rows, target)
+    with pytest.raises(FileExistsError, match="exists"):
+        draw(rows, target)
