@@ -10,7 +10,7 @@ from PIL import Image
 from crate_mae import build_model, save_model
 from crate_mae.analysis import analyse_subjects, open_subjects, summary_table
 from crate_mae.cli import main
-from crate_mae.data.sources import open_source
+from crate_mae.data.inputs import open_images
 from crate_mae.figures.layers import layer_curves, subspace_angles, weight_curves
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import Preprocess
@@ -125,9 +125,8 @@ def test_faults_are_one_message(
 
 
 def test_figures_refuse_what_they_cannot_draw(weights: Path, tmp_path: Path) -> None:
-    rows, _ = analyse_subjects(
-        open_subjects(str(weights), []), open_source("digits", limit=3), tmp_path / "a"
-    )
+    source = open_images(["digits"], limit=3)
+    rows, _ = analyse_subjects(open_subjects(str(weights), []), source, tmp_path / "a")
     assert "model, encoder" in summary_table(rows)
     target = tmp_path / "x.png"
     for draw in (layer_curves, weight_curves):

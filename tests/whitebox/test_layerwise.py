@@ -5,6 +5,7 @@ import logging
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.patches import grid_of
 from crate_mae.whitebox import measures, relations
 from crate_mae.whitebox.geometry import subspace_bases
-from crate_mae.whitebox.layerwise import analyse
+from crate_mae.whitebox.layerwise import Precision, analyse
 from crate_mae.whitebox.table import Measurement, curve, models_of, read_table, write_table
 from crate_mae.whitebox.walk import half_steps
 
@@ -213,9 +214,13 @@ def test_class_rows_need_labels(images: Tensor, monkeypatch: pytest.MonkeyPatch)
     model = make(tiny())
     labelled = analyse(model, source_of(images)).rows
     assert len([row for row in labelled if row.measure == "class_rate_reduction"]) == 3
+    # With every image of one class there is nothing to reduce, however labels are dealt out.
+    single = analyse(model, source_of(images, [0] * 5)).rows
+    for measure in ("class_rate_reduction", "class_rate_reduction_dealt"):
+        assert value(single, measure, 2, "features", "encoder").mean == pytest.approx(0, abs=1e-9)
     blind = analyse(model, source_of(images, [-1] * 5)).rows
     assert not [row for row in blind if row.measure == "class_rate_reduction"]
-    monkeypatch.setattr(relations, "CLASS_MEMORY", 3000)
+    monkeypatch.setattr(relations, "CLASS_MEMORY", 6000)
     final = analyse(model, source_of(images)).rows
     assert [r.point for r in final if r.measure == "class_rate_reduction"] == ["features"]
 
@@ -245,13 +250,12 @@ def test_a_classifier_has_encoder_rows_only(images: Tensor) -> None:
 
 def test_bad_calls_are_refused(images: Tensor) -> None:
     model, source = make(tiny()), source_of(images)
-    for arguments, message in (
-        ({"precision": "float16"}, "precision must be"),
-        ({"eps_squared": 0.0}, "eps_squared must be"),
-        ({"batch_size": 0}, "batch_size must be"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            analyse(model, source, **arguments)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="precision must be"):
+        analyse(model, source, precision=cast("Precision", "float16"))
+    with pytest.raises(ValueError, match="eps_squared must be"):
+        analyse(model, source, eps_squared=0.0)
+    with pytest.raises(ValueError, match="batch_size must be"):
+        analyse(model, source, batch_size=0)
     with torch.no_grad():
         model.encoder.patch_embed.weight.fill_(math.nan)
     with pytest.raises(ValueError, match="not finite"):
@@ -280,3 +284,15 @@ def test_damaged_and_missing_tables_are_refused(tmp_path: Path) -> None:
     (tmp_path / "layers.json").write_text('{"rows": [{"model": 1}], "facts": {}}')
     with pytest.raises(ValueError, match="no analysis of ours"):
         read_table(tmp_path)
+
+
+def test_the_control_tells_classes_from_chance() -> None:
+    """Two classes of unlike images; once labels are dealt out anew, little is left of Delta R."""
+    config = tiny()
+    base = images_for(config, batch=2).sigmoid()
+    noise = 0.02 * images_for(config, batch=60, seed=5)
+    images = (base.repeat(30, 1, 1, 1) + noise).clamp(0, 1)
+    rows = analyse(make(config), source_of(images)).rows
+    true = value(rows, "class_rate_reduction", 2, "features", "encoder").mean
+    dealt = value(rows, "class_rate_reduction_dealt", 2, "features", "encoder").mean
+    assert dealt < 0.2 * true

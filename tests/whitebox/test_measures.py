@@ -125,18 +125,29 @@ def test_zero_and_repeated_tokens_have_a_rate(normalize: bool) -> None:
     assert float(coding_rate(tiny)) == pytest.approx(math.log(1 + 3 / 0.01) / 2)
 
 
-def test_rates_refuse_what_cannot_be_measured() -> None:
-    good = torch.ones(1, 2, 3)
-    for call, message in (
-        (lambda: coding_rate(good[0]), r"\(B, N, d\)"),
-        (lambda: subspace_coding_rate(good), r"\(B, K, N, p\)"),
-        (lambda: coding_rate(good, eps_squared=0), "eps_squared must be"),
-        (lambda: coding_rate(good, eps_squared=math.nan), "eps_squared must be"),
-        (lambda: coding_rate(good * math.nan), "not finite"),
-        (lambda: coding_rate(good[:, :0]), "nothing to measure"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            call()
+GOOD = torch.ones(1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "eps_squared", "message"),
+    [
+        (GOOD[0], 0.01, r"\(B, N, d\)"),
+        (GOOD, 0.0, "eps_squared must be"),
+        (GOOD, math.nan, "eps_squared must be"),
+        (GOOD * math.nan, 0.01, "not finite"),
+        (GOOD[:, :0], 0.01, "nothing to measure"),
+    ],
+)
+def test_rates_refuse_what_cannot_be_measured(
+    tokens: Tensor, eps_squared: float, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        coding_rate(tokens, eps_squared=eps_squared)
+
+
+def test_subspace_rates_need_a_dimension_of_heads() -> None:
+    with pytest.raises(ValueError, match=r"\(B, K, N, p\)"):
+        subspace_coding_rate(GOOD)
 
 
 @some

@@ -28,8 +28,8 @@ Progress = Callable[[int, int], None]
 Choice = tuple[int, float]
 """Number of neighbours and temperature."""
 
-NEIGHBOURS = (1, 5, 10, 20, 50)
-TEMPERATURES = (0.005, 0.02, 0.07, 0.2)
+NEIGHBOURS = (1, 5, 10, 20, 50, 100, 200)
+TEMPERATURES = (0.002, 0.005, 0.02, 0.07, 0.2)
 FIXED: Choice = (1, 0.07)
 """With one image of every class nothing can be held out, so that nothing can be chosen."""
 

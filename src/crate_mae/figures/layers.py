@@ -265,10 +265,11 @@ def _weights(axes: Axes, rows: Sequence[Measurement], measure: str, names: list[
     shown = sorted(ticks)[::step]
     axes.set_xticks(shown, [ticks[place] for place in shown], fontsize=7)
     axes.tick_params(axis="y", labelsize=8)
-    low, high = axes.get_ylim()
-    axes.set_ylim(min(0.0, low), max(0.1, high))
     if measure == "ista_step_bound":
         axes.axhline(1, color=GREY, linestyle=":", linewidth=1)
+    low, high = axes.get_ylim()
+    bottom = -0.1 if measure.endswith("cosine") and low < 0 else min(0.0, low)
+    axes.set_ylim(bottom, max(0.1, 1.08 * high))
 
 
 def _whole_ticks(axes: Axes, last: int) -> None:

@@ -3,6 +3,8 @@
 Float64 inside and out. Shapes: d token width, K subspaces U_k (d, p), p = d / K, D and A (d, d).
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,16 +13,16 @@ from crate_mae.models.layers import MSSA
 
 def subspace_bases(mssa: MSSA) -> Tensor:
     """The matrices U_k of an MSSA, with w_k = x U_k: (K, d, p) float64."""
-    weight = mssa.subspaces.weight.detach().double()  # (d, d), rows k p to (k + 1) p are U_k^T
-    bases: Tensor = weight.view(mssa.num_heads, -1, weight.shape[1]).transpose(1, 2)
-    return bases
+    weight: Tensor = mssa.subspaces.weight.detach().double()  # (d, d): rows U_1^T, U_2^T, ...
+    return weight.view(mssa.num_heads, -1, weight.shape[1]).transpose(1, 2)
 
 
 def orthonormality_error(U: Tensor) -> Tensor:
     """|U_k^T U_k - I|_F / sqrt(p) for each U_k (K, d, p): (K,); 0 for orthonormal columns."""
     gram = U.mT @ U
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    return (gram - identity).norm(dim=(-2, -1)) / gram.shape[-1] ** 0.5
+    gap: Tensor = torch.linalg.matrix_norm(gram - identity)
+    return gap / math.sqrt(gram.shape[-1])
 
 
 def orthogonality_error(U: Tensor) -> Tensor:

@@ -49,9 +49,9 @@ def analyse(
     """Every measure of every layer, over all readable images of a source, unmasked.
 
     The model runs in eval mode on its device, in `precision` (a copy of it in float64); measures
-    are taken in float64. Memory does not grow with the number of images. Raises ValueError for a
-    precision or eps^2 that do not exist, when no image can be read, and for tokens that are not
-    finite.
+    are taken in float64. Memory does not grow with the number of images, labels aside. Raises
+    ValueError for a precision or eps^2 that do not exist, when no image can be read, and for tokens
+    that are not finite.
     """
     if precision not in get_args(Precision):
         raise ValueError(
@@ -63,9 +63,7 @@ def analyse(
     place = next(model.parameters())
     meter = LayerMeter(name=name, eps_squared=eps_squared, precision=precision)
     mirrors = Mirrors(model, name=name, precision=precision)
-    classes = Classes(
-        model, source.class_names, name=name, eps_squared=eps_squared, precision=precision
-    )
+    classes = Classes(model, source, name=name, eps_squared=eps_squared, precision=precision)
     images = 0
     broken: list[tuple[str, str]] = []
     with evaluating(model), torch.no_grad():

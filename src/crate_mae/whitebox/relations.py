@@ -3,8 +3,11 @@
 import logging
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from crate_mae.data.prepared import UNLABELLED
+from crate_mae.data.sources import ImageSource
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier, pool_tokens
 from crate_mae.whitebox.measures import class_rate_reduction, unit_rows
@@ -95,12 +98,16 @@ class Mirrors:
 
 
 class Classes:
-    """MCR^2's rate reduction between the classes of pooled features, layer by layer."""
+    """MCR^2's rate reduction between the classes of pooled features, layer by layer.
+
+    With few images a class seems compact whatever its members are. How much of that there is shows
+    when the labels of the whole source are dealt out anew among its images: the control.
+    """
 
     def __init__(
         self,
         model: CrateMAE | CrateClassifier,
-        class_names: tuple[str, ...] | None,
+        source: ImageSource,
         *,
         name: str,
         eps_squared: float,
@@ -108,9 +115,9 @@ class Classes:
     ) -> None:
         self.name, self.eps_squared, self.precision = name, eps_squared, precision
         self.norm, self.depth = model.encoder.norm, model.config.depth
-        count, dim = len(class_names or ()), model.config.dim
+        count, dim = len(source.class_names or ()), model.config.dim
         layers = list(range(self.depth + 1)) if count else []
-        needed = ClassMoments.bytes_for(count, dim)
+        needed = 2 * ClassMoments.bytes_for(count, dim)
         if needed * len(layers) > CLASS_MEMORY:
             layers = [self.depth] if needed <= CLASS_MEMORY else []
             logger.warning(
@@ -119,27 +126,40 @@ class Classes:
                 count, dim, needed / 2**30, "the final features only" if layers else "no layer",
             )  # fmt: skip
         self._sums = {layer: ClassMoments(count, dim) for layer in layers}
+        self._control = {layer: ClassMoments(count, dim) for layer in layers}
+        known = [source.label(index) for index in range(len(source))] if layers else []
+        order = torch.randperm(len(known), generator=torch.Generator().manual_seed(0))
+        whole = torch.tensor([UNLABELLED if label is None else label for label in known])
+        self._dealt, self._given = whole[order], 0
 
     def update(self, steps: Sequence[HalfStep], labels: Tensor) -> None:
         """Nothing; takes in the codes of every encoder layer and the final features."""
         codes = [step.after for step in steps if step.name == "sparsify"]
+        dealt = self._dealt[self._given : self._given + len(labels)]
+        self._given += len(labels)
         for layer, sums in self._sums.items():
             tokens = codes[layer] if layer < self.depth else self.norm(codes[-1])
-            sums.update(unit_rows(pool_tokens(tokens, "mean")), labels)
+            features = unit_rows(pool_tokens(tokens, "mean"))
+            sums.update(features, labels)
+            self._control[layer].update(features, dealt)
 
     def rows(self) -> list[Measurement]:
-        """Delta R and its two parts for every layer, when any image had a label."""
+        """Delta R, its control and its two parts for every layer, when any image had a label."""
         rows = []
         for layer, sums in self._sums.items():
             images = int(sums.counts.sum())
             if not images:
                 continue
             final = layer == self.depth
-            values = class_rate_reduction(sums.moments, sums.counts, eps_squared=self.eps_squared)
-            for measure, value in zip(
-                ("class_rate_reduction", "rate_of_all_classes", "rate_within_classes"),
-                values,
-                strict=True,
+            found, control = (
+                class_rate_reduction(part.moments, part.counts, eps_squared=self.eps_squared)
+                for part in (sums, self._control[layer])
+            )
+            for measure, value in (
+                ("class_rate_reduction", found[0]),
+                ("class_rate_reduction_dealt", control[0]),
+                ("rate_of_all_classes", found[1]),
+                ("rate_within_classes", found[2]),
             ):
                 rows.append(
                     Measurement(
