@@ -1,5 +1,6 @@
 """What the documents promise: links lead somewhere, commands run, lines hold what they say."""
 
+import csv
 import re
 import shlex
 from pathlib import Path
@@ -116,3 +117,33 @@ def test_every_package_is_in_the_wheel() -> None:
         ".".join(path.parent.relative_to(source).parts) for path in source.rglob("__init__.py")
     }
     assert found | {"crate_mae.recipes"} == set(listed)
+
+
+def rows_of_layers() -> dict[tuple[str, str, int, str], float]:
+    """The measured means of the CIFAR-10 analysis by (model, measure, encoder layer, point)."""
+    with (ROOT / "docs" / "results" / "cifar10-layers.csv").open(newline="") as file:
+        return {
+            (row["model"], row["measure"], int(row["layer"]), row["point"]): float(row["mean"])
+            for row in csv.DictReader(file)
+            if row["side"] == "encoder" and not row["head"]
+        }
+
+
+def test_the_white_box_tables_hold_what_was_measured() -> None:
+    measured = rows_of_layers()
+    page = (ROOT / "docs" / "whitebox.md").read_text()
+    tables = [
+        [("subspace_coding_rate", point) for point in ("input", "compress", "sparsify")],
+        [(f"{name}_gradient_cosine", "compress") for name in ("mssa", "mssa_shift", "shrink")],
+    ]
+    found = re.findall(r"^\| (\d) \|((?: -?[\d.]+ \|){6})$", page, re.MULTILINE)
+    assert len(found) == 8
+    for index, (layer, cells) in enumerate(found):
+        shown = cells.strip(" |").split(" | ")
+        expected = [
+            measured[model, measure, int(layer), point]
+            for model in ("model", "random twin")
+            for measure, point in tables[index // 4]
+        ]
+        for cell, value in zip(shown, expected, strict=True):
+            assert float(cell) == round(value, len(cell.partition(".")[2])), (layer, cell, value)

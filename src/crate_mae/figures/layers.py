@@ -39,6 +39,8 @@ class _Panel:
     """None for tokens at every half step of both sides."""
     points: tuple[str, ...] = ()
     floor: float | None = None
+    control: str | None = None
+    """Measure drawn beside it as a thin line."""
 
 
 _TOKENS = (
@@ -51,9 +53,11 @@ _LAYERS = (
     _Panel("lasso_fall", "fall of the LASSO objective (share)", "encoder", ("sparsify",), 0),
     _Panel(
         "mssa_shift_gradient_cosine",
-        r"cosine of MSSA($x$)$-x$ and $-\partial R^c$",
+        r"cosine of MSSA($x$)$-x$, $-\partial R^c$; thin: $-x$",
         "encoder",
         ("compress",),
+        0,
+        "shrink_gradient_cosine",
     ),
     _Panel(
         "mssa_gradient_cosine",
@@ -64,10 +68,11 @@ _LAYERS = (
     _Panel("mirror_cka", "CKA with the mirrored encoder tokens", "decoder", ("decompress",), 0),
     _Panel(
         "class_rate_reduction",
-        r"$\Delta R$ between classes (nats)",
+        r"$\Delta R$ between classes (nats); thin: control",
         "encoder",
         ("sparsify", "features"),
         0,
+        "class_rate_reduction_dealt",
     ),
 )
 _WEIGHTS = (
@@ -78,7 +83,7 @@ _WEIGHTS = (
     ("tied_cosine", "cosine of $W$ and $U^T$"),
     ("dictionary_coherence", "coherence of $D$ (encoder)"),
     ("ista_step_bound", r"$\eta\,|D|^2$ (encoder)"),
-    ("mirror_dictionary_cosine", "cosine of $A$ and the mirrored $D$ (decoder)"),
+    ("mirror_dictionary_cosine", "cosine of $A$ and mirrored $D$"),
 )
 
 
@@ -225,6 +230,7 @@ def _half_steps(
 def _by_layer(axes: Axes, rows: Sequence[Measurement], panel: _Panel, names: list[str]) -> None:
     assert panel.side is not None
     last = 0
+    lowest: list[float] = []
     for name, (colour, dashes, marker) in zip(names, _STYLES, strict=False):
         found = [
             row
@@ -233,12 +239,24 @@ def _by_layer(axes: Axes, rows: Sequence[Measurement], panel: _Panel, names: lis
         ]
         x, y = [row.layer for row in found], np.array([row.mean for row in found])
         spread = np.array([row.std or 0.0 for row in found])
-        last = max([last, *x])
+        last, lowest = max([last, *x]), [*lowest, *(y - spread)]
         axes.fill_between(x, y - spread, y + spread, color=colour, alpha=0.15, linewidth=0)
         axes.plot(x, y, color=colour, linestyle=dashes, marker=marker, markersize=3.5)
+        if panel.control is not None:
+            beside = [
+                row
+                for point in panel.points
+                for row in curve(rows, panel.control, model=name, side=panel.side, point=point)
+            ]
+            axes.plot(
+                [row.layer for row in beside], [row.mean for row in beside],
+                color=colour, linestyle=dashes, linewidth=0.8,
+            )  # fmt: skip
     if panel.floor is None:
         axes.axhline(0, color=GREY, linewidth=0.8)
-    else:
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, -0.1), max(high, 0.1))  # or noise about 0 would fill the panel
+    elif all(low >= panel.floor for low in lowest):
         axes.set_ylim(bottom=panel.floor)
     axes.set_title(panel.title, fontsize=8.5)
     axes.set_xlabel(f"{panel.side} layer", fontsize=8)
@@ -295,7 +313,8 @@ def _tokens_caption(rows: Sequence[Measurement]) -> str:
         " its first (compress, expand) and second half step (sparsify, decompress), seen through"
         f" the norm in front of its MSSA. Rates: tokens of length 1, eps^2 ="
         f" {sample.eps_squared:g}. Points are means over images, bands one standard deviation. The"
-        " decoder was trained on masked images and is given unmasked ones here."
+        " decoder was trained on masked images and is given unmasked ones here. Thin lines: -x is"
+        " mere shrinking of the tokens; the control of Delta R deals the labels out anew."
     )
 
 
