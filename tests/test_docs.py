@@ -80,12 +80,17 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_readmes_commands_run(workplace: Path) -> None:
     commands = [shlex.split(c) for c in re.findall(r"^    crate-mae (.+)$", README, re.MULTILINE)]
-    assert len(commands) == 5
+    assert len(commands) == 9
+    short = {"pretrain": SMALL, "finetune": ["--optim.epochs", "2", *SMALL[-2:]]}
     for verb, *words in commands:
         assert verb in VERBS
-        assert main([verb, *words, *(SMALL if verb == "pretrain" else [])]) == 0, (verb, words)
-    for made in ("completed.png", "features.safetensors", "runs/mine/weights/model.safetensors"):
-        assert (workplace / made).is_file()
+        assert main([verb, *words, *short.get(verb, [])]) == 0, (verb, words)
+    for made in (
+        "completed.png", "attention.png", "features.safetensors", "analysis/layers.png",
+        "runs/mine/weights/model.safetensors", "runs/mine/report.html",
+        "runs/classes/evaluation.json",
+    ):  # fmt: skip
+        assert (workplace / made).is_file(), made
     assert main(["pretrain", "--resume", "runs/mine"]) == 0
 
 
