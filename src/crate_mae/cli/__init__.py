@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import crate_mae
 from crate_mae.cli.dense import pca, segment
 from crate_mae.cli.evaluate import knn, probe
-from crate_mae.cli.inspect import data, doctor, extract, info
+from crate_mae.cli.inspect import data, doctor, extract, info, weights
 from crate_mae.cli.look import attention, map_features, reconstruct
 from crate_mae.cli.measure import analyze
 from crate_mae.cli.report import report
@@ -76,6 +76,7 @@ VERBS: dict[str, tuple[str, Verb]] = {
     "data": ("what a data address holds: counts, sizes, statistics, faults", data),
     "info": ("what a weights folder holds", info),
     "analyze": ("what every layer does to the tokens: table and figures", analyze),
+    "weights": ("models that come with the package: list, card, verify", weights),
     "theory": ("does compression denoise? an experiment on known subspaces", theory),
     "report": ("one HTML page that tells a whole run", report),
     "doctor": ("environment report for bug threads", doctor),

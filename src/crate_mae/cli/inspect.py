@@ -94,6 +94,38 @@ def info(words: list[str]) -> int:
     return 0
 
 
+def weights(words: list[str]) -> int:
+    """The exit status of `crate-mae weights`."""
+    parser = verb_parser("weights", "Models that come with the package: list, card, verify.")
+    parser.add_argument("action", nargs="?", default="list", choices=["list", "card", "verify"])
+    parser.add_argument("name", nargs="?", help="of a shipped model; verify: all without a name")
+    given = parser.parse_args(words)
+
+    from crate_mae.models.config import did_you_mean
+    from crate_mae.models.shipped import SHIPPED
+    from crate_mae.models.weights import weights_hash
+
+    if given.name is not None and given.name not in SHIPPED:
+        hint = did_you_mean(given.name, SHIPPED)
+        raise ValueError(f"no shipped model {given.name!r}{hint}; shipped: {', '.join(SHIPPED)}")
+    if given.action == "card" and given.name is None:
+        raise ValueError(f"name the model whose card you want: {', '.join(SHIPPED)}")
+    chosen = [SHIPPED[given.name]] if given.name else list(SHIPPED.values())
+    damaged = []
+    for one in chosen:
+        if given.action == "list":
+            print(f"{one.name:<16} {one.summary}")
+        elif given.action == "card":
+            print(one.card, end="")
+        elif weights_hash(one.folder) == one.sha256:
+            print(f"{one.name}: whole, SHA-256 {one.sha256}")
+        else:
+            damaged.append(one.name)
+    if damaged:
+        raise ValueError(f"other content than was shipped: {', '.join(damaged)}; install again")
+    return 0
+
+
 def doctor(words: list[str]) -> int:
     """The exit status of `crate-mae doctor`."""
     parser = verb_parser("doctor", "Versions, hardware and optional packages, for bug reports.")

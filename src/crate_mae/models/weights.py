@@ -4,7 +4,6 @@ A folder alone rebuilds its model. Nothing in it is ever unpickled, its sizes ar
 the tensors before anything is allocated, and a load that is not complete is an error.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import ModelConfig, Preprocess
 from crate_mae.models.reference import from_reference, to_reference
+from crate_mae.models.shipped import SHIPPED, file_hash, shipped_folder
 from crate_mae.models.tensors import (
     IncompleteWeightsError,
     check_match,
@@ -94,7 +94,7 @@ def save_model(
 def load_model(
     folder_or_hub_id: str | Path, *, revision: str | None = None
 ) -> CrateMAE | CrateClassifier:
-    """The model, in eval mode, of a weights folder, a run folder or a Hub repository.
+    """The model, in eval mode, of a weights folder, run folder, shipped name or Hub repository.
 
     Built from the folder alone, on the CPU, in float32 as saved. A `name/repository` that is no
     folder here is fetched from the Hub (three files, no code), at `revision` when given.
@@ -122,6 +122,8 @@ def load_autoencoder(folder_or_hub_id: str | Path) -> CrateMAE:
 def weights_folder(folder_or_hub_id: str | Path, *, revision: str | None = None) -> Path:
     """The local folder that holds a model's three files, fetched from the Hub where needed.
 
+    A folder of that name comes first, then a shipped model (`crate-mae weights`), then the Hub.
+
     Raises FileNotFoundError naming what is missing and, for the Hub, the way without a network.
     """
     folder = Path(folder_or_hub_id)
@@ -130,10 +132,13 @@ def weights_folder(folder_or_hub_id: str | Path, *, revision: str | None = None)
             folder = folder / "weights"
         return _complete(folder, str(folder))
     name = str(folder_or_hub_id)
+    shipped = shipped_folder(name)
+    if shipped is not None and not folder.exists():
+        return _complete(shipped, f"the shipped model {name}")
     if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         raise FileNotFoundError(
-            f"no weights at {name}: expected a folder with {', '.join(FILES)}, a run folder, or a"
-            " Hub repository as owner/name"
+            f"no weights at {name}: expected a folder with {', '.join(FILES)}, a run folder, a"
+            f" shipped model ({', '.join(SHIPPED)}), or a Hub repository as owner/name"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -158,8 +163,7 @@ def _complete(folder: Path, origin: str) -> Path:
 
 def weights_hash(folder_or_hub_id: str | Path) -> str:
     """The SHA-256 (hex) of a weights folder's tensor file."""
-    with (weights_folder(folder_or_hub_id) / TENSORS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_hash(weights_folder(folder_or_hub_id) / TENSORS)
 
 
 def _build(folder: Path) -> CrateMAE | CrateClassifier:
