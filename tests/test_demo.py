@@ -30,11 +30,16 @@ def test_the_demo_leaves_pictures_and_numbers(
     first = capsys.readouterr().out
     for word in ("probe, model", "probe, random twin", "probe, raw pixels", "kNN, model", "PSNR"):
         assert word in first
-    for name in ("reconstruction.png", "training.png", "evaluation.json", "metrics.csv"):
+    assert f"open        {out}/report.html" in first
+    for name in ("reconstruction.png", "training.png", "evaluation.json", "metrics.csv",
+                 "report.html", "analysis/layers.csv"):  # fmt: skip
         assert (out / name).stat().st_size > 0
     assert load_config_values(out)["masking"]["ratio"] == 0.5
     rows = json.loads((out / "evaluation.json").read_text())["rows"]
     assert len(rows) == 6
+    page = (out / "report.html").read_text()
+    for row in rows:
+        assert f'data-value="{row["accuracy"]}"' in page
     stamp = (out / "metrics.jsonl").stat().st_mtime_ns
     assert main(["demo", "--out", str(out)]) == 0
     assert capsys.readouterr().out.strip() in first

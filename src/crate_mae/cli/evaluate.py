@@ -64,9 +64,7 @@ def probe(words: list[str]) -> int:
 def knn(words: list[str]) -> int:
     """The exit status of `crate-mae knn`."""
     parser = _parser("knn", "k-nearest neighbours on frozen features, beside baselines.")
-    parser.add_argument(
-        "--k", type=_whole_numbers, help="grid (1,5,10,20,50,100,200)"
-    )
+    parser.add_argument("--k", type=_whole_numbers, help="grid (1,5,10,20,50,100,200)")
     parser.add_argument("--temperatures", type=_numbers, help="grid (0.002,0.005,0.02,0.07,0.2)")
     given = parser.parse_args(words)
 

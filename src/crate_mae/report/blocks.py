@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 NOTHING = "\u2013"
 
@@ -141,13 +141,13 @@ def percent_cell(value: Any, *, bar: Bar | None = None) -> Cell:
     return Cell(text=f"{value:.2%}", value=float(value), bar=bar)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
     """Whether a value from a file is a number of usual size, finite or not, and no truth value."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return isinstance(value, float) or abs(value) < 1 << 63
 
 
-def is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> TypeGuard[int | float]:
     """Whether a value is a number, and finite."""
     return is_number(value) and math.isfinite(value)

@@ -33,7 +33,7 @@ def command_blocks(run: Run) -> list[Block]:
     measured = measuring_commands(run)
     if measured:
         label = "Measure again"
-        if not (run.setting("data.val_split") or run.setting("data.val_source")):
+        if not any(run.looked_at):
             label += " (pictures and layers on any images of the source, for want of a named split)"
         blocks.append(Code(label=label, text="\n".join(measured)))
     blocks.append(Code(label="Make this page again", text=_line("report", folder)))
@@ -46,8 +46,8 @@ def measuring_commands(run: Run) -> list[str]:
     if not isinstance(address, str) or str(run.data.get("source")).startswith("dataset:"):
         return []
     folder = _folder(run)
-    looked_at = str(run.setting("data.val_source") or address)
-    split = run.setting("data.val_split")
+    other, split = run.looked_at
+    looked_at = str(other or address)
     chosen = ["--data-split", str(split)] if split else []
     lines = [
         _line(
@@ -60,7 +60,7 @@ def measuring_commands(run: Run) -> list[str]:
     pair = [folder, address]
     if run.setting("data.split"):
         pair += ["--train-split", str(run.setting("data.split"))]
-    if run.setting("data.val_source"):
+    if other:
         pair += ["--test-address", looked_at]
     if split:
         pair += ["--test-split", str(split)]

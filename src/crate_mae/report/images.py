@@ -19,14 +19,16 @@ class HeldOut:
 
 
 def held_out(run: Run, count: int) -> HeldOut:
-    """A random choice of the run's validation images or, where it has none, of its training images.
+    """A random choice of the images a run validates on, or tests on when it is supervised.
 
-    Of a named split they are those that `--data-split` and `--limit` choose on the command line.
+    Training images where it has neither. Of a named split they are those that `--data-split` and
+    `--limit` choose on the command line.
     Raises ValueError for streams and for data that no address can open again, and what opening
     raises.
     """
-    address, split = run_address(run), run.setting("data.val_split")
-    named = run.setting("data.val_source") or address
+    address = run_address(run)
+    other, split = run.looked_at
+    named = other or address
     if named != address or split:
         source = _counted(named, split)
         trained_on = (named, source.split) == (address, run.data.get("split"))
@@ -34,7 +36,7 @@ def held_out(run: Run, count: int) -> HeldOut:
     train = _counted(address, run.setting("data.split"))
     if (limit := run.count("data.limit")) is not None:
         train = random_subset(train, limit, run.count("seed") or 0)
-    share = run.number("data.val_share")
+    share = 0.0 if run.is_classifier else run.number("data.val_share")
     if not share:
         return HeldOut(source=random_subset(train, count), trained_on=True)
     _, rest = split_off(train, share, VALIDATION_SEED, run.count("data.val_limit"))

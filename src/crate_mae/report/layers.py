@@ -74,6 +74,10 @@ def findings(rows: Sequence[Measurement]) -> list[str]:
         if parts:
             shown = "This model" if name == "model" else name.capitalize()
             sentences.append(f"{shown}: {'; '.join(parts)}.")
+    if len(sentences) > 1:
+        sentences.append(
+            "What networks without training do as well is the work of their form, not of learning."
+        )
     return sentences
 
 
@@ -92,8 +96,8 @@ def layer_tables(rows: Sequence[Measurement]) -> list[tuple[str, Table]]:
 def _table(measure: str, rows: Sequence[Measurement]) -> Table:
     models = models_of(rows)
     lines: dict[tuple[str, int, str], dict[str, Measurement]] = {}
-    for row in rows:
-        lines.setdefault((row.side, row.layer, row.point), {})[row.model] = row
+    for item in rows:
+        lines.setdefault((item.side, item.layer, item.point), {})[item.model] = item
     order = sorted(
         lines, key=lambda key: (key[0] != "encoder", key[1], words.POINTS.get(key[2], 9), key[2])
     )

@@ -54,50 +54,30 @@ def interval(row: dict[str, Any]) -> tuple[float, float] | None:
     return None
 
 
-def verdict(rows: Sequence[dict[str, Any]], method: str) -> list[tuple[str, bool | None]]:
-    """Sentences that set the model beside its baselines; True where it is clearly better, False
-    where it is clearly worse, None where the intervals overlap."""
-    model = headline(rows, method, "model")
-    sentences = []
-    for other in ("random twin", "raw pixels"):
-        base = headline(rows, method, other)
-        if model is None or base is None:
-            continue
-        gap = 100 * (model["accuracy"] - base["accuracy"])
-        better = _clearly_better(model, base)
-        how = "above" if gap >= 0 else "below"
-        sure = ", but the intervals overlap: no clear difference" if better is None else ""
-        sentences.append(
-            (
-                f"{METHODS.get(method, method).capitalize()}: {model['accuracy']:.1%},"
-                f" {abs(gap):.1f} points {how} {other} ({base['accuracy']:.1%}){sure}.",
-                better,
-            )
-        )
-    return sentences
-
-
 def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
     """The lines of a comparison, every number as it was written down."""
     layered = any(row.get("layer") is not None for row in rows)
     spread = any(is_number(row.get("std")) for row in rows)
-    heads = ["Features of", "Method", "Pool", *(["Layer"] if layered else []), "Width"]
-    heads += ["Accuracy", *(["Std over seeds"] if spread else []), "95 % low", "95 % high"]
-    heads.append("Setting")
+    heads = ["Features of", "Method", "Accuracy", *(["Std over seeds"] if spread else [])]
+    heads += ["95 % low", "95 % high", *(["Layer"] if layered else []), "Pool", "Width", "Setting"]
     body = []
     for row in rows:
         low, high = interval(row) or (None, None)
         line = [text_cell(SUBJECT.get(row["subject"], row["subject"]))]
-        line += [text_cell(SHOWN.get(row["method"], row["method"])), text_cell(row.get("pool"))]
+        line.append(text_cell(SHOWN.get(row["method"], row["method"])))
+        line.append(percent_cell(row["accuracy"], bar=_bar(row)))
+        line += [percent_cell(row.get("std"))] if spread else []
+        line += [percent_cell(low), percent_cell(high)]
         if layered:
             layer = row.get("layer")
             line.append(text_cell("final") if layer is None else number_cell(layer, "d"))
-        line += [number_cell(row.get("dim"), ",d"), percent_cell(row["accuracy"], bar=_bar(row))]
-        line += [percent_cell(row.get("std"))] if spread else []
-        line += [percent_cell(low), percent_cell(high), text_cell(_setting(row))]
-        body.append(line)
+        line += [text_cell(row.get("pool")), number_cell(row.get("dim"), ",d")]
+        body.append([*line, text_cell(_setting(row))])
     return Table(
-        caption="Images told apart by frozen features", heads=heads, rows=body, note=_table_note(rows)
+        caption="Images told apart by frozen features",
+        heads=heads,
+        rows=body,
+        note=_table_note(rows),
     )
 
 
@@ -183,13 +163,6 @@ def _per_class(found: dict[str, dict[str, Any]], caption: str) -> Table:
         rows=body,
         note=f"{left} more classes are in evaluation.json." if left > 0 else "",
     )
-
-
-def _clearly_better(model: dict[str, Any], base: dict[str, Any]) -> bool | None:
-    mine, other = interval(model), interval(base)
-    if mine is None or other is None or (mine[0] <= other[1] and other[0] <= mine[1]):
-        return None
-    return bool(mine[0] > other[1])
 
 
 def _bar(row: dict[str, Any]) -> Bar | None:

@@ -65,6 +65,12 @@ class Run:
             value = value.get(part) if isinstance(value, dict) else None
         return value
 
+    @property
+    def looked_at(self) -> tuple[str | None, str | None]:
+        """(address, split) of the images that are not trained on, as the settings name them."""
+        kind = "test" if self.is_classifier else "val"
+        return self.setting(f"data.{kind}_source"), self.setting(f"data.{kind}_split")
+
     def number(self, key: str) -> float:
         """The value of a setting that is a number; ValueError when it is none."""
         value = self.setting(key)
@@ -76,6 +82,13 @@ class Run:
         """The value of a setting that is a whole number or null; ValueError for anything else."""
         value = self.setting(key)
         return None if value is None else int(self.number(key))
+
+    def last_value(self, key: str) -> float | None:
+        """The last finite value of a metric, or None."""
+        for record in reversed(self.records):
+            if is_finite(record.get(key)):
+                return float(record[key])
+        return None
 
     def stale(self, result: dict[str, Any] | None) -> bool:
         """Whether a result was measured on other weights than those that lie in the folder now."""
@@ -118,9 +131,25 @@ def read_results(run: Run) -> None:
     run.reconstruction = _values(run, RECONSTRUCTION, expected=False)
     if (run.folder / ANALYSIS / LAYERS).is_file() and _fits(run, f"{ANALYSIS}/{LAYERS}"):
         try:
-            run.layers, run.layer_facts = read_table(run.folder / ANALYSIS)
+            rows, run.layer_facts = read_table(run.folder / ANALYSIS)
+            run.layers = [row for row in rows if _is_proper(row)]
+            if left := len(rows) - len(run.layers):
+                _problem(run, f"{left:,} lines of the layer analysis are no measurements.")
         except (OSError, ValueError) as error:
             _problem(run, f"The layer analysis cannot be read: {error}.")
+
+
+def _is_proper(row: Measurement) -> bool:
+    """Whether a line read from a file holds what its fields are meant to hold."""
+    words = (row.model, row.side, row.point, row.measure, row.tensor)
+    numbers = (row.layer, row.mean, row.images)
+    optional = (row.std, row.eps_squared)
+    return (
+        all(isinstance(value, str) for value in words)
+        and all(is_number(value) for value in numbers)
+        and all(value is None or is_number(value) for value in optional)
+        and isinstance(row.layer, int)
+    )
 
 
 def _problem(run: Run, words: str) -> None:

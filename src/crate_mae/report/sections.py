@@ -63,7 +63,7 @@ def _features(run: Run) -> list[Block]:
             " linear probe draws flat borders between the classes; nearest neighbours ask the most"
             " similar training images. Two baselines say what pre-training is worth: the random"
             " twin, the same network never trained, and raw pixels, no network at all. A model that"
-            " does not beat both has learned features that are of no use for this task. The 95 %"
+            " does not beat both has learned nothing that helps with this task. The 95 %"
             " interval is the chance in the choice of test images alone."
         )
     ]

@@ -11,21 +11,21 @@ from crate_mae.report.blocks import (
     KeyNumbers,
     Paragraph,
     Table,
-    Tone,
     is_finite,
     is_number,
     number_cell,
     text_cell,
 )
-from crate_mae.report.results import METHODS, comparison_rows, headline, verdict
+from crate_mae.report.results import METHODS, comparison_rows, headline
 from crate_mae.report.run import Run
+from crate_mae.report.verdicts import verdicts
 
 
 def status(run: Run) -> tuple[str, bool]:
     """How far the run has come, in a sentence, and whether it is finished."""
     if run.summary is not None:
         return f"Finished after {_counted(run.summary.get('step'), 'optimiser steps')}.", True
-    step = last_value(run, "step")
+    step = run.last_value("step")
     done = "No step has been recorded" if step is None else f"Step {int(step) + 1:,}"
     total = planned_steps(run)
     if step is not None and total:
@@ -47,15 +47,6 @@ def planned_steps(run: Run) -> int | None:
     return int(images // batch * epochs)
 
 
-def last_value(run: Run, key: str) -> float | None:
-    """The last finite value of a metric, or None."""
-    for record in reversed(run.records):
-        value = record.get(key)
-        if is_finite(value):
-            return float(value)
-    return None
-
-
 def summary_blocks(run: Run) -> list[Block]:
     """Status, key numbers, verdicts and what the run was made with."""
     sentence, finished = status(run)
@@ -72,7 +63,7 @@ def summary_blocks(run: Run) -> list[Block]:
 def key_numbers(run: Run) -> list[KeyNumber]:
     """The numbers that a glance should find; those that are not there are left out."""
     found = []
-    loss, colour = last_value(run, "val/loss"), last_value(run, "val/mean_colour")
+    loss, colour = run.last_value("val/loss"), run.last_value("val/mean_colour")
     if loss is not None:
         note = "classification, held-out images; lower is better"
         if not run.is_classifier:
@@ -96,66 +87,6 @@ def key_numbers(run: Run) -> list[KeyNumber]:
     if speed is not None:
         found.append(
             KeyNumber(label="images per second", value=f"{speed:,.0f}", note="median of training")
-        )
-    return found
-
-
-def verdicts(run: Run) -> list[Block]:
-    """Sentences that set the model beside what needs no learning: better, worse, undecided."""
-    found: list[tuple[str, bool | None]] = []
-    if not run.is_classifier:
-        found += _completion(run)
-        rows = comparison_rows(run)
-        for method in METHODS:
-            found += verdict(rows, method)
-    elif run.evaluation is not None:
-        accuracy, chance = run.evaluation.get("accuracy"), run.evaluation.get("chance")
-        if is_number(accuracy) and is_number(chance):
-            how = "above" if accuracy > chance else "not above"
-            found.append(
-                (
-                    f"Test accuracy {accuracy:.1%}, {how} always answering the most frequent class"
-                    f" ({chance:.1%}).",
-                    accuracy > chance,
-                )
-            )
-    kinds: tuple[tuple[str, Tone, bool | None], ...] = (
-        ("Better than the baseline", "good", True),
-        ("Worse than the baseline", "bad", False),
-        ("No clear difference, or not a fair match", "plain", None),
-    )
-    return [
-        Items(title=title, sentences=sentences, tone=tone)
-        for title, tone, wanted in kinds
-        if (sentences := [text for text, better in found if better is wanted])
-    ]
-
-
-def _completion(run: Run) -> list[tuple[str, bool | None]]:
-    loss = last_value(run, "val/loss")
-    found: list[tuple[str, bool | None]] = []
-    colour, mean = last_value(run, "val/mean_colour"), last_value(run, "val/patch_mean")
-    if loss is None:
-        return found
-    if colour:
-        share = 1 - loss / colour
-        how = "below" if share >= 0 else "above"
-        found.append(
-            (
-                f"Completion: its error on removed patches is {abs(share):.0%} {how} that of the"
-                f" best single colour ({loss:.4g} against {colour:.4g}).",
-                share > 0,
-            )
-        )
-    if mean and not run.setting("model.norm_pix_loss"):
-        better = loss < mean
-        found.append(
-            (
-                f"Completion: {'below' if better else 'above'} the error of knowing each removed"
-                f" patch's true mean, {mean:.4g}, which no model is told"
-                f"{': it predicts structure within patches' if better else ''}.",
-                True if better else None,
-            )
         )
     return found
 
@@ -225,7 +156,7 @@ def moment(seconds: float) -> str:
 
 def _session(run: Run) -> str | None:
     seconds = (run.summary or {}).get("seconds_of_last_session")
-    return duration(seconds) if is_finite(seconds) else None  # type: ignore[arg-type]
+    return duration(seconds) if is_finite(seconds) else None
 
 
 def _removed(run: Run) -> str | None:

@@ -13,7 +13,6 @@ from crate_mae.report.blocks import (
 )
 from crate_mae.report.pictures import curves_uri
 from crate_mae.report.run import Run
-from crate_mae.report.summary import last_value
 
 NAMES = {
     "train/loss": "Training loss",
@@ -65,7 +64,7 @@ def training_blocks(run: Run) -> list[Block]:
 
 
 def _validations(run: Run) -> Table | None:
-    keys = [key for key in NAMES if last_value(run, key) is not None]
+    keys = [key for key in NAMES if run.last_value(key) is not None]
     seen: dict[str, float] = {}
     lines = []
     for record in run.records:
