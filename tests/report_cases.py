@@ -1,8 +1,11 @@
 """A small run to make reports of, and a reader of pages that knows nothing of how they are made."""
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 from runs import small_config
 
@@ -137,3 +140,10 @@ class Page(HTMLParser):
 def read_page(path: Path) -> Page:
     """The page of a file."""
     return Page(path.read_text(encoding="utf-8"))
+
+
+def change(path: Path, edit: Callable[[Any], None]) -> None:
+    """Nothing; edits the values of a JSON file."""
+    values = json.loads(path.read_text())
+    edit(values)
+    path.write_text(json.dumps(values))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,15 @@ def open_subjects(
 ) -> list[Subject]:
     """The model of `weights` and those beside it: "random" is its random twin.
 
-    Raises ValueError for more than four models, and what `load_model` raises.
+    Raises ValueError for more than four models and for one named twice, and what `load_model`
+    raises.
     """
     if len(compare) >= MAX_MODELS:
         raise ValueError(
             f"{1 + len(compare)} models are too many for one analysis; at most {MAX_MODELS}"
         )
+    if len(set(compare)) < len(compare):
+        raise ValueError(f"each model can be compared once, not {', '.join(compare)}")
     model = load_model(weights)
     subjects = [Subject(name="model", model=model, sha256=weights_hash(weights))]
     for other in compare:
@@ -74,9 +78,10 @@ def open_subjects(
             assert not isinstance(twin, ViTMAE)  # it is of the model's own kind
             subjects.append(Subject(name="random twin", model=twin, sha256=None))
         else:
-            name = Path(other).name or other
             taken = {subject.name for subject in subjects}
-            name = name if name not in taken else str(other)
+            base = Path(other).name or other
+            counted = (f"{other} ({number})" for number in count(2))
+            name = next(name for name in chain((base, other), counted) if name not in taken)
             subjects.append(Subject(name=name, model=load_model(other), sha256=weights_hash(other)))
     return subjects
 

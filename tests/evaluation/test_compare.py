@@ -3,10 +3,12 @@
 import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from statistics import fmean, stdev
 
 import pytest
 import torch
+from PIL import Image
 
 from crate_mae.data.base import ImageSource
 from crate_mae.evaluation import compare as module
@@ -235,3 +237,19 @@ def test_edges_are_told(model: CrateMAE, pair: Pair) -> None:
     assert "on the edge of the grid, penalty 1 is the smallest tried: probe, features, mean" in (
         comparison_table([row])
     )
+
+
+def test_test_images_that_are_training_images_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for split, classes in (("train", "ab"), ("test", "ab")):
+        for name in classes:
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(5):
+                Image.new("RGB", (4, 4)).save(tmp_path / split / name / f"{number}.png")
+    address = f"imagefolder:{tmp_path}"
+    open_pair(address)
+    open_pair(f"imagefolder:{tmp_path / 'train'}")  # a fifth is held out
+    assert not caplog.messages
+    open_pair(address, train_split="test", test_limit=4)
+    assert "4 of 4 test images are training images" in caplog.text

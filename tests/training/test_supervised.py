@@ -9,15 +9,20 @@ import pytest
 import torch
 from runs import small_finetune
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
-from crate_mae.data.labelled import LabelledBatch
+from crate_mae.data.inputs import open_images
+from crate_mae.data.labelled import LabelledBatch, LabelledDataConfig
+from crate_mae.data.torch_datasets import wrap_dataset
 from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.config import resolve_config
 from crate_mae.models.layers import EncoderLayer
 from crate_mae.training.config import FinetuneOptimConfig
 from crate_mae.training.finetune import finetune
 from crate_mae.training.guard import locate_nonfinite_scores
 from crate_mae.training.labels import open_labelled, share_indices
 from crate_mae.training.optim import layer_decay_share, parameter_groups, warmup_cosine
+from crate_mae.training.scoring import score_classifier
 from crate_mae.training.supervised import Classification
 
 
@@ -213,3 +218,24 @@ def test_validation_images_come_from_training_images_alone() -> None:
 def test_impossible_settings_are_named(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"optim.{message}"):
         FinetuneOptimConfig(**wrong)
+
+
+def test_a_class_without_training_images_is_never_among_the_five_best() -> None:
+    """Ten classes, two of them trained: the other eight share the score of minus infinity."""
+    config = resolve_config("debug", image_size=8, patch_size=4, channels=1, dim=16)
+    model = CrateClassifier(config, num_classes=10)
+    test = open_images(["digits"], limit=100)
+    found, further = score_classifier(model, test, torch.tensor([3, 7]))
+    labels = [test.label(index) for index in range(len(test))]
+    assert further["top5_accuracy"] == sum(label in (3, 7) for label in labels) / 100
+    assert found.accuracy <= further["top5_accuracy"]
+
+
+def test_validation_images_of_other_classes_are_refused_before_training() -> None:
+    """Python datasets of two classes, validated on the ten of the digits."""
+    pairs = TensorDataset(torch.rand(2, 1, 8, 8), torch.tensor([0, 1]))
+    pictures = wrap_dataset(pairs, class_names=("a", "b"))
+    with pytest.raises(ValueError, match="validation images, digits, differ"):
+        open_labelled(
+            LabelledDataConfig(val_source="digits"), seed=0, dataset=pictures, test_dataset=pictures
+        )

@@ -1,16 +1,19 @@
 """`crate-mae analyze`: folders, comparisons, figures, refusals."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from crate_mae import build_model, save_model
 from crate_mae.analysis import analyse_subjects, open_subjects, summary_table
 from crate_mae.cli import main
 from crate_mae.data.inputs import open_images
+from crate_mae.figures import layers
 from crate_mae.figures.layers import layer_curves, subspace_angles, weight_curves
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import Preprocess
@@ -84,6 +87,40 @@ def test_other_weights_and_classifiers_beside(weights: Path, tmp_path: Path) -> 
     assert encoder("model") != encoder("random twin")
 
 
+def test_weights_called_model_do_not_take_the_place_of_the_model(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(weights, "model")
+    names = [subject.name for subject in open_subjects(str(weights), ["model", "./model"])]
+    assert names == ["model", "model (2)", "./model"]
+
+
+def test_decoders_behind_encoders_of_other_depths_are_drawn_in_one_place(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deeper = build_model("debug", image_size=8, patch_size=2, channels=1, dim=16, depth=3)
+    other = save_model(deeper, tmp_path / "deeper")
+    source = open_images(["digits"], limit=2)
+    rows, _ = analyse_subjects(open_subjects(str(weights), [str(other)]), source, tmp_path / "a")
+    drawn: list[Figure] = []
+
+    def keep(figure: Figure, path: Path) -> Path:
+        drawn.append(figure)
+        return path
+
+    monkeypatch.setattr(layers, "save_figure", keep)
+    weight_curves(rows, tmp_path / "w.png")
+    layer_curves(rows, tmp_path / "l.png")
+    for figure in drawn:
+        words = [label.get_text() for label in figure.axes[2].get_xticklabels()]
+        assert len(words) == 5, "three encoder and two decoder layers, each place once"
+    ticks = [label.get_text() for label in drawn[0].axes[2].get_xticklabels()]
+    assert ticks == ["E0", "E1", "E2", "D0", "D1"]
+    starts = {np.asarray(line.get_xdata())[0] for line in drawn[0].axes[2].lines}
+    assert starts == {0, 3}
+
+
 def test_nothing_is_overwritten_unasked(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,6 +146,7 @@ def test_nothing_is_overwritten_unasked(
         (("--compare", "nowhere"), "no weights at nowhere"),
         (("--compare", "random", "--no-compare"), "exclude each other"),
         (("--compare", "random") * 4, "at most 4"),
+        (("--compare", "random") * 2, "compared once"),
         (("--batch-size", "0"), "batch_size must be"),
     ],
 )

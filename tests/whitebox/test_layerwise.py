@@ -13,6 +13,7 @@ import torch
 from model_cases import VARIANTS, golden, golden_model, images_for, make, tiny
 from torch import Tensor
 
+from crate_mae.data.images import ImageFacts, Sample, UnreadableImage
 from crate_mae.data.sources import ImageSource
 from crate_mae.data.torch_datasets import wrap_dataset
 from crate_mae.models.classifier import CrateClassifier
@@ -296,3 +297,39 @@ def test_the_control_tells_classes_from_chance() -> None:
     true = value(rows, "class_rate_reduction", 2, "features", "encoder").mean
     dealt = value(rows, "class_rate_reduction_dealt", 2, "features", "encoder").mean
     assert dealt < 0.2 * true
+
+
+def test_the_control_is_measured_on_the_images_that_have_labels(images: Tensor) -> None:
+    """Unreadable and unlabelled images take no label out of the control's hand."""
+
+    class Torn(ImageSource):
+        """Twelve images, of which two have a label and one of these cannot be read."""
+
+        def __init__(self) -> None:
+            self.address, self.split, self.class_names = "torn", None, ("a", "b")
+
+        def __len__(self) -> int:
+            return 12
+
+        def label(self, index: int) -> int | None:
+            return {4: 0, 9: 1}.get(index)
+
+        def name(self, index: int) -> str:
+            return str(index)
+
+        def load(self, index: int) -> Sample:
+            if index == 9:
+                raise UnreadableImage("9", "torn")
+            return Sample(image=images[index % 5], label=self.label(index), name=str(index))
+
+        def facts(self, index: int) -> ImageFacts:
+            raise NotImplementedError
+
+        def _identity(self, index: int) -> tuple[str | int | None, ...]:
+            return (index,)
+
+    rows = analyse(make(tiny()), Torn()).rows
+    for measure in ("class_rate_reduction", "class_rate_reduction_dealt"):
+        row = value(rows, measure, 2, "features", "encoder")
+        assert row.images == 1
+        assert row.mean == pytest.approx(0, abs=1e-9)

@@ -20,15 +20,14 @@ def report(words: list[str]) -> int:
     add_device(parser)
     given = parser.parse_args(words)
 
-    from crate_mae.report.images import MAX_TEST, MAX_TRAIN
     from crate_mae.report.page import write_report
 
     made = write_report(
         given.run,
         given.out,
         measure=not given.no_measure,
-        limit=MAX_TRAIN if given.limit is None else given.limit,
-        test_limit=MAX_TEST if given.test_limit is None else given.test_limit,
+        limit=given.limit,
+        test_limit=given.test_limit,
         device=device_of(given.device),
         progress=counter_for,
     )

@@ -1,5 +1,6 @@
 """One protocol for every model: the same images, features, choices and test, line by line."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,6 +31,8 @@ from crate_mae.evaluation.rows import Method, Result, Row
 Progress = Callable[[str], Callable[[int, int], None] | None]
 Subject = Backbone | Callable[[int], Backbone]
 """A model, or a function that makes one of a seed."""
+
+logger = logging.getLogger(__name__)
 
 TEST_SHARE = 0.2
 
@@ -63,16 +66,17 @@ def open_pair(
     """(training, test) sources of labelled images.
 
     Without a test address the test split of the same address is used, else its validation split;
-    of an address without either a random fifth is held out, the same for every model. Raises
-    ValueError for unlabelled images, streams, and two sources with different classes.
+    of an address without either a random fifth is held out, the same for every model. Test images
+    that are training images as well are told of in the log. Raises ValueError for unlabelled
+    images, streams, and two sources with different classes.
     """
-    train = _labelled(address, train_split)
+    train = labelled_source(address, train_split)
     if test_address is not None or test_split is not None:
-        test = _labelled(test_address or address, test_split)
+        test = labelled_source(test_address or address, test_split)
     else:
         for split in ("test", "validation"):
             try:
-                test = _labelled(address, split)
+                test = labelled_source(address, split)
                 break
             except NoSuchSplitError:
                 continue
@@ -87,7 +91,16 @@ def open_pair(
         source if count is None or count >= len(source) else random_subset(source, count, seed)
         for source, count in ((train, limit), (test, test_limit))
     ]
-    return cut[0], cut[1]
+    train, test = cut
+    if (train.address, train.split) == (test.address, test.split):
+        trained = {train.name(index) for index in range(len(train))}
+        shared = sum(test.name(index) in trained for index in range(len(test)))
+        if shared:
+            logger.warning(
+                "%d of %d test images are training images: name another split to test on",
+                shared, len(test),
+            )  # fmt: skip
+    return train, test
 
 
 def compare(
@@ -205,7 +218,8 @@ def _joined(by_seed: Sequence[list[Row]]) -> list[Row]:
     ]
 
 
-def _labelled(address: str, split: str | None) -> ImageSource:
+def labelled_source(address: str, split: str | None) -> ImageSource:
+    """The labelled images at an address; ValueError for a stream and for images without labels."""
     source = open_source(address, split=split)
     if not isinstance(source, ImageSource):
         raise ValueError(f"{address} is a stream; a probe needs images that can be counted")

@@ -206,9 +206,10 @@ def _half_steps(
 ) -> None:
     """Nothing; draws tokens at the three points of every layer, joined within a layer only."""
     ticks: dict[float, str] = {}
-    for name, (colour, dashes, marker) in zip(names, _STYLES, strict=False):
-        start = 0.0
-        for side, points in _POINTS.items():
+    start = 0.0
+    for side, points in _POINTS.items():
+        deepest = 0  # models of other depths must not meet under one label
+        for name, (colour, dashes, marker) in zip(names, _STYLES, strict=False):
             found = [
                 curve(rows, panel.measure, model=name, side=side, point=point) for point in points
             ]
@@ -219,7 +220,8 @@ def _half_steps(
                 axes.fill_between(x, y - spread, y + spread, color=colour, alpha=0.15, linewidth=0)
                 axes.plot(x, y, color=colour, linestyle=dashes, marker=marker, markersize=3.5)
                 ticks[float(x[1])] = f"{side[0].upper()}{before.layer}"
-            start += 2.4 * len(found[0]) + 1.0
+            deepest = max(deepest, len(found[0]))
+        start += 2.4 * deepest + 1.0
     axes.set_title(panel.title, fontsize=9, loc="left")
     axes.set_xticks(list(ticks), list(ticks.values()) if labels else [""] * len(ticks), fontsize=8)
     axes.tick_params(axis="y", labelsize=8)
@@ -266,9 +268,10 @@ def _by_layer(axes: Axes, rows: Sequence[Measurement], panel: _Panel, names: lis
 
 def _weights(axes: Axes, rows: Sequence[Measurement], measure: str, names: list[str]) -> None:
     ticks: dict[int, str] = {}
-    for name, (colour, dashes, marker) in zip(names, _STYLES, strict=False):
-        start = 0
-        for side in _POINTS:
+    start = 0
+    for side in _POINTS:
+        deepest = 0
+        for name, (colour, dashes, marker) in zip(names, _STYLES, strict=False):
             found = curve(rows, measure, model=name, side=side, point="weights")
             x = [start + row.layer for row in found]
             axes.plot(
@@ -278,7 +281,8 @@ def _weights(axes: Axes, rows: Sequence[Measurement], measure: str, names: list[
             ticks |= {
                 place: f"{side[0].upper()}{row.layer}" for place, row in zip(x, found, strict=True)
             }
-            start += len(found)
+            deepest = max(deepest, len(found))
+        start += deepest
     step = max(1, len(ticks) // 8)
     shown = sorted(ticks)[::step]
     axes.set_xticks(shown, [ticks[place] for place in shown], fontsize=7)

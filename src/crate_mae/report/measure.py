@@ -26,17 +26,18 @@ Progress = Callable[[str], Callable[[int, int], None] | None]
 def measure_missing(
     run: Run,
     *,
-    limit: int = MAX_TRAIN,
-    test_limit: int = MAX_TEST,
+    limit: int | None = None,
+    test_limit: int | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> None:
     """Nothing; measures what the run folder lacks or holds of other weights, and keeps it there.
 
     Reconstructions, linear probe and nearest neighbours beside a random twin and raw pixels (at
-    most `limit` training and `test_limit` test images), and the layer analysis. Results of the
-    weights that lie there now are never measured again. What cannot be measured becomes one of the
-    run's problems, in words. A supervised run has made its own test and keeps it.
+    most `limit` training and `test_limit` test images, by default MAX_TRAIN and MAX_TEST), and the
+    layer analysis. Results of the weights that lie there now are measured again only when a limit
+    is given and they were measured with another. What cannot be measured becomes one of the run's
+    problems, in words. A supervised run has made its own test and keeps it.
     """
     if run.weights is None:
         return
@@ -51,25 +52,27 @@ def measure_missing(
     if not run.is_classifier:
         if not _kept(run, run.reconstruction, SHEET):
             attempt("reconstructions", lambda: _reconstruct(run, device))
-        if not _kept(run, run.evaluation, EVALUATION):
-            attempt(
-                "probe and nearest neighbours",
-                lambda: _evaluate(run, limit, test_limit, device, progress),
-            )
+        if not _kept(run, run.evaluation, EVALUATION, limit=limit, test_limit=test_limit):
+            most = (limit or MAX_TRAIN, test_limit or MAX_TEST)
+            attempt("probe and nearest neighbours", lambda: _evaluate(run, *most, device, progress))
     if not _kept(run, run.layer_facts or None, ANALYSIS):
         attempt("layer analysis", lambda: _analyse(run, device, progress))
     read_results(run)
 
 
-def _kept(run: Run, result: dict[str, object] | None, name: str) -> bool:
-    """Whether a result is there and of the present weights."""
-    return result is not None and not run.stale(result) and (run.folder / name).exists()
+def _kept(run: Run, result: dict[str, object] | None, name: str, **asked: int | None) -> bool:
+    """Whether a result is there, of the present weights, and made with what is asked for."""
+    if result is None or run.stale(result) or not (run.folder / name).exists():
+        return False
+    return all(value is None or result.get(key) == value for key, value in asked.items())
 
 
 def _reconstruct(run: Run, device: str) -> None:
     sha256 = weights_hash(run.folder)
-    model = load_autoencoder(run.folder).to(device)
     images = held_out(run, PICTURES)
+    if (run.folder / SHEET).exists() and "sha256" not in (run.reconstruction or {}):
+        raise FileExistsError(_not_ours(run, SHEET))
+    model = load_autoencoder(run.folder).to(device)
     kind, ratio = run.setting("masking.kind"), run.number("masking.ratio")
     result, names = reconstruct_source(model, images.source, kind=kind, ratio=ratio)
     _check_unchanged(run, sha256)
@@ -94,9 +97,7 @@ def _evaluate(
 ) -> None:
     old = run.evaluation
     if (run.folder / EVALUATION).exists() and (old is None or not {"sha256", "rows"} <= set(old)):
-        raise FileExistsError(
-            f"{EVALUATION} is none of ours and is not overwritten; move it out of {run.folder}"
-        )
+        raise FileExistsError(_not_ours(run, EVALUATION))
     sha256 = weights_hash(run.folder)
     model = load_autoencoder(run.folder).to(device)
     train, test = labelled_pair(run, limit=limit, test_limit=test_limit)
@@ -115,6 +116,10 @@ def _analyse(run: Run, device: str, progress: Progress | None) -> None:
     source = held_out(run, ANALYSED).source
     folder = run.folder / ANALYSIS
     analyse_subjects(subjects, source, folder, overwrite=True, progress=progress)
+
+
+def _not_ours(run: Run, name: str) -> str:
+    return f"{name} is none of ours and is not overwritten; move it out of {run.folder}"
 
 
 def _check_unchanged(run: Run, sha256: str) -> None:

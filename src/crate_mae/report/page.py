@@ -12,7 +12,6 @@ from markupsafe import Markup
 
 import crate_mae
 from crate_mae.files import write_atomically
-from crate_mae.report.images import MAX_TEST, MAX_TRAIN
 from crate_mae.report.measure import Progress, measure_missing
 from crate_mae.report.run import Run, read_run
 from crate_mae.report.sections import sections_of
@@ -36,8 +35,8 @@ def write_report(
     out: str | Path | None = None,
     *,
     measure: bool = True,
-    limit: int = MAX_TRAIN,
-    test_limit: int = MAX_TEST,
+    limit: int | None = None,
+    test_limit: int | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Report:
@@ -49,7 +48,7 @@ def write_report(
     FileExistsError when `out` is there and is no report of ours.
     """
     for name, count in (("limit", limit), ("test_limit", test_limit)):
-        if count < 1:
+        if count is not None and count < 1:
             raise ValueError(f"{name} must be at least 1, not {count}")
     folder = Path(folder)
     run = read_run(folder)

@@ -125,7 +125,7 @@ def _facts(run: Run) -> Table:
     times = [r["time"] for r in run.records if is_number(r.get("time"))]
     rows: list[tuple[str, Any]] = [
         ("Kind", kind),
-        ("Data", " ".join(filter(None, (run.data.get("source"), run.data.get("split"))))),
+        ("Data", " ".join(str(run.data[key]) for key in ("source", "split") if run.data.get(key))),
         ("Validation images", _grouped(run.data.get("validation_images"))),
         ("Image size", _size(run)),
         ("Starts from", run.setting("weights") if run.is_classifier else None),

@@ -11,8 +11,8 @@ from torch.utils.data import Dataset
 from crate_mae.data.few_shot import few_shot_indices
 from crate_mae.data.labelled import LabelledDataConfig, labels_of
 from crate_mae.data.module import VALIDATION_SEED, as_source
-from crate_mae.data.sources import ImageSource, subset
-from crate_mae.evaluation.compare import open_pair
+from crate_mae.data.sources import ImageSource, random_subset, subset
+from crate_mae.evaluation.compare import labelled_source, open_pair
 from crate_mae.evaluation.metrics import hold_out
 
 logger = logging.getLogger(__name__)
@@ -115,9 +115,6 @@ def _pair(
     labels_of(test)
     if len(train.class_names or ()) < 2:
         raise ValueError(f"{train.address} has one class, {train.class_names}: two are needed")
-    named = config.test_source is not None or config.test_split is not None
-    if named and (train.address, train.split) == (test.address, test.split):
-        logger.warning("the test images are training images: name data.test_split")
     return train, test
 
 
@@ -143,14 +140,14 @@ def share_indices(labels: Tensor, share: float, seed: int) -> list[int]:
 
 
 def _validation(config: LabelledDataConfig, train: ImageSource, test: ImageSource) -> ImageSource:
-    _, val = open_pair(
-        config.source,
-        train_split=config.split,
-        test_address=config.val_source,
-        test_split=config.val_split,
-        test_limit=config.val_limit,
-        seed=CHOICE_SEED,
-    )
+    val = labelled_source(config.val_source or config.source, config.val_split)
+    if val.class_names != train.class_names:
+        raise ValueError(
+            f"the classes of {train.address} and of the validation images, {val.address}, differ:"
+            f" {train.class_names} and {val.class_names}"
+        )
+    if config.val_limit is not None and config.val_limit < len(val):
+        val = random_subset(val, config.val_limit, CHOICE_SEED)
     for other, what in ((test, "test"), (train, "training")):
         if (val.address, val.split) == (other.address, other.split):
             raise ValueError(

@@ -45,7 +45,9 @@ def score_classifier(
     found = score(features, features.labels, train_labels, scores.argmax(dim=1))
     top5 = None
     if scores.shape[1] >= 10:
-        hits = (scores.topk(5, dim=1).indices == features.labels[:, None]).any(dim=1)
+        best = scores.topk(5, dim=1)
+        hits = (best.indices == features.labels[:, None]) & torch.isfinite(best.values)
+        hits = hits.any(dim=1)
         top5 = int(hits.sum()) / len(hits)
     unreadable = [list(pair) for pair in features.unreadable]
     return found, {"top5_accuracy": top5, "unreadable": unreadable}

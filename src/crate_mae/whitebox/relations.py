@@ -127,16 +127,20 @@ class Classes:
             )  # fmt: skip
         self._sums = {layer: ClassMoments(count, dim) for layer in layers}
         self._control = {layer: ClassMoments(count, dim) for layer in layers}
-        known = [source.label(index) for index in range(len(source))] if layers else []
+        every = [source.label(index) for index in range(len(source))] if layers else []
+        known = torch.tensor([label for label in every if label is not None], dtype=torch.int64)
         order = torch.randperm(len(known), generator=torch.Generator().manual_seed(0))
-        whole = torch.tensor([UNLABELLED if label is None else label for label in known])
-        self._dealt, self._given = whole[order], 0
+        self._dealt, self._given = known[order], 0
 
     def update(self, steps: Sequence[HalfStep], labels: Tensor) -> None:
         """Nothing; takes in the codes of every encoder layer and the final features."""
         codes = [step.after for step in steps if step.name == "sparsify"]
-        dealt = self._dealt[self._given : self._given + len(labels)]
-        self._given += len(labels)
+        # Images without a label get none here either: both are measured on the same images.
+        dealt, labelled = labels.clone(), labels != UNLABELLED
+        if self._sums:
+            until = self._given + int(labelled.sum())
+            dealt[labelled] = self._dealt[self._given : until]
+            self._given = until
         for layer, sums in self._sums.items():
             tokens = codes[layer] if layer < self.depth else self.norm(codes[-1])
             features = unit_rows(pool_tokens(tokens, "mean"))
