@@ -7,15 +7,21 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from runs import small_config
 
 from crate_mae.cli import VERBS, main
+from crate_mae.data.masked import MaskedBatches
+from crate_mae.data.module import DataConfig, ImageDataModule
 from crate_mae.report import measure, words
+from crate_mae.report.images import held_out
 from crate_mae.report.page import write_report
+from crate_mae.report.run import Run
 from crate_mae.whitebox.table import read_table
 from report_cases import change, measured_run, read_page
 
@@ -78,6 +84,34 @@ def test_every_accuracy_is_the_one_in_the_file(measured: Path) -> None:
         assert shown[column] == f"{row['accuracy']:.2%}"
         assert [float(str(v)) for v in values[column + 1 : column + 3]] == row["interval"]
         assert shown[table.heads.index("Width")] == f"{row['dim']:,}"
+
+
+def test_classes_and_errors_are_those_of_the_files(measured: Path) -> None:
+    page = read_page(measured / "report.html")
+    rows = [r for r in json.loads((measured / "evaluation.json").read_text())["rows"]
+            if r["method"] == "probe"]  # fmt: skip
+    table = page.table("Accuracy by class, linear probe")
+    assert table.heads == ["Class", "this model", "random twin", "raw pixels"]
+    for line, values in zip(table.rows, table.values, strict=True):
+        wanted = [row["per_class"][line[0]] for row in rows]
+        assert [float(str(value)) for value in values[1:]] == wanted
+    psnr = json.loads((measured / "reconstruction.json").read_text())["psnr"]
+    assert f"8 images of digits test, PSNR {sum(psnr) / 8:.2f} dB on average." in page.text
+
+
+def test_pictures_are_of_the_images_that_the_run_held_back() -> None:
+    config = small_config(data=DataConfig(source="digits", limit=200, val_share=0.2))
+    data = ImageDataModule(
+        config.data, model=config.model, kind=MaskedBatches(masking=config.masking), batch_size=32
+    )
+    data.open()
+    back = data.val_source
+    assert back is not None
+    run = Run(folder=Path(), config=asdict(config), config_text="", data=data.facts())
+    found = held_out(run, 1000)
+    assert not found.trained_on
+    names = [found.source.name(index) for index in range(len(found.source))]
+    assert names == [back.name(index) for index in range(40)]
 
 
 def test_seeds_and_layers_have_their_columns(run: Path) -> None:
