@@ -196,6 +196,8 @@ def test_what_is_refused(line: str, message: str, capsys: pytest.CaptureFixture[
         "pca runs/demo pictures --basis b.safetensors --layer 1",
         "pca runs/demo pictures --per-image --save-basis b.safetensors",
         "segment runs/demo pictures --mass 0.5",
+        "segment runs/demo pictures --json x.png",
+        "reconstruct runs/demo pictures --seed 99999999999999999999",
         "segment runs/demo pictures --method attention --flip",
     ],
 )

@@ -6,6 +6,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+def check_folder_of(path: Path) -> None:
+    """Nothing; raises NotADirectoryError or PermissionError when no file can be made at `path`.
+
+    Its folder may still be missing: then the nearest one that is there counts.
+    """
+    folder = path.absolute().parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file, so {path} cannot be written below it")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder} cannot be written to: name another place than {path}")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; flushed to disk and moved there in one step at the end.

@@ -253,3 +253,5 @@ def test_test_images_that_are_training_images_are_told_of(
     assert not caplog.messages
     open_pair(address, train_split="test", test_limit=4)
     assert "4 of 4 test images are training images" in caplog.text
+    open_pair("digits", train_split="all", test_split="test", test_limit=7)
+    assert "7 of 7 test images are training images" in caplog.text

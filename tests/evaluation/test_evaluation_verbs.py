@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -132,6 +133,7 @@ def test_verbose_shows_every_grid_and_mistakes(
         (["probe", "W", "digits", "--layers", "9"], "layers [9] do not exist"),
         (["knn", "W", "digits", "--seeds", "0"], "--seeds must be at least 1"),
         (["knn", "W", "digits", "--shots", "5000"], "5000 images of every class"),
+        (["knn", "W", "digits", "--device", "abacus"], "device 'abacus' cannot be used here"),
         (["knn", "W", "digits", "--vitmae", "nothing"], "no folder that holds a ViT-MAE"),
         (["knn", "W", "digits", "--json", "W"], "not overwritten"),
         (["knn", "a.npz", "digits"], "should hold test features"),
@@ -146,7 +148,42 @@ def test_what_is_refused(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["--pool", "max"], ["--layers", "last"], ["--k", "a"]])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["knn", "--k", "0"], "k must be"),
+        (["knn", "--temperatures", "nan"], "temperature must be above 0"),
+        (["knn", "--shots", "0"], "shots must be at least 1"),
+        (["knn", "--shots", "5000"], "5000 images of every class"),
+        (["probe", "--penalties=-1"], "penalties must be"),
+        (["probe", "--solver", "sgd", "--learning-rates", "inf"], "learning rates must be"),
+        (["probe", "--solver", "sgd", "--weight-decays=-1"], "weight decays must be"),
+        (["probe", "--solver", "sgd", "--epochs", "0"], "at least 1 epoch"),
+    ],
+)
+def test_settings_are_checked_before_features_are_computed(
+    weights: Path,
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    work = Mock(side_effect=RuntimeError("features were computed first"))
+    monkeypatch.setattr("crate_mae.evaluation.compare.extract_all", work)
+    assert main([words[0], str(weights), "digits", *words[1:]]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--pool", "max"],
+        ["--layers", "last"],
+        ["--k", "a"],
+        ["--seed", "-1"],
+        ["--seed", str(10**23)],
+    ],
+)
 def test_words_that_cannot_be_read(weights: Path, words: list[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["knn", str(weights), "digits", *words])

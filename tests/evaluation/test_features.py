@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -312,8 +314,53 @@ def test_files_are_readable_without_this_package(tmp_path: Path) -> None:
         assert json.loads(file.metadata()["crate_mae"])["class_names"] == ["cat", "dog"]
 
 
+def test_test_rows_that_are_training_rows_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def written(name: str, features: Features) -> Path:
+        return save_features(
+            features, tmp_path / name, preprocess=Preprocess(size=(8, 8)), weights_hash="x"
+        )
+
+    train = random_features()
+    same_names = Features(**{**vars(train), "values": train.values + 1})
+    load_pair(written("a.npz", train), written("b.npz", same_names))
+    assert not caplog.records
+    one = train.values + 1
+    one[2] = train.values[2]
+    load_pair(tmp_path / "a.npz", written("c.npz", Features(**{**vars(train), "values": one})))
+    assert "1 of 5 test images are training images" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": np.arange(3)}, r"labels are torch\.int64 \(3,\)"),
+        ({"labels": np.arange(5) / 2}, r"labels are torch\.float64"),
+        ({"names": np.array(["a"])}, "1 names for 5 rows"),
+        ({"values": np.ones((5, 4))}, r"values are torch\.float64"),
+        ({"facts": {"format": "other/1"}}, "format 'other/1' is not"),
+        ({"facts": {"unreadable": None}}, "does not say its unreadable"),
+        ({"facts": {"class_names": None}}, "does not say its class_names"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = save_features(
+        random_features(), tmp_path / "a.npz", preprocess=Preprocess(size=(8, 8)), weights_hash="x"
+    )
+    with np.load(path) as file:
+        arrays = dict(file)
+    facts = json.loads(str(arrays["crate_mae"])) | change.pop("facts", {})
+    kept = {k: v for k, v in facts.items() if v is not None}  # None here: taken out
+    np.savez(path, **{**arrays, **change, "crate_mae": np.array(json.dumps(kept))})
+    with pytest.raises(ValueError, match=message):
+        load_features(path)
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_targets_are_checked_before_work(tmp_path: Path, suffix: str) -> None:
+def test_targets_are_checked_before_work(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / f"out{suffix}"
     assert check_target(path) == path
     path.write_bytes(b"mine")
@@ -337,6 +384,12 @@ def test_targets_are_checked_before_work(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"folder{suffix}").mkdir()
     with pytest.raises(FileExistsError, match="is a folder"):
         check_target(tmp_path / f"folder{suffix}", overwrite=True)
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        check_target(path / "below" / f"out{suffix}")
+    with monkeypatch.context() as patch:  # the superuser may write anywhere
+        patch.setattr("os.access", Mock(return_value=False))
+        with pytest.raises(PermissionError, match="cannot be written to"):
+            check_target(tmp_path / f"new{suffix}")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

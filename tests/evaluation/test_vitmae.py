@@ -243,6 +243,33 @@ def test_preprocessing_that_is_not_ours(twin: ViTMAE, tmp_path: Path) -> None:
     assert load_vitmae(second).preprocess.mean == IMAGENET_MEAN
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("preprocess.json", "{}", r"preprocess\.json: .*'size'"),
+        (
+            "preprocess.json",
+            '{"size": [8, 8], "mean": "x"}',
+            r"preprocess\.json: could not",
+        ),
+        ("preprocessor_config.json", '{"image_mean": 5}', "must be lists, not 5"),
+        (
+            "preprocessor_config.json",
+            '{"image_mean": ["x", 1]}',
+            r"config\.json: could not",
+        ),
+    ],
+)
+def test_damaged_preprocessing(
+    twin: ViTMAE, tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    folder = save_vitmae(twin, tmp_path / "a")
+    (folder / "preprocess.json").unlink()
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_vitmae(folder)
+
+
 def test_folders_that_are_not_whole(twin: ViTMAE, tmp_path: Path) -> None:
     folder = save_vitmae(twin, tmp_path / "a")
     tensors = load_file(folder / "model.safetensors")
@@ -258,6 +285,10 @@ def test_folders_that_are_not_whole(twin: ViTMAE, tmp_path: Path) -> None:
         {**tensors, name: torch.ones(1, 1, 8)}, folder / "model.safetensors", {"format": "pt"}
     )
     with pytest.raises(IncompleteWeightsError, match="1 re-shaped"):
+        load_vitmae(folder)
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:-8])
+    with pytest.raises(ValueError, match=r"transformers cannot build .* is damaged"):
         load_vitmae(folder)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match="pickled weights are not read"):
@@ -285,6 +316,9 @@ def test_a_model_without_positions_is_refused(tmp_path: Path) -> None:
         ({"decoder_hidden_size": 60_000}, "cannot lie in a file of"),
         ({"decoder_hidden_size": "a"}, "decoder_hidden_size 'a'"),
         ({"num_channels": "3"}, "channels must be a positive whole number"),
+        ({"hidden_act": "nothing"}, r"KeyError: 'nothing'.*is damaged"),
+        ({"decoder_num_attention_heads": 0}, "ZeroDivisionError.*is damaged"),
+        ({"layer_norm_eps": "a"}, "layer_norm_eps.*is damaged"),
     ],
 )
 def test_configurations_from_strangers(

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from crate_mae.files import check_folder_of, write_atomically
+
 
 def verb_parser(verb: str, summary: str) -> argparse.ArgumentParser:
     """A parser of one verb."""
@@ -67,6 +69,13 @@ def whole_numbers(text: str) -> list[int] | None:
         ) from None
 
 
+def seed_number(text: str) -> int:
+    """The seed that a text gives; an argparse error unless it is from 0 to 2^31 - 1."""
+    if not text.isdecimal() or int(text) >= 1 << 31:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed: use one from 0 to {(1 << 31) - 1}")
+    return int(text)
+
+
 def report_unreadable(unreadable: list[tuple[str, str]]) -> None:
     """Nothing; tells of the images that were passed over, on the error stream."""
     for name, reason in unreadable:
@@ -74,12 +83,22 @@ def report_unreadable(unreadable: list[tuple[str, str]]) -> None:
 
 
 def device_of(name: str) -> str:
-    """The device that a name means; "auto" is a CUDA GPU where there is one."""
+    """The device that a name means; "auto" is a CUDA GPU where there is one.
+
+    Raises ValueError for a device that this machine does not have.
+    """
     import torch
 
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device {name!r} cannot be used here ({reason}): use auto or cpu"
+        ) from error
+    return name
 
 
 def counter_for(what: str) -> Callable[[int, int], None] | None:
@@ -98,13 +117,14 @@ def new_file(name: str | None) -> Path | None:
         raise FileExistsError(f"{path} exists and is not overwritten; name another file")
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} in")
+    check_folder_of(path)
     return path
 
 
 def write_json(path: Path | None, values: dict[str, Any]) -> None:
     """Nothing; writes values as JSON and says so; does nothing without a path."""
     if path is not None:
-        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        write_atomically(path, json.dumps(values, indent=2) + "\n")
         print(f"wrote {path}")
 
 

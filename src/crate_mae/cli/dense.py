@@ -1,6 +1,7 @@
 """Verbs that draw dense tokens: pca, segment."""
 
 import argparse
+from pathlib import Path
 
 from crate_mae.cli.common import (
     add_data_options,
@@ -131,6 +132,8 @@ def segment(words: list[str]) -> int:
 
     check_figure_target(given.out, overwrite=given.overwrite)
     target = new_file(given.json)
+    if target is not None and target.absolute() == Path(given.out).absolute():
+        parser.error("--out and --json name one file: give each its own")
     source = open_images(given.images, split=given.data_split, limit=given.limit)
     settings = SegmentSettings(
         method=given.method,

@@ -11,6 +11,7 @@ from crate_mae.cli.common import (
     counter_for,
     device_of,
     new_file,
+    seed_number,
     verb_parser,
     write_json,
 )
@@ -54,10 +55,11 @@ def probe(words: list[str]) -> int:
             option = name.replace("_", "-")
             raise ValueError(f"--{option} is not for the solver {given.solver}: leave it out")
 
-    from crate_mae.evaluation.probe import linear_probe
+    from crate_mae.evaluation.probe import check_probe, linear_probe
 
     chosen = {k: v for k, v in {**for_sgd, **for_exact}.items() if v is not None}
     settings = {"solver": given.solver, "normalise": given.normalise, **chosen}
+    check_probe(**settings)
     return _measure("probe", partial(linear_probe, **settings), settings, given, words)
 
 
@@ -68,10 +70,12 @@ def knn(words: list[str]) -> int:
     parser.add_argument("--temperatures", type=_numbers, help="grid (0.002,0.005,0.02,0.07,0.2)")
     given = parser.parse_args(words)
 
+    from crate_mae.evaluation.knn import check_knn
     from crate_mae.evaluation.knn import knn as nearest_neighbours
 
     asked = {"k": given.k, "temperatures": given.temperatures}
     settings = {key: value for key, value in asked.items() if value is not None}
+    check_knn(**settings)
     return _measure("knn", partial(nearest_neighbours, **settings), settings, given, words)
 
 
@@ -96,7 +100,7 @@ def _parser(verb: str, summary: str) -> argparse.ArgumentParser:
         help="numbers of encoder layers passed, such as 0,2,4,final, or all (final)",
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, default=1, help="repeats with other seeds (1)")
-    parser.add_argument("--seed", type=int, default=0, help="the first of them (0)")
+    parser.add_argument("--seed", type=seed_number, default=0, help="the first of them (0)")
     parser.add_argument("--no-baselines", action="store_true", help="the model alone")
     parser.add_argument(
         "--vitmae", metavar="WHICH",

@@ -11,6 +11,7 @@ from crate_mae.cli.common import (
     counter_for,
     device_of,
     report_unreadable,
+    seed_number,
     verb_parser,
     whole_numbers,
 )
@@ -38,7 +39,7 @@ def reconstruct(words: list[str]) -> int:
         help="how patches are chosen (random); several are set side by side",
     )
     parser.add_argument("--mask", metavar="FILE", help="image whose bright pixels are removed")
-    parser.add_argument("--seed", type=int, default=0, help="fixes the masks (0)")
+    parser.add_argument("--seed", type=seed_number, default=0, help="fixes the masks (0)")
     parser.add_argument(
         "--pixels",
         choices=["visible", "oracle", "raw"],
@@ -162,7 +163,7 @@ def map_features(words: list[str]) -> int:
     parser.add_argument("--method", default="tsne", choices=["pca", "tsne"], help="(tsne)")
     parser.add_argument("--pool", default="mean", choices=["cls", "mean"], help="(mean)")
     parser.add_argument("--perplexity", type=float, default=30.0, help="of t-SNE (30)")
-    parser.add_argument("--seed", type=int, default=0, help="of t-SNE (0)")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of t-SNE (0)")
     add_picture_options(parser)
     add_device(parser)
     given = parser.parse_args(words)

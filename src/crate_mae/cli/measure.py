@@ -5,6 +5,7 @@ from crate_mae.cli.common import (
     add_device,
     counter_for,
     device_of,
+    seed_number,
     verb_parser,
 )
 
@@ -26,7 +27,7 @@ def analyze(words: list[str]) -> int:
     parser.add_argument("--eps-squared", type=float, default=0.01, help="eps^2 of rates (0.01)")
     parser.add_argument("--precision", default="float32", choices=["float32", "float64"])
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0, help="of the random twin (0)")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of the random twin (0)")
     parser.add_argument("--overwrite", action="store_true", help="replace an older analysis")
     add_device(parser)
     given = parser.parse_args(words)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from crate_mae.cli.common import counter_for, verb_parser
+from crate_mae.cli.common import counter_for, seed_number, verb_parser
 
 
 def theory(words: list[str]) -> int:
@@ -14,7 +14,7 @@ def theory(words: list[str]) -> int:
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="new or empty folder")
     parser.add_argument("--seeds", type=int, default=5, help="repetitions of each setting (5)")
-    parser.add_argument("--seed", type=int, default=0, help="the first of the seeds (0)")
+    parser.add_argument("--seed", type=seed_number, default=0, help="the first of the seeds (0)")
     parser.add_argument(
         "--tokens", type=int, default=1024, help="tokens drawn per setting and seed (1024)"
     )

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
+from crate_mae.data.few_shot import few_shot_indices
 from crate_mae.data.module import split_off
 from crate_mae.data.sources import ImageSource, open_source, random_subset
 from crate_mae.data.streams import NoSuchSplitError
@@ -92,7 +93,8 @@ def open_pair(
         for source, count in ((train, limit), (test, test_limit))
     ]
     train, test = cut
-    if (train.address, train.split) == (test.address, test.split):
+    splits = {train.split, test.split}  # other splits may number their images alike
+    if train.address == test.address and (len(splits) == 1 or "all" in splits):
         trained = {train.name(index) for index in range(len(train))}
         shared = sum(test.name(index) in trained for index in range(len(test)))
         if shared:
@@ -134,6 +136,8 @@ def compare(
     for subject in subjects.values():
         if isinstance(subject, Backbone):
             checked_layers(subject, layers)  # before any work
+    if shots is not None:
+        few_shot_indices([train.label(index) for index in range(len(train))], shots, seeds[0])
 
     def features(
         subject: Backbone | None, source: ImageSource, what: str

@@ -3,7 +3,10 @@
 Nothing is unpickled.
 """
 
+import hashlib
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,9 @@ from crate_mae.models.config import Preprocess
 SUFFIXES = (".safetensors", ".npz", ".parquet")
 FORMAT = "crate-mae-features/1"
 FACTS = "crate_mae"
+FACT_KEYS = ("pool", "class_names", "preprocess", "weights_sha256", "unreadable")
+
+logger = logging.getLogger(__name__)
 
 
 def check_target(path: str | Path, *, overwrite: bool = False) -> Path:
@@ -90,8 +96,9 @@ def load_facts(path: str | Path) -> dict[str, Any]:
 def load_pair(train: str | Path, test: str | Path) -> tuple[Features, Features, dict[str, Any]]:
     """(training features, test features, facts of the training features) of two files.
 
-    Raises ValueError when they were not made alike: by the same weights, preprocessing, pool and
-    layer, of sources with the same classes.
+    Test images that are training images as well are told of in the log. Raises ValueError when the
+    files were not made alike: by the same weights, preprocessing, pool and layer, of sources with
+    the same classes.
     """
     facts = load_facts(train), load_facts(test)
     keys = ("weights_sha256", "pool", "layer", "preprocess", "class_names")
@@ -101,7 +108,21 @@ def load_pair(train: str | Path, test: str | Path) -> tuple[Features, Features, 
             f"{train} and {test} cannot be compared: they differ in {', '.join(differ)};"
             " extract both with the same weights, pool and layer, from sources of the same classes"
         )
-    return load_features(train), load_features(test), facts[0]
+    known, unknown = load_features(train), load_features(test)
+    trained = set(_rows(known))
+    shared = sum(row in trained for row in _rows(unknown))
+    if shared:
+        logger.warning(
+            "%d of %d test images are training images: extract another split to test on",
+            shared, len(unknown.names),
+        )  # fmt: skip
+    return known, unknown, facts[0]
+
+
+def _rows(features: Features) -> Iterator[tuple[str, bytes]]:
+    """Name and digest of every row: other images may have the name, other names the row."""
+    for name, row in zip(features.names, features.values.contiguous(), strict=True):
+        yield name, hashlib.sha256(row.numpy().tobytes()).digest()
 
 
 def _write_safetensors(features: Features, facts: str, path: Path) -> None:
@@ -152,10 +173,29 @@ def _read(path: Path) -> tuple[Tensor, Tensor | None, list[str], dict[str, Any]]
         values, labels, names, text = reader(path)
         facts = json.loads(text)
         values = values.reshape(facts["shape"])
+        _check_contents(values, labels, names, facts)
     except Exception as error:
         reason = str(error) or type(error).__name__
         raise ValueError(f"{path} is no feature file of ours: {reason}") from error
     return values, labels, names, facts
+
+
+def _check_contents(
+    values: Tensor, labels: Tensor | None, names: list[str], facts: dict[str, Any]
+) -> None:
+    if facts.get("format") != FORMAT:
+        raise ValueError(f"format {facts.get('format')!r} is not {FORMAT!r}")
+    missing = [key for key in FACT_KEYS if key not in facts]
+    if missing:
+        raise ValueError(f"it does not say its {', '.join(missing)}")
+    if values.dtype != torch.float32:
+        raise ValueError(f"values are {values.dtype}, not torch.float32")
+    if len(names) != len(values):
+        raise ValueError(f"{len(names)} names for {len(values)} rows")
+    if labels is not None and (labels.dtype != torch.int64 or labels.shape != values.shape[:1]):
+        raise ValueError(
+            f"labels are {labels.dtype} {tuple(labels.shape)}, not torch.int64 ({len(values)},)"
+        )
 
 
 def _read_safetensors(path: Path) -> tuple[Tensor, Tensor | None, list[str], str]:

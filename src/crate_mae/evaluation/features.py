@@ -16,6 +16,7 @@ from crate_mae.data.prepared import UNLABELLED, prepared_batches
 from crate_mae.data.sources import ImageSource
 from crate_mae.data.streams import StreamSource
 from crate_mae.evaluation.backbones import Backbone, Layers, checked_layers, layer_tokens
+from crate_mae.files import check_folder_of
 from crate_mae.models.classifier import pool_tokens
 from crate_mae.models.config import Preprocess
 
@@ -153,7 +154,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def check_file_target(
     path: str | Path, suffixes: tuple[str, ...], *, what: str, overwrite: bool
 ) -> Path:
-    """The path, once its suffix is one of `suffixes` and no file would be lost."""
+    """The path, once its suffix is one of `suffixes`, no file would be lost and one can be made."""
     path = Path(path)
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{path}: {what} are written as {', '.join(suffixes)}; change the suffix")
@@ -161,6 +162,7 @@ def check_file_target(
         raise FileExistsError(f"{path} is a folder; name a file")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; name another file or ask for it to be overwritten")
+    check_folder_of(path)
     return path
 
 

@@ -73,8 +73,7 @@ def knn(
     above 0.
     """
     train_labels, test_labels = labelled_pair(train, test)
-    if not temperatures or not all(0 < value < float("inf") for value in temperatures):
-        raise ValueError(f"temperature must be above 0, not {list(temperatures)}")
+    check_knn(k=k, temperatures=temperatures)
     warmth = sorted(set(temperatures))
     held = hold_out(train_labels, HELD_OUT, seed) if can_hold_out(train_labels) else None
     num_held_out = 0 if held is None else int(held.sum())
@@ -141,6 +140,19 @@ def knn(
     )
 
 
+def check_knn(
+    *, k: Sequence[int] = NEIGHBOURS, temperatures: Sequence[float] = TEMPERATURES
+) -> None:
+    """Nothing; raises ValueError for settings that `knn` would refuse, before there are features.
+
+    That k is more than the training images is seen only there.
+    """
+    if not temperatures or not all(0 < value < float("inf") for value in temperatures):
+        raise ValueError(f"temperature must be above 0, not {list(temperatures)}")
+    if not k or min(k) < 1:
+        raise ValueError(f"k must be one or more numbers of at least 1, not {list(k)}")
+
+
 def nearest(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Similarities and indices (m, k) of the keys (n, d) most similar to queries (m, d).
 
@@ -183,8 +195,6 @@ def vote(
 
 def _usable(k: Sequence[int], limit: int) -> tuple[list[int], list[int]]:
     asked = sorted(set(k))
-    if not asked or asked[0] < 1:
-        raise ValueError(f"k must be one or more numbers of at least 1, not {list(k)}")
     usable = [count for count in asked if count <= limit]
     if not usable:
         raise ValueError(

@@ -85,7 +85,15 @@ def linear_probe(
     Raises ValueError for features that cannot be measured and settings that make no sense.
     """
     train_labels, test_labels = labelled_pair(train, test)
-    _check(solver, normalise, epochs, batch_size)
+    check_probe(
+        solver=solver,
+        normalise=normalise,
+        penalties=penalties,
+        learning_rates=learning_rates,
+        weight_decays=weight_decays,
+        epochs=epochs,
+        batch_size=batch_size,
+    )
     classes, targets = torch.unique(train_labels, return_inverse=True)
     mean, scale = standardising(train.values) if normalise == "standardise" else (0.0, 1.0)
     X, y = ((train.values - mean) * scale).to(device), targets.to(device)
@@ -203,7 +211,17 @@ class _Sgd:
         return grid
 
 
-def _check(solver: str, normalise: str, epochs: int, batch_size: int) -> None:
+def check_probe(
+    *,
+    solver: str = "exact",
+    normalise: str = "standardise",
+    penalties: Sequence[float] = PENALTIES,
+    learning_rates: Sequence[float] = LEARNING_RATES,
+    weight_decays: Sequence[float] = WEIGHT_DECAYS,
+    epochs: int = EPOCHS,
+    batch_size: int = BATCH_SIZE,
+) -> None:
+    """Nothing; raises ValueError for settings that `linear_probe` refuses, before any features."""
     for name, value, choices in (
         ("solver", solver, get_args(Solver)),
         ("normalise", normalise, get_args(Normalise)),
@@ -216,6 +234,11 @@ def _check(solver: str, normalise: str, epochs: int, batch_size: int) -> None:
         raise ValueError(
             f"SGD needs at least 1 epoch and batches of at least 2, not {epochs} and {batch_size}"
         )
+    if solver == "exact":
+        _above("penalties", penalties)
+    else:
+        _above("learning rates", learning_rates)
+        _above("weight decays", weight_decays, zero=True)
 
 
 def _above(name: str, values: Sequence[float], *, zero: bool = False) -> list[float]:

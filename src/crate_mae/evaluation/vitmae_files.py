@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +65,24 @@ def load_vitmae(name: str | Path) -> ViTMAE:
             " file (pickled weights are not read)"
         )
     preprocess = _preprocess(folder, _checked(_read(folder / CONFIG), folder))
-    with _quiet():
-        model, found = transformers_library().ViTMAEForPreTraining.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # reported below, in our words
-            output_loading_info=True,
-        )
+    build = transformers_library().ViTMAEForPreTraining.from_pretrained
+    try:
+        with _quiet():
+            model, found = build(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # reported below, in our words
+                output_loading_info=True,
+            )
+    except Exception as error:  # of a damaged file, whatever its reader meets first
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{folder}: transformers cannot build this ViT-MAE ({type(error).__name__}: {reason});"
+            f" {CONFIG} or {TENSORS} is damaged"
+        ) from error
     faults = [
         f"{len(found[key])} {word}: {', '.join(sorted(map(str, found[key]))[:5])}"
         for key, word in (
@@ -128,7 +136,7 @@ def _checked(values: dict[str, Any], folder: Path) -> ModelConfig:
 
 def _preprocess(folder: Path, config: ModelConfig) -> Preprocess:
     if (folder / PREPROCESS).is_file():
-        preprocess = Preprocess.from_dict(_read(folder / PREPROCESS))
+        preprocess = _built(folder / PREPROCESS, Preprocess.from_dict, _read(folder / PREPROCESS))
         if (preprocess.size, preprocess.channels) != (config.image_hw, config.channels):
             raise ValueError(
                 f"{folder / PREPROCESS} is for {preprocess.channels} channels of"
@@ -138,12 +146,22 @@ def _preprocess(folder: Path, config: ModelConfig) -> Preprocess:
     theirs = folder / "preprocessor_config.json"
     values = _read(theirs) if theirs.is_file() else {}
     mean, std = values.get("image_mean", IMAGENET_MEAN), values.get("image_std", IMAGENET_STD)
+    if not isinstance(mean, list | tuple) or not isinstance(std, list | tuple):
+        raise ValueError(f"{theirs}: image_mean and image_std must be lists, not {mean!r}, {std!r}")
     if len(mean) != config.channels:
         raise ValueError(
             f"{folder} does not say how its images of {config.channels} channels were prepared:"
             f" add {PREPROCESS} with size, channels, mean and std"
         )
-    return Preprocess(size=config.image_hw, channels=config.channels, mean=mean, std=std)
+    values = {"size": config.image_hw, "channels": config.channels, "mean": mean, "std": std}
+    return _built(theirs, Preprocess.from_dict, values)
+
+
+def _built(path: Path, build: Callable[[dict[str, Any]], Preprocess], values: Any) -> Preprocess:
+    try:
+        return build(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
