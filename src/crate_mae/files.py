@@ -1,9 +1,14 @@
-"""Files that exist whole or not at all."""
+"""Files: whole or not at all when written, small and known by hash when read."""
 
 import contextlib
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+MAX_JSON_BYTES = 1 << 20
 
 
 def check_folder_of(path: Path) -> None:
@@ -41,3 +46,25 @@ def write_atomically(path: Path, text: str) -> None:
     """Nothing; replaces a text file in one step."""
     with replacing(path) as fresh:
         fresh.write_text(text, encoding="utf-8")
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The named values of a small JSON file that others may have written.
+
+    Raises ValueError for a file above 1 MiB, for what is no JSON and for anything but an object.
+    """
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path} is larger than {MAX_JSON_BYTES} bytes: no such configuration")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__}, expected an object")
+    return values
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

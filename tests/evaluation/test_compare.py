@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from crate_mae.cli import main
 from crate_mae.data.base import ImageSource
 from crate_mae.evaluation import compare as module
 from crate_mae.evaluation import features as features_module
-from crate_mae.evaluation.backbones import random_twin
+from crate_mae.evaluation.backbones import parameter_count, random_twin
 from crate_mae.evaluation.compare import compare, compare_features, open_pair
 from crate_mae.evaluation.features import extract_features
 from crate_mae.evaluation.knn import knn
@@ -23,7 +24,9 @@ from crate_mae.evaluation.probe import linear_probe
 from crate_mae.evaluation.rows import Row, comparison_table, confusion_table, grid_table
 from crate_mae.evaluation.vitmae import ViTMAE, vitmae_twin
 from crate_mae.models.autoencoder import CrateMAE, build_model
+from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import Preprocess
+from crate_mae.models.weights import save_model
 
 Pair = tuple[ImageSource, ImageSource]
 
@@ -255,3 +258,34 @@ def test_test_images_that_are_training_images_are_told_of(
     assert "4 of 4 test images are training images" in caplog.text
     open_pair("digits", train_split="all", test_split="test", test_limit=7)
     assert "7 of 7 test images are training images" in caplog.text
+
+
+def test_the_twin_of_a_classifier_is_one() -> None:
+    model = build_model("debug")
+    classifier = CrateClassifier.from_pretrained(model, num_classes=7, pool="cls")
+    twin = random_twin(classifier, 3)
+    assert isinstance(twin, CrateClassifier)
+    assert twin.head.out_features == 7
+    assert twin.pool == "cls"
+    assert parameter_count(twin) == parameter_count(classifier)
+    other = random_twin(model, 3)
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(twin.eval().encode(images), other.eval().encode(images))
+
+
+def test_no_seed_moves_the_test_images(tmp_path: Path, model: CrateMAE) -> None:
+    """An address without a test split: the same fifth is held out whatever is drawn elsewhere."""
+    for name in "ab":
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(20):
+            image = Image.new("L", (8, 8), 40 + 60 * (name == "b") + number)
+            image.save(tmp_path / "images" / name / f"{number}.png")
+    folder, found = save_model(model, tmp_path / "weights"), []
+    for seed in ("0", "9"):
+        target = tmp_path / f"{seed}.json"
+        words = [str(folder), f"imagefolder:{tmp_path / 'images'}", "--no-baselines"]
+        assert main(["knn", *words, "--limit", "20", "--seed", seed, "--json", str(target)]) == 0
+        found.append(json.loads(target.read_text())["data"])
+    assert found[0] == found[1]
+    assert found[0]["test"]["count"] == 8

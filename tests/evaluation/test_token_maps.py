@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from model_cases import VARIANTS, gap, images_for, make, tiny
 
 from crate_mae.data.inputs import open_images
+from crate_mae.evaluation import layout, token_maps
 from crate_mae.evaluation.layout import Layout, layout_of, to_pixels
 from crate_mae.evaluation.token_maps import dense_positions, embed_dense, shown_images, token_map
 from crate_mae.models.classifier import CrateClassifier
@@ -179,3 +180,20 @@ def test_shown_images() -> None:
     for options in ({"size": (9, 12)}, {"stride": 5}):
         with pytest.raises(ValueError, match="size"):
             shown_images(model, source, **options)
+
+
+def test_very_fine_grids_are_told_of_and_go_image_by_image(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny()
+    model, images = make(config), images_for(config, batch=3)
+    steps: list[int] = []
+    coarse = token_map(model, images, progress=lambda done, _: steps.append(done))
+    assert steps == [3]
+    assert not caplog.messages
+    for module in (layout, token_maps):
+        monkeypatch.setattr(module, "MANY_TOKENS", 5)
+    fine = token_map(model, images, progress=lambda done, _: steps.append(done))
+    assert steps == [3, 1, 2, 3]
+    assert "6 tokens an image" in caplog.text
+    assert gap(fine.values, coarse.values) < 1e-5

@@ -44,7 +44,16 @@ def test_learning_rate_scales_with_the_batch() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("epochs", 0), ("batch_size", 0), ("base_lr", 0.0), ("clip", 0.0), ("warmup_epochs", 200.0)],
+    [
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("base_lr", 0.0),
+        ("base_lr", math.nan),
+        ("base_lr", math.inf),
+        ("clip", 0.0),
+        ("clip", math.nan),
+        ("warmup_epochs", 200.0),
+    ],
 )
 def test_impossible_settings_are_named(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=field):

@@ -239,3 +239,13 @@ def test_validation_images_of_other_classes_are_refused_before_training() -> Non
         open_labelled(
             LabelledDataConfig(val_source="digits"), seed=0, dataset=pictures, test_dataset=pictures
         )
+
+
+def test_a_python_dataset_has_no_split_to_validate_with() -> None:
+    """Without a source of its own the split would be looked up in the default one, the digits."""
+    pairs = TensorDataset(torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 0, 1]))
+    pictures = wrap_dataset(pairs, class_names=("a", "b"))
+    with pytest.raises(ValueError, match=r"has no split 'test': name data\.val_source"):
+        open_labelled(
+            LabelledDataConfig(val_split="test"), seed=0, dataset=pictures, test_dataset=pictures
+        )

@@ -323,7 +323,7 @@ def test_the_control_is_measured_on_the_images_that_have_labels(images: Tensor) 
             return Sample(image=images[index % 5], label=self.label(index), name=str(index))
 
         def facts(self, index: int) -> ImageFacts:
-            raise NotImplementedError
+            raise AssertionError("an analysis decodes images, it does not ask for headers")
 
         def _identity(self, index: int) -> tuple[str | int | None, ...]:
             return (index,)

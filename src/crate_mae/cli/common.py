@@ -9,6 +9,8 @@ from typing import Any
 
 from crate_mae.files import check_folder_of, write_atomically
 
+WEIGHTS = "weights folder, run folder, shipped model (crate-mae weights) or Hub repository"
+
 
 def verb_parser(verb: str, summary: str) -> argparse.ArgumentParser:
     """A parser of one verb."""

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from crate_mae.cli.common import (
+    WEIGHTS,
     add_data_options,
     add_dense_options,
     add_device,
@@ -168,7 +169,7 @@ def segment(words: list[str]) -> int:
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("weights", help="weights folder, run folder or Hub repository")
+    parser.add_argument("weights", help=WEIGHTS)
     parser.add_argument("images", nargs="+", help="image files, folders, or one data address")
     add_data_options(parser, limit=8)
     parser.add_argument(

@@ -161,7 +161,6 @@ def _of_images(
         test_split=given.test_split,
         limit=given.limit,
         test_limit=given.test_limit,
-        seed=given.seed,
     )
     rows = compare(
         model,

@@ -3,6 +3,7 @@
 import sys
 
 from crate_mae.cli.common import (
+    WEIGHTS,
     add_data_options,
     add_device,
     counter_for,
@@ -83,7 +84,7 @@ def extract(words: list[str]) -> int:
 def info(words: list[str]) -> int:
     """The exit status of `crate-mae info`."""
     parser = verb_parser("info", "What a weights folder holds.")
-    parser.add_argument("weights", help="weights folder, run folder or Hub repository")
+    parser.add_argument("weights", help=WEIGHTS)
     parser.add_argument("--json", action="store_true", help="as JSON")
     given = parser.parse_args(words)
 

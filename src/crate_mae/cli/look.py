@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from crate_mae.cli.common import (
+    WEIGHTS,
     add_data_options,
     add_dense_options,
     add_device,
@@ -20,7 +21,7 @@ from crate_mae.cli.common import (
 def reconstruct(words: list[str]) -> int:
     """The exit status of `crate-mae reconstruct`."""
     parser = verb_parser("reconstruct", "Original, masked, prediction, both, error: one picture.")
-    parser.add_argument("weights", help="weights folder, run folder or Hub repository")
+    parser.add_argument("weights", help=WEIGHTS)
     parser.add_argument("images", nargs="+", help="image files, folders, or one data address")
     add_data_options(parser, limit=8)
     parser.add_argument(
@@ -85,7 +86,7 @@ def attention(words: list[str]) -> int:
     parser = verb_parser(
         "attention", "Where the class token, or a patch, attends: a picture for each image."
     )
-    parser.add_argument("weights", help="weights folder, run folder or Hub repository")
+    parser.add_argument("weights", help=WEIGHTS)
     parser.add_argument("images", nargs="+", help="image files, folders, or one data address")
     add_data_options(parser, limit=4)
     parser.add_argument(
@@ -157,7 +158,7 @@ def attention(words: list[str]) -> int:
 def map_features(words: list[str]) -> int:
     """The exit status of `crate-mae map`."""
     parser = verb_parser("map", "Features of a labelled set in the plane, coloured by class.")
-    parser.add_argument("weights", help="weights folder, run folder or Hub repository")
+    parser.add_argument("weights", help=WEIGHTS)
     parser.add_argument("address", help="labelled images, such as parquet:PATH")
     add_data_options(parser, limit=2000)
     parser.add_argument("--method", default="tsne", choices=["pca", "tsne"], help="(tsne)")

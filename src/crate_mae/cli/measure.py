@@ -1,6 +1,7 @@
 """Verbs that measure the layers: analyze."""
 
 from crate_mae.cli.common import (
+    WEIGHTS,
     add_data_options,
     add_device,
     counter_for,
@@ -13,7 +14,7 @@ from crate_mae.cli.common import (
 def analyze(words: list[str]) -> int:
     """The exit status of `crate-mae analyze`."""
     parser = verb_parser("analyze", "What every layer does to the tokens: a table and figures.")
-    parser.add_argument("weights", help="weights folder, run folder or Hub repository")
+    parser.add_argument("weights", help=WEIGHTS)
     parser.add_argument("images", nargs="+", help="one data address, or image files and folders")
     add_data_options(parser, limit=1000)
     parser.add_argument("--out", required=True, metavar="FOLDER", help="new or empty folder")

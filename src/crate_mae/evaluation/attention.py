@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from crate_mae.evaluation.features import evaluating
-from crate_mae.evaluation.layout import MAX_VALUES, Layout, Pair, layout_of
+from crate_mae.evaluation.layout import (
+    MAX_VALUES,
+    Layout,
+    Pair,
+    check_room,
+    layout_of,
+    warn_of_many,
+)
 from crate_mae.evaluation.token_maps import (
     AnyModel,
     Progress,
@@ -100,6 +107,8 @@ def attention_maps(
             f"{heads} heads of {tokens} x {tokens} weights are more than 2 GiB: use a smaller size"
             " or a larger stride"
         )
+    check_room(len(images) * len(wanted) * heads * tokens, "weights of all images")
+    warn_of_many(layout)
     weights = torch.empty(len(images), len(wanted), heads, tokens)
     place = next(model.parameters()).device
     with evaluating(model), torch.inference_mode():

@@ -96,6 +96,14 @@ def random_twin(model: Backbone, seed: int) -> Backbone:
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            twin = CrateMAE(model.config)
+            if isinstance(model, CrateClassifier):
+                twin = CrateClassifier(
+                    model.config,
+                    num_classes=model.head.out_features,
+                    pool=model.pool,
+                    class_names=model.class_names,
+                )
+            else:
+                twin = CrateMAE(model.config)
         twin.preprocess = model.preprocess
     return twin.to(next(model.parameters()).device)

@@ -36,6 +36,8 @@ Subject = Backbone | Callable[[int], Backbone]
 logger = logging.getLogger(__name__)
 
 TEST_SHARE = 0.2
+CHOICE_SEED = 0
+"""Fixes which images are tested on, and which ones a limit leaves."""
 
 
 class Measure(Protocol):
@@ -62,14 +64,14 @@ def open_pair(
     test_split: str | None = None,
     limit: int | None = None,
     test_limit: int | None = None,
-    seed: int = 0,
 ) -> tuple[ImageSource, ImageSource]:
     """(training, test) sources of labelled images.
 
     Without a test address the test split of the same address is used, else its validation split;
-    of an address without either a random fifth is held out, the same for every model. Test images
-    that are training images as well are told of in the log. Raises ValueError for unlabelled
-    images, streams, and two sources with different classes.
+    of an address without either a random fifth is held out. That fifth and what limits leave are
+    the same for every model and every seed, so that results can be compared. Test images that are
+    training images as well are told of in the log. Raises ValueError for unlabelled images,
+    streams, and two sources with different classes.
     """
     train = labelled_source(address, train_split)
     if test_address is not None or test_split is not None:
@@ -82,17 +84,16 @@ def open_pair(
             except NoSuchSplitError:
                 continue
         else:
-            train, test = split_off(train, TEST_SHARE, seed)
+            train, test = split_off(train, TEST_SHARE, CHOICE_SEED)
     if train.class_names != test.class_names:
         raise ValueError(
             f"the classes of {train.address} and {test.address} differ:"
             f" {train.class_names} and {test.class_names}"
         )
-    cut = [
-        source if count is None or count >= len(source) else random_subset(source, count, seed)
-        for source, count in ((train, limit), (test, test_limit))
-    ]
-    train, test = cut
+    if limit is not None:
+        train = random_subset(train, limit, CHOICE_SEED)
+    if test_limit is not None:
+        test = random_subset(test, test_limit, CHOICE_SEED)
     splits = {train.split, test.split}  # other splits may number their images alike
     if train.address == test.address and (len(splits) == 1 or "all" in splits):
         trained = {train.name(index) for index in range(len(train))}

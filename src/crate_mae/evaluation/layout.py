@@ -3,6 +3,7 @@
 Shapes: images H x W, patches of h x w pixels, R x S tokens (rows, columns).
 """
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,12 @@ from torch import Tensor
 
 from crate_mae.models.config import MAX_TOKENS, ModelConfig, size_fault
 
+logger = logging.getLogger(__name__)
+
 Pair = tuple[int, int]
+
+MANY_TOKENS = 1 << 14
+"""Tokens an image above which a pass over the layers takes minutes on a CPU: worth a warning."""
 
 MAX_VALUES = 1 << 29
 """The most float32 values of images or tokens held at once: 2 GiB."""
@@ -74,6 +80,17 @@ def layout_of(config: ModelConfig, image_hw: Pair, stride: int | Pair | None = N
     if count > MAX_TOKENS:
         raise ValueError(f"{count} tokens an image are above the limit of {MAX_TOKENS}")
     return layout
+
+
+def warn_of_many(layout: Layout) -> None:
+    """Nothing; says in the log that so many tokens take long, and what would take less."""
+    count = layout.grid[0] * layout.grid[1]
+    if count > MANY_TOKENS:
+        logger.warning(
+            "%d tokens an image: the time of each layer grows with their square, here %.0f billion"
+            " pairs a head; a smaller size or a larger stride takes less",
+            count, count**2 / 1e9,
+        )  # fmt: skip
 
 
 def to_pixels(values: Tensor, layout: Layout, *, smooth: bool) -> Tensor:

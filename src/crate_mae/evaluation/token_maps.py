@@ -18,7 +18,14 @@ from crate_mae.data.sources import ImageSource
 from crate_mae.data.transforms import denormalise
 from crate_mae.evaluation.backbones import checked_layers
 from crate_mae.evaluation.features import evaluating
-from crate_mae.evaluation.layout import Layout, Pair, check_room, layout_of
+from crate_mae.evaluation.layout import (
+    MANY_TOKENS,
+    Layout,
+    Pair,
+    check_room,
+    layout_of,
+    warn_of_many,
+)
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.encoder import Encoder
@@ -76,6 +83,9 @@ def token_map(
     layout = layout_of(model.config, (images.shape[2], images.shape[3]), stride)
     rows, columns = layout.grid
     check_room(len(images) * rows * columns * model.config.dim, "tokens")
+    warn_of_many(layout)
+    if rows * columns > MANY_TOKENS:
+        batch_size = 1  # nothing is gained by more, and progress is told of image by image
     values = torch.empty(len(images), rows, columns, model.config.dim)
     place = next(model.parameters()).device
     with evaluating(model), torch.inference_mode():
@@ -154,11 +164,6 @@ def shown_images(
     check_room(len(source) * wanted.channels * wanted.size[0] * wanted.size[1], "images")
     unreadable: list[tuple[str, str]] = []
     batches = list(prepared_batches(source, wanted, batch_size=32, broken=unreadable))
-    if not batches:
-        reasons = "".join(f"; {name}: {reason}" for name, reason in unreadable[:3])
-        raise ValueError(
-            f"none of the {len(source)} images of {source.address} can be read{reasons}"
-        )
     images = torch.cat([batch.images for batch in batches])
     return ShownImages(
         images=images,

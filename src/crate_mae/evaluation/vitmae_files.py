@@ -1,7 +1,6 @@
 """ViT-MAE folders: transformers' `save_pretrained`, with our preprocessing beside it."""
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Any
 import torch
 
 from crate_mae.evaluation.vitmae import ViTMAE, position_tables, transformers_library
+from crate_mae.files import file_hash, read_json_object
 from crate_mae.models.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, Preprocess
 from crate_mae.models.tensors import IncompleteWeightsError
 
 TENSORS, CONFIG, PREPROCESS = "model.safetensors", "config.json", "preprocess.json"
 MODEL_TYPE = "vit_mae"
-MAX_JSON_BYTES = 1 << 20
 
 
 def save_vitmae(model: ViTMAE, folder: str | Path) -> Path:
@@ -36,15 +35,15 @@ def save_vitmae(model: ViTMAE, folder: str | Path) -> Path:
 def vitmae_folder(name: str | Path) -> Path | None:
     """The folder itself, or `weights` inside it, when transformers saved a ViT-MAE there."""
     for folder in (Path(name), Path(name) / "weights"):
-        if (folder / CONFIG).is_file() and _read(folder / CONFIG).get("model_type") == MODEL_TYPE:
+        path = folder / CONFIG
+        if path.is_file() and read_json_object(path).get("model_type") == MODEL_TYPE:
             return folder
     return None
 
 
 def vitmae_hash(folder: str | Path) -> str:
     """The SHA-256 (hex) of the tensor file of a ViT-MAE folder."""
-    with (Path(folder) / TENSORS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_hash(Path(folder) / TENSORS)
 
 
 def load_vitmae(name: str | Path) -> ViTMAE:
@@ -64,7 +63,7 @@ def load_vitmae(name: str | Path) -> ViTMAE:
             f"{folder} has no {TENSORS}: save the model with save_pretrained, as one safetensors"
             " file (pickled weights are not read)"
         )
-    preprocess = _preprocess(folder, _checked(_read(folder / CONFIG), folder))
+    preprocess = _preprocess(folder, _checked(read_json_object(folder / CONFIG), folder))
     build = transformers_library().ViTMAEForPreTraining.from_pretrained
     try:
         with _quiet():
@@ -136,7 +135,9 @@ def _checked(values: dict[str, Any], folder: Path) -> ModelConfig:
 
 def _preprocess(folder: Path, config: ModelConfig) -> Preprocess:
     if (folder / PREPROCESS).is_file():
-        preprocess = _built(folder / PREPROCESS, Preprocess.from_dict, _read(folder / PREPROCESS))
+        preprocess = _built(
+            folder / PREPROCESS, Preprocess.from_dict, read_json_object(folder / PREPROCESS)
+        )
         if (preprocess.size, preprocess.channels) != (config.image_hw, config.channels):
             raise ValueError(
                 f"{folder / PREPROCESS} is for {preprocess.channels} channels of"
@@ -144,7 +145,7 @@ def _preprocess(folder: Path, config: ModelConfig) -> Preprocess:
             )
         return preprocess
     theirs = folder / "preprocessor_config.json"
-    values = _read(theirs) if theirs.is_file() else {}
+    values = read_json_object(theirs) if theirs.is_file() else {}
     mean, std = values.get("image_mean", IMAGENET_MEAN), values.get("image_std", IMAGENET_STD)
     if not isinstance(mean, list | tuple) or not isinstance(std, list | tuple):
         raise ValueError(f"{theirs}: image_mean and image_std must be lists, not {mean!r}, {std!r}")
@@ -162,18 +163,6 @@ def _built(path: Path, build: Callable[[dict[str, Any]], Preprocess], values: An
         return build(values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path} is larger than {MAX_JSON_BYTES} bytes: no such configuration")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds {type(values).__name__}, expected an object")
-    return values
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """Weights that come with the package: small, made by its own recipes, no network needed."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,9 +43,3 @@ def shipped_folder(name: str | Path) -> Path | None:
     """The folder of a shipped model, or None for another name."""
     weights = SHIPPED.get(str(name))
     return None if weights is None else weights.folder
-
-
-def file_hash(path: Path) -> str:
-    """The SHA-256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

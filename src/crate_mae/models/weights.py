@@ -19,11 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
+from crate_mae.files import file_hash, read_json_object
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import ModelConfig, Preprocess
 from crate_mae.models.reference import from_reference, to_reference
-from crate_mae.models.shipped import SHIPPED, file_hash, shipped_folder
+from crate_mae.models.shipped import SHIPPED, shipped_folder
 from crate_mae.models.tensors import (
     IncompleteWeightsError,
     check_match,
@@ -45,7 +46,6 @@ TENSORS, CONFIG, PREPROCESS = "model.safetensors", "config.json", "preprocess.js
 FILES = (TENSORS, CONFIG, PREPROCESS)
 LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")  # left behind by file managers
 FORMAT = "crate-mae/1"
-MAX_JSON_BYTES = 1 << 20
 
 
 def save_model(
@@ -171,7 +171,7 @@ def _build(folder: Path) -> CrateMAE | CrateClassifier:
 
     Its tensors are known to fit before memory is taken, and no random number is drawn.
     """
-    described = _read_json(folder / CONFIG)
+    described = read_json_object(folder / CONFIG)
     if described.get("format") != FORMAT:
         raise ValueError(
             f"{folder / CONFIG}: format is {described.get('format')!r},"
@@ -179,7 +179,9 @@ def _build(folder: Path) -> CrateMAE | CrateClassifier:
         )
     try:
         config = ModelConfig.from_dict(_every_field(_section(described, "config"), ModelConfig))
-        preprocess = Preprocess.from_dict(_every_field(_read_json(folder / PREPROCESS), Preprocess))
+        preprocess = Preprocess.from_dict(
+            _every_field(read_json_object(folder / PREPROCESS), Preprocess)
+        )
         shapes = _tensor_shapes(folder / TENSORS)
         if len(shapes) < config.depth:
             raise ValueError(f"{len(shapes)} tensors cannot fill {config.depth} layers")
@@ -249,18 +251,6 @@ def _tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path.name} is no complete safetensors file: {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path} is larger than {MAX_JSON_BYTES} bytes: not one of our files")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds {type(values).__name__}, expected an object")
-    return values
 
 
 def _section(values: dict[str, Any], key: str) -> dict[str, Any]:

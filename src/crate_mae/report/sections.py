@@ -1,8 +1,6 @@
 """The page from top to bottom: which blocks stand under which heading."""
 
-import hashlib
-from pathlib import Path
-
+from crate_mae.files import file_hash
 from crate_mae.report import words
 from crate_mae.report.blocks import (
     Block,
@@ -173,7 +171,7 @@ def _hashes(run: Run) -> list[Block]:
         path = run.folder / name
         if path.is_file():
             size = number_cell(path.stat().st_size, ",d")
-            body.append([text_cell(name), size, text_cell(_sha256(path))])
+            body.append([text_cell(name), size, text_cell(file_hash(path))])
     text = "Equal hashes mean equal files."
     if run.data.get("fingerprint"):
         text += f" Fingerprint of the training images: {run.data['fingerprint']}."
@@ -181,8 +179,3 @@ def _hashes(run: Run) -> list[Block]:
         Paragraph(text=text),
         Table(caption="Files of the run", heads=["File", "Bytes", "SHA-256"], rows=body),
     ]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

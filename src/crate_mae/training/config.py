@@ -37,10 +37,10 @@ class OptimConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"optim.{name} must be at least 1, not {getattr(self, name)}")
-        if self.base_lr <= 0 or (self.clip is not None and self.clip <= 0):
-            raise ValueError(
-                f"optim.base_lr and optim.clip must be above 0, not {self.base_lr}, {self.clip}"
-            )
+        for name in ("base_lr", "clip"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"optim.{name} must be a finite number above 0, not {value}")
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ValueError(
                 f"optim.warmup_epochs {self.warmup_epochs} must lie in 0 to epochs {self.epochs}"

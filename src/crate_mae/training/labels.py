@@ -12,12 +12,10 @@ from crate_mae.data.few_shot import few_shot_indices
 from crate_mae.data.labelled import LabelledDataConfig, labels_of
 from crate_mae.data.module import VALIDATION_SEED, as_source
 from crate_mae.data.sources import ImageSource, random_subset, subset
-from crate_mae.evaluation.compare import labelled_source, open_pair
+from crate_mae.evaluation.compare import CHOICE_SEED, labelled_source, open_pair
 from crate_mae.evaluation.metrics import hold_out
 
 logger = logging.getLogger(__name__)
-
-CHOICE_SEED = 0  # test images and limits: the same whatever the run's seed, as for the probe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +62,11 @@ def open_labelled(
     train = _chosen(train, config, seed)
     val = None
     if config.val_source is not None or config.val_split is not None:
+        if dataset is not None and config.val_source is None:
+            raise ValueError(
+                f"a Python dataset has no split {config.val_split!r}: name data.val_source as well,"
+                " or hold out a data.val_share"
+            )
         val = _validation(config, train, test)
     elif config.val_share:
         share = config.val_share
@@ -108,7 +111,6 @@ def _pair(
             test_split=config.test_split,
             limit=config.limit,
             test_limit=config.test_limit,
-            seed=CHOICE_SEED,
         )
     if not len(train) or not len(test):
         raise ValueError(f"{(test if len(train) else train).address} holds no images")
