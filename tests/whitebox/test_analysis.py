@@ -13,7 +13,7 @@ from crate_mae import build_model, save_model
 from crate_mae.analysis import analyse_subjects, open_subjects, summary_table
 from crate_mae.cli import main
 from crate_mae.data.inputs import open_images
-from crate_mae.figures import layers
+from crate_mae.figures import base
 from crate_mae.figures.layers import layer_curves, subspace_angles, weight_curves
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import Preprocess
@@ -109,7 +109,7 @@ def test_decoders_behind_encoders_of_other_depths_are_drawn_in_one_place(
         drawn.append(figure)
         return path
 
-    monkeypatch.setattr(layers, "save_figure", keep)
+    monkeypatch.setattr(base, "save_figure", keep)
     weight_curves(rows, tmp_path / "w.png")
     layer_curves(rows, tmp_path / "l.png")
     for figure in drawn:

@@ -6,6 +6,7 @@ and there is no global plotting state.
 
 import warnings
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -59,3 +60,10 @@ def save_figure(figure: Figure, path: Path) -> Path:
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(fresh, format=kind, dpi=DPI, metadata=undated[kind])
     return path
+
+
+def save_captioned(figure: Figure, path: Path, words: str) -> Path:
+    """The path, once the figure is there with these words below it, wrapped to its width."""
+    width = int(figure.get_size_inches()[0] * 17)
+    figure.supxlabel(fill(words, width), fontsize=8, x=0.01, ha="left", color="#333333")
+    return save_figure(figure, path)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,7 +15,7 @@ from crate_mae.figures.base import (
     ORANGE,
     check_figure_target,
     new_figure,
-    save_figure,
+    save_captioned,
     tidy,
 )
 from crate_mae.whitebox.table import Measurement, Side, curve, models_of
@@ -107,7 +106,7 @@ def layer_curves(rows: Sequence[Measurement], path: str | Path, *, overwrite: bo
         place = grid[len(_TOKENS) + index // 3, 2 * (index % 3) : 2 * (index % 3) + 2]
         _by_layer(figure.add_subplot(place), rows, panel, names)
     _legend(figure, names)
-    return _captioned(figure, path, _tokens_caption(rows))
+    return save_captioned(figure, path, _tokens_caption(rows))
 
 
 def weight_curves(
@@ -131,7 +130,7 @@ def weight_curves(
     _legend(figure, names)
     random = next((row.mean for row in rows if row.measure == "subspace_overlap_random"), None)
     level = "" if random is None else f" Random subspaces overlap by p/d = {random:.3g} on average."
-    return _captioned(
+    return save_captioned(
         figure,
         path,
         "Weights alone, no images. E is the encoder, D the decoder, layers from 0. Distances are 0"
@@ -180,7 +179,7 @@ def subspace_angles(
     bar = figure.colorbar(image, ax=panels.ravel().tolist(), shrink=0.6, ticks=[0, 30, 60, 90])
     bar.set_label("angle (degrees)", fontsize=8)
     bar.ax.tick_params(labelsize=8)
-    return _captioned(
+    return save_captioned(
         figure,
         path,
         "Angle between subspaces k and k' (root mean square over principal angles), from the"
@@ -320,9 +319,3 @@ def _tokens_caption(rows: Sequence[Measurement]) -> str:
         " decoder was trained on masked images and is given unmasked ones here. Thin lines: -x is"
         " mere shrinking of the tokens; the control of Delta R deals the labels out anew."
     )
-
-
-def _captioned(figure: Figure, path: Path, words: str) -> Path:
-    width = int(figure.get_size_inches()[0] * 17)
-    figure.supxlabel(fill(words, width), fontsize=8, x=0.01, ha="left", color="#333333")
-    return save_figure(figure, path)

@@ -16,7 +16,7 @@ from crate_mae.figures.base import (
     ORANGE,
     check_figure_target,
     new_figure,
-    save_figure,
+    save_captioned,
     tidy,
 )
 from crate_mae.whitebox.denoising import (
@@ -95,9 +95,23 @@ def theory_curves(
         panel.set_ylabel(MEASURE_WORDS.get(measure, measure))
     handles, words = first.get_legend_handles_labels()
     figure.legend(
-        handles, words, loc="outside lower center", ncols=min(4, len(words)), frameon=False
+        handles, words, loc="outside upper center", ncols=min(4, len(words)), frameon=False
     )
-    return save_figure(figure, path)
+    seeds = max(int(row["seeds"]) for row in mine)
+    return save_captioned(
+        figure,
+        path,
+        "Tokens on known subspaces plus noise, one step of each method; mean and standard deviation"
+        f" over {seeds} seeds. What is not varied: {_words(Setting())}; grey bands mark these"
+        " values.",
+    )
+
+
+def _words(setting: Setting) -> str:
+    return (
+        f"d = {setting.dim}, K = {setting.count} orthogonal subspaces of p = {setting.size}, N ="
+        f" {setting.tokens} tokens a set, noise {setting.noise:g} of the signal"
+    )
 
 
 def _curves(panel: Axes, rows: Sequence[dict[str, Any]], axis: str) -> None:
@@ -163,7 +177,12 @@ def theory_moves(path: str | Path, *, seed: int = 0, overwrite: bool = False) ->
         panel.set_title(title, fontsize=11)
         panel.set_xlabel("length within own subspace")
     panels[0].set_ylabel("length outside")
-    return save_figure(figure, path)
+    return save_captioned(
+        figure,
+        path,
+        f"The same 40 tokens before (points) and after (arrows) one step; {_words(base)}; seed"
+        f" {seed}. Straight down is toward the own subspace, to the corner is mere shrinking.",
+    )
 
 
 def _inside_and_outside(tokens: Tensor, bases: Tensor, labels: Tensor) -> Tensor:
