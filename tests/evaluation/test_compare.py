@@ -14,7 +14,7 @@ from crate_mae.cli import main
 from crate_mae.data.base import ImageSource
 from crate_mae.evaluation import compare as module
 from crate_mae.evaluation import features as features_module
-from crate_mae.evaluation.backbones import parameter_count, random_twin
+from crate_mae.evaluation.backbones import random_twin
 from crate_mae.evaluation.compare import compare, compare_features, open_pair
 from crate_mae.evaluation.features import extract_features
 from crate_mae.evaluation.knn import knn
@@ -26,6 +26,7 @@ from crate_mae.evaluation.vitmae import ViTMAE, vitmae_twin
 from crate_mae.models.autoencoder import CrateMAE, build_model
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import Preprocess
+from crate_mae.models.cost import parameter_count
 from crate_mae.models.weights import save_model
 
 Pair = tuple[ImageSource, ImageSource]

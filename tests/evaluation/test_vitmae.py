@@ -17,7 +17,6 @@ from crate_mae.evaluation.backbones import (
     depth_of,
     layer_tokens,
     load_backbone,
-    parameter_count,
     random_twin,
 )
 from crate_mae.evaluation.vitmae import (
@@ -36,6 +35,7 @@ from crate_mae.evaluation.vitmae_files import (
 )
 from crate_mae.models.autoencoder import build_model
 from crate_mae.models.config import IMAGENET_MEAN, ModelConfig, Preprocess
+from crate_mae.models.cost import parameter_count
 from crate_mae.models.patches import sincos_positions
 from crate_mae.models.tensors import IncompleteWeightsError
 from crate_mae.models.weights import save_model

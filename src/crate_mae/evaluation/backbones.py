@@ -39,11 +39,6 @@ def depth_of(model: Backbone) -> int:
     return model.depth if isinstance(model, ViTMAE) else model.config.depth
 
 
-def parameter_count(model: Backbone) -> int:
-    """Number of trainable parameters, decoder included; fixed position tables do not count."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
 def checked_layers(model: Backbone, layers: Layers) -> list[int | None]:
     """The asked layers, each once, in order, None last; -1 also means None, "all" every one.
 

@@ -14,7 +14,6 @@ from crate_mae.evaluation.backbones import (
     Backbone,
     Layers,
     checked_layers,
-    parameter_count,
     random_twin,
 )
 from crate_mae.evaluation.features import (
@@ -28,6 +27,7 @@ from crate_mae.evaluation.knn import knn
 from crate_mae.evaluation.labelled import few_shot
 from crate_mae.evaluation.probe import linear_probe
 from crate_mae.evaluation.rows import Method, Result, Row
+from crate_mae.models.cost import parameter_count
 
 Progress = Callable[[str], Callable[[int, int], None] | None]
 Subject = Backbone | Callable[[int], Backbone]

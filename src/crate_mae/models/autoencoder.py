@@ -62,10 +62,13 @@ class CrateMAE(nn.Module):
         mask: Tensor | None = None,
         mask_ratio: float = 0.75,
         generator: Generator | None = None,
+        kept: int | None = None,
     ) -> MaskedOutput:
         """Loss, prediction and mask for images (B, C, H, W).
 
         Without a `mask` (B, L) a random one of `mask_ratio` is drawn from the CPU `generator`.
+        `kept` may tell how many patches the mask keeps in every image: with mask tokens in the
+        decoder that saves an accelerator from waiting for the count.
         Raises ValueError for images or masks of a wrong shape or dtype.
         """
         self.encoder.check_images(images)
@@ -73,7 +76,7 @@ class CrateMAE(nn.Module):
         if mask is None:
             mask = draw_mask("random", grid, mask_ratio, generator, batch=len(images))
         mask = self._checked_mask(mask, images)
-        prediction = self.decode(self.encode_masked(images, mask), mask, grid)
+        prediction = self.decode(self.encode_masked(images, mask, kept), mask, grid)
         return MaskedOutput(self.loss(images, prediction, mask), prediction, mask)
 
     def encode(self, images: Tensor) -> Tensor:
@@ -84,7 +87,7 @@ class CrateMAE(nn.Module):
         features: Tensor = self.encoder(images)
         return features
 
-    def embed_masked(self, images: Tensor, mask: Tensor) -> Tensor:
+    def embed_masked(self, images: Tensor, mask: Tensor, kept: int | None = None) -> Tensor:
         """Tokens that enter the first encoder layer for masked images.
 
         (B, N, d) with mask tokens in place of removed patches or, when mask tokens enter in the
@@ -96,12 +99,12 @@ class CrateMAE(nn.Module):
         if self.config.mask_tokens == "encoder":
             patches = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
             return encoder.add_class_token(patches) + positions
-        visible = take_visible(patches + positions[1:], mask)
+        visible = take_visible(patches + positions[1:], mask, kept)
         return encoder.add_class_token(visible)  # the class token's position is zero
 
-    def encode_masked(self, images: Tensor, mask: Tensor) -> Tensor:
+    def encode_masked(self, images: Tensor, mask: Tensor, kept: int | None = None) -> Tensor:
         """Latent tokens after the encoder norm for masked images; shapes as `embed_masked`."""
-        return self.encoder.run_layers(self.embed_masked(images, mask))
+        return self.encoder.run_layers(self.embed_masked(images, mask, kept))
 
     def decoder_input(self, latent: Tensor, mask: Tensor | None, grid: tuple[int, int]) -> Tensor:
         """Tokens (B, N, d) that enter the first decoder layer.

@@ -129,18 +129,27 @@ def place_visible(visible: Tensor, mask: Tensor, filler: Tensor) -> Tensor:
     return torch.where(mask[..., None], filler.to(visible.dtype), spread)
 
 
-def take_visible(tokens: Tensor, mask: Tensor) -> Tensor:
+def take_visible(tokens: Tensor, mask: Tensor, kept: int | None = None) -> Tensor:
     """The tokens (B, V, d) of `tokens` (B, L, d) where the mask (B, L) is False, in raster order.
 
-    Raises ValueError when the images do not keep the same number of patches V, at least one.
+    `kept` says what V is, so that an accelerator's queue need not be waited for; without it the
+    mask is counted. Raises ValueError when the images that were counted do not keep the same number
+    of patches V, at least one.
     """
-    kept = (~mask).sum(dim=1)
-    if not torch.compiler.is_compiling() and bool(((kept != kept[0]) | (kept == 0)).any()):
+    kept = visible_count(mask) if kept is None else kept
+    order = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, :kept]  # False comes before True
+    return tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def visible_count(mask: Tensor) -> int:
+    """How many patches V every image of a mask (B, L) keeps; ValueError where they differ or 0."""
+    counts = set((~mask).sum(dim=1).tolist())
+    if len(counts) != 1 or 0 in counts:
         raise ValueError(
             "visible-only encoding needs the same number of kept patches in every image,"
-            f" at least one, not {sorted(set(kept.tolist()))}; use one mask ratio per batch"
+            f" at least one, not {sorted(counts)}; use one mask ratio per batch"
         )
-    return tokens[~mask].view(len(tokens), -1, tokens.shape[-1])
+    return int(counts.pop())
 
 
 def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Masked completion as a LightningModule: the loss, and validation with baselines."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,9 +18,15 @@ class MaskedCompletion(TrainingModule):
     model: CrateMAE
     baselines: dict[str, float] | None = None
 
+    def __init__(self, model: CrateMAE, *, kept: int | None = None, **settings: Any) -> None:
+        super().__init__(model, **settings)
+        self.kept = kept
+        """Patches that every mask keeps, where that is one number for all."""
+
     def loss(self, batch: Batch) -> Tensor:
         """The masked loss of a batch."""
-        loss: Tensor = self.model(batch["images"], mask=batch["mask"]).loss
+        output = self.model(batch["images"], mask=batch["mask"], kept=self.kept)
+        loss: Tensor = output.loss
         return loss
 
     def locate_nonfinite(self, batch: Batch) -> str:

@@ -11,6 +11,7 @@ from crate_mae.data.masked import MaskedBatches
 from crate_mae.data.module import ImageDataModule
 from crate_mae.data.sources import ImageSource
 from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.masks import num_kept
 from crate_mae.models.tensors import check_match
 from crate_mae.models.weights import load_autoencoder
 from crate_mae.progress import counter
@@ -119,8 +120,10 @@ def _module(
     model.preprocess = data.preprocess
     if config.trainer.compile:
         model.compile()
+    visible_only = config.model.mask_tokens == "decoder"  # which has one ratio, so one count
     return MaskedCompletion(
         model,
+        kept=num_kept(config.model.num_patches, config.masking.ratio) if visible_only else None,
         optim=config.optim,
         seed=config.seed,
         last_checkpoint=links.last_checkpoint,

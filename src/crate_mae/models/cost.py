@@ -1,0 +1,75 @@
+"""What a computation costs in floating-point operations, counted, not estimated.
+
+A multiplication with its addition counts as two. Only matrix products, convolutions and fused
+attention are counted (by `torch.utils.flop_counter`); norms, activations and the optimiser's
+updates are not: they are a small share of the operations, though not always of the time.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.config import ModelConfig
+from crate_mae.models.masks import num_kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a model costs."""
+
+    parameters: int
+    """Trainable ones."""
+    encode: int
+    """Floating-point operations to `encode` the batch."""
+    step: int
+    """Floating-point operations of one training step on the batch, forward and backward."""
+    images: int
+    """Images in the batch."""
+
+
+def counted_flops(run: Callable[[], object]) -> int:
+    """Floating-point operations of a call that really runs."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
+def model_cost(config: ModelConfig, *, batch: int, ratio: float = 0.75) -> Cost:
+    """The cost of a CRATE-MAE on batches of so many images with a share `ratio` removed.
+
+    Nothing is computed and no memory is taken: the tensors are without values.
+    Raises ValueError for a ratio that removes or keeps no patch.
+    """
+    kept = num_kept(config.num_patches, ratio)
+    with FakeTensorMode(), torch.random.fork_rng(devices=[]):
+        model = CrateMAE(config)
+        images = torch.empty(batch, config.channels, *config.image_hw)
+        mask = torch.empty(batch, config.num_patches, dtype=torch.bool)
+        return Cost(
+            parameters=parameter_count(model),
+            encode=counted_flops(lambda: _encode(model, images)),
+            step=counted_flops(lambda: _step(model, images, mask, kept)),
+            images=batch,
+        )
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of trainable parameters; fixed position tables do not count."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _encode(model: CrateMAE, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.eval().encode(images)
+
+
+def _step(model: CrateMAE, images: Tensor, mask: Tensor, kept: int) -> None:
+    # Not `forward`, whose checks look at the values of the mask, which has none here.
+    latent = model.train().encode_masked(images, mask, kept)
+    prediction = model.decode(latent, mask, model.config.grid)
+    model.loss(images, prediction, mask).backward()
