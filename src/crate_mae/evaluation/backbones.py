@@ -16,7 +16,7 @@ from crate_mae.evaluation.vitmae import ViTMAE
 from crate_mae.evaluation.vitmae_files import load_vitmae, vitmae_folder, vitmae_hash
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
-from crate_mae.models.weights import load_model, weights_hash
+from crate_mae.models.weights import load_autoencoder, load_model, weights_hash
 
 Backbone = CrateMAE | CrateClassifier | ViTMAE
 Layers = Sequence[int | None] | Literal["all"]
@@ -32,6 +32,14 @@ def load_backbone(name: str | Path) -> tuple[Backbone, str]:
     if folder is not None:
         return load_vitmae(folder), vitmae_hash(folder)
     return load_model(name), weights_hash(name)
+
+
+def load_completer(name: str | Path) -> CrateMAE | ViTMAE:
+    """The masked autoencoder, ours or a ViT-MAE, of a weights folder; as `load_backbone`.
+
+    Raises ValueError when it holds a classifier.
+    """
+    return load_autoencoder(name) if vitmae_folder(name) is None else load_vitmae(name)
 
 
 def depth_of(model: Backbone) -> int:

@@ -16,6 +16,7 @@ from crate_mae.data.images import UnreadableImage, to_channels
 from crate_mae.data.sources import ImageSource
 from crate_mae.data.transforms import denormalise, prepare
 from crate_mae.evaluation.features import evaluating
+from crate_mae.evaluation.vitmae import ViTMAE
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.masks import MaskKind, draw_mask, keyed_generator, num_kept
 from crate_mae.models.patches import grid_of, patchify, unpatchify
@@ -70,7 +71,7 @@ class Reconstruction:
 
 
 def reconstruct(
-    model: CrateMAE, images: Tensor, mask: Tensor, *, mode: PixelMode | None = None
+    model: CrateMAE | ViTMAE, images: Tensor, mask: Tensor, *, mode: PixelMode | None = None
 ) -> Reconstruction:
     """What the model makes of prepared images (B, C, H, W) under a mask (B, L).
 
@@ -127,7 +128,7 @@ def reconstruct(
 
 
 def reconstruct_source(
-    model: CrateMAE,
+    model: CrateMAE | ViTMAE,
     source: ImageSource,
     *,
     kind: MaskKind = "random",
@@ -170,7 +171,7 @@ def reconstruct_source(
 
 
 def reconstruct_settings(
-    model: CrateMAE,
+    model: CrateMAE | ViTMAE,
     source: ImageSource,
     *,
     kinds: Sequence[MaskKind] = ("random",),

@@ -6,15 +6,17 @@ zero when it is built from a configuration, and the tables become trainable when
 """
 
 import contextlib
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.autoencoder import CrateMAE, MaskedOutput
 from crate_mae.models.config import ModelConfig, Preprocess
+from crate_mae.models.encoder import masked_mse, masked_target, visible_count
 from crate_mae.models.layers import init_linear
 from crate_mae.models.patches import sincos_positions
 
@@ -37,6 +39,34 @@ class ViTMAE(nn.Module):
     def depth(self) -> int:
         """Number of encoder layers."""
         return int(self.model.config.num_hidden_layers)
+
+    @functools.cached_property
+    def config(self) -> ModelConfig:
+        """Its sizes and its target, as our own models tell theirs."""
+        return sizes_of(self.model.config.to_dict())
+
+    def forward(
+        self, images: Tensor, mask: Tensor | None = None, kept: int | None = None
+    ) -> MaskedOutput:
+        """Loss, prediction and mask for images (B, C, H, W), as `CrateMAE` returns them.
+
+        Only visible patches are encoded. `mask` (B, L) must keep the same number of patches in
+        every image; `kept` may tell how many. Raises ValueError where it does not, and without one.
+        """
+        if mask is None:
+            raise ValueError("ViT-MAE completes a given mask: pass one")
+        mask = mask.to(images.device, non_blocking=True)
+        kept = visible_count(mask) if kept is None else kept
+        with self._masking(1 - (kept + 0.5) / mask.shape[1]):  # it keeps int(L (1 - ratio))
+            # The patches are sorted by this noise: visible ones come first, in raster order.
+            order = torch.arange(mask.shape[1], device=images.device) + mask * mask.shape[1]
+            prediction = self.model(images, noise=order.float()).logits
+        return MaskedOutput(masked_mse(prediction, self.target(images), mask), prediction, mask)
+
+    def target(self, images: Tensor) -> Tensor:
+        """What the prediction for images is compared with (B, L, h*w*C), float32 or wider."""
+        config = self.config
+        return masked_target(images, config.patch_hw, normalise=config.norm_pix_loss)
 
     def encode(self, images: Tensor) -> Tensor:
         """Features (B, 1 + L, d) of images (B, C, H, W): class token, then patches in raster order.
@@ -61,7 +91,7 @@ class ViTMAE(nn.Module):
         patches = (shape[1] // self.model.config.patch_size) ** 2
         # The patches are sorted by this noise: ascending noise keeps them where they are.
         noise = torch.arange(patches, device=images.device, dtype=torch.float32)
-        with self._unmasked():
+        with self._masking(0.0):
             output = self.model.vit(
                 images, noise=noise.expand(len(images), -1), output_hidden_states=True
             )
@@ -73,10 +103,10 @@ class ViTMAE(nn.Module):
         return build_vitmae(self.model.config, preprocess=self.preprocess, seed=seed)
 
     @contextlib.contextmanager
-    def _unmasked(self) -> Iterator[None]:
-        """A context in which the model masks nothing; its own ratio is put back after it."""
+    def _masking(self, ratio: float) -> Iterator[None]:
+        """A context in which the model masks this share; its own ratio is put back after it."""
         config = self.model.config
-        ratio, config.mask_ratio = config.mask_ratio, 0.0
+        ratio, config.mask_ratio = config.mask_ratio, ratio
         try:
             yield
         finally:
@@ -113,6 +143,25 @@ def twin_config(config: ModelConfig, match: Match = "configuration") -> Any:
         decoder_num_attention_heads=config.decoder_num_heads,
         norm_pix_loss=config.norm_pix_loss,
         layer_norm_eps=1e-6,
+    )
+
+
+def sizes_of(values: Mapping[str, Any]) -> ModelConfig:
+    """Our own configuration with the sizes and the target of a transformers ViT-MAE's values.
+
+    The decoder's width is the encoder's there, whatever it is here. Raises ValueError for sizes
+    that are outside our limits.
+    """
+    return ModelConfig(
+        image_size=values["image_size"],
+        patch_size=values["patch_size"],
+        channels=values["num_channels"],
+        dim=values["hidden_size"],
+        depth=values["num_hidden_layers"],
+        num_heads=values["num_attention_heads"],
+        decoder_depth=values["decoder_num_hidden_layers"],
+        decoder_num_heads=values["num_attention_heads"],
+        norm_pix_loss=values["norm_pix_loss"],
     )
 
 

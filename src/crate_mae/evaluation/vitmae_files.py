@@ -2,34 +2,45 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from crate_mae.evaluation.vitmae import ViTMAE, position_tables, transformers_library
+from crate_mae.evaluation.vitmae import (
+    ViTMAE,
+    position_tables,
+    sizes_of,
+    transformers_library,
+)
 from crate_mae.files import file_hash, read_json_object
 from crate_mae.models.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, Preprocess
 from crate_mae.models.tensors import IncompleteWeightsError
+from crate_mae.models.weights import CONFIG, PREPROCESS, TENSORS, replacing_folder
 
-TENSORS, CONFIG, PREPROCESS = "model.safetensors", "config.json", "preprocess.json"
 MODEL_TYPE = "vit_mae"
 
 
-def save_vitmae(model: ViTMAE, folder: str | Path) -> Path:
-    """The folder, new or empty before, that `load_vitmae` and transformers read back.
+def save_vitmae(
+    model: ViTMAE,
+    folder: str | Path,
+    *,
+    overwrite: bool = False,
+    state: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """The folder, now holding a model that `load_vitmae` and transformers read back.
 
-    Raises FileExistsError for a folder that holds anything.
+    `state` replaces the model's own tensors. Written whole or not at all; raises FileExistsError as
+    `save_model` does.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is there and not empty; name a new folder")
-    with _quiet():
-        model.model.save_pretrained(folder)
-    text = json.dumps(model.preprocess.to_dict(), indent=2) + "\n"
-    (folder / PREPROCESS).write_text(text, encoding="utf-8")
-    return folder
+    own = None if state is None else {k.removeprefix("model."): v for k, v in state.items()}
+    with replacing_folder(folder, overwrite=overwrite) as fresh, _quiet():
+        model.model.save_pretrained(fresh, state_dict=own)
+        text = json.dumps(model.preprocess.to_dict(), indent=2) + "\n"
+        (fresh / PREPROCESS).write_text(text, encoding="utf-8")
+    return Path(folder)
 
 
 def vitmae_folder(name: str | Path) -> Path | None:
@@ -109,16 +120,7 @@ def _checked(values: dict[str, Any], folder: Path) -> ModelConfig:
     """
     config = transformers_library().ViTMAEConfig().to_dict() | values
     try:
-        sizes = ModelConfig(
-            image_size=config["image_size"],
-            patch_size=config["patch_size"],
-            channels=config["num_channels"],
-            dim=config["hidden_size"],
-            depth=config["num_hidden_layers"],
-            num_heads=config["num_attention_heads"],
-            decoder_depth=config["decoder_num_hidden_layers"],
-            decoder_num_heads=config["num_attention_heads"],
-        )
+        sizes = sizes_of(config)
         least = 0
         for side, depth in (("", sizes.depth), ("decoder_", sizes.decoder_depth)):
             width, inner = config[f"{side}hidden_size"], config[f"{side}intermediate_size"]

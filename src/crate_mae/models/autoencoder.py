@@ -11,10 +11,16 @@ import torch
 from torch import Generator, Tensor, nn
 
 from crate_mae.models.config import ModelConfig, Preprocess, resolve_config
-from crate_mae.models.encoder import Encoder, masked_mse, place_visible, take_visible
+from crate_mae.models.encoder import (
+    Encoder,
+    masked_mse,
+    masked_target,
+    place_visible,
+    take_visible,
+)
 from crate_mae.models.layers import DecoderLayer, Stack, init_linear
 from crate_mae.models.masks import draw_mask
-from crate_mae.models.patches import grid_of, patchify
+from crate_mae.models.patches import grid_of
 
 Side = Literal["encoder", "decoder"]
 
@@ -128,18 +134,9 @@ class CrateMAE(nn.Module):
         return prediction[:, 1:]
 
     def target(self, images: Tensor) -> Tensor:
-        """What the prediction is compared with (B, L, h*w*C), float32 or wider.
-
-        With `norm_pix_loss` each patch has its own mean subtracted and is divided by the root of
-        its own unbiased variance + 1e-6.
-        """
-        with torch.autocast(images.device.type, enabled=False):
-            wide = torch.promote_types(images.dtype, torch.float32)
-            patches = patchify(images.to(wide), self.config.patch_hw)
-            if not self.config.norm_pix_loss:
-                return patches
-            variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-            return (patches - mean) / (variance + 1e-6).sqrt()
+        """What the prediction for images is compared with (B, L, h*w*C), float32 or wider."""
+        config = self.config
+        return masked_target(images, config.patch_hw, normalise=config.norm_pix_loss)
 
     def loss(self, images: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
         """The masked mean squared error (scalar) of a prediction (B, L, h*w*C) for images."""

@@ -72,4 +72,4 @@ def _step(model: CrateMAE, images: Tensor, mask: Tensor, kept: int) -> None:
     # Not `forward`, whose checks look at the values of the mask, which has none here.
     latent = model.train().encode_masked(images, mask, kept)
     prediction = model.decode(latent, mask, model.config.grid)
-    model.loss(images, prediction, mask).backward()
+    torch.autograd.backward(model.loss(images, prediction, mask))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from crate_mae.models.config import ModelConfig, size_fault
 from crate_mae.models.layers import EncoderLayer, Stack
-from crate_mae.models.patches import grid_of, sincos_positions
+from crate_mae.models.patches import grid_of, patchify, sincos_positions
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +150,21 @@ def visible_count(mask: Tensor) -> int:
             f" at least one, not {sorted(counts)}; use one mask ratio per batch"
         )
     return int(counts.pop())
+
+
+def masked_target(images: Tensor, patch_hw: tuple[int, int], *, normalise: bool) -> Tensor:
+    """What a masked prediction is compared with (B, L, h*w*C), float32 or wider.
+
+    The patches of images (B, C, H, W); normalised, each has its own mean subtracted and is divided
+    by the root of its own unbiased variance + 1e-6 (MAE, section 3).
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        wide = torch.promote_types(images.dtype, torch.float32)
+        patches = patchify(images.to(wide), patch_hw)
+        if not normalise:
+            return patches
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        return (patches - mean) / (variance + 1e-6).sqrt()
 
 
 def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:

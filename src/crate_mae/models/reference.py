@@ -67,7 +67,7 @@ def from_reference(
     Raises FileNotFoundError, and ValueError for files that are no complete checkpoint: encoder
     only, missing, unexpected or re-shaped tensors (by name), or a foreign position table.
     """
-    state = _plain_state(path_or_state)
+    state = published_state(path_or_state)
     config = _infer_config(
         state,
         num_heads=num_heads,
@@ -113,7 +113,12 @@ def to_reference(model: CrateMAE) -> dict[str, Tensor]:
     return state
 
 
-def _plain_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
+def published_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors by their published names, out of a file or mapping in any wrapping.
+
+    Raises FileNotFoundError, and ValueError for files that hold anything but plain tensors and
+    values, for entries that are no tensors, and for tensors that claim more values than they hold.
+    """
     loaded: Any = source if isinstance(source, Mapping) else _read(Path(source))
     for wrapper in ("model", "state_dict", "module"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
@@ -124,6 +129,9 @@ def _plain_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     for key, value in loaded.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ValueError(f"{key!r} is {type(value).__name__}, not a tensor under a name")
+        # A pickle of a few bytes can repeat one value to any size by a stride of 0.
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError(f"{key} claims {value.numel():,} values and holds fewer")
         state[re.sub(r"^(?:module\.|_orig_mod\.)+", "", key)] = value
     return state
 

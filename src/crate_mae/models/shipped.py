@@ -1,5 +1,6 @@
 """Weights that come with the package: small, made by its own recipes, no network needed."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ class ShippedWeights:
     name: str
     sha256: str
     """Of its tensor file, as it was when the model was measured."""
+    settings_sha256: str
+    """Of `config.json` followed by `preprocess.json`."""
     summary: str
 
     @property
@@ -26,6 +29,24 @@ class ShippedWeights:
         """Its model card: recipe, data, numbers, limits, licence."""
         return (self.folder / CARD).read_text(encoding="utf-8")
 
+    def damaged(self) -> list[str]:
+        """Which of its files are missing or have other content than was shipped, in words."""
+        parts = (
+            (("model.safetensors",), self.sha256),
+            (("config.json", "preprocess.json"), self.settings_sha256),
+        )
+        found = []
+        for names, expected in parts:
+            digest = hashlib.sha256()
+            missing = [name for name in names if not (self.folder / name).is_file()]
+            for name in names if not missing else ():
+                digest.update((self.folder / name).read_bytes())
+            if missing:
+                found.append(f"{' and '.join(missing)} missing")
+            elif digest.hexdigest() != expected:
+                found.append(f"{' or '.join(names)} changed")
+        return found
+
 
 SHIPPED = {
     weights.name: weights
@@ -33,6 +54,7 @@ SHIPPED = {
         ShippedWeights(
             name="cifar10-small",
             sha256="4c8e7d74282b50c397b0591c5b69e163ea357e8b3ae9fd3528f733f35fccd790",
+            settings_sha256="4f04d60148fee33d3780575563abc5d6fdd56a34f76161c266f274cf22540cbc",
             summary="CRATE-MAE, 32 px, width 128, 4 + 4 layers, 15 epochs of CIFAR-10",
         ),
     )

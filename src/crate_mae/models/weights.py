@@ -4,12 +4,13 @@ A folder alone rebuilds its model. Nothing in it is ever unpickled, its sizes ar
 the tensors before anything is allocated, and a load that is not complete is an error.
 """
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -62,33 +63,39 @@ def save_model(
     model's own tensors (gathered by a sharded trainer, say). Raises FileExistsError when the folder
     has content, unless `overwrite` is set and the content is an older weights folder alone.
     """
-    given, folder = Path(folder), Path(folder).resolve()  # a link stays, what it names is written
-    _check_free(folder, overwrite=overwrite)
     tensors = {
         key: value.detach().to("cpu").contiguous()
         for key, value in (model.state_dict() if state is None else state).items()
     }
     with torch.device("meta"):
         check_match({k: tuple(v.shape) for k, v in tensors.items()}, model, origin="this state")
-    contents = {
+    with replacing_folder(folder, overwrite=overwrite) as fresh:
         # One entry only: with two their order is random, and so would be the file's hash.
-        TENSORS: serialise(tensors, metadata={"format": "pt"}),
-        CONFIG: _json(_describe(model)),
-        PREPROCESS: _json(model.preprocess.to_dict()),
-    }
+        (fresh / TENSORS).write_bytes(serialise(tensors, metadata={"format": "pt"}))
+        (fresh / CONFIG).write_bytes(_json(_describe(model)))
+        (fresh / PREPROCESS).write_bytes(_json(model.preprocess.to_dict()))
+    return Path(folder)
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A new folder to write weights files into; flushed and moved to `folder` whole at the end.
+
+    Raises FileExistsError as `save_model` does. When the block raises, nothing has changed.
+    """
+    folder = Path(folder).resolve()  # a link stays, what it names is written
+    _check_free(folder, overwrite=overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         fresh.chmod(0o755)
-        for name, content in contents.items():
-            with (fresh / name).open("wb") as file:
-                file.write(content)
-                file.flush()
+        yield fresh
+        for path in fresh.iterdir():
+            with path.open("rb+") as file:
                 os.fsync(file.fileno())
         _swap(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    return given
 
 
 def load_model(

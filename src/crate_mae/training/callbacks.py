@@ -16,7 +16,6 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from crate_mae.files import replacing
-from crate_mae.models.weights import save_model
 from crate_mae.training.config import CheckpointConfig
 from crate_mae.training.module import TrainingModule
 
@@ -186,10 +185,8 @@ class Checkpoints(Callback):
         # Sharded strategies gather here, so every rank takes part and one writes.
         state = trainer.strategy.lightning_module_state_dict()
         if trainer.is_global_zero:
-            prefix = module.weights_prefix
-            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             try:
-                save_model(module.model, folder, state=own, overwrite=True)
+                module.save_weights(folder, state)
             except OSError as error:  # the checkpoint holds them too: no reason to stop training
                 logger.warning("weights not written to %s: %s", folder, error)
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol
 from crate_mae.data.batches import Masking
 from crate_mae.data.labelled import LabelledDataConfig
 from crate_mae.data.module import DataConfig
+from crate_mae.evaluation.vitmae import Match
 from crate_mae.models.classifier import Pool
 from crate_mae.models.config import ModelConfig
 
@@ -161,6 +162,9 @@ class PretrainConfig:
     """Fixes initial weights, data order, augmentation and masks."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The architecture."""
+    vitmae: Match | None = None
+    """Train the ViT-MAE twin of `model` in its place, for a comparison: of the same configuration,
+    or of nearly the same number of parameters; null to train `model` itself."""
     data: DataConfig = field(default_factory=DataConfig)
     """The images."""
     masking: Masking = field(default_factory=Masking)
@@ -174,11 +178,17 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         self.masking.check(self.model.grid)
-        if self.masking.ratio_max is not None and self.model.mask_tokens == "decoder":
+        if self.masking.ratio_max is not None and self.visible_only:
+            why = "vitmae" if self.vitmae else "model.mask_tokens=decoder"
             raise ValueError(
                 "masking.ratio_max gives images different numbers of visible patches, which"
-                " visible-only encoding (model.mask_tokens=decoder) cannot batch; use one ratio"
+                f" visible-only encoding ({why}) cannot batch; use one ratio"
             )
+
+    @property
+    def visible_only(self) -> bool:
+        """Whether the encoder sees visible patches alone."""
+        return self.vitmae is not None or self.model.mask_tokens == "decoder"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values, as YAML holds them."""

@@ -7,18 +7,21 @@ from torch import Tensor
 
 from crate_mae.data.batches import Batch
 from crate_mae.evaluation.reconstruction import BaselineSums
+from crate_mae.evaluation.vitmae import ViTMAE
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.training.guard import locate_nonfinite
 from crate_mae.training.module import TrainingModule
 
 
 class MaskedCompletion(TrainingModule):
-    """Trains a CrateMAE to complete masked images."""
+    """Trains a CrateMAE, or its black-box twin, to complete masked images."""
 
-    model: CrateMAE
+    model: CrateMAE | ViTMAE
     baselines: dict[str, float] | None = None
 
-    def __init__(self, model: CrateMAE, *, kept: int | None = None, **settings: Any) -> None:
+    def __init__(
+        self, model: CrateMAE | ViTMAE, *, kept: int | None = None, **settings: Any
+    ) -> None:
         super().__init__(model, **settings)
         self.kept = kept
         """Patches that every mask keeps, where that is one number for all."""
@@ -31,6 +34,8 @@ class MaskedCompletion(TrainingModule):
 
     def locate_nonfinite(self, batch: Batch) -> str:
         """Where the way to a batch's loss stops being finite."""
+        if isinstance(self.model, ViTMAE):
+            return "the loss of ViT-MAE, whose layers are not looked into"
         return locate_nonfinite(self.model, batch["images"], batch["mask"])
 
     # -- validation ---------------------------------------------------------------------------

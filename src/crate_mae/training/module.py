@@ -2,7 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,8 +16,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from crate_mae.data.batches import ImageBatch
 from crate_mae.data.module import ImageDataModule
+from crate_mae.evaluation.vitmae import ViTMAE
+from crate_mae.evaluation.vitmae_files import save_vitmae
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.weights import save_model
 from crate_mae.training.config import OptimConfig
 from crate_mae.training.guard import NonFiniteError, locate_nonfinite_gradient
 from crate_mae.training.optim import decayed_names, parameter_groups, warmup_cosine
@@ -32,9 +36,11 @@ class TrainingModule(LightningModule, ABC):
     weights_prefix = "model."
     """Where the weights to be saved stand in the state of this module."""
 
+    model: CrateMAE | CrateClassifier | ViTMAE
+
     def __init__(
         self,
-        model: CrateMAE | CrateClassifier,
+        model: CrateMAE | CrateClassifier | ViTMAE,
         *,
         optim: OptimConfig,
         seed: int,
@@ -77,6 +83,15 @@ class TrainingModule(LightningModule, ABC):
         ranks with one validation batch more would wait for ever.
         """
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
+
+    def save_weights(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """Nothing; writes or replaces a weights folder with the tensors of a whole state."""
+        prefix = self.weights_prefix
+        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if isinstance(self.model, ViTMAE):
+            save_vitmae(self.model, folder, state=own, overwrite=True)
+        else:
+            save_model(self.model, folder, state=own, overwrite=True)
 
     # -- training -----------------------------------------------------------------------------
 

@@ -6,6 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+TOKENS = ("class_token", "mask_token", "cls_token")
+"""Names of parameters that are tokens, in our models and in those of transformers."""
+
 
 def decayed_names(model: nn.Module) -> frozenset[str]:
     """Names of the parameters that weight decay acts on: matrices and patch filters.
@@ -16,7 +19,7 @@ def decayed_names(model: nn.Module) -> frozenset[str]:
     return frozenset(
         name
         for name, parameter in model.named_parameters()
-        if parameter.ndim >= 2 and name.rsplit(".", 1)[-1] not in ("class_token", "mask_token")
+        if parameter.ndim >= 2 and name.rsplit(".", 1)[-1] not in TOKENS
     )
 
 

@@ -222,6 +222,7 @@ def build_config(given: Namespace) -> PretrainConfig:
         name=given.name,
         seed=given.seed,
         model=ModelConfig.from_dict(_values(given, "model")),
+        vitmae=given.vitmae,
         data=DataConfig(**{**data, "augment": Augment(**data["augment"])}),
         masking=Masking(**_values(given, "masking")),
         optim=OptimConfig(**_values(given, "optim")),

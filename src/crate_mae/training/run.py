@@ -10,7 +10,9 @@ from torch.utils.data import Dataset
 from crate_mae.data.masked import MaskedBatches
 from crate_mae.data.module import ImageDataModule
 from crate_mae.data.sources import ImageSource
+from crate_mae.evaluation.vitmae import ViTMAE, build_vitmae, twin_config
 from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.config import Preprocess
 from crate_mae.models.masks import num_kept
 from crate_mae.models.tensors import check_match
 from crate_mae.models.weights import load_autoencoder
@@ -53,6 +55,10 @@ def pretrain(
     folder = Path(folder)
     if resume and init_from is not None:
         raise ValueError("--resume continues a run with its own weights; leave --init-from out")
+    if config.vitmae is not None:
+        if init_from is not None:
+            raise ValueError("a ViT-MAE twin starts from fresh weights: leave --init-from out")
+        twin_config(config.model, config.vitmae)
     changes = check_start(config, folder, resume=resume, again="--init-from")
     origin = None if init_from is None else _starting_weights(config, init_from)
     record = config.record
@@ -114,21 +120,31 @@ def _starting_weights(config: PretrainConfig, init_from: str | Path) -> CrateMAE
 def _module(
     config: PretrainConfig, data: ImageDataModule, links: Links, *, origin: CrateMAE | None
 ) -> MaskedCompletion:
-    model = CrateMAE(config.model)
-    if origin is not None:
-        model.load_state_dict(origin.state_dict())
-    model.preprocess = data.preprocess
+    model = _model(config, origin, data.preprocess)
     if config.trainer.compile:
         model.compile()
-    visible_only = config.model.mask_tokens == "decoder"  # which has one ratio, so one count
+    kept = num_kept(config.model.num_patches, config.masking.ratio)
     return MaskedCompletion(
         model,
-        kept=num_kept(config.model.num_patches, config.masking.ratio) if visible_only else None,
+        kept=kept if config.visible_only else None,
         optim=config.optim,
         seed=config.seed,
         last_checkpoint=links.last_checkpoint,
         stop_wanted=links.stop_wanted,
     )
+
+
+def _model(
+    config: PretrainConfig, origin: CrateMAE | None, preprocess: Preprocess
+) -> CrateMAE | ViTMAE:
+    if config.vitmae is not None:
+        twin = twin_config(config.model, config.vitmae)
+        return build_vitmae(twin, preprocess=preprocess, seed=config.seed).train()
+    model = CrateMAE(config.model)
+    if origin is not None:
+        model.load_state_dict(origin.state_dict())
+    model.preprocess = preprocess
+    return model
 
 
 def _warn_of_few_steps(config: PretrainConfig, data: ImageDataModule) -> None:

@@ -1,0 +1,268 @@
+"""A matrix of recipes as jobs: what is run, in which order, and what each needs from others."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from crate_mae.training.folder import load_settings
+
+Settings = Mapping[str, Any]
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One command whose outcome is a file."""
+
+    name: str
+    outcome: Path
+    """It exists once the job is done."""
+    command: Callable[[], list[str]]
+    """Asked when the job starts, after everything it needs is done."""
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """The file that says what is compared."""
+
+    recipe: str
+    settings: Settings
+    models: Mapping[str, Settings]
+    seeds: tuple[int, ...]
+    rates: tuple[float, ...]
+    search: Settings
+    ablation: Settings
+    variants: Mapping[str, Settings]
+    finetune_recipe: str
+    shares: Mapping[float, Settings]
+    completions: int
+    values: Mapping[str, Any] = field(repr=False)
+    """The file itself, for the record."""
+
+
+def load_matrix(path: Path) -> Matrix:
+    """The matrix of a YAML file; ValueError naming what it lacks or what nobody reads."""
+    values = load_settings(path)
+    sections: dict[str, set[str]] = {
+        "search": {"rates", "settings"},
+        "ablations": {"settings", "variants"},
+        "finetune": {"recipe", "shares"},
+        "measure": {"completions"},
+    }
+    known = {"recipe", "settings", "models", "seeds", *sections}
+    faults = _differences(values, known, "")
+    for name, keys in sections.items():
+        faults += _differences(values.get(name) or {}, keys, f"{name}.")
+    if faults:
+        raise ValueError(f"{path}: {'; '.join(faults)}")
+    if not values["models"] or not values["seeds"] or not values["search"]["rates"]:
+        raise ValueError(f"{path}: models, seeds and search.rates must not be empty")
+    return Matrix(
+        recipe=values["recipe"],
+        settings=values["settings"],
+        models={name: settings or {} for name, settings in values["models"].items()},
+        seeds=tuple(values["seeds"]),
+        rates=tuple(values["search"]["rates"]),
+        search=values["search"]["settings"],
+        ablation=values["ablations"]["settings"],
+        variants={name: changes or {} for name, changes in values["ablations"]["variants"].items()},
+        finetune_recipe=values["finetune"]["recipe"],
+        shares={float(share): rest for share, rest in values["finetune"]["shares"].items()},
+        completions=values["measure"]["completions"],
+        values=values,
+    )
+
+
+def jobs_of(matrix: Matrix, out: Path, source: str) -> list[Job]:
+    """Every job of a matrix below the folder `out` on the images of a data address.
+
+    In the order in which they are worth having: the search, the comparison with its first seed and
+    what it measures, the ablations, fine-tuning, further seeds.
+    """
+    return [
+        *_search(matrix, out, source),
+        *_compared(matrix, out, source, matrix.seeds[0]),
+        *_ablations(matrix, out, source),
+        *_finetuned(matrix, out, source, matrix.seeds[0]),
+        *(
+            job
+            for seed in matrix.seeds[1:]
+            for job in (
+                *_compared(matrix, out, source, seed),
+                *_finetuned(matrix, out, source, seed),
+            )
+        ),
+    ]
+
+
+def chosen_rate(matrix: Matrix, out: Path, model: str) -> float:
+    """The base learning rate of the search with the lowest final loss on held-out images."""
+
+    def loss(rate: float) -> float:
+        summary = json.loads((search_folder(out, model, rate) / "summary.json").read_text())
+        return float(summary["metrics"]["val/loss"])
+
+    return min(matrix.rates, key=loss)
+
+
+def search_folder(out: Path, model: str, rate: float) -> Path:
+    """The run folder of one rate of a model's search."""
+    return out / "search" / f"{model}-{rate:g}"
+
+
+def compared_folder(out: Path, model: str, seed: int) -> Path:
+    """The run folder of a compared model."""
+    return out / "compared" / f"{model}-{seed}"
+
+
+def ablation_folder(out: Path, variant: str) -> Path:
+    """The run folder of a variant."""
+    return out / "ablations" / variant
+
+
+def finetune_folder(out: Path, model: str, share: float, seed: int) -> Path:
+    """The run folder of a model fine-tuned with a share of the labels; model "scratch" is none."""
+    return out / "finetuned" / f"{model}-{share:g}-{seed}"
+
+
+def _search(matrix: Matrix, out: Path, source: str) -> Iterator[Job]:
+    for model, settings in matrix.models.items():
+        for rate in matrix.rates:
+            chosen = {**matrix.settings, **settings, **matrix.search, "optim.base_lr": rate}
+            yield _pretraining(matrix, search_folder(out, model, rate), source, lambda c=chosen: c)
+
+
+def _compared(matrix: Matrix, out: Path, source: str, seed: int) -> Iterator[Job]:
+    runs = []
+    for model, settings in matrix.models.items():
+        folder = compared_folder(out, model, seed)
+        merged = {**matrix.settings, **settings, "seed": seed}
+        searched = [_name(search_folder(out, model, rate)) for rate in matrix.rates]
+        runs.append(folder)
+        yield _pretraining(
+            matrix,
+            folder,
+            source,
+            partial(_at_chosen_rate, matrix, out, model, merged),
+            needs=tuple(searched),
+        )
+    for place, folder in enumerate(runs):
+        # Baselines do not depend on the training, so they are measured beside one model alone.
+        beside = [] if place == 0 and seed == matrix.seeds[0] else ["--no-baselines"]
+        yield from _measured(matrix, folder, source, extra=beside)
+
+
+def _ablations(matrix: Matrix, out: Path, source: str) -> Iterator[Job]:
+    model, settings = next(iter(matrix.models.items()))
+    searched = tuple(_name(search_folder(out, model, rate)) for rate in matrix.rates)
+    for variant, changes in matrix.variants.items():
+        folder = ablation_folder(out, variant)
+        merged = {**matrix.settings, **settings, **matrix.ablation, **changes}
+        yield _pretraining(
+            matrix,
+            folder,
+            source,
+            partial(_at_chosen_rate, matrix, out, model, merged),
+            needs=searched,
+        )
+        limits = ["--no-baselines", "--limit", "10000"]
+        yield from _measured(matrix, folder, source, extra=limits, verbs=("probe",))
+
+
+def _finetuned(matrix: Matrix, out: Path, source: str, seed: int) -> Iterator[Job]:
+    for share, settings in matrix.shares.items():
+        for model in (*matrix.models, "scratch"):
+            folder = finetune_folder(out, model, share, seed)
+            first = compared_folder(out, next(iter(matrix.models)), seed)
+            origin = first if model == "scratch" else compared_folder(out, model, seed)
+            start = ["--from-scratch", str(origin)] if model == "scratch" else [str(origin)]
+            merged = {**settings, "data.share": share, "seed": seed, "data.source": source}
+
+            def command(
+                folder: Path = folder, start: list[str] = start, merged: Settings = merged
+            ) -> list[str]:
+                begun = (folder / "config.yaml").exists()
+                words = ["--resume", str(folder)] if begun else ["--out", str(folder)]
+                origin = [] if begun else [*start, "--config", matrix.finetune_recipe]
+                return _cli("finetune", *origin, *_options({} if begun else merged), *words)
+
+            yield Job(
+                name=_name(folder),
+                outcome=folder / "evaluation.json",
+                command=command,
+                needs=(_name(origin),),
+            )
+
+
+def _pretraining(
+    matrix: Matrix,
+    folder: Path,
+    source: str,
+    settings: Callable[[], Settings],
+    *,
+    needs: tuple[str, ...] = (),
+) -> Job:
+    def command() -> list[str]:
+        if (folder / "config.yaml").exists():
+            return _cli("pretrain", "--resume", str(folder))
+        options = _options({"data.source": source, **settings()})
+        return _cli("pretrain", "--config", matrix.recipe, *options, "--out", str(folder))
+
+    return Job(name=_name(folder), outcome=folder / "summary.json", command=command, needs=needs)
+
+
+def _measured(
+    matrix: Matrix,
+    folder: Path,
+    source: str,
+    *,
+    extra: list[str],
+    verbs: tuple[str, ...] = ("probe", "knn"),
+) -> Iterator[Job]:
+    run = _name(folder)
+    for verb in verbs:
+        target = folder / f"{verb}.json"
+        words = [verb, str(folder), source, *extra, "--json", str(target)]
+        yield Job(name=f"{run}/{verb}", outcome=target, command=partial(_cli, *words), needs=(run,))
+    target = folder / "completion.json"
+    script = [sys.executable, str(HERE / "quality.py"), "complete", str(folder), source]
+    count = ["--count", str(matrix.completions), "--json", str(target)]
+    yield Job(
+        name=f"{run}/completion",
+        outcome=target,
+        command=lambda: [*script, *count],
+        needs=(run,),
+    )
+
+
+def _at_chosen_rate(matrix: Matrix, out: Path, model: str, settings: Settings) -> Settings:
+    return {**settings, "optim.base_lr": chosen_rate(matrix, out, model)}
+
+
+def _name(folder: Path) -> str:
+    return f"{folder.parent.name}/{folder.name}"
+
+
+def _cli(*words: str) -> list[str]:
+    return [sys.executable, "-m", "crate_mae", *words]
+
+
+def _options(settings: Settings) -> list[str]:
+    return [
+        word
+        for key, value in settings.items()
+        for word in (f"--{key}", value if isinstance(value, str) else json.dumps(value))
+    ]
+
+
+def _differences(values: Any, known: set[str], prefix: str) -> list[str]:
+    if not isinstance(values, dict):
+        return [f"{prefix.rstrip('.')} must hold named values"]
+    return [f"{prefix}{key} is missing" for key in sorted(known - set(values))] + [
+        f"{prefix}{key} is not known" for key in sorted(set(values) - known)
+    ]

@@ -1,0 +1,126 @@
+"""CRATE-MAE, its ViT-MAE twins and its variants, compared unattended: python benchmarks/quality.py.
+
+run SOURCE --out DIR       everything of the matrix, as far as time allows; call again to go on
+complete RUN SOURCE        PSNR of one run's completions of test images
+table DIR --json FILE      one table of all that is done, with curves
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from crate_mae.cli.common import new_file, write_json
+from crate_mae.data.sources import open_source, random_subset
+from crate_mae.evaluation.backbones import load_completer
+from crate_mae.evaluation.reconstruction import reconstruct_source
+from matrix import jobs_of, load_matrix
+from pool import run_jobs
+
+logger = logging.getLogger("benchmarks")
+HERE = Path(__file__).parent
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status: 0 all done, 1 something failed, 143 stopped before the end."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    logger.setLevel(logging.INFO)
+    given = _parser().parse_args(arguments)
+    try:
+        return int(given.run(given))
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(given: argparse.Namespace) -> int:
+    matrix = load_matrix(given.matrix)
+    open_source(given.source, split="train")  # before any work
+    recorded = given.out / "matrix.json"
+    values = {"matrix": matrix.values, "source": given.source}
+    if not recorded.exists():
+        write_json(recorded, values)
+    elif json.loads(recorded.read_text()) != json.loads(json.dumps(values)):
+        raise ValueError(
+            f"{given.out} was begun with another matrix or source: name another folder with --out,"
+            f" or give back what {recorded} holds"
+        )
+    jobs = [job for job in jobs_of(matrix, given.out, given.source) if _wanted(job.name, given)]
+    logger.info("%d jobs, %d done before", len(jobs), sum(job.outcome.exists() for job in jobs))
+    outcome = run_jobs(
+        jobs,
+        workers=given.workers,
+        threads=given.threads,
+        logs=given.out / "logs",
+        minutes=given.minutes,
+    )
+    print(f"{len(outcome.done)} of {len(jobs)} jobs done")
+    for name, log in outcome.failed.items():
+        print(f"failed: {name}; its output: {log}")
+    if outcome.skipped:
+        print(f"not run: {', '.join(outcome.skipped)}")
+    if outcome.stopped:
+        print("stopped before the end; the same command goes on")
+        return 143
+    return 1 if outcome.failed else 0
+
+
+def _wanted(name: str, given: argparse.Namespace) -> bool:
+    return not given.leave_out or not any(name.startswith(part) for part in given.leave_out)
+
+
+def _complete(given: argparse.Namespace) -> int:
+    target = new_file(given.json)
+    model = load_completer(given.run_folder)
+    source = random_subset(open_source(given.source, split="test"), given.count)
+    found, _ = reconstruct_source(model, source, ratio=given.ratio, batch_size=128)
+    facts = {
+        "images": len(found.mse),
+        "ratio": given.ratio,
+        "mse": float(found.mse.mean()),
+        "psnr": float(found.psnr.mean()),
+    }
+    print(", ".join(f"{name} {value:.4g}" for name, value in facts.items()))
+    if target is not None:
+        write_json(target, facts)
+    return 0
+
+
+def _table(given: argparse.Namespace) -> int:
+    from tabulate_quality import write_table
+
+    return write_table(given.out, json_file=given.json, figure=given.figure, docs=given.docs)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    verbs = parser.add_subparsers(required=True)
+    run = verbs.add_parser("run", help="everything of the matrix, as far as time allows")
+    run.set_defaults(run=_run)
+    run.add_argument("source", help="address of CIFAR-10 with both splits, such as parquet:PATH")
+    run.add_argument("--out", type=Path, required=True, help="folder for all runs; goes on there")
+    run.add_argument("--matrix", type=Path, default=HERE / "quality.yaml")
+    run.add_argument("--workers", type=int, default=2, help="jobs side by side (2)")
+    run.add_argument("--threads", type=int, default=1, help="threads of each job (1)")
+    run.add_argument("--minutes", type=float, help="stop after so long; running jobs save first")
+    run.add_argument("--leave-out", nargs="*", metavar="PREFIX", help="jobs whose names begin so")
+    complete = verbs.add_parser("complete", help="PSNR of one run's completions")
+    complete.set_defaults(run=_complete)
+    complete.add_argument("run_folder")
+    complete.add_argument("source")
+    complete.add_argument("--count", type=int, default=2000, help="test images (2000)")
+    complete.add_argument("--ratio", type=float, default=0.75, help="share removed (0.75)")
+    complete.add_argument("--json")
+    table = verbs.add_parser("table", help="one table of all that is done")
+    table.set_defaults(run=_table)
+    table.add_argument("out", type=Path)
+    table.add_argument("--json", help="also everything as JSON (new file)")
+    table.add_argument("--figure", type=Path, help="also the curves as a picture (new file)")
+    table.add_argument("--docs", type=Path, help="also between the markers of a Markdown page")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
