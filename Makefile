@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check wheel clean
+.PHONY: demo test check bench wheel clean
 
 demo: $(READY)
 	$(BIN)/crate-mae demo --out runs/demo
@@ -17,6 +17,9 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py
+
+bench: $(READY)
+	$(BIN)/python benchmarks/targets.py
 
 wheel: $(READY)
 	$(BIN)/python -m build --wheel

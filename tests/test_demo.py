@@ -1,11 +1,15 @@
 """The demo from the command line: interrupted, continued, read again; on a smaller recipe."""
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from PIL import Image
 
 from crate_mae import demo
 from crate_mae.cli import main
@@ -34,11 +38,17 @@ def test_an_interrupted_demo_goes_on_and_leaves_pictures_and_numbers(
         assert main(["demo", "--out", str(out)]) == 143
     assert not (out / "summary.json").exists()
     assert not (out / "report.html").exists()
-    assert f"training in {out}" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert told.index("on photographs it never saw") < told.index(f"training in {out}")
+    shown = tmp_path / "demo-cifar10-small"
+    drawn = {name: (shown / name).stat().st_mtime_ns for name in demo.PICTURES}
 
     assert main(["demo", "--out", str(out)]) == 0
     first = capsys.readouterr().out
     assert f"continuing in {out}" in first
+    assert "on photographs it never saw" not in first, "shown once"
+    assert str(shown) in first
+    assert drawn == {name: (shown / name).stat().st_mtime_ns for name in demo.PICTURES}
     assert json.loads((out / "summary.json").read_text())["step"] == 66
     for word in ("probe, model", "probe, random twin", "probe, raw pixels", "kNN, model", "PSNR"):
         assert word in first
@@ -60,3 +70,28 @@ def test_an_interrupted_demo_goes_on_and_leaves_pictures_and_numbers(
     (out / "evaluation.json").unlink()
     assert main(["demo", "--out", str(out)]) == 0
     assert (out / "evaluation.json").exists()
+
+
+def test_the_trained_model_is_shown_at_once(tmp_path: Path) -> None:
+    """Three pictures of the size they should have; the same bytes each time; the number told."""
+    first = demo.show_trained(tmp_path / "first")
+    demo.show_trained(tmp_path / "second")
+    for name in demo.PICTURES:
+        content = (tmp_path / "first" / name).read_bytes()
+        assert content == (tmp_path / "second" / name).read_bytes()
+        pixels = np.asarray(Image.open(tmp_path / "first" / name).convert("RGB"))
+        assert pixels.shape[0] > 300
+        assert pixels.shape[1] > 800
+        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100, "something is drawn"
+        assert name in first
+    found = re.search(r"completed, ([\d.]+) dB", first)
+    assert found is not None
+    assert 14 < float(found[1]) < 25
+
+
+def test_the_squares_lie_inside_their_photographs() -> None:
+    for name, share, centre in demo._SQUARES:
+        square = demo._square(demo.photograph(name), share, centre)
+        assert square.shape == (3, int(427 * share), int(427 * share))
+    corner = demo._square(demo.photograph("china"), 0.1, (1.0, 1.0))
+    assert torch.equal(corner, demo.photograph("china")[:, -42:, -42:])

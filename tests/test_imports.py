@@ -19,7 +19,7 @@ ROWS = [
     {"evaluation", "whitebox"},
     {"figures"},
     {"training", "analysis"},
-    {"report", "export", "integrations"},
+    {"report", "export", "integrations", "bench", "plan"},
     {"app", "demo"},
     {"cli", "__main__"},
 ]

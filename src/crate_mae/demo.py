@@ -1,9 +1,25 @@
-"""The first ten minutes: pre-train on handwritten digits, measure, and tell it all on one page."""
+"""The first ten minutes: a trained model at work within seconds, then training one on digits."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import torch
+from sklearn.datasets import load_sample_image
+from torch import Tensor
+
+from crate_mae.data.transforms import denormalise, prepare
+from crate_mae.evaluation.attention import attention_maps
+from crate_mae.evaluation.reconstruction import reconstruct
+from crate_mae.evaluation.token_maps import token_map
+from crate_mae.evaluation.token_pca import fit_token_map
+from crate_mae.figures.attention import attention_sheet
+from crate_mae.figures.reconstruction import reconstruction_sheet
+from crate_mae.figures.tokens import pca_sheet
 from crate_mae.figures.training import training_curves
+from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.masks import draw_mask, keyed_generator
+from crate_mae.models.weights import load_autoencoder
 from crate_mae.progress import counter
 from crate_mae.report.page import write_report
 from crate_mae.training.parse import parse_pretrain
@@ -11,15 +27,33 @@ from crate_mae.training.records import read_metrics
 from crate_mae.training.run import pretrain
 
 RECIPE = "digits"
+TRAINED = "cifar10-small"
+PICTURES = ("reconstruction.png", "pca.png", "attention.png")
+
+# (photograph of scikit-learn, side of a square as a share of its height, its centre)
+_SQUARES = (
+    ("china", 1.0, (0.5, 0.5)),
+    ("china", 0.6, (0.4, 0.4)),
+    ("flower", 1.0, (0.5, 0.5)),
+    ("flower", 0.6, (0.4, 0.4)),
+)
+# Rows and columns of patches that the whole photographs (2 : 3) are cut into.
+_WIDE = (32, 48)
+_ATTENDED = (16, 24)
+_BLOSSOM = (7, 11)  # row and column of the patch in its middle
 
 
 def run_demo(folder: Path) -> str | None:
     """What the demo found, as text, or None when it was stopped early.
 
-    Pictures and numbers lie in `folder`, and `report.html` tells them all. A finished demo is only
-    read again, an interrupted one is continued. Raises what `pretrain` and `write_report` raise,
-    and RuntimeError when the report could not measure the digits.
+    First the shipped model is shown at work, in a folder beside (see `show_trained`). Pictures and
+    numbers of the training lie in `folder`, and `report.html` tells them all. A finished demo is
+    only read again, an interrupted one is continued. Raises what `pretrain` and `write_report`
+    raise, and RuntimeError when the report could not measure the digits.
     """
+    shown = folder.with_name(f"{folder.name}-{TRAINED}")
+    if not all((shown / name).exists() for name in PICTURES):
+        print(show_trained(shown))
     if not (folder / "summary.json").exists():
         resume = (folder / "config.yaml").exists()
         config, _ = parse_pretrain(["--resume", str(folder)] if resume else ["--config", RECIPE])
@@ -31,7 +65,82 @@ def run_demo(folder: Path) -> str | None:
     report = write_report(folder, progress=counter)
     if report.left_out:
         raise RuntimeError(f"{report.path} is not complete: {' '.join(report.left_out)}")
-    return _findings(folder) + _next_steps(folder, report.path)
+    return _findings(folder) + _next_steps(folder, report.path, shown)
+
+
+def show_trained(folder: Path) -> str:
+    """What the shipped model makes of two photographs that it never saw, as text.
+
+    The folder then holds PICTURES: squares completed from a quarter of their patches, and for whole
+    photographs the principal components of the features and where a patch attends. Files of these
+    names are replaced.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model = load_autoencoder(TRAINED)
+    photographs = {name: photograph(name) for name in ("china", "flower")}
+    squares = [_square(photographs[name], share, centre) for name, share, centre in _SQUARES]
+    completed = reconstruct(model, prepare(squares, model.preprocess), _masks(model))
+    names = [
+        f"{name}, {square.shape[-1]} px"
+        for (name, _, _), square in zip(_SQUARES, squares, strict=True)
+    ]
+    reconstruction_sheet(completed, folder / PICTURES[0], names=names, overwrite=True)
+
+    wide = _fitted(list(photographs.values()), model, _WIDE)
+    tokens = token_map(model, wide)
+    pca_sheet(
+        tokens,
+        fit_token_map(tokens)[0],
+        denormalise(wide, model.preprocess).clamp(0, 1),
+        folder / PICTURES[1],
+        names=list(photographs),
+        overwrite=True,
+    )
+    flower = _fitted([photographs["flower"]], model, _ATTENDED)
+    attention_sheet(
+        attention_maps(model, flower, query=_BLOSSOM),
+        denormalise(flower, model.preprocess).clamp(0, 1),
+        folder / PICTURES[2],
+        name="flower",
+        overwrite=True,
+    )
+    psnr = float(completed.psnr.mean())
+    return (
+        f"{TRAINED}, a small trained model that comes with the package, on photographs it never"
+        f" saw:\n  {folder}/{PICTURES[0]}  three quarters removed and completed, {psnr:.1f} dB\n"
+        f"  {folder}/{PICTURES[1]}  its features in three colours\n"
+        f"  {folder}/{PICTURES[2]}  where a patch of the blossom attends, layer by layer\n"
+        "now one is trained from nothing:"
+    )
+
+
+def _masks(model: CrateMAE) -> Tensor:
+    """The masks (B, L) of the squares, three quarters removed, always the same."""
+    return torch.cat(
+        [
+            draw_mask("random", model.config.grid, 0.75, keyed_generator(0, index))
+            for index in range(len(_SQUARES))
+        ]
+    )
+
+
+def photograph(name: str) -> Tensor:
+    """A photograph (3, 427, 640) uint8 that scikit-learn brings along: "china" or "flower"."""
+    return torch.from_numpy(load_sample_image(f"{name}.jpg").copy()).permute(2, 0, 1)
+
+
+def _square(photograph: Tensor, share: float, centre: tuple[float, float]) -> Tensor:
+    side = int(photograph.shape[1] * share)
+    top, left = (
+        min(max(int(at * length - side / 2), 0), length - side)
+        for at, length in zip(centre, photograph.shape[1:], strict=True)
+    )
+    return photograph[:, top : top + side, left : left + side]
+
+
+def _fitted(photographs: list[Tensor], model: CrateMAE, grid: tuple[int, int]) -> Tensor:
+    (rows, columns), (height, width) = grid, model.config.patch_hw
+    return prepare(photographs, replace(model.preprocess, size=(rows * height, columns * width)))
 
 
 def _findings(folder: Path) -> str:
@@ -46,10 +155,11 @@ def _findings(folder: Path) -> str:
     )
 
 
-def _next_steps(folder: Path, page: Path) -> str:
+def _next_steps(folder: Path, page: Path, shown: Path) -> str:
     return (
         f"\nopen        {page}: everything on one page, with explanations\n"
         f"look at     {folder}/reconstruction.png, {folder}/training.png, {folder}/analysis\n"
+        f"            {shown}: the model that comes with the package, at work\n"
         f"numbers     {folder}/metrics.csv, {folder}/evaluation.json\n"
         f"weights     {folder}/weights\n"
         "next        crate-mae pretrain --config own-images --data.source imagefolder:PATH"

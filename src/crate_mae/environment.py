@@ -23,7 +23,7 @@ def environment() -> dict[str, Any]:
         "git": _git_commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gib": _memory_gib(),
@@ -59,7 +59,8 @@ def _git_commit() -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the CPU, as far as the system tells it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():

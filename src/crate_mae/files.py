@@ -48,13 +48,14 @@ def write_atomically(path: Path, text: str) -> None:
         fresh.write_text(text, encoding="utf-8")
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """The named values of a small JSON file that others may have written.
 
-    Raises ValueError for a file above 1 MiB, for what is no JSON and for anything but an object.
+    Raises ValueError for a file above `max_bytes` (1 MiB), for what is no JSON and for anything but
+    an object.
     """
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path} is larger than {MAX_JSON_BYTES} bytes: no such configuration")
+    if path.stat().st_size > max_bytes:
+        raise ValueError(f"{path} is larger than {max_bytes} bytes: no such file of ours")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

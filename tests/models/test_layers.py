@@ -627,3 +627,28 @@ def test_init_linear_accepts_a_layer_without_bias() -> None:
     nn.init.constant_(linear.weight, 7.0)
     init_linear(linear)
     assert float(linear.weight.detach().abs().max()) <= math.sqrt(6 / 8)
+
+
+def test_the_folded_maps_own_gradient_is_the_true_one() -> None:
+    torch.manual_seed(0)
+    ista = ISTA(dim=5, step_size=0.3, sparsity=0.1).double()
+    D = torch.randn(5, 5, dtype=torch.float64, requires_grad=True)
+
+    def folded(D: Tensor) -> Tensor:
+        return torch.func.functional_call(_MapOf(ista), {"ista.dictionary": D}, ())
+
+    assert torch.autograd.gradcheck(folded, (D,))
+    assert torch.autograd.gradgradcheck(folded, (D,))
+    (ours,) = torch.autograd.grad(folded(D).square().sum(), D)
+    plain = torch.eye(5, dtype=torch.float64) + 0.3 * (D - D.mT @ D)
+    (theirs,) = torch.autograd.grad(plain.square().sum(), D)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+class _MapOf(torch.nn.Module):
+    def __init__(self, ista: ISTA) -> None:
+        super().__init__()
+        self.ista = ista
+
+    def forward(self) -> Tensor:
+        return self.ista.folded_map()

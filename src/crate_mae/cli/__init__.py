@@ -10,11 +10,14 @@ import sys
 from collections.abc import Callable, Sequence
 
 import crate_mae
+from crate_mae.cli.bench import bench
 from crate_mae.cli.dense import pca, segment
 from crate_mae.cli.evaluate import knn, probe
 from crate_mae.cli.inspect import data, doctor, extract, info, weights
 from crate_mae.cli.look import attention, map_features, reconstruct
 from crate_mae.cli.measure import analyze
+from crate_mae.cli.plan import plan
+from crate_mae.cli.push import convert, push
 from crate_mae.cli.report import report
 from crate_mae.cli.theory import theory
 from crate_mae.cli.train import demo, finetune, pretrain
@@ -65,6 +68,7 @@ def _run(words: list[str]) -> int:
 VERBS: dict[str, tuple[str, Verb]] = {
     "pretrain": ("masked pre-training: images in, weights and metrics out", pretrain),
     "finetune": ("train a classifier, from pre-trained weights or from scratch", finetune),
+    "plan": ("what a run needs, before it starts: steps, memory, time, disk", plan),
     "reconstruct": ("complete masked images and draw the result", reconstruct),
     "attention": ("where a token attends, head by head, drawn", attention),
     "pca": ("tokens in the colours of their principal components", pca),
@@ -77,8 +81,11 @@ VERBS: dict[str, tuple[str, Verb]] = {
     "info": ("what a weights folder holds", info),
     "analyze": ("what every layer does to the tokens: table and figures", analyze),
     "weights": ("models that come with the package: list, card, verify", weights),
+    "push": ("weights with a model card to the Hub, or to a folder", push),
+    "convert": ("a published checkpoint into a weights folder, and back", convert),
     "theory": ("does compression denoise? an experiment on known subspaces", theory),
     "report": ("one HTML page that tells a whole run", report),
+    "bench": ("speed and memory beside other models, by ratios", bench),
     "doctor": ("environment report for bug threads", doctor),
     "demo": ("pre-train on digits, probe and reconstruct, in minutes", demo),
 }

@@ -104,7 +104,6 @@ def weights(words: list[str]) -> int:
 
     from crate_mae.models.config import did_you_mean
     from crate_mae.models.shipped import SHIPPED
-    from crate_mae.models.weights import weights_hash
 
     if given.name is not None and given.name not in SHIPPED:
         hint = did_you_mean(given.name, SHIPPED)
@@ -118,10 +117,10 @@ def weights(words: list[str]) -> int:
             print(f"{one.name:<16} {one.summary}")
         elif given.action == "card":
             print(one.card, end="")
-        elif weights_hash(one.folder) == one.sha256:
-            print(f"{one.name}: whole, SHA-256 {one.sha256}")
+        elif faults := one.damaged():
+            damaged.append(f"{one.name} ({', '.join(faults)})")
         else:
-            damaged.append(one.name)
+            print(f"{one.name}: whole, SHA-256 {one.sha256}")
     if damaged:
         raise ValueError(f"other content than was shipped: {', '.join(damaged)}; install again")
     return 0

@@ -14,7 +14,11 @@ from crate_mae.data.torch_datasets import WrappedDataset
 from crate_mae.models.config import did_you_mean
 
 
-def open_torchvision(rest: str, split: str | None) -> ImageSource:
+def open_torchvision(rest: str, split: str | None, *, download: bool = True) -> ImageSource:
+    """The source of "NAME" or "NAME:ROOT"; images that are not there yet are downloaded.
+
+    With `download` False that is a FileNotFoundError.
+    """
     from torchvision import datasets as library
 
     name, _, root = rest.partition(":")
@@ -25,7 +29,8 @@ def open_torchvision(rest: str, split: str | None) -> ImageSource:
             " see the list at https://pytorch.org/vision/stable/datasets.html"
         )
     address, kind = f"torchvision:{rest}", kinds[name]
-    dataset, chosen = _build_torchvision(kind, root or "data/torchvision", split, address)
+    root = root or "data/torchvision"
+    dataset, chosen = _build_torchvision(kind, root, split, address, download)
     source = WrappedDataset(dataset, None)
     source.address, source.split = address, chosen
     return source
@@ -43,7 +48,7 @@ def _torchvision_kinds(library: Any) -> dict[str, type]:
 
 
 def _build_torchvision(
-    kind: type, root: str, split: str | None, address: str
+    kind: type, root: str, split: str | None, address: str, download: bool
 ) -> tuple[Any, str | None]:
     """The dataset, downloaded only if it is not there yet, and the name of its split."""
     parameters = _parameters(kind)
@@ -51,7 +56,8 @@ def _build_torchvision(
     choices = _split_arguments(parameters, split, address)
     for place, choice in enumerate(choices):
         try:
-            dataset = _build_or_download(kind, {**arguments, **choice}, parameters, address)
+            given = {**arguments, **choice}
+            dataset = _build_or_download(kind, given, parameters, address, download)
         except ValueError as error:  # torchvision's word for a split it does not have
             if place + 1 < len(choices):
                 continue
@@ -97,12 +103,18 @@ def _split_name(parameters: Mapping[str, Any], choice: Mapping[str, Any]) -> str
 
 
 def _build_or_download(
-    kind: Callable[..., Any], arguments: dict[str, Any], parameters: Iterable[str], address: str
+    kind: Callable[..., Any],
+    arguments: dict[str, Any],
+    parameters: Iterable[str],
+    address: str,
+    download: bool,
 ) -> Any:
     try:
         return kind(**arguments)
     except (RuntimeError, OSError) as absent:
         where = arguments.get("root")
+        if not download:
+            raise FileNotFoundError(f"{address} is not in {where}") from absent
         if "download" not in parameters:
             raise FileNotFoundError(
                 f"{address} is not in {where}, and torchvision cannot download it: {absent}"

@@ -49,10 +49,11 @@ class Conversion:
     def text(self) -> str:
         """All of it for people, with a warning where the heads are not those of its size."""
         config = self.config
+        image, patch = (" x ".join(map(str, hw)) for hw in (config.image_hw, config.patch_hw))
         lines = [
             f"size        {self.preset or 'none of the published ones'}: width {config.dim},"
-            f" {config.depth} + {config.decoder_depth} layers, {config.image_size} pixels in"
-            f" patches of {config.patch_size}, {config.channels} channels",
+            f" {config.depth} + {config.decoder_depth} layers, {image} pixels in"
+            f" patches of {patch}, {config.channels} channels",
             f"parameters  {self.parameters:,}",
             f"heads       {config.num_heads} + {config.decoder_num_heads}, as given",
             f"passed over {', '.join(self.passed_over) or 'nothing'}",

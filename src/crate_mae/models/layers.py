@@ -8,7 +8,7 @@ arXiv 2404.02446); docs/model.md lists every equation with its file and line.
 
 import math
 from collections.abc import Iterator
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -92,14 +92,14 @@ class ISTA(nn.Module):
         else:
             residual = x - F.linear(x, self.dictionary)
             gradient_step = x + self.step_size * F.linear(residual, self.dictionary.mT)
-        return F.relu(gradient_step - self.step_size * self.sparsity)
+        # In place: no backward pass looks at the values before.
+        return gradient_step.sub_(self.step_size * self.sparsity).relu_()
 
     def folded_map(self) -> Tensor:
         """M = I + eta (D - D^T D) in the precision of D: (d, d)."""
         with torch.autocast(self.dictionary.device.type, enabled=False):
-            D = self.dictionary
-            identity = torch.eye(D.shape[0], dtype=D.dtype, device=D.device)
-            return identity + self.step_size * (D - D.mT @ D)
+            folded: Tensor = _Folded.apply(self.dictionary, self.step_size)
+            return folded
 
     def _kept_map(self) -> Tensor | None:
         """M that needs no gradient, remembered for an unchanged D; None where it must not be."""
@@ -123,6 +123,27 @@ class ISTA(nn.Module):
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_kept": None}
+
+
+class _Folded(torch.autograd.Function):
+    """M = I + eta (D - D^T D), whose gradient takes one product where autograd would take two."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(D: Tensor, step_size: float) -> Tensor:
+        identity = torch.eye(D.shape[0], dtype=D.dtype, device=D.device)
+        return identity + step_size * (D - D.mT @ D)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        D, ctx.step_size = inputs
+        ctx.save_for_backward(D)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (D,) = ctx.saved_tensors
+        return ctx.step_size * (gradient - D @ (gradient + gradient.mT)), None
 
 
 class EncoderLayer(nn.Module):

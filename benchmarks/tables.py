@@ -1,0 +1,85 @@
+"""Results of the targets as pages, and the tables of the documents made from them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from crate_mae.bench.tables import result_text
+from crate_mae.files import write_atomically
+
+PLACES = {"docs/speed.md": "targets", "README.md": "speed"}
+"""Which document holds which table, between <!-- NAME --> and <!-- /NAME -->."""
+
+
+def result_page(result: dict[str, Any]) -> str:
+    """A result as Markdown: what was wanted and measured, then every part's own tables."""
+    lines = ["# Speed targets", "", _where(result), ""]
+    if result["quick"]:
+        lines += ["A quick try on tiny sizes: no evidence of anything.", ""]
+    lines += [*targets_table(result["targets"]), ""]
+    for name, part in result["parts"].items():
+        lines += [f"## {name}", "", "```text", result_text(part), "```", ""]
+    return "\n".join(lines)
+
+
+def targets_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The lines of a Markdown table: target, wanted, measured (median), quartiles, met."""
+    lines = ["| target | wanted | measured | quartiles | met |", "|---|---|---|---|---|"]
+    for row in rows:
+        sign = "at most" if row["at_most"] else "at least"
+        value = "not measured" if row["measured"] is None else f"{row['measured']:.2f}"
+        spread = f"{row['lower']:.2f} to {row['upper']:.2f}" if "lower" in row else ""
+        met = {True: "yes", False: "**no**", None: ""}[row["met"]]
+        lines.append(f"| {row['target']} | {sign} {row['wanted']:g} | {value} | {spread} | {met} |")
+    return lines
+
+
+def speed_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The lines of a short Markdown table: what was measured, without what was wanted."""
+    lines = ["| | measured |", "|---|---|"]
+    return lines + [f"| {row['target']} | {row['measured']:.2f} |" for row in rows]
+
+
+def fill_documents(path: Path, root: Path) -> list[str]:
+    """What was done, a line a document below `root`: their tables now hold the result at `path`.
+
+    A document without the pair of comments is left as it is, and so said. Raises ValueError where
+    only one of the pair stands.
+    """
+    result = json.loads(path.read_text(encoding="utf-8"))
+    told = []
+    for name, place in PLACES.items():
+        document = root / name
+        text = document.read_text(encoding="utf-8")
+        table = targets_table if place == "targets" else speed_table
+        up = "../" * name.count("/")
+        page = path.with_suffix(".md").name
+        source = f"{_where(result)} All numbers: [{page}]({up}benchmarks/results/{page})."
+        filled = _between(text, place, "\n".join([*table(result["targets"]), "", source]), name)
+        if filled is None:
+            told.append(f"{name} has no place for the table: <!-- {place} --> <!-- /{place} -->")
+            continue
+        write_atomically(document, filled)
+        told.append(f"{name} holds {path.name}")
+    return told
+
+
+def _between(text: str, place: str, content: str, name: str) -> str | None:
+    """The text with new content between a pair of comments; None where there is no pair."""
+    begin, end = f"<!-- {place} -->", f"<!-- /{place} -->"
+    if begin not in text and end not in text:
+        return None
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"{name} needs {begin} and {end} once each, in this order")
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{content}\n{end}{after}"
+
+
+def _where(result: dict[str, Any]) -> str:
+    facts = result["machine"]
+    return (
+        f"{facts['processor']}, {facts['cores']} cores, {facts['threads']} threads,"
+        f" {facts['memory_gib']} GiB, torch {facts['torch']}; {result['date'][:10]}."
+    )

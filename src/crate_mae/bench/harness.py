@@ -1,0 +1,154 @@
+"""Subjects timed in turn within one process, and what is made of their times.
+
+A machine is never equally fast for long: clocks change, others work. So every round times each
+subject once, every other round in the opposite order, and subjects are compared within a round.
+"""
+
+import contextlib
+import gc
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+SHORTEST = 0.05
+"""Seconds a timed sample lasts at least: a shorter call is repeated."""
+Rounds = dict[str, list[float]]
+"""Seconds of one call of each subject, round by round."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What several rounds gave."""
+
+    median: float
+    lower: float
+    """First quartile."""
+    upper: float
+    """Third quartile."""
+    least: float
+    most: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def alternate(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warmup: int = 1,
+    shortest: float = SHORTEST,
+    wait: Callable[[], object] = lambda: None,
+    clock: Callable[[], float] = perf_counter,
+    progress: Callable[[int, int], None] | None = None,
+) -> Rounds:
+    """The seconds of one call of each subject, in every round.
+
+    Every subject first runs `warmup` times; the last of these tells how often a call is repeated
+    for a sample of `shortest` seconds. `wait` returns when a device has done its work. Garbage is
+    collected between samples, never within one. Raises ValueError without subjects, rounds or
+    warm-up.
+    """
+    if not calls or rounds < 1 or warmup < 1:
+        raise ValueError(
+            f"subjects, rounds and warm-up must be at least 1, not"
+            f" {len(calls)}, {rounds} and {warmup}"
+        )
+    total, done = len(calls) * (warmup + rounds), 0
+    repeats: dict[str, int] = {}
+    names = list(calls)
+    times: Rounds = {name: [] for name in names}
+    with _garbage_aside():
+        for index in range(warmup + rounds):
+            for name in names if index % 2 == 0 else reversed(names):
+                count = 1 if index < warmup else repeats[name]
+                seconds = _timed(calls[name], count, wait, clock)
+                if index < warmup:
+                    repeats[name] = max(1, math.ceil(shortest / max(seconds, shortest / 1000)))
+                else:
+                    times[name].append(seconds)
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+    return times
+
+
+@contextlib.contextmanager
+def _garbage_aside() -> Iterator[None]:
+    """A context in which garbage is collected when asked alone, and quickly.
+
+    What is there already is passed over: walking the objects of large libraries takes a second.
+    """
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if collecting:
+            gc.enable()
+
+
+def _timed(
+    call: Callable[[], object],
+    count: int,
+    wait: Callable[[], object],
+    clock: Callable[[], float],
+) -> float:
+    gc.collect()
+    wait()
+    begun = clock()
+    for _ in range(count):
+        call()
+    wait()
+    return (clock() - begun) / count
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median, quartiles (interpolated) and extremes of at least one value."""
+    least, lower, median, upper, most = np.quantile(values, [0, 0.25, 0.5, 0.75, 1]).tolist()
+    return Spread(median=median, lower=lower, upper=upper, least=least, most=most)
+
+
+def speedup(times: Rounds, slow: str, fast: str) -> Spread:
+    """How many times as long `slow` took as `fast`: the ratio within each round, then its spread.
+
+    Raises ValueError, naming what was timed, for a subject that was not.
+    """
+    for name in (slow, fast):
+        if name not in times:
+            raise ValueError(f"{name} was not timed here; timed: {', '.join(times)}")
+    return spread([a / b for a, b in zip(times[slow], times[fast], strict=True)])
+
+
+def exponent(sizes: Sequence[float], values: Sequence[float]) -> float | None:
+    """The slope of log(value) over log(size): 1 grows in proportion, 2 with the square.
+
+    None for fewer than two sizes, or where a value is not above 0.
+    """
+    if len(set(sizes)) < 2 or min(*sizes, *values) <= 0:
+        return None
+    slope, _ = np.polyfit(np.log(sizes), np.log(values), 1)
+    return float(slope)
+
+
+def summary(times: Rounds, *, images: int, base: str = "crate") -> dict[str, dict[str, Any]]:
+    """What a table shows of each subject, JSON-able: seconds, images/s, and against `base`.
+
+    "speedup" is how many times as fast as the subject `base` is, where `base` was timed.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, seconds in times.items():
+        own: dict[str, Any] = {"rounds": seconds, "seconds": spread(seconds).to_dict()}
+        own["images_per_second"] = images / spread(seconds).median
+        if base in times:
+            own["speedup"] = speedup(times, name, base).to_dict()
+        found[name] = own
+    return found

@@ -1,0 +1,179 @@
+"""How many images a second the data pipeline gives, by kind of source and number of workers.
+
+The pipeline is the real one: source, decoding, random crop and flip, masks, batches.
+"""
+
+import contextlib
+import gc
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from crate_mae.data.masked import MaskedBatches
+from crate_mae.data.module import DataConfig, ImageDataModule
+from crate_mae.models.config import ModelConfig
+
+SECONDS = 2.0
+"""How long each pipeline is read, after its first batch."""
+IMAGES = 512
+"""Images of a generated source."""
+
+
+def worker_counts(most: int | None = None) -> list[int]:
+    """0, 1, 2, 4, ... up to the cores of this machine, or to `most`."""
+    most = (os.cpu_count() or 1) if most is None else most
+    return [0, *(1 << i for i in range(most.bit_length()) if 1 << i <= most)]
+
+
+def loading_speeds(
+    sources: Sequence[tuple[str, str]],
+    config: ModelConfig,
+    *,
+    batch: int,
+    workers: Sequence[int],
+    seed: int = 0,
+    seconds: float = SECONDS,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Images per second of every (name, address) with every number of workers, JSON-able rows.
+
+    Images are decoded anew each time, as they are where a set is too large for the cache; a last
+    row reads the first source from the cache, where images wait decoded. An address is never part
+    of a row, as it may hold a path.
+    """
+    jobs = [(name, address, count, False) for name, address in sources for count in workers]
+    jobs.append((f"{sources[0][0]}, decoded once", sources[0][1], 0, True))
+    rows = []
+    for index, (name, address, count, cached) in enumerate(jobs):
+        own = _small(config) if address == "digits" else config
+        speed, images = _speed(address, own, batch, count, cached, seed, seconds)
+        rows.append(
+            {
+                "source": name,
+                "workers": count,
+                "images_per_second": speed,
+                "images": images,
+                "image_size": list(own.image_hw),
+            }
+        )
+        if progress is not None:
+            progress(index + 1, len(jobs))
+    return rows
+
+
+def _small(config: ModelConfig) -> ModelConfig:
+    """The configuration for digits: grey images of 8 pixels."""
+    return replace(config, image_size=8, patch_size=2, channels=1)
+
+
+def _speed(
+    address: str,
+    config: ModelConfig,
+    batch: int,
+    workers: int,
+    cached: bool,
+    seed: int,
+    seconds: float,
+) -> tuple[float, int]:
+    """Images per second once the first batch is there, and how many images the source has."""
+    data = ImageDataModule(
+        DataConfig(
+            source=address,
+            val_share=0,
+            mean=[0.5] * config.channels,
+            std=[0.25] * config.channels,
+            workers=workers,
+            cache_gib=2.0 if cached else 0.0,
+        ),
+        model=config,
+        kind=MaskedBatches(),
+        batch_size=batch,
+        seed=seed,
+    )
+    data.open()
+    loader = data.train_dataloader()
+    read, begun = 0, 0.0
+    while not begun or perf_counter() - begun < seconds:
+        for made in loader:
+            data.batches_seen += 1
+            if not begun:
+                begun = perf_counter()  # workers have started, files have been opened
+                continue
+            read += len(made["images"])
+            if perf_counter() - begun >= seconds:
+                break
+    taken = perf_counter() - begun
+    del loader
+    data._train_loader = None
+    gc.collect()  # ends the workers
+    return read / taken, data.num_samples
+
+
+@contextlib.contextmanager
+def generated_sources(
+    config: ModelConfig, *, images: int = IMAGES, seed: int = 0
+) -> Iterator[list[tuple[str, str]]]:
+    """(name, address) of every kind of source that can be made here, in a folder that goes again.
+
+    Smooth random colour images of the model's size: JPEG and PNG files, a parquet table of JPEGs,
+    an array; and scikit-learn's digits.
+    """
+    made = [_picture(config.image_hw, seed + index) for index in range(images)]
+    with TemporaryDirectory(prefix="crate-mae-bench-") as name:
+        folder = Path(name)
+        files = {kind: [_encoded(image, kind) for image in made] for kind in ("JPEG", "PNG")}
+        for kind, contents in files.items():
+            (folder / kind).mkdir()
+            for index, content in enumerate(contents):
+                (folder / kind / f"{index:05d}.{kind.lower()}").write_bytes(content)
+        _write_parquet(folder / "images.parquet", files["JPEG"])
+        np.save(folder / "images.npy", np.stack([np.asarray(image) for image in made]))
+        yield [
+            ("imagefolder, JPEG", f"imagefolder:{folder / 'JPEG'}"),
+            ("imagefolder, PNG", f"imagefolder:{folder / 'PNG'}"),
+            ("parquet, JPEG", f"parquet:{folder / 'images.parquet'}"),
+            ("npy", f"npy:{folder / 'images.npy'}"),
+            ("digits", "digits"),
+        ]
+
+
+def named_sources(addresses: Sequence[str]) -> list[tuple[str, str]]:
+    """(name, address) of addresses; a name is the kind of source alone, numbered where it repeats.
+
+    What stands behind the colon may be a path, which a result must not hold.
+    """
+    kinds = [address.partition(":")[0] for address in addresses]
+    return [
+        (kind if kinds.count(kind) == 1 else f"{kind} {kinds[: index + 1].count(kind)}", address)
+        for index, (kind, address) in enumerate(zip(kinds, addresses, strict=True))
+    ]
+
+
+def _picture(size: tuple[int, int], seed: int) -> Image.Image:
+    """A colour image that compresses about as a photograph does: smooth, with a little noise."""
+    generator = np.random.default_rng(seed)
+    coarse = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    smooth = Image.fromarray(coarse).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    noisy = np.asarray(smooth, dtype=np.int16) + generator.integers(-8, 9, (*size, 3))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+def _encoded(image: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def _write_parquet(path: Path, contents: Sequence[bytes]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"image": pa.array(list(contents), pa.binary())}), path)

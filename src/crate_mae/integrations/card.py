@@ -1,0 +1,190 @@
+"""Model cards: what a model is, how it was made, what it reached, what it is for and not for."""
+
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from crate_mae.integrations.facts import RECIPE, Facts
+from crate_mae.integrations.public import hub_dataset
+from crate_mae.integrations.results import result_parts
+from crate_mae.integrations.words import counted, plain, section, table_of
+from crate_mae.report.blocks import is_finite
+
+TASK = {"CrateMAE": "image-feature-extraction", "CrateClassifier": "image-classification"}
+
+
+def metadata(facts: Facts, *, licence: str | None = None) -> str:
+    """The block between `---` lines that the Hub reads at the beginning of a card."""
+    dataset = hub_dataset(section(facts.metrics, "data").get("source"))
+    kind = facts.weights["model"]
+    tags = ["crate", "white-box", "safetensors"]
+    tags.insert(0, "masked-autoencoder" if kind == "CrateMAE" else "image-classification")
+    data = ModelCardData(
+        license=licence,
+        library_name="crate-mae",
+        pipeline_tag=TASK[kind],
+        tags=tags,
+        datasets=[dataset] if dataset else None,
+    )
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def model_card(
+    facts: Facts,
+    *,
+    name: str,
+    title: str | None = None,
+    licence: str | None = None,
+    data_name: str | None = None,
+    notes: str | None = None,
+) -> str:
+    """The card of a model as Markdown, its metadata first.
+
+    `name` is what `load_model` takes and `title` what stands on top (the last part of the name).
+    `data_name` says in words what the images are, which an address of files does not; `notes` are
+    own words in Markdown, put in front of what is known of every model of this kind. What was not
+    measured is not told.
+    """
+    parts = [
+        f"# {plain(title or name.rpartition('/')[2])}",
+        _opening(facts, name),
+        "## The model",
+        table_of(_model_rows(facts)),
+    ]
+    if rows := _training_rows(facts, data_name):
+        parts += ["## How it was made", table_of(rows)]
+    if facts.recipe is not None:
+        parts.append(_repeat(facts))
+    parts += ["## What it reaches", *result_parts(facts.metrics)]
+    parts += [notes.strip()] if notes and notes.strip() else []
+    parts += ["## What it is for, and what not", *_use(facts), "## Licence", _licence(licence)]
+    return metadata(facts, licence=licence) + "\n" + "\n\n".join(parts) + "\n"
+
+
+def with_metadata(text: str, facts: Facts, *, licence: str | None = None) -> str:
+    """A card written by somebody, with our metadata in front when it has none of its own."""
+    return text if text.startswith("---\n") else metadata(facts, licence=licence) + "\n" + text
+
+
+def _opening(facts: Facts, name: str) -> str:
+    config = facts.weights["config"]
+    height, width = config["image_size"]
+    images = f"{height} x {width} pixel images of {counted(config['channels'], 'channel')}"
+    kind, use = f"A CRATE-MAE, encoder and decoder, for {images}", "features = model.encode(images)"
+    if facts.weights["model"] == "CrateClassifier":
+        kind, use = f"A classifier on a CRATE encoder, for {images}", "scores = model(images)"
+    return (
+        f"{kind}: a white-box transformer whose every layer compresses tokens toward learned"
+        " subspaces and sparsifies them in a learned dictionary.\n\n"
+        "    from crate_mae import load_model\n"
+        f'    model = load_model("{name}")\n'
+        f"    {use}"
+    )
+
+
+def _model_rows(facts: Facts) -> list[tuple[str, str]]:
+    config, preprocess = facts.weights["config"], facts.weights["preprocess"]
+    layers, heads = str(config["depth"]), str(config["num_heads"])
+    if facts.weights["model"] == "CrateMAE":
+        layers += f" + {config['decoder_depth']} (encoder + decoder)"
+        if config["decoder_num_heads"] != config["num_heads"]:
+            heads += f" + {config['decoder_num_heads']}"
+    mean, std = (", ".join(f"{value:.4g}" for value in preprocess[key]) for key in ("mean", "std"))
+    target = "normalised by patch" if config["norm_pix_loss"] else "raw pixels"
+    size = f"{facts.weights['parameters'] / 1e6:.2f} million parameters"
+    patch = " x ".join(map(str, config["patch_size"]))
+    return [
+        ("size", f"{size}: width {config['dim']}, heads {heads}, layers {layers}"),
+        ("patches", f"{patch} pixels"),
+        ("step size and sparsity", f"eta {config['step_size']}, lambda {config['sparsity']}"),
+        ("output map, mask tokens", f"{config['output_projection']}, {config['mask_tokens']}"),
+        *([("predicts", target)] if facts.weights["model"] == "CrateMAE" else []),
+        ("images are normalised with", f"mean {mean}; std {std}; done by every command"),
+        ("SHA-256 of `model.safetensors`", facts.sha256),
+    ]
+
+
+def _training_rows(facts: Facts, data_name: str | None) -> list[tuple[str, str]]:
+    metrics, recipe = facts.metrics, facts.recipe or {}
+    data, versions = section(metrics, "data"), section(metrics, "versions")
+    optim, masking = section(recipe, "optim"), section(recipe, "masking")
+    address = " ".join(str(data[key]) for key in ("source", "split") if data.get(key))
+    images = counted(data["images"], "image") if data.get("images") else None
+    removed = masking.get("ratio")
+    rows = [
+        ("data", ", ".join(filter(None, (data_name, f"`{address}`" if address else None, images)))),
+        ("steps", _steps(metrics, optim)),
+        (
+            "patches removed",
+            f"{100 * removed:.3g} %, {masking.get('kind')}" if is_finite(removed) else "",
+        ),
+        ("optimiser", _optimiser(optim)),
+        ("seed", str(recipe.get("seed", ""))),
+        ("software", _software(versions)),
+        ("commit", str(versions.get("git") or "")),
+        ("finished", "no: a checkpoint on the way" if metrics.get("finished") is False else ""),
+    ]
+    return [(what, value) for what, value in rows if value]
+
+
+def _steps(metrics: dict[str, Any], optim: dict[str, Any]) -> str:
+    parts = []
+    if isinstance(metrics.get("steps"), int):
+        parts.append(f"{metrics['steps']:,} optimiser steps")
+    if optim.get("epochs") is not None and optim.get("batch_size") is not None:
+        parts.append(f"{optim['epochs']} epochs, {optim['batch_size']} images a step")
+    return ", ".join(parts)
+
+
+def _optimiser(optim: dict[str, Any]) -> str:
+    if not is_finite(optim.get("base_lr")):
+        return ""
+    return (
+        f"AdamW, learning rate {optim['base_lr']:g} per 256 images, weight decay"
+        f" {optim.get('weight_decay')}, {optim.get('warmup_epochs')} epochs of warm-up"
+    )
+
+
+def _software(versions: dict[str, Any]) -> str:
+    named = (("crate-mae", "crate_mae"), ("torch", "torch"))
+    return ", ".join(f"{name} {versions[key]}" for name, key in named if versions.get(key))
+
+
+def _repeat(facts: Facts) -> str:
+    verb = "pretrain" if facts.weights["model"] == "CrateMAE" else "finetune"
+    return (
+        f"All settings are in [`{RECIPE}`]({RECIPE}); where `PATH` stands, name your own place:\n\n"
+        f"    crate-mae {verb} --config {RECIPE} --data.source ADDRESS"
+    )
+
+
+def _use(facts: Facts) -> list[str]:
+    if facts.weights["model"] == "CrateMAE":
+        use = (
+            "**For** completing masked images, features of images like those it was trained on,"
+            " study of what each layer does (`crate-mae analyze`), and as a start for other"
+            " training (`crate-mae pretrain --init-from`, `crate-mae finetune`)."
+        )
+        limits = (
+            "**Not for** telling what is in an image without further training: predicted pixels are"
+            " a mean over all that could be there, so completions are smooth and no evidence of"
+            " what was hidden."
+        )
+    else:
+        use = "**For** naming the class of images like those it was trained on."
+        limits = (
+            "**Not for** images of other kinds: it answers with one of its classes whatever it is"
+            " shown, and its scores are not calibrated."
+        )
+    return [
+        use,
+        f"{limits} Decisions about people are outside of what it was made and tested for. It"
+        " carries whatever bias the choice of its training images has; no number above measures"
+        " that.",
+    ]
+
+
+def _licence(licence: str | None) -> str:
+    if licence is None:
+        return "None has been named: ask whoever published these weights before you use them."
+    return f"{'MIT' if licence == 'mit' else licence}. The training images keep their own terms."

@@ -1,0 +1,129 @@
+"""What is published of weights: a list of files, and the same files in a folder.
+
+What leaves the machine is named here, file by file: weights, card, recipe, metrics. Never
+checkpoints, logs, command lines, the environment, or a path of this machine.
+"""
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from crate_mae.integrations.card import model_card, with_metadata
+from crate_mae.integrations.facts import METRICS, RECIPE, gather, recipe_text
+from crate_mae.models.shipped import CARD
+from crate_mae.models.weights import FILES
+
+OURS = (*FILES, CARD, RECIPE, METRICS)
+MAX_TEXT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """What is published: names, and where the content of each lies or what it is."""
+
+    files: dict[str, Path | bytes]
+    sha256: str
+    """Of the tensor file."""
+    left_out: tuple[str, ...]
+    """What the card does not tell and why, in sentences."""
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file."""
+        return {
+            name: len(content) if isinstance(content, bytes) else content.stat().st_size
+            for name, content in self.files.items()
+        }
+
+
+def check_licence(licence: str | None) -> str | None:
+    """The licence's identifier as the Hub writes it, such as "mit"; ValueError for other words."""
+    if licence is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{1,40}", licence.lower()):
+        raise ValueError(
+            f"{licence!r} is no licence identifier: write one such as mit, apache-2.0, cc-by-4.0"
+            " or other"
+        )
+    return None if licence is None else licence.lower()
+
+
+def build_package(
+    weights: str | Path,
+    *,
+    name: str,
+    title: str | None = None,
+    licence: str | None = None,
+    data_name: str | None = None,
+    card: str | Path | None = None,
+    notes: str | Path | None = None,
+    results: Sequence[str | Path] = (),
+) -> Package:
+    """The files to publish of a run folder, a weights folder or a shipped model.
+
+    `name` is how `load_model` will find them. `card` is a file with a card of your own, `notes` one
+    with words that go into ours, `results` as in `gather`. A folder that was published before
+    brings its card, unless there is something new to tell. Raises what `gather` raises, ValueError
+    for a licence or text that is none, and FileNotFoundError for a file that is not there.
+    """
+    licence = check_licence(licence)
+    own = None if card is None else _text(card)
+    added = None if notes is None else _text(notes)
+    facts = gather(weights, results)
+    if own is None and not (added or results or title or data_name):
+        own = facts.card
+    if own is None:
+        text = model_card(
+            facts, name=name, title=title, licence=licence, data_name=data_name, notes=added
+        )
+    else:
+        text = with_metadata(own, facts, licence=licence)
+    files: dict[str, Path | bytes] = {file: facts.folder / file for file in FILES}
+    files[CARD] = text.encode()
+    if facts.recipe is not None:
+        files[RECIPE] = recipe_text(facts.recipe).encode()
+    if len(facts.metrics) > 2:  # more than hash and size
+        files[METRICS] = (json.dumps(facts.metrics, indent=2) + "\n").encode()
+    return Package(files=files, sha256=facts.sha256, left_out=facts.left_out)
+
+
+def write_folder(package: Package, folder: str | Path) -> Path:
+    """The folder, new, with exactly the files that would be sent; whole or not there at all.
+
+    Raises FileExistsError when it is there and not empty.
+    """
+    folder = check_folder(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        fresh.chmod(0o755)
+        for name, content in package.files.items():
+            if isinstance(content, bytes):
+                (fresh / name).write_bytes(content)
+            else:
+                shutil.copyfile(content, fresh / name)
+        fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return folder
+
+
+def check_folder(folder: str | Path) -> Path:
+    """The path of a folder that is new or empty; FileExistsError for anything else."""
+    path = Path(folder)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} exists and is not overwritten; name a new folder")
+    return path
+
+
+def _text(path: str | Path) -> str:
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no text file {file}")
+    if file.stat().st_size > MAX_TEXT_BYTES:
+        raise ValueError(f"{file} is larger than {MAX_TEXT_BYTES} bytes: no card is so long")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text in UTF-8") from error

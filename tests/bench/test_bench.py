@@ -1,0 +1,263 @@
+"""A benchmark from the command line to its file, and everything that is refused."""
+
+import importlib.util
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from crate_mae.bench import growth as growth_module
+from crate_mae.bench.growth import growing_sizes, growth_of
+from crate_mae.bench.limit import GEMM, PRODUCTS, gemm_call, least_flops, limit_of
+from crate_mae.bench.loading import generated_sources, loading_speeds, named_sources, worker_counts
+from crate_mae.bench.memory import OutOfMemoryError, PeakMemory
+from crate_mae.bench.run import Settings, run_bench
+from crate_mae.bench.steps import Job, make_step
+from crate_mae.bench.subjects import SUBJECTS, Work, choose_subjects
+from crate_mae.bench.tables import bytes_text, growth_text, time_text
+from crate_mae.cli import main
+from crate_mae.models.config import PRESETS, ModelConfig
+
+DEBUG = PRESETS["debug"]
+SMALL = ["--model", "debug", "--batch-sizes", "2", "--rounds", "2", "--threads", "1"]
+
+
+def test_the_whole_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "found.json"
+    every = ",".join(SUBJECTS)
+    assert main(["bench", *SMALL, "--subjects", every, "--limit", "--json", str(path)]) == 0
+    printed = capsys.readouterr().out
+    result = json.loads(path.read_text())
+    train, encode = result["cases"]
+    assert set(train["subjects"]) == set(SUBJECTS) - {"timm-vit"}
+    assert set(encode["subjects"]) == set(SUBJECTS) - {"crate-visible", "vitmae-published"}
+    for case in (train, encode):
+        for name, own in case["subjects"].items():
+            assert name in printed
+            assert len(own["rounds"]) == 2
+            ratios = sorted(
+                a / b
+                for a, b in zip(own["rounds"], case["subjects"]["crate"]["rounds"], strict=True)
+            )
+            assert own["speedup"]["median"] == pytest.approx(sum(ratios) / 2)
+        assert set(case["limit"]["share"]) == {n for n, s in SUBJECTS.items() if s.same}
+    assert result["settings"]["batch_sizes"] == [2]
+    assert result["machine"]["threads"] == 1
+    assert result["machine"]["packages"]["timm"]
+    assert f"wrote {path}" in printed
+    assert str(Path.home()) not in path.read_text()
+    assert main(["bench", *SMALL, "--json", str(path)]) == 1  # and it is still there
+    assert "exists and is not overwritten" in capsys.readouterr().err
+    assert json.loads(path.read_text()) == result
+
+
+def test_memory_and_precision_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "found.json"
+    words = ["--subjects", "crate", "--work", "train", "--memory", "--precision", "bf16-mixed"]
+    assert main(["bench", *SMALL, *words, "--json", str(path)]) == 0
+    (case,) = json.loads(path.read_text())["cases"]
+    held = case["memory"]["crate"]
+    assert held["peak"] > held["loaded"] > 50e6
+    assert "VmHWM" in held["method"]
+    assert bytes_text(held["peak"]) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--subjects", "crate,crate-refrence"], "did you mean 'crate-reference'"),
+        (["--subjects", "crate,crate"], "name each subject once"),
+        (["--work", "trian"], "did you mean 'train'"),
+        (["--precision", "fp8"], "one or more of 32-true, bf16-mixed"),
+        (["--model", "bass"], "did you mean 'base'"),
+        (["--image-size", "30"], "not a multiple of patch"),
+        (["--rounds", "0"], "the number of rounds must be at least 1, not 0"),
+        (["--threads", "0"], "the number of threads must be at least 1, not 0"),
+        (["--mask-ratio", "0.99"], "keeps no patch"),
+        (["--growth", "32"], "cannot grow to 32 pixels"),
+        (["--device", "cuda:99"], "cannot be used here"),
+        (["--json", "/nowhere/at/all.json"], "there is no folder"),
+        (["--subjects", "timm-vit", "--work", "train"], "none of timm-vit does train"),
+        (["--data", "imagefolder:/nowhere", "--subjects", "crate"], "/nowhere"),
+    ],
+)
+def test_faults_are_told(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *SMALL, *words]) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_a_batch_size_is_a_number(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "--batch-sizes", "0"])
+    assert "'0' are no batch sizes" in capsys.readouterr().err
+
+
+def test_a_missing_library_is_a_note_or_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "timm" else find(name)
+    )
+    chosen, notes = choose_subjects(None, DEBUG)
+    assert "timm-vit" not in chosen
+    assert "vitmae-twin" in chosen
+    assert len(notes) == 1
+    assert notes[0].startswith("timm-vit left out: timm-vit needs timm, which is not installed")
+    assert notes[0].endswith('pip install "crate-mae[bench]"')
+    with pytest.raises(ImportError, match=r"pip install .crate-mae\[bench\]"):
+        choose_subjects(["crate", "timm-vit"], DEBUG)
+
+
+def test_what_is_chosen_depends_on_the_model() -> None:
+    assert "vitmae-published" in choose_subjects(None, PRESETS["base"])[0]
+    assert "vitmae-published" not in choose_subjects(None, DEBUG)[0]
+    oblong = ModelConfig(image_size=(32, 16), dim=32, num_heads=4, decoder_num_heads=4)
+    chosen, notes = choose_subjects(None, oblong)
+    assert "vitmae-twin" not in chosen
+    assert "square" in notes[0]
+    names, _ = choose_subjects(["crate", "timm-vit"], DEBUG, compiled=True)
+    assert names == ["crate", "timm-vit", "crate+compile", "timm-vit+compile"]
+
+
+def test_a_compiled_subject_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def compiled(function: object) -> object:
+        asked.append(function)
+        return function
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: asked.append(self))
+    monkeypatch.setattr(torch, "compile", compiled)
+    works: tuple[Work, ...] = ("train", "encode")
+    for work in works:
+        job = Job(config=DEBUG, work=work, batch=2)
+        make_step("crate", job)()
+        make_step("crate+compile", job)()
+    assert len(asked) == 2
+
+
+def test_both_vit_maes_remove_our_masks() -> None:
+    """A patch that is removed cannot change the encoder's tokens; one that is kept must."""
+    job = Job(config=DEBUG, work="train", batch=2)
+    images, mask = job.inputs()
+    subject: Any = job.module("vitmae-twin").eval()
+    vit = subject.twin.model
+    noise = (torch.arange(mask.shape[1]) + mask * mask.shape[1]).float()
+    kept = vit.vit(images, noise=noise).ids_restore.argsort(dim=1)[:, : int((~mask[0]).sum())]
+    for row, removed in zip(kept, mask, strict=True):
+        assert row.tolist() == (~removed).nonzero().flatten().tolist()
+
+
+def test_the_limit_is_flops_over_rate() -> None:
+    job = Job(config=DEBUG, work="train", batch=2)
+    flops, one = least_flops(job), PRODUCTS * 2 * job.tokens * 32 * 32
+    found = limit_of(job, {"crate": [2.0, 8.0], "vitmae-twin": [1.0, 1.0], GEMM: [1.0, 2.0]})
+    assert found["seconds"]["least"] == pytest.approx(flops / one)
+    assert found["seconds"]["most"] == pytest.approx(2 * flops / one)
+    assert found["share"]["crate"]["most"] == pytest.approx(flops / one / 2)
+    assert set(found["share"]) == {"crate"}
+    assert gemm_call(job)().shape == (job.tokens, 32)
+
+
+def test_sizes_grow_evenly_to_the_largest() -> None:
+    job = Job(config=PRESETS["base"], work="train", batch=1)
+    sizes = growing_sizes(job, 1024)
+    assert sizes[0] == (224, 224)
+    assert sizes[-1] == (1024, 1024)
+    assert len(sizes) == 4
+    assert all(side % 16 == 0 for size in sizes for side in size)
+    steps = [math.log(b[0] / a[0]) for a, b in itertools.pairwise(sizes)]
+    assert max(steps) < 1.2 * min(steps)
+
+
+def test_growth_is_fitted_and_stops_where_memory_ends() -> None:
+    def measure(subject: str, job: Job) -> PeakMemory:
+        if subject == "crate-reference" and job.tokens > 200:
+            raise OutOfMemoryError("no more")
+        power = 2 if subject == "crate-reference" else 1
+        return PeakMemory(
+            peak=10**9 + 1000 * job.tokens**power, loaded=5, settled=10**9,
+            seconds=(9.0, job.tokens**1.5 / 1e4), method="made up",
+        )  # fmt: skip
+
+    job = Job(config=DEBUG, work="train", batch=4)
+    found = growth_of(["crate", "crate-reference"], job, largest=256, measure=measure)
+    ours, other = found["subjects"]["crate"], found["subjects"]["crate-reference"]
+    assert ours["memory_exponent"] == pytest.approx(1)
+    assert ours["time_exponent"] == pytest.approx(1.5)
+    assert other["memory_exponent_at_the_end"] == pytest.approx(2)
+    assert [point["tokens"] for point in ours["points"]] == [17, 65, 257, 1025]
+    assert len(other["points"]) == 2
+    assert "larger left out: no more" in other["note"]
+    text = growth_text(found)
+    assert "memory grows with tokens^1.00" in text
+    assert "no more" in text
+
+
+def test_growth_leaves_out_what_would_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth_module, "BUDGET", 100.0)
+    memory = PeakMemory(peak=3, loaded=1, settled=2, seconds=(50.0,), method="made up")
+    job = Job(config=DEBUG, work="train", batch=1)
+    found = growth_of(["crate"], job, largest=256, measure=lambda *_: memory)
+    own = found["subjects"]["crate"]
+    assert len(own["points"]) == 1
+    assert "64x64 and larger left out: a step would take about 731 s" in own["note"]
+    assert own["memory_exponent"] is None
+
+
+def test_every_kind_of_source_is_read() -> None:
+    with generated_sources(DEBUG, images=6) as sources:
+        rows = loading_speeds(sources, DEBUG, batch=2, workers=[0], seconds=0.05)
+        folder = Path(sources[0][1].partition(":")[2])
+        assert folder.is_dir()
+    assert not folder.exists()
+    names = [row["source"] for row in rows]
+    assert names == [*(name for name, _ in sources), "imagefolder, JPEG, decoded once"]
+    assert all(row["images_per_second"] > 0 for row in rows)
+    assert [row["images"] for row in rows if row["source"] != "digits"] == [6] * 5
+    assert worker_counts(6) == [0, 1, 2, 4]
+
+
+def test_own_data_beside_the_step_without_its_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crate_mae.bench.run.worker_counts", lambda: [0])
+    monkeypatch.setattr(loading_speeds, "__kwdefaults__", {
+        **(loading_speeds.__kwdefaults__ or {}), "seconds": 0.05,
+    })  # fmt: skip
+    path = tmp_path / "found.json"
+    with generated_sources(DEBUG, images=4) as sources:
+        words = ["--data", sources[0][1], "--data", sources[1][1], "--data", sources[3][1]]
+        assert main(["bench", *SMALL, "--subjects", "crate", *words, "--json", str(path)]) == 0
+        folder = sources[0][1].partition(":")[2]
+    result: dict[str, Any] = json.loads(path.read_text())
+    names = ["imagefolder 1", "imagefolder 2", "npy"]
+    assert result["settings"]["data"] == names == [n for n, _ in named_sources(
+        ["imagefolder:a", "imagefolder:b", "npy:c"]
+    )]  # fmt: skip
+    assert folder not in path.read_text()
+    printed = capsys.readouterr().out
+    assert "a training step of crate takes" in printed
+    assert "imagefolder 1, decoded once" in printed
+
+
+def test_a_result_is_kept_part_by_part() -> None:
+    seen: list[int] = []
+    settings = Settings(
+        config=DEBUG, model="debug", subjects=("crate",), batch_sizes=(1, 2), rounds=1
+    )
+    before = torch.get_num_threads()
+    result = run_bench(settings, keep=lambda part: seen.append(len(part["cases"])))
+    assert seen == [1, 2, 3, 4]
+    assert json.loads(json.dumps(result)) == result
+    assert torch.get_num_threads() == before
+
+
+def test_numbers_are_readable() -> None:
+    assert [time_text(s) for s in (0.0012345, 0.9996, 12.3456)] == ["1.23 ms", "1 s", "12.3 s"]
+    assert [bytes_text(n) for n in (None, 5_400_000, 2_345_000_000)] == ["-", "5 MB", "2.35 GB"]
