@@ -60,7 +60,8 @@ def _run(given: argparse.Namespace) -> int:
     for name, log in outcome.failed.items():
         print(f"failed: {name}; its output: {log}")
     if outcome.skipped:
-        print(f"not run: {', '.join(outcome.skipped)}")
+        more = ", ..." if outcome.skipped[5:] else ""
+        print(f"{len(outcome.skipped)} not run: {', '.join(outcome.skipped[:5])}{more}")
     if outcome.stopped:
         print("stopped before the end; the same command goes on")
         return 143
