@@ -13,6 +13,14 @@ from crate_mae.training.folder import load_settings
 Settings = Mapping[str, Any]
 HERE = Path(__file__).parent
 
+MEASURES = {
+    "probe": ["probe"],
+    "knn": ["knn"],
+    "probe-50": ["probe", "--shots", "50", "--seeds", "3"],
+    "probe-500": ["probe", "--shots", "500"],
+}
+"""What is measured on frozen features of every compared run: a name, and words for the command."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -81,13 +89,13 @@ def load_matrix(path: Path) -> Matrix:
 def jobs_of(matrix: Matrix, out: Path, source: str) -> list[Job]:
     """Every job of a matrix below the folder `out` on the images of a data address.
 
-    In the order in which they are worth having: the search, the comparison with its first seed and
-    what it measures, the ablations, fine-tuning, further seeds.
+    In the order in which they are worth having: the search, the ablations, the comparison with its
+    first seed and what it measures, fine-tuning, further seeds.
     """
     return [
         *_search(matrix, out, source),
-        *_compared(matrix, out, source, matrix.seeds[0]),
         *_ablations(matrix, out, source),
+        *_compared(matrix, out, source, matrix.seeds[0]),
         *_finetuned(matrix, out, source, matrix.seeds[0]),
         *(
             job
@@ -126,7 +134,7 @@ def ablation_folder(out: Path, variant: str) -> Path:
 
 
 def finetune_folder(out: Path, model: str, share: float, seed: int) -> Path:
-    """The run folder of a model fine-tuned with a share of the labels; model "scratch" is none."""
+    """The run folder of a model fine-tuned with a share of the labels; "scratch" had no weights."""
     return out / "finetuned" / f"{model}-{share:g}-{seed}"
 
 
@@ -154,7 +162,7 @@ def _compared(matrix: Matrix, out: Path, source: str, seed: int) -> Iterator[Job
     for place, folder in enumerate(runs):
         # Baselines do not depend on the training, so they are measured beside one model alone.
         beside = [] if place == 0 and seed == matrix.seeds[0] else ["--no-baselines"]
-        yield from _measured(matrix, folder, source, extra=beside)
+        yield from _measured(matrix, folder, source, MEASURES, extra=beside)
 
 
 def _ablations(matrix: Matrix, out: Path, source: str) -> Iterator[Job]:
@@ -171,12 +179,13 @@ def _ablations(matrix: Matrix, out: Path, source: str) -> Iterator[Job]:
             needs=searched,
         )
         limits = ["--no-baselines", "--limit", "10000"]
-        yield from _measured(matrix, folder, source, extra=limits, verbs=("probe",))
+        yield from _measured(matrix, folder, source, {"probe": ["probe"]}, extra=limits)
 
 
 def _finetuned(matrix: Matrix, out: Path, source: str, seed: int) -> Iterator[Job]:
+    tuned = [model for model, settings in matrix.models.items() if not settings.get("vitmae")]
     for share, settings in matrix.shares.items():
-        for model in (*matrix.models, "scratch"):
+        for model in (*tuned, "scratch"):
             folder = finetune_folder(out, model, share, seed)
             first = compared_folder(out, next(iter(matrix.models)), seed)
             origin = first if model == "scratch" else compared_folder(out, model, seed)

@@ -92,7 +92,14 @@ def _complete(given: argparse.Namespace) -> int:
 def _table(given: argparse.Namespace) -> int:
     from tabulate_quality import write_table
 
-    return write_table(given.out, json_file=given.json, figure=given.figure, docs=given.docs)
+    write_table(
+        given.out,
+        matrix_file=given.matrix,
+        json_file=new_file(given.json),
+        figure=new_file(given.figure),
+        docs=given.docs,
+    )
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,8 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     table = verbs.add_parser("table", help="one table of all that is done")
     table.set_defaults(run=_table)
     table.add_argument("out", type=Path)
+    table.add_argument("--matrix", type=Path, default=HERE / "quality.yaml")
     table.add_argument("--json", help="also everything as JSON (new file)")
-    table.add_argument("--figure", type=Path, help="also the curves as a picture (new file)")
+    table.add_argument("--figure", help="also the curves as a picture (new file)")
     table.add_argument("--docs", type=Path, help="also between the markers of a Markdown page")
     return parser
 

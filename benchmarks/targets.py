@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from crate_mae.bench.run import Settings, machine, run_bench
+from crate_mae.bench.run import machine, run_bench
+from crate_mae.bench.settings import Settings
 from crate_mae.files import write_atomically
 from crate_mae.models.config import PRESETS
 from crate_mae.progress import counter

@@ -17,7 +17,7 @@ from crate_mae.bench.arithmetic import (
 from crate_mae.bench.limit import least_flops
 from crate_mae.bench.steps import Job, make_step
 from crate_mae.bench.subjects import SUBJECTS
-from crate_mae.models.cost import counted_flops, model_cost
+from crate_mae.models.cost import counted_flops
 
 WAYS = {
     "reference": {"attend": explicit_attention, "gradient_step": three_products},
@@ -33,8 +33,6 @@ SAME = [name for name, subject in SUBJECTS.items() if subject.same]
 )
 def test_the_written_arithmetic_is_the_librarys(variant: str, way: str) -> None:
     config = VARIANTS[variant]
-    if len(set(config.patch_hw)) > 1:
-        pytest.skip("square patches only")
     model, images, mask = make(config), images_for(config), mask_for(config)
     written = WrittenCrate(model, **WAYS[way])  # type: ignore[arg-type]
     with torch.no_grad():
@@ -94,8 +92,9 @@ def test_the_least_for_a_step_is_the_cheaper_way() -> None:
     few = replace(many, batch=1)
     for job, name in ((many, "crate-folded"), (few, "crate-two-product")):
         flops = {n: counted_flops(make_step(n, job)) for n in SAME}
-        assert least_flops(job) == flops[name] == min(flops.values()), flops
-    assert least_flops(many) <= model_cost(many.config, batch=40).step
+        assert least_flops(job) == min(flops.values()), flops
+        written = {n: count for n, count in flops.items() if n != "crate"}
+        assert written[name] == min(written.values()), flops
 
 
 def test_visible_only_weights_are_refused() -> None:

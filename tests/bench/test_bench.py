@@ -1,5 +1,6 @@
 """A benchmark from the command line to its file, and everything that is refused."""
 
+import functools
 import importlib.util
 import itertools
 import json
@@ -15,7 +16,8 @@ from crate_mae.bench.growth import growing_sizes, growth_of
 from crate_mae.bench.limit import GEMM, PRODUCTS, gemm_call, least_flops, limit_of
 from crate_mae.bench.loading import generated_sources, loading_speeds, named_sources, worker_counts
 from crate_mae.bench.memory import OutOfMemoryError, PeakMemory
-from crate_mae.bench.run import Settings, run_bench
+from crate_mae.bench.run import run_bench
+from crate_mae.bench.settings import Settings
 from crate_mae.bench.steps import Job, make_step
 from crate_mae.bench.subjects import SUBJECTS, Work, choose_subjects
 from crate_mae.bench.tables import bytes_text, growth_text, time_text
@@ -227,9 +229,8 @@ def test_own_data_beside_the_step_without_its_path(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("crate_mae.bench.run.worker_counts", lambda: [0])
-    monkeypatch.setattr(loading_speeds, "__kwdefaults__", {
-        **(loading_speeds.__kwdefaults__ or {}), "seconds": 0.05,
-    })  # fmt: skip
+    briefly = functools.partial(loading_speeds, seconds=0.05)
+    monkeypatch.setattr("crate_mae.bench.run.loading_speeds", briefly)
     path = tmp_path / "found.json"
     with generated_sources(DEBUG, images=4) as sources:
         words = ["--data", sources[0][1], "--data", sources[1][1], "--data", sources[3][1]]

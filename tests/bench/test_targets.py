@@ -10,7 +10,7 @@ import pytest
 import targets
 from crate_mae.bench import growth
 from crate_mae.bench.memory import PeakMemory
-from crate_mae.bench.run import Settings
+from crate_mae.bench.settings import Settings
 from promises import TARGETS, Target, judged
 from tables import fill_documents, targets_table
 

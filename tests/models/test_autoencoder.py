@@ -551,3 +551,28 @@ def test_public_names_are_the_models_own() -> None:
         assert getattr(crate_mae, name).__class__ is not None
     with pytest.raises(AttributeError, match="no attribute 'CrateMAEE'"):
         crate_mae.CrateMAEE  # noqa: B018
+
+
+@pytest.mark.parametrize("mask_tokens", ["encoder", "decoder"])
+def test_recomputed_layers_give_the_same_numbers_from_less_memory(mask_tokens: str) -> None:
+    model = build_model("tiny", image_size=32, patch_size=8, depth=3, mask_tokens=mask_tokens)
+    images, mask = torch.rand(2, 3, 32, 32), draw_mask("random", (4, 4), 0.5, None, batch=2)
+
+    def gradients() -> tuple[float, list[torch.Tensor], int]:
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: kept.append(tensor.numel()) or tensor,  # type: ignore[func-returns-value]
+            lambda tensor: tensor,
+        ):
+            loss = model(images, mask).loss
+        found = torch.autograd.grad(loss, list(model.parameters()))
+        return float(loss.detach()), list(found), sum(kept)
+
+    plain_loss, plain, plain_kept = gradients()
+    model.recompute_layers()
+    loss, again, kept = gradients()
+    assert loss == plain_loss
+    assert all(torch.equal(one, other) for one, other in zip(plain, again, strict=True))
+    assert kept < plain_kept / 3
+    with torch.no_grad():
+        assert float(model(images, mask).loss) == plain_loss

@@ -21,7 +21,8 @@ def bench(words: list[str]) -> int:
 
     import json
 
-    from crate_mae.bench.run import Settings, run_bench
+    from crate_mae.bench.run import run_bench
+    from crate_mae.bench.settings import Settings
     from crate_mae.bench.tables import result_text
     from crate_mae.files import write_atomically
     from crate_mae.models.config import resolve_config

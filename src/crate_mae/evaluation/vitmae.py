@@ -68,6 +68,10 @@ class ViTMAE(nn.Module):
         config = self.config
         return masked_target(images, config.patch_hw, normalise=config.norm_pix_loss)
 
+    def recompute_layers(self) -> None:
+        """Nothing; makes training recompute layers in the backward pass to save memory."""
+        self.model.gradient_checkpointing_enable()
+
     def encode(self, images: Tensor) -> Tensor:
         """Features (B, 1 + L, d) of images (B, C, H, W): class token, then patches in raster order.
 

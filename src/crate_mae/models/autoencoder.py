@@ -93,6 +93,10 @@ class CrateMAE(nn.Module):
         features: Tensor = self.encoder(images)
         return features
 
+    def recompute_layers(self, recompute: bool = True) -> None:
+        """Nothing; sets whether training recomputes layers in the backward pass to save memory."""
+        self.encoder.layers.recompute = self.decoder.recompute = recompute
+
     def embed_masked(self, images: Tensor, mask: Tensor, kept: int | None = None) -> Tensor:
         """Tokens that enter the first encoder layer for masked images.
 
@@ -129,7 +133,7 @@ class CrateMAE(nn.Module):
         """Predicted patches (B, L, h*w*C) of a grid (rows, columns) from latent tokens."""
         tokens = self.decoder_input(latent, mask, grid)
         for layer in self.decoder:
-            tokens = layer(tokens)
+            tokens = self.decoder.run(layer, tokens)
         prediction: Tensor = self.prediction(self.decoder_norm(tokens))
         return prediction[:, 1:]
 

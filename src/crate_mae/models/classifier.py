@@ -53,6 +53,10 @@ class CrateClassifier(nn.Module):
         classifier.encoder.load_state_dict(model.encoder.state_dict())
         return classifier
 
+    def recompute_layers(self, recompute: bool = True) -> None:
+        """Nothing; sets whether training recomputes layers in the backward pass to save memory."""
+        self.encoder.layers.recompute = recompute
+
     def encode(self, images: Tensor) -> Tensor:
         """Features (B, 1 + L, d) of images (B, C, H, W), as `CrateMAE.encode`."""
         features: Tensor = self.encoder(images)

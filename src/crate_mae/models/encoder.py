@@ -80,7 +80,7 @@ class Encoder(nn.Module):
         `keep` (layers, B) multiplies each layer's MSSA step for each image: stochastic depth.
         """
         for index, layer in enumerate(self.layers):
-            tokens = layer(tokens, None if keep is None else keep[index])
+            tokens = self.layers.run(layer, tokens, None if keep is None else keep[index])
         normed: Tensor = self.norm(tokens)
         return normed
 

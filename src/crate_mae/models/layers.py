@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from crate_mae.models.config import OutputProjection
 
@@ -227,7 +228,24 @@ LayerT = TypeVar("LayerT", bound=nn.Module)
 
 
 class Stack(nn.ModuleList, Generic[LayerT]):
-    """A ModuleList whose layers keep their type."""
+    """A ModuleList whose layers keep their type, and which can trade time for memory.
+
+    With `recompute` set, `run` keeps only what enters a layer and computes the layer once more in
+    the backward pass: the numbers stay the same.
+    """
+
+    recompute: bool = False
+
+    def run(self, layer: LayerT, *tensors: Tensor | None) -> Tensor:
+        """What a layer of this stack makes of tensors."""
+        if self.recompute and torch.is_grad_enabled():
+            # Nothing in a layer is random: there is no generator to put back.
+            again: Tensor = checkpoint(
+                layer, *tensors, use_reentrant=False, preserve_rng_state=False
+            )
+            return again
+        output: Tensor = layer(*tensors)
+        return output
 
     def __iter__(self) -> Iterator[LayerT]:
         return cast("Iterator[LayerT]", super().__iter__())

@@ -78,6 +78,9 @@ class TrainerConfig:
     """Batches accumulated per optimiser step; optim.batch_size stays the same."""
     compile: bool = False
     """Compile the model with torch.compile."""
+    recompute: bool = False
+    """Compute every layer once more in the backward pass instead of keeping what it needs: less
+    memory, about a third more time, the same numbers (activation checkpointing)."""
     deterministic: bool = False
     """Only deterministic algorithms, on accelerators too."""
 

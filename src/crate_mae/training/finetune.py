@@ -219,6 +219,8 @@ def _module(
         last_checkpoint=links.last_checkpoint,
         stop_wanted=links.stop_wanted,
     )
+    if config.trainer.recompute:
+        model.recompute_layers()
     if config.trainer.compile:
         model.compile()
     return module

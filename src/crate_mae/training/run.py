@@ -121,6 +121,8 @@ def _module(
     config: PretrainConfig, data: ImageDataModule, links: Links, *, origin: CrateMAE | None
 ) -> MaskedCompletion:
     model = _model(config, origin, data.preprocess)
+    if config.trainer.recompute:
+        model.recompute_layers()
     if config.trainer.compile:
         model.compile()
     kept = num_kept(config.model.num_patches, config.masking.ratio)
