@@ -229,15 +229,15 @@ def _measured(
     matrix: Matrix,
     folder: Path,
     source: str,
+    measures: Mapping[str, list[str]],
     *,
     extra: list[str],
-    verbs: tuple[str, ...] = ("probe", "knn"),
 ) -> Iterator[Job]:
     run = _name(folder)
-    for verb in verbs:
-        target = folder / f"{verb}.json"
-        words = [verb, str(folder), source, *extra, "--json", str(target)]
-        yield Job(name=f"{run}/{verb}", outcome=target, command=partial(_cli, *words), needs=(run,))
+    for name, (verb, *options) in measures.items():
+        target = folder / f"{name}.json"
+        words = [verb, str(folder), source, *options, *extra, "--json", str(target)]
+        yield Job(name=f"{run}/{name}", outcome=target, command=partial(_cli, *words), needs=(run,))
     target = folder / "completion.json"
     script = [sys.executable, str(HERE / "quality.py"), "complete", str(folder), source]
     count = ["--count", str(matrix.completions), "--json", str(target)]

@@ -20,6 +20,7 @@ from crate_mae.bench.memory import OutOfMemoryError
 from crate_mae.bench.settings import Settings
 from crate_mae.bench.steps import Job, make_step, waiter
 from crate_mae.bench.subjects import Work, choose_subjects, subject_of
+from crate_mae.data.sources import open_source
 from crate_mae.environment import environment
 
 FORMAT = "crate-mae-bench/1"
@@ -48,6 +49,8 @@ def run_bench(
             notes.append(f"no {work} for {', '.join(left)}")
     if not any(by_work.values()):
         raise ValueError(f"none of {', '.join(chosen)} does {' or '.join(settings.works)}")
+    for address in settings.data:
+        open_source(address)  # a wrong one is told before, not after, minutes of timing
     before = torch.get_num_threads()
     threads = before if settings.threads is None else settings.threads
     torch.set_num_threads(threads)
