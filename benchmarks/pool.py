@@ -57,10 +57,9 @@ def run_jobs(
     Raises ValueError for two jobs of one name and for needs that no job meets.
     """
     names = [job.name for job in jobs]
-    if len(set(names)) < len(names):
-        raise ValueError(
-            f"two jobs share a name: {sorted({n for n in names if names.count(n) > 1})}"
-        )
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"jobs share a name: {', '.join(twice)}")
     unmet = sorted({need for job in jobs for need in job.needs} - set(names))
     if unmet:
         raise ValueError(f"nothing makes {', '.join(unmet)}, which other jobs need")

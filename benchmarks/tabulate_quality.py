@@ -1,13 +1,22 @@
 """The outcome of a matrix as one table: what is there of it, told as it is."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
+
+from crate_mae.environment import environment
+from crate_mae.evaluation.backbones import load_completer
+from crate_mae.evaluation.vitmae import ViTMAE
+from crate_mae.figures.compared import compared_curves
+from crate_mae.files import write_atomically
+from crate_mae.models.cost import counted_flops, model_cost, parameter_count
+from crate_mae.training.folder import last_metrics, load_config_values
+from crate_mae.training.records import read_metrics
 from matrix import (
     MEASURES,
     Matrix,
@@ -17,14 +26,6 @@ from matrix import (
     load_matrix,
     search_folder,
 )
-
-from crate_mae.environment import environment
-from crate_mae.evaluation.backbones import load_completer
-from crate_mae.evaluation.vitmae import ViTMAE
-from crate_mae.files import write_atomically
-from crate_mae.models.cost import counted_flops, model_cost, parameter_count
-from crate_mae.training.folder import last_metrics, load_config_values
-from crate_mae.training.records import read_metrics
 
 BEGIN, END = "<!-- {} -->", "<!-- /{} -->"
 BASELINES = ("random twin", "raw pixels")
@@ -230,6 +231,24 @@ def _ablations(found: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def _panels(found: Mapping[str, Any]) -> dict[str, dict[str, list[list[tuple[float, float]]]]]:
+    """The curves of the compared models over epochs, and over the operations they cost."""
+    compared = {model: list(runs.values()) for model, runs in found["compared"].items() if runs}
+
+    def curves(scale: Callable[[Mapping[str, Any]], float]) -> dict[str, Any]:
+        return {
+            model: [[(epoch * scale(run), loss) for epoch, loss in run["curve"]] for run in runs]
+            for model, runs in compared.items()
+        }
+
+    return {
+        "epochs": curves(lambda _: 1.0),
+        "floating-point operations (10^15)": curves(
+            lambda run: run["pflops"] / run["curve"][-1][0]
+        ),
+    }
+
+
 def _over(runs: Sequence[Mapping[str, Any]], key: str, form: str, scale: float = 1.0) -> str:
     return _spread([scale * run[key] for run in runs if key in run], form)
 
@@ -263,7 +282,7 @@ def write_table(
 ) -> None:
     """Nothing; prints the tables and writes what is asked for, a page between its markers.
 
-    Raises FileNotFoundError when nothing was run in `out`, FileExistsError for files that are there.
+    Raises FileNotFoundError when nothing was run in `out`, FileExistsError for a taken file.
     """
     if not (out / "matrix.json").exists():
         raise FileNotFoundError(f"{out} holds no matrix.json: run the matrix there first")
@@ -273,14 +292,7 @@ def write_table(
     if json_file is not None:
         write_atomically(json_file, json.dumps(found, indent=1) + "\n")
     if figure is not None:
-        from crate_mae.figures.training import compared_curves
-
-        curves = {
-            model: [run["curve"] for run in runs.values()]
-            for model, runs in found["compared"].items()
-            if runs
-        }
-        compared_curves(curves, figure)
+        compared_curves(_panels(found), figure)
     if docs is not None:
         page = between_markers(docs.read_text(encoding="utf-8"), "quality", text)
         write_atomically(docs, page)

@@ -137,7 +137,7 @@ class _Folded(torch.autograd.Function):
         return identity + step_size * (D - D.mT @ D)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:  # noqa: ARG004
         D, ctx.step_size = inputs
         ctx.save_for_backward(D)
 

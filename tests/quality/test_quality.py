@@ -1,0 +1,271 @@
+"""The quality matrix: its jobs, the pool that runs them, the tables made of what is there."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from crate_mae.training.parse import parse_finetune, parse_pretrain
+from matrix import Job, chosen_rate, compared_folder, jobs_of, load_matrix, search_folder
+from pool import run_jobs
+from quality import HERE, main
+from tabulate_quality import as_markdown
+
+SOURCE = "parquet:somewhere"
+
+
+def job(name: str, folder: Path, code: str = "", *, needs: tuple[str, ...] = ()) -> Job:
+    """A job that runs Python code and then makes its file."""
+    outcome = folder / f"{name}.done"
+    whole = f"{code}\nfrom pathlib import Path\nPath({str(outcome)!r}).touch()"
+    return Job(
+        name=name, outcome=outcome, command=lambda: [sys.executable, "-c", whole], needs=needs
+    )
+
+
+# -- the pool ---------------------------------------------------------------------------------
+
+
+def test_needs_come_first_and_what_is_done_is_not_run_again(tmp_path: Path) -> None:
+    note = f"open({str(tmp_path / 'order')!r}, 'a').write"
+    jobs = [
+        job("late", tmp_path, f"{note}('late ')", needs=("early",)),
+        job("early", tmp_path, f"{note}('early ')"),
+    ]
+    first = run_jobs(jobs, workers=2, threads=1, logs=tmp_path / "logs", poll=0.01)
+    assert sorted(first.done) == ["early", "late"]
+    assert (tmp_path / "order").read_text() == "early late "
+    again = run_jobs(jobs, workers=2, threads=1, logs=tmp_path / "logs", poll=0.01)
+    assert sorted(again.done) == ["early", "late"]
+    assert (tmp_path / "order").read_text() == "early late "
+
+
+def test_a_failure_takes_its_followers_along_and_leaves_the_others(tmp_path: Path) -> None:
+    jobs = [
+        job("bad", tmp_path, "raise SystemExit('no such thing')"),
+        job("follower", tmp_path, needs=("bad",)),
+        job("its follower", tmp_path, needs=("follower",)),
+        job("other", tmp_path),
+    ]
+    outcome = run_jobs(jobs, workers=1, threads=1, logs=tmp_path / "logs", poll=0.01)
+    assert outcome.done == ["other"]
+    assert list(outcome.failed) == ["bad"]
+    assert "no such thing" in outcome.failed["bad"].read_text()
+    assert outcome.skipped == ["follower", "its follower"]
+    assert not outcome.stopped
+
+
+def test_a_job_that_makes_nothing_has_failed(tmp_path: Path) -> None:
+    empty = Job(
+        name="empty", outcome=tmp_path / "never", command=lambda: [sys.executable, "-c", ""]
+    )
+    outcome = run_jobs([empty], workers=1, threads=1, logs=tmp_path, poll=0.01)
+    assert list(outcome.failed) == ["empty"]
+
+
+def test_jobs_get_their_threads_and_run_side_by_side(tmp_path: Path) -> None:
+    # Each waits until the other has begun: one after the other they would never end.
+    code = (
+        "import os, time\nfrom pathlib import Path\nassert os.environ['OMP_NUM_THREADS'] == '3'\n"
+        "Path({own!r}).touch()\n"
+        "while not Path({other!r}).exists():\n    time.sleep(0.01)"
+    )
+    here, there = str(tmp_path / "a"), str(tmp_path / "b")
+    jobs = [
+        job("one", tmp_path, code.format(own=here, other=there)),
+        job("two", tmp_path, code.format(own=there, other=here)),
+    ]
+    outcome = run_jobs(jobs, workers=2, threads=3, logs=tmp_path / "logs", poll=0.01)
+    assert sorted(outcome.done) == ["one", "two"]
+
+
+def test_time_over_asks_jobs_to_stop_and_waits(tmp_path: Path) -> None:
+    code = (
+        "import signal, sys, time\nfrom pathlib import Path\n"
+        "def stop(*_):\n"
+        f"    Path({str(tmp_path / 'saved')!r}).touch()\n    sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        f"Path({str(tmp_path / 'begun')!r}).touch()\ntime.sleep(60)"
+    )
+    jobs = [job("long", tmp_path, code), job("next", tmp_path, needs=("long",))]
+    outcome = run_jobs(jobs, workers=1, threads=1, logs=tmp_path, minutes=0.05, poll=0.01)
+    assert (tmp_path / "begun").exists()
+    assert (tmp_path / "saved").exists()
+    assert outcome.stopped
+    assert outcome.skipped == ["next"]
+    assert not outcome.failed
+
+
+def test_handlers_of_signals_are_put_back(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    run_jobs([], workers=1, threads=1, logs=tmp_path)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_needs_that_nothing_meets_and_twins_are_refused(tmp_path: Path) -> None:
+    lonely = job("a", tmp_path, needs=("b",))
+    with pytest.raises(ValueError, match="nothing makes b"):
+        run_jobs([lonely], workers=1, threads=1, logs=tmp_path)
+    with pytest.raises(ValueError, match="jobs share a name: a"):
+        run_jobs([job("a", tmp_path)] * 2, workers=1, threads=1, logs=tmp_path)
+
+
+# -- the matrix -------------------------------------------------------------------------------
+
+
+def test_every_command_of_the_matrix_is_understood(tmp_path: Path) -> None:
+    matrix = load_matrix(HERE / "quality.yaml")
+    for model in matrix.models:  # a search whose middle rate is the best
+        for place, rate in enumerate(matrix.rates):
+            folder = search_folder(tmp_path, model, rate)
+            folder.mkdir(parents=True)
+            summary = {"metrics": {"val/loss": abs(place - 1)}}
+            (folder / "summary.json").write_text(json.dumps(summary))
+    assert chosen_rate(matrix, tmp_path, "crate") == matrix.rates[1]
+    jobs = jobs_of(matrix, tmp_path, SOURCE)
+    assert len({j.name for j in jobs}) == len(jobs)
+    trained = 0
+    for each in jobs:
+        words = each.command()
+        assert words[0] == sys.executable
+        if "pretrain" in words:
+            config, options = parse_pretrain(words[words.index("pretrain") + 1 :])
+            assert config.data.source == SOURCE
+            assert Path(options["out"]) == each.outcome.parent
+            trained += 1
+            if each.name == "compared/vitmae-params-1":
+                assert (config.vitmae, config.seed) == ("parameters", 1)
+                assert config.optim.base_lr == matrix.rates[1]
+            if each.name == "ablations/eta-0.3":
+                assert config.model.step_size == 0.3
+    assert trained == 9 + len(matrix.variants) + len(matrix.models) * len(matrix.seeds)
+
+
+def test_fine_tuning_of_the_matrix_is_understood(tmp_path: Path) -> None:
+    matrix = load_matrix(HERE / "quality.yaml")
+    first = compared_folder(tmp_path, "crate", 0)
+    first.mkdir(parents=True)
+    from crate_mae.training.config import PretrainConfig
+
+    (first / "config.yaml").write_text(yaml.safe_dump(PretrainConfig().to_dict()))
+    jobs = [j for j in jobs_of(matrix, tmp_path, SOURCE) if j.name.startswith("finetuned/")]
+    shares = set()
+    for each in (j for j in jobs if j.name.endswith("-0")):
+        words = each.command()
+        config, _ = parse_finetune(words[words.index("finetune") + 1 :])
+        shares.add(config.data.share)
+        assert (config.weights is None) == ("/scratch-" in each.name)
+    assert shares == set(matrix.shares)
+
+
+def test_a_begun_run_is_resumed(tmp_path: Path) -> None:
+    matrix = load_matrix(HERE / "quality.yaml")
+    jobs = jobs_of(matrix, tmp_path, SOURCE)
+    folder = jobs[0].outcome.parent
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    assert jobs[0].command()[-2:] == ["--resume", str(folder)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": []}, "must not be empty"),
+        ({"extra": 1}, "extra is not known"),
+        ({"finetune": {"recipe": "x"}}, "finetune.shares is missing"),
+        ({"search": None}, "search.rates is missing"),
+    ],
+)
+def test_faults_of_a_matrix_are_named(
+    change: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    values = yaml.safe_load((HERE / "quality.yaml").read_text())
+    path = tmp_path / "matrix.yaml"
+    path.write_text(yaml.safe_dump({**values, **change}))
+    with pytest.raises(ValueError, match=message):
+        load_matrix(path)
+
+
+# -- everything together ----------------------------------------------------------------------
+
+TINY = {
+    "recipe": "digits",
+    "settings": {
+        "optim.epochs": 1, "optim.warmup_epochs": 0, "data.limit": 200, "data.val_limit": 40,
+        "model.dim": 24, "model.depth": 1, "model.decoder_depth": 1, "model.num_heads": 2,
+        "model.decoder_num_heads": 2, "record.reconstruct_epochs": 0,
+    },
+    "models": {"crate": {}, "vitmae-same": {"vitmae": "configuration"}},
+    "seeds": [0],
+    "search": {"rates": [1e-2], "settings": {}},
+    "ablations": {"settings": {}, "variants": {"tied": {"model.output_projection": "tied"}}},
+    "finetune": {"recipe": "finetune-cifar10-small", "shares": {}},
+    "measure": {"completions": 8},
+}  # fmt: skip
+
+
+def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    matrix, out = tmp_path / "tiny.yaml", tmp_path / "out"
+    matrix.write_text(yaml.safe_dump(TINY))
+    words = ["run", "digits", "--out", str(out), "--matrix", str(matrix), "--workers", "2"]
+    slow = ["compared/crate-0/", "compared/vitmae-same-0/", "ablations/tied/probe"]
+    assert main([*words, "--leave-out", *slow, "--minutes", "0"]) == 143
+    assert "the same command goes on" in capsys.readouterr().out
+    assert main([*words, "--leave-out", *slow]) == 0
+    assert main(["table", str(out), "--matrix", str(matrix), "--json", str(tmp_path / "t.json"),
+                 "--figure", str(tmp_path / "t.png")]) == 0  # fmt: skip
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "t.json").read_text())
+    assert (tmp_path / "t.png").exists()
+    crate, twin = (found["compared"][model]["0"] for model in ("crate", "vitmae-same"))
+    assert twin["parameters"] > 2 * crate["parameters"]
+    assert crate["loss"] == crate["curve"][-1][1]
+    rates = found["search"]["crate"]
+    best = min(rates, key=lambda rate: float(rates[rate]))
+    assert crate["base_lr"] == float(best)
+    assert found["ablations"]["tied"]["psnr"] > 0
+    assert f"{crate['loss']:.4f}" in printed
+    values = yaml.safe_load(matrix.read_text())
+    matrix.write_text(yaml.safe_dump({**values, "seeds": [1]}))
+    assert main(words) == 1
+    assert "begun with another matrix" in capsys.readouterr().err
+
+
+def test_means_and_ranges_over_seeds_stand_in_the_table() -> None:
+    run = {"parameters": 4e5, "gflops_per_image": 0.5, "loss": 0.3, "probe": 0.4}
+    found = {
+        "compared": {"crate": {0: run, 1: {**run, "loss": 0.4, "probe": 0.5}}, "none": {}},
+        "baselines": {"raw pixels": {"probe": 0.25}},
+        "search": {"crate": {"0.001": 0.5, "0.002": None}},
+        "finetuned": {"0.01": {"crate": {0: 0.5, 1: 0.6}, "scratch": {}}},
+        "ablations": {},
+    }
+    text = as_markdown(found)
+    assert "| 0.3500 (0.3000 to 0.4000) |" in text
+    assert "| 45.0 % (40.0 to 50.0) |" in text
+    assert "| raw pixels |  |  |  |  | 25.0 % |" in text
+    assert "**none**" not in text
+    assert "| crate | **0.5000** |  |" in text
+    assert "| 1% | 55.0 % (50.0 to 60.0) |" in text
+
+
+def test_interrupting_the_pool_saves_running_jobs(tmp_path: Path) -> None:
+    matrix, out = tmp_path / "tiny.yaml", tmp_path / "out"
+    long = {**TINY, "settings": {**TINY["settings"], "optim.epochs": 5000}}  # type: ignore[dict-item]
+    matrix.write_text(yaml.safe_dump(long))
+    words = ["run", "digits", "--out", str(out), "--matrix", str(matrix), "--workers", "1"]
+    process = subprocess.Popen([sys.executable, str(HERE / "quality.py"), *words])
+    folder = search_folder(out, "crate", 1e-2)
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    assert (folder / "checkpoints" / "last.ckpt").exists()
