@@ -143,7 +143,9 @@ def test_every_command_of_the_matrix_is_understood(tmp_path: Path) -> None:
                 assert config.optim.base_lr == matrix.rates[1]
             if each.name == "ablations/eta-0.3":
                 assert config.model.step_size == 0.3
-    assert trained == 9 + len(matrix.variants) + len(matrix.models) * len(matrix.seeds)
+    assert trained == len(matrix.models) * len(matrix.rates) + len(matrix.variants) + len(
+        matrix.models
+    ) * len(matrix.seeds)
 
 
 def test_fine_tuning_of_the_matrix_is_understood(tmp_path: Path) -> None:
