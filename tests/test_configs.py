@@ -13,6 +13,7 @@ from crate_mae.data.labelled import LabelledDataConfig
 from crate_mae.data.module import DataConfig
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import ModelConfig
+from crate_mae.plan.subject import subject_of
 from crate_mae.training.config import (
     CheckpointConfig,
     FinetuneConfig,
@@ -35,11 +36,23 @@ def header_of(path: Path) -> str:
     return "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
 
 
+def field_of(header: str, word: str) -> str:
+    """What a header says under one word, on one line."""
+    found = re.search(rf"^# {word} +(.+(?:\n# {{5,}}.+)*)", header, re.MULTILINE)
+    assert found is not None
+    return re.sub(r"\n# +", " ", found[1])
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_a_document(path: Path) -> None:
     header = header_of(path)
-    for word in ("Purpose", "Command", "Machine", "Seed"):
-        assert re.search(rf"^# {word}\b", header, re.MULTILINE), f"{path.name} lacks {word}"
+    for word in ("Purpose", "Command", "Machine", "Time", "Memory", "Steps", "Expect", "Seed"):
+        assert re.search(rf"^# {word}\b +\S", header, re.MULTILINE), f"{path.name} lacks {word}"
+    memory = field_of(header, "Memory")
+    assert re.match(r"\d[\d.]* GiB", memory)
+    assert re.search(r"\b(measured|estimated)\b", memory)
+    assert re.search(r"\d|not measured", field_of(header, "Time"))
+    assert all(len(line) <= 100 for line in header.splitlines())
     assert recipe(path.stem).read_bytes() == path.read_bytes()
     parse = parse_finetune if path in SUPERVISED else parse_pretrain
     config, _ = parse(["--config", str(path)])
@@ -69,6 +82,19 @@ def test_a_supervised_recipe_says_how_many_steps_it_takes(name: str, images: int
     steps = images // config.optim.batch_size
     text = f"{steps * config.optim.epochs:,} ({steps:,} an epoch, batch {config.optim.batch_size:,}"
     assert f"{text}, {config.optim.epochs} epochs)" in header_of(recipe(name))
+
+
+@pytest.mark.parametrize("path", SUPERVISED, ids=lambda path: path.stem)
+def test_a_supervised_recipe_builds_at_its_own_size(path: Path) -> None:
+    """A real step of the whole network that its header speaks of, on one image."""
+    size = "cifar10" if path.stem.endswith("-small") else "base"
+    config, _ = parse_finetune(["--from-scratch", size, "--config", str(path)])
+    subject = replace(subject_of(config), classes=2)
+    module = subject.module()
+    torch.autograd.backward(module.loss(subject.batch(1)))
+    assert all(
+        p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in module.model.parameters()
+    )
 
 
 @pytest.mark.parametrize("path", SUPERVISED, ids=lambda path: path.stem)

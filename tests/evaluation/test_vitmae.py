@@ -214,7 +214,7 @@ def test_folders_give_the_model_back(twin: ViTMAE, images: Tensor, tmp_path: Pat
     assert isinstance(model, ViTMAE)
     assert sha256 == vitmae_hash(folder)
     assert len(sha256) == 64
-    with pytest.raises(FileExistsError, match="not empty"):
+    with pytest.raises(FileExistsError, match="holds weights"):
         save_vitmae(twin, folder)
     fresh = random_twin(loaded, 0)
     assert isinstance(fresh, ViTMAE)
@@ -358,3 +358,76 @@ def test_layers_are_named_by_number(twin: ViTMAE) -> None:
     assert checked_layers(twin, (3, None, 1, 1, -1)) == [1, 3, None]
     with pytest.raises(ValueError, match=r"layers \[4\] do not exist"):
         checked_layers(twin, (4,))
+
+
+# -- masked completion ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", [1, 4, 11])
+def test_completion_removes_exactly_the_given_mask(twin: ViTMAE, kept: int) -> None:
+    generator = torch.Generator().manual_seed(kept)
+    images = torch.randn(3, 2, 16, 16, generator=generator)
+    mask = torch.stack([torch.randperm(16, generator=generator) >= kept for _ in range(3)])
+    with torch.no_grad():
+        found = twin(images, mask)
+        told = twin(images, mask, kept=kept)
+        # What was removed cannot matter; what was kept must.
+        pixels = mask.view(3, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+        changed = twin(torch.where(pixels, images + 5, images), mask).prediction
+        other = twin(torch.where(pixels, images, images + 5), mask).prediction
+    assert torch.equal(found.mask, mask)
+    assert torch.equal(found.prediction, told.prediction)
+    assert torch.equal(found.prediction, changed)
+    assert not torch.allclose(found.prediction, other, atol=1e-3)
+    assert twin.model.config.mask_ratio == 0.75
+
+
+@torch.no_grad()
+def test_loss_is_the_one_transformers_computes(twin: ViTMAE, images: Tensor) -> None:
+    noise = torch.rand(3, 16, generator=torch.Generator().manual_seed(2))
+    theirs = twin.model(images, noise=noise)  # keeps int(16 x 0.25) patches, the least noise first
+    mask = theirs.mask.bool()
+    found = twin(images, mask)
+    assert float(found.loss) == pytest.approx(float(theirs.loss), rel=1e-5)
+    torch.testing.assert_close(found.prediction, theirs.logits, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_loss_is_its_definition(twin: ViTMAE, images: Tensor) -> None:
+    mask = torch.zeros(3, 16, dtype=torch.bool)
+    mask[:, ::2] = True
+    found = twin(images, mask)
+    errors = []
+    for image, removed, predicted in zip(images.double(), mask, found.prediction, strict=True):
+        for place in range(16):
+            if removed[place]:
+                row, column = divmod(place, 4)
+                patch = image[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+                target = patch.permute(1, 2, 0).flatten()
+                target = (target - target.mean()) / (target.var() + 1e-6).sqrt()
+                errors.append((predicted[place].double() - target).square().mean())
+    assert float(found.loss) == pytest.approx(float(torch.stack(errors).mean()), rel=1e-5)
+
+
+def test_masks_that_vary_or_are_not_given_are_refused(twin: ViTMAE, images: Tensor) -> None:
+    mask = torch.ones(3, 16, dtype=torch.bool)
+    mask[0, 0] = mask[1, :2] = mask[2, 0] = False
+    with pytest.raises(ValueError, match="same number of kept patches"):
+        twin(images, mask)
+    with pytest.raises(ValueError, match="pass one"):
+        twin(images)
+
+
+def test_a_state_replaces_the_weights_that_are_saved(
+    twin: ViTMAE, images: Tensor, tmp_path: Path
+) -> None:
+    state = {key: value + 0.25 for key, value in twin.state_dict().items()}
+    save_vitmae(twin, tmp_path / "a", state=state)
+    loaded = load_vitmae(tmp_path / "a").state_dict()
+    assert all(torch.equal(loaded[key], state[key]) for key in state)
+    with pytest.raises(FileExistsError):
+        save_vitmae(twin, tmp_path / "a")
+    save_vitmae(twin, tmp_path / "a", overwrite=True)
+    again = load_vitmae(tmp_path / "a").encode(images)
+    assert torch.equal(again, twin.encode(images))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]

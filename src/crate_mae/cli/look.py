@@ -51,14 +51,14 @@ def reconstruct(words: list[str]) -> int:
     given = parser.parse_args(words)
 
     from crate_mae.data.inputs import open_images, pixel_mask
+    from crate_mae.evaluation.backbones import load_completer
     from crate_mae.evaluation.reconstruction import reconstruct_settings
     from crate_mae.figures.base import check_figure_target
     from crate_mae.figures.reconstruction import reconstruction_sheet, settings_sheet
-    from crate_mae.models.weights import load_autoencoder
 
     check_figure_target(given.out, overwrite=given.overwrite)
     source = open_images(given.images, split=given.data_split, limit=given.limit)
-    model = load_autoencoder(given.weights).to(device_of(given.device))
+    model = load_completer(given.weights).to(device_of(given.device))
     results, names = reconstruct_settings(
         model,
         source,

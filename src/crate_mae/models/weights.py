@@ -179,6 +179,10 @@ def _build(folder: Path) -> CrateMAE | CrateClassifier:
     Its tensors are known to fit before memory is taken, and no random number is drawn.
     """
     described = read_json_object(folder / CONFIG)
+    if "model_type" in described:
+        raise ValueError(
+            f"{folder} holds a {described['model_type']} of transformers: this needs CRATE weights"
+        )
     if described.get("format") != FORMAT:
         raise ValueError(
             f"{folder / CONFIG}: format is {described.get('format')!r},"

@@ -24,7 +24,7 @@ from crate_mae.plan.subject import RunSettings, Subject, make_step, subject_of
 from crate_mae.training.config import FinetuneConfig, Precision
 from crate_mae.training.session import batch_per_device
 
-TIMEOUT = 60.0  # seconds: for one measurement, on a machine that hangs or pages
+TIMEOUT = 90.0  # seconds: for one measurement, on a machine that hangs or pages
 CLASSES = 1000
 """Assumed of a supervised run whose images are not here."""
 

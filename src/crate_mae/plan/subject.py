@@ -74,10 +74,10 @@ class Subject:
             with FakeTensorMode(allow_non_fake_inputs=True), torch.random.fork_rng(devices=[]):
                 module.to_empty(device="cpu")
                 batch = self.batch(images)
-                return counted_flops(lambda: module.loss(batch).backward())
+                return counted_flops(lambda: torch.autograd.backward(module.loss(batch)))
         if self.config.vitmae is not None:  # which has no folded map: every image costs the same
             module, batch = self.module(), self.batch(1)
-            return images * counted_flops(lambda: module.loss(batch).backward())
+            return images * counted_flops(lambda: torch.autograd.backward(module.loss(batch)))
         return model_cost(self.model, batch=images, ratio=self.config.masking.ratio).step
 
     def module(self) -> TrainingModule:
@@ -169,7 +169,7 @@ def make_step(subject: Subject, images: int, device: str, precision: str) -> Cal
         # The gradients of the step before live until here; accumulated ones for longer.
         if config.trainer.accumulate == 1:
             optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(trained, clip)
         optimizer.step()
         if isinstance(module, Classification) and module.average is not None:

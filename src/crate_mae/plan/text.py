@@ -9,6 +9,8 @@ from crate_mae.progress import duration
 from crate_mae.training.config import FinetuneConfig
 
 FEW_STEPS = 1000
+FAR = 16
+"""Times the measured images from which an estimate of memory is a rough one."""
 _KEY, _WIDTH = 12, 96
 _KINDS = {"cpu": "CPU", "cuda": "GPU", "mps": "Apple GPU"}
 
@@ -120,8 +122,9 @@ def _peak(plan: RunPlan, measured: Measured) -> str:
     if measured.peak_measured:
         return f"{_size(measured.peak)} at {point.images:,} images at a time, measured {where}"
     few = probe.points[0]
+    far = "roughly " if plan.per_device > FAR * point.images else ""
     return (
-        f"about {_size(measured.peak)} at {plan.per_device:,} images at a time, estimated:"
+        f"about {_size(measured.peak)} at {plan.per_device:,} images at a time, {far}estimated:"
         f" {_size(few.peak)} at {few.images:,} and {_size(point.peak)} at {point.images:,} were"
         f" measured {where}"
     )
