@@ -56,7 +56,9 @@ def fill_documents(path: Path, root: Path) -> list[str]:
         up = "../" * name.count("/")
         page = path.with_suffix(".md").name
         source = f"{_where(result)} All numbers: [{page}]({up}benchmarks/results/{page})."
-        filled = _between(text, place, "\n".join([*table(result["targets"]), "", source]), name)
+        filled = between_markers(
+            text, place, "\n".join([*table(result["targets"]), "", source]), name
+        )
         if filled is None:
             told.append(f"{name} has no place for the table: <!-- {place} --> <!-- /{place} -->")
             continue
@@ -65,8 +67,11 @@ def fill_documents(path: Path, root: Path) -> list[str]:
     return told
 
 
-def _between(text: str, place: str, content: str, name: str) -> str | None:
-    """The text with new content between a pair of comments; None where there is no pair."""
+def between_markers(text: str, place: str, content: str, name: str) -> str | None:
+    """The text with new content between a pair of comments; None where there is no pair.
+
+    Raises ValueError, with the `name` of the document, where the pair is not whole or not once.
+    """
     begin, end = f"<!-- {place} -->", f"<!-- /{place} -->"
     if begin not in text and end not in text:
         return None

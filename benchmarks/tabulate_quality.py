@@ -26,8 +26,8 @@ from matrix import (
     load_matrix,
     search_folder,
 )
+from tables import between_markers
 
-BEGIN, END = "<!-- {} -->", "<!-- /{} -->"
 BASELINES = ("random twin", "raw pixels")
 
 
@@ -268,15 +268,6 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f} %"
 
 
-def between_markers(text: str, name: str, content: str) -> str:
-    """The text with what stands between the markers of a name replaced; ValueError without them."""
-    begin, end = BEGIN.format(name), END.format(name)
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"expected {begin} and, after it, {end}, once each")
-    before, rest = text.split(begin)
-    return f"{before}{begin}\n\n{content}\n\n{end}{rest.split(end)[1]}"
-
-
 def write_table(
     out: Path, *, matrix_file: Path, json_file: Path | None, figure: Path | None, docs: Path | None
 ) -> None:
@@ -294,5 +285,11 @@ def write_table(
     if figure is not None:
         compared_curves(_panels(found), figure)
     if docs is not None:
-        page = between_markers(docs.read_text(encoding="utf-8"), "quality", text)
+        page = between_markers(
+            docs.read_text(encoding="utf-8"), "quality", f"\n{text}\n", str(docs)
+        )
+        if page is None:
+            raise ValueError(
+                f"{docs} has no place for the tables: <!-- quality --> <!-- /quality -->"
+            )
         write_atomically(docs, page)

@@ -13,7 +13,7 @@ import torch
 
 import crate_mae
 
-OPTIONAL = {"datasets": "hf", "transformers": "hf", "webdataset": "wds"}
+OPTIONAL = {"datasets": "hf", "transformers": "hf", "timm": "bench", "webdataset": "wds"}
 
 
 def environment() -> dict[str, Any]:
