@@ -56,9 +56,8 @@ def fill_documents(path: Path, root: Path) -> list[str]:
         up = "../" * name.count("/")
         page = path.with_suffix(".md").name
         source = f"{_where(result)} All numbers: [{page}]({up}benchmarks/results/{page})."
-        filled = between_markers(
-            text, place, "\n".join([*table(result["targets"]), "", source]), name
-        )
+        lines = [*table(result["targets"]), "", source]
+        filled = between_markers(text, place, "\n".join(lines), name)
         if filled is None:
             told.append(f"{name} has no place for the table: <!-- {place} --> <!-- /{place} -->")
             continue

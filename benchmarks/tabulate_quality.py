@@ -285,11 +285,8 @@ def write_table(
     if figure is not None:
         compared_curves(_panels(found), figure)
     if docs is not None:
-        page = between_markers(
-            docs.read_text(encoding="utf-8"), "quality", f"\n{text}\n", str(docs)
-        )
+        old = docs.read_text(encoding="utf-8")
+        page = between_markers(old, "quality", f"\n{text}\n", str(docs))
         if page is None:
-            raise ValueError(
-                f"{docs} has no place for the tables: <!-- quality --> <!-- /quality -->"
-            )
+            raise ValueError(f"{docs} has no place for tables: <!-- quality --> <!-- /quality -->")
         write_atomically(docs, page)
