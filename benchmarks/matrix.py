@@ -142,7 +142,8 @@ def _search(matrix: Matrix, out: Path, source: str) -> Iterator[Job]:
     for model, settings in matrix.models.items():
         for rate in matrix.rates:
             chosen = {**matrix.settings, **settings, **matrix.search, "optim.base_lr": rate}
-            yield _pretraining(matrix, search_folder(out, model, rate), source, lambda c=chosen: c)
+            folder = search_folder(out, model, rate)
+            yield _pretraining(matrix, folder, source, partial(dict, chosen))
 
 
 def _compared(matrix: Matrix, out: Path, source: str, seed: int) -> Iterator[Job]:
@@ -183,9 +184,8 @@ def _ablations(matrix: Matrix, out: Path, source: str) -> Iterator[Job]:
 
 
 def _finetuned(matrix: Matrix, out: Path, source: str, seed: int) -> Iterator[Job]:
-    tuned = [model for model, settings in matrix.models.items() if not settings.get("vitmae")]
     for share, settings in matrix.shares.items():
-        for model in (*tuned, "scratch"):
+        for model in (*matrix.models, "scratch"):
             folder = finetune_folder(out, model, share, seed)
             first = compared_folder(out, next(iter(matrix.models)), seed)
             origin = first if model == "scratch" else compared_folder(out, model, seed)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from crate_mae.cli.common import new_file, write_json
 from crate_mae.data.sources import open_source, random_subset
+from crate_mae.data.streams import StreamSource
 from crate_mae.evaluation.backbones import load_completer
 from crate_mae.evaluation.reconstruction import reconstruct_source
 from matrix import jobs_of, load_matrix
@@ -75,7 +76,10 @@ def _wanted(name: str, given: argparse.Namespace) -> bool:
 def _complete(given: argparse.Namespace) -> int:
     target = new_file(given.json)
     model = load_completer(given.run_folder)
-    source = random_subset(open_source(given.source, split="test"), given.count)
+    source = open_source(given.source, split="test")
+    if isinstance(source, StreamSource):
+        raise ValueError(f"{given.source} is a stream: name a source whose images can be chosen")
+    source = random_subset(source, given.count)
     found, _ = reconstruct_source(model, source, ratio=given.ratio, batch_size=128)
     facts = {
         "images": len(found.mse),

@@ -10,7 +10,6 @@ from typing import Any
 from crate_mae.data.sources import ImageSource
 from crate_mae.environment import environment
 from crate_mae.evaluation.backbones import random_twin
-from crate_mae.evaluation.vitmae import ViTMAE
 from crate_mae.figures.layers import MAX_MODELS, layer_curves, subspace_angles, weight_curves
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
@@ -75,7 +74,7 @@ def open_subjects(
     for other in compare:
         if other == RANDOM:
             twin = random_twin(model, seed)
-            assert not isinstance(twin, ViTMAE)  # it is of the model's own kind
+            assert isinstance(twin, CrateMAE | CrateClassifier)  # it is of the model's own kind
             subjects.append(Subject(name="random twin", model=twin, sha256=None))
         else:
             taken = {subject.name for subject in subjects}

@@ -635,7 +635,8 @@ def test_the_folded_maps_own_gradient_is_the_true_one() -> None:
     D = torch.randn(5, 5, dtype=torch.float64, requires_grad=True)
 
     def folded(D: Tensor) -> Tensor:
-        return torch.func.functional_call(_MapOf(ista), {"ista.dictionary": D}, ())
+        found: Tensor = torch.func.functional_call(_MapOf(ista), {"ista.dictionary": D}, ())
+        return found
 
     assert torch.autograd.gradcheck(folded, (D,))
     assert torch.autograd.gradgradcheck(folded, (D,))
@@ -651,4 +652,5 @@ class _MapOf(torch.nn.Module):
         self.ista = ista
 
     def forward(self) -> Tensor:
-        return self.ista.folded_map()
+        folded: Tensor = self.ista.folded_map()
+        return folded

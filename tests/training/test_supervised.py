@@ -92,7 +92,9 @@ def test_kept_and_dropped_steps_of_a_layer() -> None:
 
 
 def test_dropped_steps_reach_every_layer_of_a_classifier() -> None:
-    model = classification().model.double()
+    model = classification().model
+    assert isinstance(model, CrateClassifier)
+    model.double()
     images = torch.randn(3, 1, 8, 8, dtype=torch.float64)
     keep = torch.tensor([[1.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
     tokens = model.encoder.embed(images)
@@ -125,6 +127,7 @@ def test_the_loss_by_loops_with_mixed_and_smoothed_targets() -> None:
 
 def test_where_a_classifier_breaks_is_named() -> None:
     model, images = classification().model, torch.randn(2, 1, 8, 8)
+    assert isinstance(model, CrateClassifier)
     assert locate_nonfinite_scores(model, images) == "loss"
     assert locate_nonfinite_scores(model, images.fill_(math.nan)) == "input images"
     huge = torch.randn(2, 1, 8, 8)

@@ -1,19 +1,33 @@
 """Runs that train a ViT-MAE twin: the same data, masks, schedule, records and resume."""
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from runs import MODEL, assert_same_run, records, small_config
+import torch
+from runs import MODEL, assert_same_run, final_state, records, small_config, small_finetune
 
 from crate_mae.cli import main
 from crate_mae.data.batches import Masking
 from crate_mae.evaluation.backbones import load_backbone, load_completer
-from crate_mae.evaluation.vitmae import Match, ViTMAE
+from crate_mae.evaluation.vitmae import Match, ViTMAE, build_vitmae, twin_config
+from crate_mae.evaluation.vitmae_classifier import (
+    ViTClassifier,
+    load_vit_classifier,
+    save_vit_classifier,
+)
+from crate_mae.evaluation.vitmae_files import load_vitmae
+from crate_mae.models.config import Preprocess
 from crate_mae.models.cost import model_cost, parameter_count
-from crate_mae.training.optim import decayed_names
+from crate_mae.training.finetune import finetune
+from crate_mae.training.optim import decayed_names, layer_decay_share
 from crate_mae.training.parse import parse_pretrain
 from crate_mae.training.run import pretrain
+
+WITHOUT_DROP_PATH = replace(small_finetune().optim, drop_path=0.0)
 
 
 @pytest.mark.parametrize("match", ["configuration", "parameters"])
@@ -95,3 +109,104 @@ def test_recomputed_layers_train_the_same_weights(tmp_path: Path) -> None:
     pretrain(plain, tmp_path / "plain")
     pretrain(again, tmp_path / "again")
     assert_same_run(tmp_path / "plain", tmp_path / "again")
+
+
+# -- supervised -------------------------------------------------------------------------------
+
+
+def test_fine_tuning_takes_a_twins_weights(tmp_path: Path) -> None:
+    pretrain(small_config(vitmae="configuration"), tmp_path / "twin")
+    config = replace(
+        small_finetune(model=None), weights=str(tmp_path / "twin"), optim=WITHOUT_DROP_PATH
+    )
+    summary = finetune(config, tmp_path / "tuned")
+    assert summary.finished
+    assert 0 <= summary.metrics["test/accuracy"] <= 1
+    classifier = load_vit_classifier(tmp_path / "tuned" / "weights")
+    average = final_state(tmp_path / "tuned")
+    for key, value in classifier.state_dict().items():
+        assert torch.equal(value, average[f"average.module.{key}"])
+    # Layers near the images train more slowly, so they stay nearer to where they began.
+    origin = load_vitmae(tmp_path / "twin").state_dict()
+    assert not any(key.startswith("twin.model.decoder") for key in classifier.state_dict())
+    key = "model.vit.layernorm.weight"
+    assert not torch.equal(classifier.twin.state_dict()[key], origin[key])
+
+
+def test_a_stopped_supervised_twin_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    config = small_finetune(vitmae="parameters", optim=WITHOUT_DROP_PATH)
+    finetune(config, tmp_path / "whole")
+    assert not finetune(config, tmp_path / "parts", stop_after=4).finished
+    assert finetune(config, tmp_path / "parts", resume=True).finished
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@torch.no_grad()
+def test_scores_are_the_head_on_pooled_tokens(tmp_path: Path) -> None:
+    for pool in ("mean", "cls"):
+        made = ViTClassifier(MODEL, num_classes=3, pool=pool, class_names=("a", "b", "c")).eval()  # type: ignore[arg-type]
+        images = torch.rand(2, 1, 8, 8)
+        tokens = made.twin.encode(images)
+        pooled = tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(dim=1)
+        expected = pooled @ made.head.weight.T + made.head.bias
+        torch.testing.assert_close(made(images), expected)
+        save_vit_classifier(made, tmp_path / pool)
+        loaded = load_vit_classifier(tmp_path / pool)
+        assert torch.equal(loaded(images), made(images))
+        assert (loaded.pool, loaded.class_names) == (pool, ("a", "b", "c"))
+
+
+def test_learning_rates_of_a_twin_fall_layer_by_layer() -> None:
+    made = ViTClassifier(replace(MODEL, depth=2), num_classes=2)
+    shares = {
+        name: layer_decay_share(name, decay=0.5, depth=2)
+        for name, parameter in made.named_parameters()
+        if parameter.requires_grad
+    }
+    assert {v for k, v in shares.items() if ".embeddings." in k} == {0.5**3}
+    assert {v for k, v in shares.items() if ".layers.0." in k} == {0.5**2}
+    assert {v for k, v in shares.items() if ".layers.1." in k} == {0.5}
+    assert {v for k, v in shares.items() if "vit.layernorm" in k or "head" in k} == {1.0}
+
+
+def test_what_a_supervised_twin_cannot_do_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no stochastic depth"):
+        small_finetune(vitmae="configuration")
+    with pytest.raises(ValueError, match="images of its own size only"):
+        replace(small_finetune(), vitmae="configuration", optim=WITHOUT_DROP_PATH, image_size=16)
+    pretrain(small_config(), tmp_path / "crate", stop_after=1)
+    config = replace(
+        small_finetune(model=None, optim=WITHOUT_DROP_PATH),
+        weights=str(tmp_path / "crate"),
+        vitmae="configuration",
+    )
+    with pytest.raises(ValueError, match="holds no ViT-MAE"):
+        finetune(config, tmp_path / "a")
+    wide = build_vitmae(
+        twin_config(MODEL).__class__(**{**twin_config(MODEL).to_dict(), "intermediate_size": 24}),
+        preprocess=Preprocess.identity(MODEL),
+        seed=0,
+    )
+    with pytest.raises(ValueError, match="four times as wide"):
+        ViTClassifier.from_pretrained(wide, num_classes=2)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda values: values.pop("classifier"), "damaged"),
+        (lambda values: values.update(match="nothing"), "match must be one of"),
+        (lambda values: values["config"].update(depth=7), "tensors"),
+        (lambda values: values.update(model_type="other"), "holds no classifier"),
+    ],
+)
+def test_damaged_folders_of_a_supervised_twin_are_refused(
+    damage: Callable[[dict[str, Any]], object], message: str, tmp_path: Path
+) -> None:
+    save_vit_classifier(ViTClassifier(MODEL, num_classes=2), tmp_path / "a")
+    path = tmp_path / "a" / "config.json"
+    values = json.loads(path.read_text())
+    damage(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises((ValueError, FileNotFoundError, RuntimeError), match=message):
+        load_vit_classifier(tmp_path / "a")

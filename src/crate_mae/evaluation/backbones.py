@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from crate_mae.evaluation.vitmae import ViTMAE
+from crate_mae.evaluation.vitmae_classifier import ViTClassifier
 from crate_mae.evaluation.vitmae_files import load_vitmae, vitmae_folder, vitmae_hash
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.weights import load_autoencoder, load_model, weights_hash
 
-Backbone = CrateMAE | CrateClassifier | ViTMAE
+Backbone = CrateMAE | CrateClassifier | ViTMAE | ViTClassifier
 Layers = Sequence[int | None] | Literal["all"]
 
 
@@ -44,7 +45,7 @@ def load_completer(name: str | Path) -> CrateMAE | ViTMAE:
 
 def depth_of(model: Backbone) -> int:
     """Number of encoder layers."""
-    return model.depth if isinstance(model, ViTMAE) else model.config.depth
+    return model.config.depth
 
 
 def checked_layers(model: Backbone, layers: Layers) -> list[int | None]:
@@ -75,8 +76,9 @@ def layer_tokens(
 
     Nothing is masked, nothing is random, patches are in raster order. The layers must exist.
     """
-    if isinstance(model, ViTMAE):
-        return model.layer_tokens(images, layers)
+    if isinstance(model, ViTMAE | ViTClassifier):
+        twin = model if isinstance(model, ViTMAE) else model.twin
+        return twin.layer_tokens(images, layers)
     if set(layers) == {None}:
         return {None: model.encode(images)}
     encoder = model.encoder
@@ -94,8 +96,9 @@ def layer_tokens(
 
 def random_twin(model: Backbone, seed: int) -> Backbone:
     """An untrained model of the same kind, configuration, preprocessing and device."""
-    if isinstance(model, ViTMAE):
-        twin: Backbone = model.untrained(seed)
+    if isinstance(model, ViTMAE | ViTClassifier):
+        trained = model if isinstance(model, ViTMAE) else model.twin
+        twin: Backbone = trained.untrained(seed)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -23,20 +23,12 @@ class CrateClassifier(nn.Module):
         class_names: tuple[str, ...] | None = None,
     ) -> None:
         super().__init__()
-        if not 2 <= num_classes <= MAX_CLASSES:
-            raise ValueError(f"a classifier needs 2 to {MAX_CLASSES} classes, not {num_classes}")
-        if pool not in ("cls", "mean"):
-            raise ValueError(f"pool must be 'cls' or 'mean', not {pool!r}")
-        if class_names is not None and len(class_names) != num_classes:
-            raise ValueError(f"{len(class_names)} class names for {num_classes} classes")
         self.config = config
         self.preprocess = Preprocess.identity(config)
         self.pool = pool
         self.class_names = class_names
         self.encoder = Encoder(config)
-        self.head = nn.Linear(config.dim, num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
+        self.head = classifier_head(config.dim, num_classes, pool=pool, class_names=class_names)
 
     @classmethod
     def from_pretrained(
@@ -69,6 +61,25 @@ class CrateClassifier(nn.Module):
         """
         scores: Tensor = self.head(pool_tokens(self.encoder(images, keep), self.pool))
         return scores
+
+
+def classifier_head(
+    width: int, num_classes: int, *, pool: str, class_names: tuple[str, ...] | None
+) -> nn.Linear:
+    """A new head from features of this width to class scores.
+
+    Raises ValueError for too few or too many classes, an unknown pool, and names that do not fit.
+    """
+    if not 2 <= num_classes <= MAX_CLASSES:
+        raise ValueError(f"a classifier needs 2 to {MAX_CLASSES} classes, not {num_classes}")
+    if pool not in ("cls", "mean"):
+        raise ValueError(f"pool must be 'cls' or 'mean', not {pool!r}")
+    if class_names is not None and len(class_names) != num_classes:
+        raise ValueError(f"{len(class_names)} class names for {num_classes} classes")
+    head = nn.Linear(width, num_classes)
+    nn.init.trunc_normal_(head.weight, std=0.01)
+    nn.init.zeros_(head.bias)
+    return head
 
 
 def pool_tokens(tokens: Tensor, pool: str) -> Tensor:

@@ -243,6 +243,9 @@ class FinetuneConfig:
     """Weights folder, run folder or Hub repository to start from; null to train from scratch."""
     model: ModelConfig | None = None
     """The architecture; that of the weights when there are any."""
+    vitmae: Match | None = None
+    """Train a classifier on the ViT-MAE twin of `model` in its place, for a comparison; of weights
+    that are a ViT-MAE's it is always "configuration"."""
     image_size: int | tuple[int, int] | None = None
     """Height and width of the images; as the weights were trained when not given."""
     pool: Pool = "mean"
@@ -267,6 +270,10 @@ class FinetuneConfig:
                 "evaluate=best chooses an epoch by images that are held out of training: set"
                 " data.val_share, or name a validation split with data.val_split"
             )
+        if self.vitmae is not None and self.optim.drop_path:
+            raise ValueError("ViT-MAE has no stochastic depth: set optim.drop_path to 0")
+        if self.vitmae is not None and self.image_size is not None:
+            raise ValueError("a ViT-MAE takes images of its own size only: leave image_size out")
         if self.optim.ema is not None and self.trainer.strategy == "fsdp":
             raise ValueError(
                 "optim.ema needs whole weights on each device: not trainer.strategy fsdp"

@@ -11,10 +11,12 @@ from torch.utils.data import Dataset
 from crate_mae.data.labelled import LabelledBatches
 from crate_mae.data.module import ImageDataModule
 from crate_mae.data.sources import ImageSource
+from crate_mae.evaluation.backbones import Backbone, load_backbone
+from crate_mae.evaluation.vitmae import ViTMAE
+from crate_mae.evaluation.vitmae_classifier import ViTClassifier
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import ModelConfig, Preprocess, size_fault
-from crate_mae.models.weights import load_model
 from crate_mae.progress import counter
 from crate_mae.training.callbacks import Monitor, is_main_process
 from crate_mae.training.config import FinetuneConfig
@@ -61,7 +63,11 @@ def finetune(
         config = replace(config, model=ModelConfig.from_dict(recorded) if recorded else None)
     origin = None
     if config.weights is not None and not (resume and last_step(folder) is not None):
-        origin = load_model(config.weights)
+        origin, _ = load_backbone(config.weights)
+        if isinstance(origin, ViTMAE):
+            config = replace(config, vitmae="configuration")
+        elif config.vitmae is not None:
+            raise ValueError(f"{config.weights} holds no ViT-MAE: leave vitmae out")
     config = resolved(config, origin)
     changes = check_start(config, folder, resume=resume, again="--weights")
     images = open_labelled(
@@ -96,7 +102,7 @@ def finetune(
     )
 
 
-def resolved(config: FinetuneConfig, origin: CrateMAE | CrateClassifier | None) -> FinetuneConfig:
+def resolved(config: FinetuneConfig, origin: Backbone | None) -> FinetuneConfig:
     """The configuration with its architecture filled in, from the weights or by `image_size`.
 
     Raises ValueError when there is neither architecture nor weights, when they disagree, and for
@@ -130,9 +136,7 @@ def resolved(config: FinetuneConfig, origin: CrateMAE | CrateClassifier | None) 
     return replace(config, model=model)
 
 
-def _check_classes(
-    origin: CrateMAE | CrateClassifier, names: tuple[str, ...], config: FinetuneConfig
-) -> None:
+def _check_classes(origin: Backbone, names: tuple[str, ...], config: FinetuneConfig) -> None:
     if not isinstance(origin, CrateClassifier):
         return
     if origin.pool != config.pool:
@@ -196,19 +200,10 @@ def _module(
     data: ImageDataModule,
     links: Links,
     *,
-    origin: CrateMAE | CrateClassifier | None,
+    origin: Backbone | None,
     class_names: tuple[str, ...],
 ) -> Classification:
-    assert config.model is not None
-    num_classes, pool = len(class_names), config.pool
-    if origin is None:
-        model = CrateClassifier(
-            config.model, num_classes=num_classes, pool=pool, class_names=class_names
-        )
-    else:
-        model = CrateClassifier.from_pretrained(
-            origin, num_classes=num_classes, pool=pool, class_names=class_names
-        )
+    model = _classifier(config, origin, class_names)
     if isinstance(origin, CrateClassifier) and not config.new_head:
         model.head.load_state_dict(origin.head.state_dict())
     model.preprocess = data.preprocess
@@ -224,6 +219,24 @@ def _module(
     if config.trainer.compile:
         model.compile()
     return module
+
+
+def _classifier(
+    config: FinetuneConfig, origin: Backbone | None, class_names: tuple[str, ...]
+) -> CrateClassifier | ViTClassifier:
+    """The classifier of a configuration, on a copy of the encoder of `origin` when there is one."""
+    assert config.model is not None
+    head: dict[str, Any] = {
+        "num_classes": len(class_names), "pool": config.pool, "class_names": class_names,
+    }  # fmt: skip
+    if config.vitmae is not None:
+        if isinstance(origin, ViTMAE):
+            return ViTClassifier.from_pretrained(origin, **head).train()
+        model = ViTClassifier(config.model, config.vitmae, seed=config.seed, **head)
+        return model.train()
+    if isinstance(origin, CrateMAE | CrateClassifier):
+        return CrateClassifier.from_pretrained(origin, **head)
+    return CrateClassifier(config.model, **head)
 
 
 def _announce(config: FinetuneConfig, images: LabelledImages, data: ImageDataModule) -> None:

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from crate_mae.data.batches import ImageBatch
 from crate_mae.data.module import ImageDataModule
 from crate_mae.evaluation.vitmae import ViTMAE
+from crate_mae.evaluation.vitmae_classifier import ViTClassifier, save_vit_classifier
 from crate_mae.evaluation.vitmae_files import save_vitmae
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
@@ -36,11 +37,11 @@ class TrainingModule(LightningModule, ABC):
     weights_prefix = "model."
     """Where the weights to be saved stand in the state of this module."""
 
-    model: CrateMAE | CrateClassifier | ViTMAE
+    model: CrateMAE | CrateClassifier | ViTMAE | ViTClassifier
 
     def __init__(
         self,
-        model: CrateMAE | CrateClassifier | ViTMAE,
+        model: CrateMAE | CrateClassifier | ViTMAE | ViTClassifier,
         *,
         optim: OptimConfig,
         seed: int,
@@ -90,6 +91,8 @@ class TrainingModule(LightningModule, ABC):
         own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         if isinstance(self.model, ViTMAE):
             save_vitmae(self.model, folder, state=own, overwrite=True)
+        elif isinstance(self.model, ViTClassifier):
+            save_vit_classifier(self.model, folder, state=own)
         else:
             save_model(self.model, folder, state=own, overwrite=True)
 

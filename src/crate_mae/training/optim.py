@@ -60,11 +60,17 @@ def layer_decay_share(name: str, *, decay: float, depth: int) -> float:
     for a name that is no classifier's.
     """
     match name.split("."):
-        case ["encoder", "patch_embed" | "class_token", *_]:
+        case ["encoder", "patch_embed" | "class_token", *_] | [
+            "twin",
+            "model",
+            "vit",
+            "embeddings",
+            *_,
+        ]:
             layer = 0
-        case ["encoder", "layers", index, *_]:
+        case ["encoder", "layers", index, *_] | ["twin", "model", "vit", "layers", index, *_]:
             layer = int(index) + 1
-        case ["encoder", "norm", *_] | ["head", *_]:
+        case ["encoder", "norm", *_] | ["twin", "model", "vit", "layernorm", *_] | ["head", *_]:
             layer = depth + 1
         case _:
             raise ValueError(f"{name} is no parameter of a classifier")

@@ -240,6 +240,7 @@ def build_finetune_config(given: Namespace) -> FinetuneConfig:
         seed=given.seed,
         weights=given.weights,
         model=None if model is None else ModelConfig.from_dict(_values(given, "model")),
+        vitmae=given.vitmae,
         image_size=given.image_size,
         pool=given.pool,
         new_head=given.new_head,

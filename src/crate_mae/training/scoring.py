@@ -10,9 +10,11 @@ import torch
 from crate_mae.data.sources import ImageSource
 from crate_mae.evaluation.features import extract_features
 from crate_mae.evaluation.metrics import Score, score
-from crate_mae.files import write_atomically
+from crate_mae.evaluation.vitmae_classifier import ViTClassifier, load_vit_classifier
+from crate_mae.files import file_hash, write_atomically
+from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
-from crate_mae.models.weights import load_model, weights_hash
+from crate_mae.models.weights import TENSORS, load_model
 from crate_mae.progress import counter
 from crate_mae.training.callbacks import BEST, LAST, is_main_process
 from crate_mae.training.config import FinetuneConfig
@@ -23,7 +25,7 @@ EVALUATION = "evaluation.json"
 
 
 def score_classifier(
-    model: CrateClassifier,
+    model: CrateClassifier | ViTClassifier,
     test: ImageSource,
     train_labels: torch.Tensor,
     *,
@@ -60,12 +62,14 @@ def conclude_with_test(
     target = folder / EVALUATION
     if not target.exists():
         name = "weights" if config.evaluate == "last" else "weights-best"
-        model = load_model(folder / name)
-        assert isinstance(model, CrateClassifier)
+        weights = folder / name
+        model: CrateMAE | CrateClassifier | ViTClassifier
+        model = load_vit_classifier(weights) if config.vitmae else load_model(weights)
+        assert not isinstance(model, CrateMAE)
         found, further = score_classifier(model, images.test, images.train_labels, device=device)
         facts = {
             "weights": name,
-            "sha256": weights_hash(folder / name),
+            "sha256": file_hash(weights / TENSORS),
             "step": last_step(folder, LAST if config.evaluate == "last" else BEST),
             "pool": config.pool,
             "tested_on": " ".join(filter(None, (images.test.address, images.test.split))),

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from crate_mae.data.labelled import LabelledBatch
+from crate_mae.evaluation.vitmae_classifier import ViTClassifier
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.training.config import FinetuneOptimConfig
 from crate_mae.training.guard import locate_nonfinite_scores
@@ -18,17 +19,17 @@ from crate_mae.training.optim import layer_decay_share
 
 
 class Classification(TrainingModule):
-    """Trains a CrateClassifier on labelled batches.
+    """Trains a CrateClassifier, or one on its black-box twin, on labelled batches.
 
     With `optim.ema`, an exponential moving average of the weights follows every optimiser step; it
     is what is validated and saved. Its first value is the weights after the first step.
     """
 
-    model: CrateClassifier
+    model: CrateClassifier | ViTClassifier
 
     def __init__(
         self,
-        model: CrateClassifier,
+        model: CrateClassifier | ViTClassifier,
         *,
         optim: FinetuneOptimConfig,
         seed: int,
@@ -65,6 +66,8 @@ class Classification(TrainingModule):
 
     def locate_nonfinite(self, batch: LabelledBatch) -> str:
         """Where the way to a batch's loss stops being finite."""
+        if isinstance(self.model, ViTClassifier):
+            return "the scores of ViT-MAE, whose layers are not looked into"
         return locate_nonfinite_scores(self.model, batch["images"])
 
     def learning_rate_share(self, name: str) -> float:

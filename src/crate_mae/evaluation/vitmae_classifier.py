@@ -1,0 +1,154 @@
+"""A classifier on a ViT-MAE encoder: what CrateClassifier is on ours, for fair comparisons."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as serialise
+from torch import Tensor, nn
+
+from crate_mae.evaluation.vitmae import Match, ViTMAE, build_vitmae, twin_config
+from crate_mae.files import read_json_object
+from crate_mae.models.classifier import Pool, classifier_head, pool_tokens
+from crate_mae.models.config import ModelConfig, Preprocess
+from crate_mae.models.tensors import check_match, load_exactly, read_safetensors
+from crate_mae.models.weights import CONFIG, PREPROCESS, TENSORS, replacing_folder
+
+MODEL_TYPE = "vit_mae_classifier"
+
+
+class ViTClassifier(nn.Module):
+    """Class scores from a ViT-MAE encoder's class token or from the mean of its patch tokens.
+
+    The encoder is that of the ViT-MAE twin (`twin_config`) of a configuration.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        match: Match = "configuration",
+        *,
+        num_classes: int,
+        pool: Pool = "mean",
+        class_names: tuple[str, ...] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.match: Match = match
+        self.preprocess = Preprocess.identity(config)
+        self.pool = pool
+        self.class_names = class_names
+        twin = build_vitmae(twin_config(config, match), preprocess=self.preprocess, seed=seed)
+        twin.model.decoder = None
+        self.twin = twin
+        width = int(twin.model.config.hidden_size)
+        self.head = classifier_head(width, num_classes, pool=pool, class_names=class_names)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: "ViTMAE | ViTClassifier",
+        *,
+        num_classes: int,
+        pool: Pool = "mean",
+        class_names: tuple[str, ...] | None = None,
+    ) -> "ViTClassifier":
+        """A classifier that starts from a copy of a trained model's encoder, with a new head.
+
+        Raises ValueError for a ViT-MAE whose MLPs are not four times as wide as its tokens.
+        """
+        twin = model.twin if isinstance(model, ViTClassifier) else model
+        settings = twin.model.config
+        if settings.intermediate_size != 4 * settings.hidden_size:
+            raise ValueError(
+                "only ViT-MAEs with MLPs four times as wide as their tokens are fine-tuned, not"
+                f" {settings.intermediate_size} on {settings.hidden_size}"
+            )
+        classifier = cls(twin.config, num_classes=num_classes, pool=pool, class_names=class_names)
+        classifier.preprocess = model.preprocess
+        classifier.twin.model.vit.load_state_dict(twin.model.vit.state_dict())
+        return classifier
+
+    def recompute_layers(self) -> None:
+        """Nothing; makes training recompute layers in the backward pass to save memory."""
+        self.twin.recompute_layers()
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Features (B, 1 + L, d) of images (B, C, H, W), as `ViTMAE.encode`."""
+        return self.twin.encode(images)
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Class scores (B, classes) of images (B, C, H, W).
+
+        Raises ValueError for `keep`: transformers' ViT-MAE has no stochastic depth.
+        """
+        if keep is not None:
+            raise ValueError("ViT-MAE has no stochastic depth: set optim.drop_path to 0")
+        scores: Tensor = self.head(pool_tokens(self.encode(images), self.pool))
+        return scores
+
+
+def save_vit_classifier(
+    model: ViTClassifier, folder: str | Path, *, state: Mapping[str, Tensor] | None = None
+) -> Path:
+    """The folder, now holding what `load_vit_classifier` reads; an older one there is replaced."""
+    tensors = {
+        key: value.detach().to("cpu").contiguous()
+        for key, value in (model.state_dict() if state is None else state).items()
+    }
+    described = {
+        "model_type": MODEL_TYPE,
+        "config": model.config.to_dict(),
+        "match": model.match,
+        "classifier": {
+            "num_classes": model.head.out_features,
+            "pool": model.pool,
+            "class_names": model.class_names,
+        },
+    }
+    with replacing_folder(folder, overwrite=True) as fresh:
+        (fresh / TENSORS).write_bytes(serialise(tensors, metadata={"format": "pt"}))
+        for name, values in ((CONFIG, described), (PREPROCESS, model.preprocess.to_dict())):
+            (fresh / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    return Path(folder)
+
+
+def load_vit_classifier(folder: str | Path) -> ViTClassifier:
+    """The classifier, in eval mode, of a folder written by `save_vit_classifier`.
+
+    Raises FileNotFoundError for what is no such folder, ValueError for damaged files,
+    IncompleteWeightsError when tensors are missing or do not fit.
+    """
+    folder = Path(folder)
+    if not is_vit_classifier(folder):
+        raise FileNotFoundError(f"{folder} holds no classifier on a ViT-MAE encoder")
+    described = read_json_object(folder / CONFIG)
+    try:
+        config = ModelConfig.from_dict(described["config"])
+        head: dict[str, Any] = described["classifier"]
+        names = head["class_names"]
+        tensors = read_safetensors(folder / TENSORS)
+        if len(tensors) < config.depth:
+            raise ValueError(f"{len(tensors)} tensors cannot fill {config.depth} layers")
+        model = ViTClassifier(
+            config,
+            described["match"],
+            num_classes=head["num_classes"],
+            pool=head["pool"],
+            class_names=None if names is None else tuple(map(str, names)),
+        )
+        model.preprocess = Preprocess.from_dict(read_json_object(folder / PREPROCESS))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / CONFIG} is damaged: {error}") from error
+    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    check_match(shapes, model, origin=str(folder / TENSORS))
+    load_exactly(model, tensors, origin=str(folder / TENSORS))
+    return model.eval()
+
+
+def is_vit_classifier(folder: Path) -> bool:
+    """Whether a folder was written by `save_vit_classifier`."""
+    path = folder / CONFIG
+    return path.is_file() and read_json_object(path).get("model_type") == MODEL_TYPE
