@@ -413,3 +413,28 @@ def test_an_unknown_setting_is_refused(capsys: pytest.CaptureFixture[str]) -> No
         main(["plan", "digits", "--model.dimm", "3"])
     assert left.value.code == 2
     assert "--model.dim" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changes", [[], ["--trainer.recompute", "true"]])
+def test_a_masked_twin_is_planned_as_it_runs(changes: list[str]) -> None:
+    config = parse_recipe("digits", ["--vitmae", "configuration", *changes])
+    plan = plan_run(config, measure=False)
+    model, images = subject_of(config).module().model, torch.rand(2, 1, 8, 8)
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    mask[:, ::2] = True
+    real = counted_flops(lambda: torch.autograd.backward(model(images, mask).loss))
+    assert plan.parameters == parameter_count(model)
+    assert plan.flops == real // 2 * config.optim.batch_size
+    assert "ViT-MAE twin" in plan_text(plan)
+
+
+def test_a_supervised_twin_is_planned_as_it_runs() -> None:
+    config = parse_recipe(
+        "finetune-cifar10-small",
+        ["--from-scratch", "cifar10", "--vitmae", "parameters", "--data.source", "digits"],
+    )
+    plan = plan_run(config, images=500, measure=False)
+    model = replace(subject_of(config), classes=plan.classes).module().model
+    assert type(model).__name__ == "ViTClassifier"
+    assert plan.parameters == parameter_count(model)
+    assert plan.flops > 0

@@ -144,7 +144,7 @@ def test_a_stopped_supervised_twin_goes_on_bit_for_bit(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_scores_are_the_head_on_pooled_tokens(tmp_path: Path) -> None:
     for pool in ("mean", "cls"):
-        made = ViTClassifier(MODEL, num_classes=3, pool=pool, class_names=("a", "b", "c")).eval()  # type: ignore[arg-type]
+        made = ViTClassifier(MODEL, num_classes=3, pool=pool, class_names=("a", "b", "c")).eval()
         images = torch.rand(2, 1, 8, 8)
         tokens = made.twin.encode(images)
         pooled = tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(dim=1)

@@ -3,20 +3,21 @@
 import contextlib
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import AdamW
 
+from crate_mae.evaluation.backbones import load_backbone
 from crate_mae.evaluation.vitmae import ViTMAE, build_vitmae, twin_config
+from crate_mae.evaluation.vitmae_classifier import ViTClassifier
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import ModelConfig, Preprocess
 from crate_mae.models.cost import counted_flops, model_cost, parameter_count
 from crate_mae.models.masks import num_kept
-from crate_mae.models.weights import load_model
 from crate_mae.training.config import FinetuneConfig, PretrainConfig
 from crate_mae.training.finetune import resolved
 from crate_mae.training.masked import MaskedCompletion
@@ -61,13 +62,16 @@ class Subject:
 
     def parameters(self) -> int:
         """Trainable parameters."""
-        if isinstance(self.config, PretrainConfig) and self.config.vitmae is not None:
+        if self.config.vitmae is not None:
             return parameter_count(self._network())  # that library needs values
         with torch.device("meta"):
             return parameter_count(self._network())
 
     def flops(self, images: int) -> int:
         """Floating-point operations of one pass forward and backward on so many images."""
+        if self.config.vitmae is not None:  # which has no folded map: every image costs the same
+            module, batch = self.module(), self.batch(1)
+            return images * counted_flops(lambda: torch.autograd.backward(module.loss(batch)))
         if isinstance(self.config, FinetuneConfig):
             with torch.device("meta"):  # the head's initial values cannot be drawn without values
                 module = self.module()
@@ -75,19 +79,18 @@ class Subject:
                 module.to_empty(device="cpu")
                 batch = self.batch(images)
                 return counted_flops(lambda: torch.autograd.backward(module.loss(batch)))
-        if self.config.vitmae is not None:  # which has no folded map: every image costs the same
-            module, batch = self.module(), self.batch(1)
-            return images * counted_flops(lambda: torch.autograd.backward(module.loss(batch)))
         return model_cost(self.model, batch=images, ratio=self.config.masking.ratio).step
 
     def module(self) -> TrainingModule:
         """The module of such a run, with fresh weights."""
         config = self.config
         network = self._network().train()
+        if config.trainer.recompute:
+            network.recompute_layers()
         if isinstance(config, FinetuneConfig):
-            assert isinstance(network, CrateClassifier)
+            assert isinstance(network, CrateClassifier | ViTClassifier)
             return Classification(network, optim=config.optim, seed=config.seed)
-        assert not isinstance(network, CrateClassifier)
+        assert isinstance(network, CrateMAE | ViTMAE)
         kept = num_kept(self.model.num_patches, config.masking.ratio)
         return MaskedCompletion(
             network,
@@ -96,8 +99,10 @@ class Subject:
             seed=config.seed,
         )
 
-    def _network(self) -> CrateMAE | CrateClassifier | ViTMAE:
+    def _network(self) -> CrateMAE | CrateClassifier | ViTMAE | ViTClassifier:
         config = self.config
+        if isinstance(config, FinetuneConfig) and config.vitmae is not None:
+            return ViTClassifier(self.model, config.vitmae, num_classes=self.classes)
         if isinstance(config, FinetuneConfig):
             return CrateClassifier(self.model, num_classes=self.classes, pool=config.pool)
         if config.vitmae is None:
@@ -136,7 +141,9 @@ def subject_of(config: RunSettings) -> Subject:
             "this recipe names no architecture: add --weights WEIGHTS, or --from-scratch SIZE with"
             " a preset such as base"
         )
-    origin = None if config.weights is None else load_model(config.weights)
+    origin = None if config.weights is None else load_backbone(config.weights)[0]
+    if isinstance(origin, ViTMAE):
+        config = replace(config, vitmae="configuration")
     whole = resolved(config, origin)
     assert whole.model is not None
     own = whole.model.image_hw if origin is None else origin.preprocess.size
@@ -159,7 +166,8 @@ def make_step(subject: Subject, images: int, device: str, precision: str) -> Cal
         learning_rate=optim.peak_lr,
         share_of=module.learning_rate_share,
     )
-    optimizer = AdamW(groups, betas=optim.betas)
+    fused = device in ("cpu", "cuda") and precision != "16-mixed"
+    optimizer = AdamW(groups, betas=optim.betas, fused=fused)
     trained = [parameter for group in groups for parameter in group["params"]]
     clip = float("inf") if optim.clip is None else optim.clip
 

@@ -150,13 +150,20 @@ def _room(plan: RunPlan, measured: Measured) -> str:
     if measured.accumulate is None:
         return (
             f"does not fit{here}, where {_about(largest)} images at a time do ({room}), and no"
-            " trainer.accumulate divides the batch so: a smaller optim.batch_size, a smaller"
-            " model or larger patches"
+            f" trainer.accumulate divides the batch so:{_recompute(plan)} a smaller"
+            " optim.batch_size, a smaller model or larger patches"
         )
     return (
         f"does not fit{here}, where {_about(largest)} images at a time do ({room}):"
         f" --trainer.accumulate {measured.accumulate} keeps the batch of"
-        f" {plan.schedule.batch:,} and computes it in parts; a smaller optim.batch_size changes it"
+        f" {plan.schedule.batch:,} and computes it in parts;{_recompute(plan)} a smaller"
+        " optim.batch_size changes it"
+    )
+
+
+def _recompute(plan: RunPlan) -> str:
+    return (
+        "" if plan.config.trainer.recompute else " --trainer.recompute true takes time for memory;"
     )
 
 
