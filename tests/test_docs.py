@@ -80,7 +80,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_readmes_commands_run(workplace: Path) -> None:
     commands = [shlex.split(c) for c in re.findall(r"^    crate-mae (.+)$", README, re.MULTILINE)]
-    assert len(commands) == 9
+    assert len(commands) == 11
     short = {"pretrain": SMALL, "finetune": ["--optim.epochs", "2", *SMALL[-2:]]}
     for verb, *words in commands:
         assert verb in VERBS
@@ -88,7 +88,7 @@ def test_the_readmes_commands_run(workplace: Path) -> None:
     for made in (
         "completed.png", "attention.png", "features.safetensors", "analysis/layers.png",
         "runs/mine/weights/model.safetensors", "runs/mine/report.html",
-        "runs/classes/evaluation.json",
+        "runs/classes/evaluation.json", "published/README.md",
     ):  # fmt: skip
         assert (workplace / made).is_file(), made
     assert main(["pretrain", "--resume", "runs/mine"]) == 0
