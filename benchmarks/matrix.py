@@ -13,6 +13,9 @@ from crate_mae.training.folder import load_settings
 Settings = Mapping[str, Any]
 HERE = Path(__file__).parent
 
+ALTER = "alter"
+"""The setting of a variant that changes an equation of the layers: benchmarks/altered.py."""
+
 MEASURES = {
     "probe": ["probe"],
     "knn": ["knn"],
@@ -172,15 +175,18 @@ def _ablations(matrix: Matrix, out: Path, source: str) -> Iterator[Job]:
     for variant, changes in matrix.variants.items():
         folder = ablation_folder(out, variant)
         merged = {**matrix.settings, **settings, **matrix.ablation, **changes}
+        alteration = merged.pop(ALTER, None)
         yield _pretraining(
             matrix,
             folder,
             source,
             partial(_at_chosen_rate, matrix, out, model, merged),
             needs=searched,
+            alteration=alteration,
         )
-        limits = ["--no-baselines", "--limit", "10000"]
-        yield from _measured(matrix, folder, source, {"probe": ["probe"]}, extra=limits)
+        if alteration is None:
+            limits = ["--no-baselines", "--limit", "10000"]
+            yield from _measured(matrix, folder, source, {"probe": ["probe"]}, extra=limits)
 
 
 def _finetuned(matrix: Matrix, out: Path, source: str, seed: int) -> Iterator[Job]:
@@ -215,12 +221,17 @@ def _pretraining(
     settings: Callable[[], Settings],
     *,
     needs: tuple[str, ...] = (),
+    alteration: str | None = None,
 ) -> Job:
     def command() -> list[str]:
         if (folder / "config.yaml").exists():
-            return _cli("pretrain", "--resume", str(folder))
-        options = _options({"data.source": source, **settings()})
-        return _cli("pretrain", "--config", matrix.recipe, *options, "--out", str(folder))
+            words = _cli("pretrain", "--resume", str(folder))
+        else:
+            options = _options({"data.source": source, **settings()})
+            words = _cli("pretrain", "--config", matrix.recipe, *options, "--out", str(folder))
+        if alteration is not None:
+            words[1:3] = [str(HERE / "altered.py"), alteration]
+        return words
 
     return Job(name=_name(folder), outcome=folder / "summary.json", command=command, needs=needs)
 

@@ -40,14 +40,13 @@ def _run(given: argparse.Namespace) -> int:
     matrix = load_matrix(given.matrix)
     open_source(given.source, split="train")  # before any work
     recorded = given.out / "matrix.json"
-    values = {"matrix": matrix.values, "source": given.source}
-    if not recorded.exists():
-        write_json(recorded, values)
-    elif json.loads(recorded.read_text()) != json.loads(json.dumps(values)):
+    values = json.loads(json.dumps({"matrix": matrix.values, "source": given.source}))
+    if recorded.exists() and not _extends(values, json.loads(recorded.read_text())):
         raise ValueError(
             f"{given.out} was begun with another matrix or source: name another folder with --out,"
-            f" or give back what {recorded} holds"
+            f" or give back what {recorded} holds; only additions are taken"
         )
+    write_json(recorded, values)
     jobs = [job for job in jobs_of(matrix, given.out, given.source) if _wanted(job.name, given)]
     logger.info("%d jobs, %d done before", len(jobs), sum(job.outcome.exists() for job in jobs))
     outcome = run_jobs(
@@ -67,6 +66,15 @@ def _run(given: argparse.Namespace) -> int:
         print("stopped before the end; the same command goes on")
         return 143
     return 1 if outcome.failed else 0
+
+
+def _extends(new: object, old: object) -> bool:
+    """Whether everything that was said before still holds: more keys or items do no harm."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return all(key in new and _extends(new[key], value) for key, value in old.items())
+    if isinstance(old, list) and isinstance(new, list):
+        return all(item in new for item in old)
+    return new == old
 
 
 def _wanted(name: str, given: argparse.Namespace) -> bool:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from altered import ALTERATIONS
+from altered import main as altered
 from crate_mae.training.parse import parse_finetune, parse_pretrain
 from matrix import Job, chosen_rate, compared_folder, jobs_of, load_matrix, search_folder
 from pool import run_jobs
@@ -133,6 +135,8 @@ def test_every_command_of_the_matrix_is_understood(tmp_path: Path) -> None:
     for each in jobs:
         words = each.command()
         assert words[0] == sys.executable
+        if "altered.py" in words[1]:
+            assert words[2] in ALTERATIONS
         if "pretrain" in words:
             config, options = parse_pretrain(words[words.index("pretrain") + 1 :])
             assert config.data.source == SOURCE
@@ -193,6 +197,47 @@ def test_faults_of_a_matrix_are_named(
         load_matrix(path)
 
 
+# -- alterations ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("signed", "negative"),
+        ("skip", "encoder"),
+        ("decoder-skip", "decoder"),
+        ("both-skips", "encoder"),
+    ],
+)
+def test_alterations_change_what_they_say(name: str, change: str) -> None:
+    """In a process of its own, as they change the classes for good."""
+    code = f"""
+import torch
+from altered import ALTERATIONS
+from crate_mae.models.layers import ISTA, DecoderLayer, EncoderLayer
+torch.manual_seed(0)
+common = {{"dim": 8, "num_heads": 2, "output_projection": "free"}}
+encoder = EncoderLayer(**common, step_size=0.1, sparsity=0.5)
+decoder, z = DecoderLayer(**common), torch.randn(2, 3, 8)
+codes, y = encoder.sparsify(z), decoder.expand(z)
+ALTERATIONS[{name!r}]()
+if {change!r} == "negative":
+    g = encoder.norm2(z) @ encoder.ista.folded_map()
+    expected = torch.where(g > 0.05, g - 0.05, torch.where(g < -0.05, g + 0.05, 0))
+    torch.testing.assert_close(encoder.sparsify(z), expected)
+if {change!r} == "encoder":
+    torch.testing.assert_close(encoder.sparsify(z), z + codes)
+if {change!r} == "decoder" or {name!r} == "both-skips":
+    torch.testing.assert_close(decoder.expand(z), z + y)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE)
+
+
+def test_an_unknown_alteration_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert altered(["sgned", "pretrain"]) == 2
+    assert "signed, skip" in capsys.readouterr().err
+
+
 # -- everything together ----------------------------------------------------------------------
 
 TINY = {
@@ -238,6 +283,8 @@ def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
     matrix.write_text(yaml.safe_dump({**values, "seeds": [1]}))
     assert main(words) == 1
     assert "begun with another matrix" in capsys.readouterr().err
+    matrix.write_text(yaml.safe_dump({**values, "seeds": [0, 1]}))
+    assert main([*words, "--minutes", "0"]) == 143  # an addition is taken
 
 
 def test_means_and_ranges_over_seeds_stand_in_the_table() -> None:

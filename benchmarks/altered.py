@@ -1,0 +1,74 @@
+"""The command line with one equation of the layers changed, to learn what it costs or gains.
+
+    python benchmarks/altered.py ALTERATION VERB ...     as `crate-mae VERB ...`
+
+These are not CRATE-MAE any more, so weights of one alteration mean nothing without it. They answer
+one question only: which part of the derived layers sets the loss that a recipe reaches?
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from crate_mae.cli import main as command
+from crate_mae.models.layers import ISTA, DecoderLayer, EncoderLayer
+
+
+def signed() -> None:
+    """ISTA shrinks towards 0 from both sides: negative codes stay, as in the two-sided LASSO."""
+
+    def forward(self: ISTA, x: Tensor) -> Tensor:
+        step = x @ self.folded_map()
+        bound = self.step_size * self.sparsity
+        return torch.nn.functional.softshrink(step, bound)
+
+    ISTA.forward = forward  # type: ignore[method-assign]
+
+
+def skip() -> None:
+    """The sparse codes are added to the tokens that the step began with, as a transformer would."""
+    plain = EncoderLayer.sparsify
+
+    def sparsify(self: EncoderLayer, h: Tensor) -> Tensor:
+        return h + plain(self, h)
+
+    EncoderLayer.sparsify = sparsify  # type: ignore[method-assign]
+
+
+def decoder_skip() -> None:
+    """The decoder's synthesis is added to the codes that it began with."""
+    plain = DecoderLayer.expand
+
+    def expand(self: DecoderLayer, z: Tensor) -> Tensor:
+        return z + plain(self, z)
+
+    DecoderLayer.expand = expand  # type: ignore[method-assign]
+
+
+def both_skips() -> None:
+    """Both of the above."""
+    skip()
+    decoder_skip()
+
+
+ALTERATIONS: dict[str, Callable[[], None]] = {
+    "signed": signed,
+    "skip": skip,
+    "decoder-skip": decoder_skip,
+    "both-skips": both_skips,
+}
+
+
+def main(words: Sequence[str]) -> int:
+    """The exit status of the command under an alteration; 2 for one that does not exist."""
+    if not words or words[0] not in ALTERATIONS:
+        print(f"error: name an alteration, one of {', '.join(ALTERATIONS)}", file=sys.stderr)
+        return 2
+    ALTERATIONS[words[0]]()
+    return command(words[1:])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
