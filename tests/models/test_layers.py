@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import ModelConfig
-from crate_mae.models.layers import ISTA, MSSA, DecoderLayer, EncoderLayer, init_linear
+from crate_mae.models.layers import ISTA, MSSA, DecoderLayer, EncoderLayer, attend, init_linear
 
 ETA, LAMBDA = 0.3, 0.4
 
@@ -654,3 +654,25 @@ class _MapOf(torch.nn.Module):
     def forward(self) -> Tensor:
         folded: Tensor = self.ista.folded_map()
         return folded
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_attention_is_computed_in_float32_on_a_cpu(
+    dtype: torch.dtype, autocast: bool
+) -> None:
+    torch.manual_seed(0)
+    w = (3 * torch.randn(2, 3, 7, 4)).to(dtype).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        found = attend(w)
+    assert found.dtype == dtype
+    wide = w.detach().float().requires_grad_()
+    expected = (wide @ wide.mT / 2).softmax(dim=-1) @ wide
+    # Rounded once, at the end: half a unit in the last place, and no more.
+    assert (found.float() - expected).abs().max() <= torch.finfo(dtype).eps / 2 * 8
+    weight = torch.randn_like(expected).to(dtype)
+    found.backward(weight)
+    expected.backward(weight.float())
+    assert w.grad is not None
+    assert wide.grad is not None
+    torch.testing.assert_close(w.grad.float(), wide.grad, rtol=torch.finfo(dtype).eps, atol=1e-2)
