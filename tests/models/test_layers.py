@@ -4,6 +4,7 @@ import copy
 import io
 import math
 import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given
 from model_cases import VARIANTS, gap, gradients, images_for, make, mask_for, some, tiny
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -640,6 +642,13 @@ def test_the_folded_maps_own_gradient_is_the_true_one() -> None:
 
     assert torch.autograd.gradcheck(folded, (D,))
     assert torch.autograd.gradgradcheck(folded, (D,))
+    tangent = torch.randn_like(D)
+    with forward_ad.dual_level(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
+        change = forward_ad.unpack_dual(folded(forward_ad.make_dual(D, tangent))).tangent
+    assert change is not None
+    expected = 0.3 * (tangent - tangent.mT @ D - D.mT @ tangent)
+    torch.testing.assert_close(change, expected, rtol=1e-12, atol=1e-12)
     (ours,) = torch.autograd.grad(folded(D).square().sum(), D)
     plain = torch.eye(5, dtype=torch.float64) + 0.3 * (D - D.mT @ D)
     (theirs,) = torch.autograd.grad(plain.square().sum(), D)

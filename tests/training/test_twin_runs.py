@@ -19,10 +19,12 @@ from crate_mae.evaluation.vitmae_classifier import (
     load_vit_classifier,
     save_vit_classifier,
 )
-from crate_mae.evaluation.vitmae_files import load_vitmae
+from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import Preprocess
 from crate_mae.models.cost import model_cost, parameter_count
 from crate_mae.training.finetune import finetune
+from crate_mae.training.masked import MaskedCompletion
 from crate_mae.training.optim import decayed_names, layer_decay_share
 from crate_mae.training.parse import parse_pretrain
 from crate_mae.training.run import pretrain
@@ -44,9 +46,24 @@ def test_a_twin_trains_and_loads(match: Match, tmp_path: Path) -> None:
     assert isinstance(load_completer(tmp_path / "twin"), ViTMAE)
 
 
-def test_a_twin_sees_the_masks_and_images_of_the_model_it_is_compared_with(tmp_path: Path) -> None:
+def test_a_twin_sees_the_masks_and_images_of_the_model_it_is_compared_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+    plain = MaskedCompletion.loss
+
+    def loss(self: MaskedCompletion, batch: Any) -> torch.Tensor:
+        seen.append(batch)
+        return plain(self, batch)
+
+    monkeypatch.setattr(MaskedCompletion, "loss", loss)
     pretrain(small_config(), tmp_path / "crate")
+    steps = len(seen)
     pretrain(small_config(vitmae="configuration"), tmp_path / "twin")
+    assert len(seen) == 2 * steps == 30
+    for one, other in zip(seen[:steps], seen[steps:], strict=True):
+        assert torch.equal(one["images"], other["images"])
+        assert torch.equal(one["mask"], other["mask"])
     # The loss of one colour counts every removed pixel of every validation image.
     first, second = records(tmp_path / "crate"), records(tmp_path / "twin")
     for key in ("val/mean_colour", "val/patch_mean", "train/lr"):
@@ -97,7 +114,7 @@ def test_verbs_for_our_own_layers_say_what_the_weights_are(
     out = str(tmp_path / "picture.png")
     twin = str(tmp_path / "twin")
     assert main(["analyze", twin, "digits", "--out", str(tmp_path / "analysis")]) == 1
-    assert "a vit_mae of transformers" in capsys.readouterr().err
+    assert "a model of type 'vit_mae'" in capsys.readouterr().err
     assert main(["reconstruct", twin, "digits", "--limit", "2", "--out", out]) == 0
     assert Path(out).exists()
 
@@ -109,6 +126,24 @@ def test_recomputed_layers_train_the_same_weights(tmp_path: Path) -> None:
     pretrain(plain, tmp_path / "plain")
     pretrain(again, tmp_path / "again")
     assert_same_run(tmp_path / "plain", tmp_path / "again")
+
+
+def test_layers_are_recomputed_when_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+    for kind in (CrateMAE, CrateClassifier, ViTMAE):
+        plain = kind.recompute_layers
+        monkeypatch.setattr(
+            kind, "recompute_layers", lambda self, plain=plain: (asked.append(self), plain(self))
+        )
+    hardware = replace(small_config().trainer, recompute=True)
+    pretrain(small_config(trainer=hardware), tmp_path / "a", stop_after=1)
+    pretrain(small_config(trainer=hardware, vitmae="parameters"), tmp_path / "b", stop_after=1)
+    finetune(small_finetune(trainer=hardware), tmp_path / "c", stop_after=1)
+    assert [type(model) for model in asked] == [CrateMAE, ViTMAE, CrateClassifier]
+    assert asked[0].encoder.layers.recompute
+    assert asked[0].decoder.recompute
+    layers = asked[1].model.vit.layers
+    assert all(layer.gradient_checkpointing for layer in layers)
 
 
 # -- supervised -------------------------------------------------------------------------------
@@ -126,11 +161,12 @@ def test_fine_tuning_takes_a_twins_weights(tmp_path: Path) -> None:
     average = final_state(tmp_path / "tuned")
     for key, value in classifier.state_dict().items():
         assert torch.equal(value, average[f"average.module.{key}"])
-    # Layers near the images train more slowly, so they stay nearer to where they began.
-    origin = load_vitmae(tmp_path / "twin").state_dict()
     assert not any(key.startswith("twin.model.decoder") for key in classifier.state_dict())
-    key = "model.vit.layernorm.weight"
-    assert not torch.equal(classifier.twin.state_dict()[key], origin[key])
+    # What came out is measured, and goes on being trained, like any other classifier.
+    loaded, _ = load_backbone(tmp_path / "tuned")
+    assert isinstance(loaded, ViTClassifier)
+    again = replace(config, weights=str(tmp_path / "tuned"))
+    finetune(again, tmp_path / "again", stop_after=1)
 
 
 def test_a_stopped_supervised_twin_goes_on_bit_for_bit(tmp_path: Path) -> None:
@@ -172,8 +208,6 @@ def test_learning_rates_of_a_twin_fall_layer_by_layer() -> None:
 def test_what_a_supervised_twin_cannot_do_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no stochastic depth"):
         small_finetune(vitmae="configuration")
-    with pytest.raises(ValueError, match="images of its own size only"):
-        replace(small_finetune(), vitmae="configuration", optim=WITHOUT_DROP_PATH, image_size=16)
     pretrain(small_config(), tmp_path / "crate", stop_after=1)
     config = replace(
         small_finetune(model=None, optim=WITHOUT_DROP_PATH),
@@ -182,13 +216,39 @@ def test_what_a_supervised_twin_cannot_do_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="holds no ViT-MAE"):
         finetune(config, tmp_path / "a")
-    wide = build_vitmae(
-        twin_config(MODEL).__class__(**{**twin_config(MODEL).to_dict(), "intermediate_size": 24}),
-        preprocess=Preprocess.identity(MODEL),
-        seed=0,
+    pretrain(small_config(vitmae="configuration"), tmp_path / "twin", stop_after=1)
+    other_size = replace(config, weights=str(tmp_path / "twin"), image_size=16)
+    with pytest.raises(ValueError, match="--image_size null"):
+        finetune(other_size, tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"intermediate_size": 24},
+        {"layer_norm_eps": 1e-12},
+        {"hidden_act": "relu"},
+        {"qkv_bias": False},
+    ],
+)
+def test_a_vit_mae_that_computes_otherwise_is_not_fine_tuned(change: dict[str, Any]) -> None:
+    settings = twin_config(MODEL)
+    other = settings.__class__(**{**settings.to_dict(), **change})
+    model = build_vitmae(other, preprocess=Preprocess.identity(MODEL), seed=0)
+    with pytest.raises(ValueError, match=next(iter(change))):
+        ViTClassifier.from_pretrained(model, num_classes=2)
+
+
+@torch.no_grad()
+def test_a_classifier_begins_with_the_encoder_it_comes_from() -> None:
+    twin = build_vitmae(twin_config(MODEL), preprocess=Preprocess.identity(MODEL), seed=3)
+    images = torch.rand(2, 1, 8, 8)
+    made = ViTClassifier.from_pretrained(twin, num_classes=2).eval()
+    assert torch.equal(made.encode(images), twin.encode(images))
+    assert torch.equal(
+        ViTClassifier.from_pretrained(made, num_classes=3).eval().encode(images),
+        twin.encode(images),
     )
-    with pytest.raises(ValueError, match="four times as wide"):
-        ViTClassifier.from_pretrained(wide, num_classes=2)
 
 
 @pytest.mark.parametrize(

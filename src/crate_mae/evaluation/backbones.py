@@ -13,7 +13,11 @@ import torch
 from torch import Tensor
 
 from crate_mae.evaluation.vitmae import ViTMAE
-from crate_mae.evaluation.vitmae_classifier import ViTClassifier
+from crate_mae.evaluation.vitmae_classifier import (
+    ViTClassifier,
+    load_vit_classifier,
+    vit_classifier_folder,
+)
 from crate_mae.evaluation.vitmae_files import load_vitmae, vitmae_folder, vitmae_hash
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
@@ -26,9 +30,12 @@ Layers = Sequence[int | None] | Literal["all"]
 def load_backbone(name: str | Path) -> tuple[Backbone, str]:
     """(model, SHA-256 of its tensor file) of a weights folder, ours or a ViT-MAE of transformers.
 
-    Also takes run folders and, for our own models, Hub repositories. Raises what `load_model` and
-    `load_vitmae` raise.
+    Also takes run folders and, for our own models, Hub repositories. Raises what `load_model`,
+    `load_vitmae` and `load_vit_classifier` raise.
     """
+    folder = vit_classifier_folder(name)
+    if folder is not None:
+        return load_vit_classifier(folder), vitmae_hash(folder)
     folder = vitmae_folder(name)
     if folder is not None:
         return load_vitmae(folder), vitmae_hash(folder)

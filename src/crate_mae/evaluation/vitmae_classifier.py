@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
@@ -16,6 +17,12 @@ from crate_mae.models.tensors import check_match, load_exactly, read_safetensors
 from crate_mae.models.weights import CONFIG, PREPROCESS, TENSORS, replacing_folder
 
 MODEL_TYPE = "vit_mae_classifier"
+SAME: Match = "configuration"
+ARITHMETIC = (
+    "hidden_size", "intermediate_size", "hidden_act", "layer_norm_eps", "qkv_bias",
+    "hidden_dropout_prob", "attention_probs_dropout_prob",
+)  # fmt: skip
+"""Settings of transformers that change what an encoder computes from the same weights."""
 
 
 class ViTClassifier(nn.Module):
@@ -57,16 +64,18 @@ class ViTClassifier(nn.Module):
     ) -> "ViTClassifier":
         """A classifier that starts from a copy of a trained model's encoder, with a new head.
 
-        Raises ValueError for a ViT-MAE whose MLPs are not four times as wide as its tokens.
+        Raises ValueError for a ViT-MAE that computes otherwise than a twin of its sizes does.
         """
+        config, match = model.config, model.match if isinstance(model, ViTClassifier) else SAME
         twin = model.twin if isinstance(model, ViTClassifier) else model
-        settings = twin.model.config
-        if settings.intermediate_size != 4 * settings.hidden_size:
+        theirs, ours = twin.model.config.to_dict(), twin_config(config, match).to_dict()
+        differing = [key for key in ARITHMETIC if theirs[key] != ours[key]]
+        if differing:
             raise ValueError(
-                "only ViT-MAEs with MLPs four times as wide as their tokens are fine-tuned, not"
-                f" {settings.intermediate_size} on {settings.hidden_size}"
+                "only ViT-MAEs that compute as our twins do are fine-tuned; this one differs in "
+                + ", ".join(f"{key} {theirs[key]!r} (not {ours[key]!r})" for key in differing)
             )
-        classifier = cls(twin.config, num_classes=num_classes, pool=pool, class_names=class_names)
+        classifier = cls(config, match, num_classes=num_classes, pool=pool, class_names=class_names)
         classifier.preprocess = model.preprocess
         classifier.twin.model.vit.load_state_dict(twin.model.vit.state_dict())
         return classifier
@@ -108,6 +117,8 @@ def save_vit_classifier(
             "class_names": model.class_names,
         },
     }
+    with torch.device("meta"):
+        check_match({k: tuple(v.shape) for k, v in tensors.items()}, model, origin="this state")
     with replacing_folder(folder, overwrite=True) as fresh:
         (fresh / TENSORS).write_bytes(serialise(tensors, metadata={"format": "pt"}))
         for name, values in ((CONFIG, described), (PREPROCESS, model.preprocess.to_dict())):
@@ -121,9 +132,10 @@ def load_vit_classifier(folder: str | Path) -> ViTClassifier:
     Raises FileNotFoundError for what is no such folder, ValueError for damaged files,
     IncompleteWeightsError when tensors are missing or do not fit.
     """
-    folder = Path(folder)
-    if not is_vit_classifier(folder):
+    found = vit_classifier_folder(folder)
+    if found is None:
         raise FileNotFoundError(f"{folder} holds no classifier on a ViT-MAE encoder")
+    folder = found
     described = read_json_object(folder / CONFIG)
     try:
         config = ModelConfig.from_dict(described["config"])
@@ -148,7 +160,10 @@ def load_vit_classifier(folder: str | Path) -> ViTClassifier:
     return model.eval()
 
 
-def is_vit_classifier(folder: Path) -> bool:
-    """Whether a folder was written by `save_vit_classifier`."""
-    path = folder / CONFIG
-    return path.is_file() and read_json_object(path).get("model_type") == MODEL_TYPE
+def vit_classifier_folder(name: str | Path) -> Path | None:
+    """The folder itself, or `weights` inside it, when `save_vit_classifier` wrote it."""
+    for folder in (Path(name), Path(name) / "weights"):
+        path = folder / CONFIG
+        if path.is_file() and read_json_object(path).get("model_type") == MODEL_TYPE:
+            return folder
+    return None

@@ -152,11 +152,18 @@ class _Folded(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:  # noqa: ARG004
         D, ctx.step_size = inputs
         ctx.save_for_backward(D)
+        ctx.save_for_forward(D)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (D,) = ctx.saved_tensors
         return ctx.step_size * (gradient - D @ (gradient + gradient.mT)), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        (D,) = ctx.saved_tensors
+        change: Tensor = ctx.step_size * (tangent - tangent.mT @ D - D.mT @ tangent)
+        return change
 
 
 class EncoderLayer(nn.Module):

@@ -181,7 +181,8 @@ def _build(folder: Path) -> CrateMAE | CrateClassifier:
     described = read_json_object(folder / CONFIG)
     if "model_type" in described:
         raise ValueError(
-            f"{folder} holds a {described['model_type']} of transformers: this needs CRATE weights"
+            f"{folder} holds a model of type {described['model_type']!r}, and this needs CRATE"
+            " weights; probe, knn and finetune take both"
         )
     if described.get("format") != FORMAT:
         raise ValueError(

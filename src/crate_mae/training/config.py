@@ -272,8 +272,6 @@ class FinetuneConfig:
             )
         if self.vitmae is not None and self.optim.drop_path:
             raise ValueError("ViT-MAE has no stochastic depth: set optim.drop_path to 0")
-        if self.vitmae is not None and self.image_size is not None:
-            raise ValueError("a ViT-MAE takes images of its own size only: leave image_size out")
         if self.optim.ema is not None and self.trainer.strategy == "fsdp":
             raise ValueError(
                 "optim.ema needs whole weights on each device: not trainer.strategy fsdp"

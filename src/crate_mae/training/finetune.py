@@ -64,8 +64,9 @@ def finetune(
     origin = None
     if config.weights is not None and not (resume and last_step(folder) is not None):
         origin, _ = load_backbone(config.weights)
-        if isinstance(origin, ViTMAE):
-            config = replace(config, vitmae="configuration")
+        if isinstance(origin, ViTMAE | ViTClassifier):
+            match = origin.match if isinstance(origin, ViTClassifier) else "configuration"
+            config = replace(config, vitmae=match)
         elif config.vitmae is not None:
             raise ValueError(f"{config.weights} holds no ViT-MAE: leave vitmae out")
     config = resolved(config, origin)
@@ -131,13 +132,18 @@ def resolved(config: FinetuneConfig, origin: Backbone | None) -> FinetuneConfig:
         fault = size_fault(config.image_hw, model.patch_hw)
         if fault:
             raise ValueError(f"image_size: {fault}")
+        if config.vitmae is not None and config.image_hw != model.image_hw:
+            raise ValueError(
+                f"a ViT-MAE takes images of its own size, {model.image_hw}, only: image_size"
+                f" {config.image_hw} cannot be had (--image_size null takes its own)"
+            )
         if config.weights is None:
             model = replace(model, image_size=config.image_hw)
     return replace(config, model=model)
 
 
 def _check_classes(origin: Backbone, names: tuple[str, ...], config: FinetuneConfig) -> None:
-    if not isinstance(origin, CrateClassifier):
+    if not isinstance(origin, CrateClassifier | ViTClassifier):
         return
     if origin.pool != config.pool:
         raise ValueError(
@@ -204,7 +210,7 @@ def _module(
     class_names: tuple[str, ...],
 ) -> Classification:
     model = _classifier(config, origin, class_names)
-    if isinstance(origin, CrateClassifier) and not config.new_head:
+    if isinstance(origin, CrateClassifier | ViTClassifier) and not config.new_head:
         model.head.load_state_dict(origin.head.state_dict())
     model.preprocess = data.preprocess
     module = Classification(
@@ -230,7 +236,7 @@ def _classifier(
         "num_classes": len(class_names), "pool": config.pool, "class_names": class_names,
     }  # fmt: skip
     if config.vitmae is not None:
-        if isinstance(origin, ViTMAE):
+        if isinstance(origin, ViTMAE | ViTClassifier):
             return ViTClassifier.from_pretrained(origin, **head).train()
         model = ViTClassifier(config.model, config.vitmae, seed=config.seed, **head)
         return model.train()
