@@ -1,6 +1,7 @@
 """A matrix of recipes as jobs: what is run, in which order, and what each needs from others."""
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,9 @@ class Job:
     command: Callable[[], list[str]]
     """Asked when the job starts, after everything it needs is done."""
     needs: tuple[str, ...] = ()
+    """Jobs that must be done before."""
+    after: tuple[str, ...] = ()
+    """Jobs that must have ended before, well or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +119,16 @@ def chosen_rate(matrix: Matrix, out: Path, model: str) -> float:
     """The base learning rate of the search with the lowest final loss on held-out images."""
 
     def loss(rate: float) -> float:
-        summary = json.loads((search_folder(out, model, rate) / "summary.json").read_text())
-        return float(summary["metrics"]["val/loss"])
+        path = search_folder(out, model, rate) / "summary.json"
+        if not path.exists():  # it diverged: a rate that was tried and found too high
+            return math.inf
+        found = float(json.loads(path.read_text())["metrics"]["val/loss"])
+        return found if math.isfinite(found) else math.inf
 
-    return min(matrix.rates, key=loss)
+    best = min(matrix.rates, key=loss)
+    if loss(best) == math.inf:
+        raise ValueError(f"no learning rate of {model} came to a finite loss")
+    return best
 
 
 def search_folder(out: Path, model: str, rate: float) -> Path:
@@ -146,7 +156,7 @@ def _search(matrix: Matrix, out: Path, source: str) -> Iterator[Job]:
         for rate in matrix.rates:
             chosen = {**matrix.settings, **settings, **matrix.search, "optim.base_lr": rate}
             folder = search_folder(out, model, rate)
-            yield _pretraining(matrix, folder, source, partial(dict, chosen))
+            yield _pretraining(matrix, folder, source, partial(dict, chosen), after=())
 
 
 def _compared(matrix: Matrix, out: Path, source: str, seed: int) -> Iterator[Job]:
@@ -161,7 +171,7 @@ def _compared(matrix: Matrix, out: Path, source: str, seed: int) -> Iterator[Job
             folder,
             source,
             partial(_at_chosen_rate, matrix, out, model, merged),
-            needs=tuple(searched),
+            after=tuple(searched),
         )
     for place, folder in enumerate(runs):
         # Baselines do not depend on the training, so they are measured beside one model alone.
@@ -181,7 +191,7 @@ def _ablations(matrix: Matrix, out: Path, source: str) -> Iterator[Job]:
             folder,
             source,
             partial(_at_chosen_rate, matrix, out, model, merged),
-            needs=searched,
+            after=searched,
             alteration=alteration,
         )
         if alteration is None:
@@ -220,7 +230,7 @@ def _pretraining(
     source: str,
     settings: Callable[[], Settings],
     *,
-    needs: tuple[str, ...] = (),
+    after: tuple[str, ...],
     alteration: str | None = None,
 ) -> Job:
     def command() -> list[str]:
@@ -233,7 +243,7 @@ def _pretraining(
             words[1:3] = [str(HERE / "altered.py"), alteration]
         return words
 
-    return Job(name=_name(folder), outcome=folder / "summary.json", command=command, needs=needs)
+    return Job(name=_name(folder), outcome=folder / "summary.json", command=command, after=after)
 
 
 def _measured(

@@ -60,7 +60,8 @@ def run_jobs(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"jobs share a name: {', '.join(twice)}")
-    unmet = sorted({need for job in jobs for need in job.needs} - set(names))
+    wanted = {other for job in jobs for other in (*job.needs, *job.after)}
+    unmet = sorted(wanted - set(names))
     if unmet:
         raise ValueError(f"nothing makes {', '.join(unmet)}, which other jobs need")
     logs.mkdir(parents=True, exist_ok=True)
@@ -69,7 +70,7 @@ def run_jobs(
     running: list[_Running] = []
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     told = time.monotonic()
-    with _stop_wish() as wish:
+    with _stop_wish() as wish, _stopped_at_the_end(running):
         while waiting or running:
             for ended in [item for item in running if item.process.poll() is not None]:
                 running.remove(ended)
@@ -77,14 +78,26 @@ def run_jobs(
             late = deadline is not None and time.monotonic() > deadline
             if wish or late:
                 _stop(running)
+                for ended in running:
+                    _note(ended, outcome, stopping=True)
+                running.clear()
                 outcome.stopped = True
                 outcome.skipped += [job.name for job in waiting]
                 break
             waiting = _without_hopeless(waiting, outcome)
-            ready = [job for job in waiting if set(job.needs) <= set(outcome.done)]
+            over = {*outcome.done, *outcome.failed, *outcome.skipped}
+            ready = [
+                job
+                for job in waiting
+                if set(job.needs) <= set(outcome.done) and set(job.after) <= over
+            ]
             for job in ready[: workers - len(running)]:
                 waiting.remove(job)
-                running.append(_start(job, threads=threads, logs=logs))
+                try:
+                    running.append(_start(job, threads=threads, logs=logs))
+                except (ValueError, OSError) as error:
+                    logger.error("FAILED %s before it began: %s", job.name, error)
+                    outcome.failed[job.name] = logs
             if time.monotonic() - told > TELL_SECONDS:
                 told = time.monotonic()
                 _tell(len(outcome.done), len(jobs), running)
@@ -143,6 +156,15 @@ def _tell(done: int, total: int, running: list[_Running]) -> None:
     for item in running:
         lines = item.log.read_text(errors="replace").strip().splitlines()
         logger.info("%d/%d done; %s: %s", done, total, item.job.name, lines[-1] if lines else "...")
+
+
+@contextmanager
+def _stopped_at_the_end(running: list[_Running]) -> Iterator[None]:
+    """A context that leaves no job behind, however it ends."""
+    try:
+        yield
+    finally:
+        _stop(running)
 
 
 @contextmanager

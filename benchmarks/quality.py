@@ -6,18 +6,21 @@ table DIR --json FILE      one table of all that is done, with curves
 """
 
 import argparse
+import copy
+import functools
 import json
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from crate_mae.cli.common import new_file, write_json
 from crate_mae.data.sources import open_source, random_subset
 from crate_mae.data.streams import StreamSource
 from crate_mae.evaluation.backbones import load_completer
 from crate_mae.evaluation.reconstruction import reconstruct_source
-from matrix import jobs_of, load_matrix
+from matrix import Job, jobs_of, load_matrix
 from pool import run_jobs
 
 logger = logging.getLogger("benchmarks")
@@ -40,6 +43,7 @@ def _run(given: argparse.Namespace) -> int:
     matrix = load_matrix(given.matrix)
     open_source(given.source, split="train")  # before any work
     recorded = given.out / "matrix.json"
+    jobs = _wanted(jobs_of(matrix, given.out, given.source), given.leave_out or [])
     values = json.loads(json.dumps({"matrix": matrix.values, "source": given.source}))
     if recorded.exists() and not _extends(values, json.loads(recorded.read_text())):
         raise ValueError(
@@ -47,7 +51,6 @@ def _run(given: argparse.Namespace) -> int:
             f" or give back what {recorded} holds; only additions are taken"
         )
     write_json(recorded, values)
-    jobs = [job for job in jobs_of(matrix, given.out, given.source) if _wanted(job.name, given)]
     logger.info("%d jobs, %d done before", len(jobs), sum(job.outcome.exists() for job in jobs))
     outcome = run_jobs(
         jobs,
@@ -68,17 +71,33 @@ def _run(given: argparse.Namespace) -> int:
     return 1 if outcome.failed else 0
 
 
-def _extends(new: object, old: object) -> bool:
-    """Whether everything that was said before still holds: more keys or items do no harm."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return all(key in new and _extends(new[key], value) for key, value in old.items())
-    if isinstance(old, list) and isinstance(new, list):
-        return all(item in new for item in old)
-    return new == old
+def _extends(new: dict[str, Any], old: dict[str, Any]) -> bool:
+    """Whether all that was said before still holds; more models, seeds, variants do no harm."""
+    parts = (("models",), ("ablations", "variants"), ("finetune", "shares"))
+    if not set(old["matrix"]["seeds"]) <= set(new["matrix"]["seeds"]):
+        return False
+    before, now = copy.deepcopy(old), copy.deepcopy(new)
+    before["matrix"]["seeds"] = now["matrix"]["seeds"] = []
+    for path in parts:
+        mine, theirs = (
+            functools.reduce(dict.__getitem__, path, each["matrix"]) for each in (now, before)
+        )
+        for name in set(mine) - set(theirs):
+            del mine[name]
+    return before == now
 
 
-def _wanted(name: str, given: argparse.Namespace) -> bool:
-    return not given.leave_out or not any(name.startswith(part) for part in given.leave_out)
+def _wanted(jobs: list[Job], left_out: list[str]) -> list[Job]:
+    """The jobs whose names begin with none of these, nor need one that does and is not done."""
+    kept: list[Job] = []
+    gone: set[str] = set()
+    for job in jobs:
+        unwanted = any(job.name.startswith(part) for part in left_out)
+        if (unwanted or gone & {*job.needs, *job.after}) and not job.outcome.exists():
+            gone.add(job.name)
+        else:
+            kept.append(job)
+    return kept
 
 
 def _complete(given: argparse.Namespace) -> int:

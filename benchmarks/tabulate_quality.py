@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from crate_mae.evaluation.vitmae import ViTMAE
 from crate_mae.figures.compared import compared_curves
 from crate_mae.files import write_atomically
 from crate_mae.models.cost import counted_flops, model_cost, parameter_count
+from crate_mae.models.masks import num_kept
 from crate_mae.training.folder import last_metrics, load_config_values
 from crate_mae.training.records import read_metrics
 from matrix import (
@@ -27,6 +28,9 @@ from matrix import (
     search_folder,
 )
 from tables import between_markers
+
+OTHER_LOSS = {"masking.ratio", "masking.kind", "model.norm_pix_loss"}
+"""Settings under which a loss is of other patches or another target, so that it stands alone."""
 
 BASELINES = ("random twin", "raw pixels")
 
@@ -45,7 +49,7 @@ def gathered(matrix: Matrix, out: Path) -> dict[str, Any]:
             model: {
                 seed: facts
                 for seed in matrix.seeds
-                if (facts := _compared(compared_folder(out, model, seed))) is not None
+                if (facts := _run(compared_folder(out, model, seed))) is not None
             }
             for model in matrix.models
         },
@@ -104,9 +108,6 @@ def _run(folder: Path) -> dict[str, Any] | None:
     return facts
 
 
-_compared = _run
-
-
 def _step_flops(model: Any, batch: int, ratio: float) -> int:
     """Floating-point operations of a training step; those of ViT-MAE grow evenly with the batch."""
     if not isinstance(model, ViTMAE):
@@ -114,7 +115,7 @@ def _step_flops(model: Any, batch: int, ratio: float) -> int:
     config = model.config
     images = torch.zeros(1, config.channels, *config.image_hw)
     mask = torch.ones(1, config.num_patches, dtype=torch.bool)
-    mask[:, : int(config.num_patches * (1 - ratio))] = False
+    mask[:, : num_kept(config.num_patches, ratio)] = False
     return batch * counted_flops(
         lambda: torch.autograd.backward(model.train()(images, mask=mask).loss)
     )
@@ -137,8 +138,8 @@ def _test(folder: Path) -> float | None:
 
 
 def _median(records: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    values = sorted(record[key] for record in records if key in record)
-    return float(values[len(values) // 2]) if values else None
+    values = [record[key] for record in records if key in record]
+    return float(median(values)) if values else None
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -221,13 +222,16 @@ def _finetuned(found: Mapping[str, Any]) -> Iterator[str]:
 def _ablations(found: Mapping[str, Any]) -> Iterator[str]:
     if not found["ablations"]:
         return
-    yield "| variant | parameters | GFLOPs an image and step | loss | PSNR | linear probe |"
+    words = "linear probe, 10,000 images"
+    yield f"| variant | parameters | GFLOPs an image and step | loss | PSNR | {words} |"
     yield "|---|---|---|---|---|---|"
     for variant, facts in found["ablations"].items():
         psnr = f"{facts['psnr']:.2f} dB" if "psnr" in facts else ""
+        changes = found["matrix"]["ablations"]["variants"].get(variant) or {}
+        loss = f"{facts['loss']:.4f}" + (" †" if OTHER_LOSS & set(changes) else "")
         yield (
             f"| {variant} | {facts['parameters'] / 1e6:.2f} M | {facts['gflops_per_image']:.3f}"
-            f" | {facts['loss']:.4f} | {psnr} | {_percent(facts.get('probe'))} |"
+            f" | {loss} | {psnr} | {_percent(facts.get('probe'))} |"
         )
 
 

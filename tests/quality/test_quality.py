@@ -1,5 +1,6 @@
 """The quality matrix: its jobs, the pool that runs them, the tables made of what is there."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from crate_mae.training.parse import parse_finetune, parse_pretrain
 from matrix import Job, chosen_rate, compared_folder, jobs_of, load_matrix, search_folder
 from pool import run_jobs
 from quality import HERE, main
+from quality import _wanted as wanted
 from tabulate_quality import as_markdown
 
 SOURCE = "parquet:somewhere"
@@ -117,6 +119,38 @@ def test_needs_that_nothing_meets_and_twins_are_refused(tmp_path: Path) -> None:
         run_jobs([job("a", tmp_path)] * 2, workers=1, threads=1, logs=tmp_path)
 
 
+def test_a_command_that_cannot_be_made_fails_alone_and_nothing_is_left_running(
+    tmp_path: Path,
+) -> None:
+    def none() -> list[str]:
+        raise ValueError("no learning rate")
+
+    bad = Job(name="bad", outcome=tmp_path / "never", command=none)
+    outcome = run_jobs([bad, job("good", tmp_path)], workers=2, threads=1, logs=tmp_path, poll=0.01)
+    assert outcome.done == ["good"]
+    assert list(outcome.failed) == ["bad"]
+
+    def broken() -> list[str]:
+        raise RuntimeError("a fault of ours")
+
+    mark = tmp_path / "mark"
+    slow = job("slow", tmp_path, f"import time\ntime.sleep(3)\nopen({str(mark)!r}, 'w')")
+    wrong = Job(name="wrong", outcome=tmp_path / "never", command=broken)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        run_jobs([slow, wrong], workers=2, threads=1, logs=tmp_path, poll=0.01)
+    time.sleep(3.5)
+    assert not mark.exists()
+
+
+def test_what_comes_after_waits_for_the_end_good_or_bad(tmp_path: Path) -> None:
+    check = f"assert __import__('os').path.exists({str(tmp_path / 'good.done')!r})"
+    later = dataclasses.replace(job("later", tmp_path, check), after=("good", "bad"))
+    jobs = [later, job("good", tmp_path), job("bad", tmp_path, "raise SystemExit(1)")]
+    outcome = run_jobs(jobs, workers=2, threads=1, logs=tmp_path / "logs", poll=0.01)
+    assert sorted(outcome.done) == ["good", "later"]
+    assert list(outcome.failed) == ["bad"]
+
+
 # -- the matrix -------------------------------------------------------------------------------
 
 
@@ -129,6 +163,10 @@ def test_every_command_of_the_matrix_is_understood(tmp_path: Path) -> None:
             summary = {"metrics": {"val/loss": abs(place - 1)}}
             (folder / "summary.json").write_text(json.dumps(summary))
     assert chosen_rate(matrix, tmp_path, "crate") == matrix.rates[1]
+    (search_folder(tmp_path, "crate", matrix.rates[0]) / "summary.json").unlink()  # it diverged
+    assert chosen_rate(matrix, tmp_path, "crate") == matrix.rates[1]
+    with pytest.raises(ValueError, match="no learning rate of nothing"):
+        chosen_rate(matrix, tmp_path, "nothing")
     jobs = jobs_of(matrix, tmp_path, SOURCE)
     assert len({j.name for j in jobs}) == len(jobs)
     trained = 0
@@ -167,6 +205,22 @@ def test_fine_tuning_of_the_matrix_is_understood(tmp_path: Path) -> None:
         shares.add(config.data.share)
         assert (config.weights is None) == ("/scratch-" in each.name)
     assert shares == set(matrix.shares)
+
+
+def test_what_is_left_out_takes_its_followers_along(tmp_path: Path) -> None:
+    jobs = jobs_of(load_matrix(HERE / "quality.yaml"), tmp_path, SOURCE)
+    names = {each.name for each in wanted(jobs, ["compared/vitmae", "ablations"])}
+    assert "compared/crate-0/probe" in names
+    assert "compared/vitmae-same-0/probe" not in names
+    assert "finetuned/vitmae-params-0.01-0" not in names
+    assert "finetuned/crate-0.01-0" in names
+    kept = wanted(jobs, ["search/crate-0.001"])  # and with it all that waits for the search
+    assert "compared/crate-0" not in {each.name for each in kept}
+    for rate in load_matrix(HERE / "quality.yaml").rates:
+        folder = search_folder(tmp_path, "crate", rate)
+        folder.mkdir(parents=True)
+        (folder / "summary.json").touch()
+    assert "compared/crate-0" in {each.name for each in wanted(jobs, ["search"])}
 
 
 def test_a_begun_run_is_resumed(tmp_path: Path) -> None:
@@ -290,11 +344,12 @@ def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
 def test_means_and_ranges_over_seeds_stand_in_the_table() -> None:
     run = {"parameters": 4e5, "gflops_per_image": 0.5, "loss": 0.3, "probe": 0.4}
     found = {
+        "matrix": {"ablations": {"variants": {"half": {"masking.ratio": 0.5}, "base": None}}},
         "compared": {"crate": {0: run, 1: {**run, "loss": 0.4, "probe": 0.5}}, "none": {}},
         "baselines": {"raw pixels": {"probe": 0.25}},
         "search": {"crate": {"0.001": 0.5, "0.002": None}},
         "finetuned": {"0.01": {"crate": {0: 0.5, 1: 0.6}, "scratch": {}}},
-        "ablations": {},
+        "ablations": {"half": {**run, "loss": 0.9}, "base": run},
     }
     text = as_markdown(found)
     assert "| 0.3500 (0.3000 to 0.4000) |" in text
@@ -302,6 +357,8 @@ def test_means_and_ranges_over_seeds_stand_in_the_table() -> None:
     assert "| raw pixels |  |  |  |  | 25.0 % |" in text
     assert "**none**" not in text
     assert "| crate | **0.5000** |  |" in text
+    assert "| 0.9000 † |" in text
+    assert "| 0.3000 |  | 40.0 % |" in text
     assert "| 1% | 55.0 % (50.0 to 60.0) |" in text
 
 
