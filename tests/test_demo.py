@@ -4,6 +4,7 @@ import json
 import re
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -70,6 +71,25 @@ def test_an_interrupted_demo_goes_on_and_leaves_pictures_and_numbers(
     (out / "evaluation.json").unlink()
     assert main(["demo", "--out", str(out)]) == 0
     assert (out / "evaluation.json").exists()
+
+
+def test_the_folder_one_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    (here / "below").mkdir(parents=True)
+    shown: list[Path] = []
+    trained: list[Path] = []
+
+    def stopped(_config: object, folder: Path, **_: object) -> SimpleNamespace:
+        trained.append(folder)
+        return SimpleNamespace(finished=False)
+
+    monkeypatch.setattr(demo, "show_trained", shown.append)
+    monkeypatch.setattr(demo, "pretrain", stopped)
+    for place, out in ((here, "."), (here / "below", "..")):
+        monkeypatch.chdir(place)
+        assert main(["demo", "--out", out]) == 143
+    assert shown == [tmp_path / "here-cifar10-small"] * 2
+    assert trained == [here] * 2
 
 
 def test_the_trained_model_is_shown_at_once(tmp_path: Path) -> None:

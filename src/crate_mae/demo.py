@@ -51,6 +51,8 @@ def run_demo(folder: Path) -> str | None:
     only read again, an interrupted one is continued. Raises what `pretrain` and `write_report`
     raise, and RuntimeError when the report could not measure the digits.
     """
+    if folder.name in ("", ".."):  # such as ".": only the whole path has a name
+        folder = folder.resolve()
     shown = folder.with_name(f"{folder.name}-{TRAINED}")
     if not all((shown / name).exists() for name in PICTURES):
         print(show_trained(shown))

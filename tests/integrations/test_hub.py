@@ -20,7 +20,7 @@ from crate_mae.cli import main
 from crate_mae.integrations.hub import check_repository, push
 from crate_mae.integrations.package import Package, build_package, check_licence, write_folder
 from crate_mae.models.classifier import CrateClassifier
-from crate_mae.training.parse import parse_pretrain
+from crate_mae.training.parse import parse_finetune, parse_pretrain
 
 REPO = "ann/small-crate"
 
@@ -210,6 +210,34 @@ def test_nothing_private_leaves_a_run(run: Path, tmp_path: Path) -> None:
             assert word.encode() not in content, (path.name, word)
 
 
+def test_nothing_private_leaves_a_fine_tuning_run(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names without a slash are places too, and what lies beside a run is no name of the Hub."""
+    shutil.rmtree(run / "weights")
+    (run / "evaluation.json").unlink()
+    model = CrateClassifier(model_of(0).config, num_classes=3, pool="mean")
+    save_model(model, run / "weights")
+    config, _ = parse_finetune(["secretfolder", "--config", "finetune-cifar10"])
+    values = config.to_dict()
+    values["data"] |= {
+        "source": "hf:secret/pictures", "val_source": "secret.parquet", "test_source": "C:secret",
+    }  # fmt: skip
+    (run / "config.yaml").write_text(yaml.safe_dump(values))
+    (run / "data.json").write_text(json.dumps({"source": "hf:secret/pictures", "images": 9}))
+    (run.parent.parent / "secret" / "pictures").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    folder = write_folder(package_of(run), tmp_path / "out")
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert recipe["weights"] == "PATH"
+    assert [recipe["data"][key] for key in ("source", "val_source", "test_source")] == [
+        "hf:PATH", "PATH", "PATH",
+    ]  # fmt: skip
+    for path in folder.iterdir():
+        for word in (str(tmp_path), "home", "secret", "HostName", "pictures"):
+            assert word.encode() not in path.read_bytes(), (path.name, word)
+
+
 def test_the_recipe_trains_again(run: Path, tmp_path: Path) -> None:
     folder = write_folder(package_of(run), tmp_path / "out")
     recipe = ["--config", str(folder / "recipe.yaml"), "--data.source", "digits"]
@@ -350,6 +378,103 @@ def test_a_written_folder_is_pushed_with_its_edited_card(run: Path, tmp_path: Pa
         package_of(folder)
 
 
+def test_a_pushed_folder_is_called_by_its_new_name(run: Path, tmp_path: Path) -> None:
+    folder = write_folder(build_package(run, name="published"), tmp_path / "published")
+    assert 'load_model("published")' in (folder / "README.md").read_text()
+    package = package_of(folder)
+    text = card_of(package).text
+    assert text == card_of(package_of(run)).text, "as if it had been made for the Hub"
+    assert f'load_model("{REPO}")' in text
+    assert package.doubts == ()
+    card = folder / "README.md"
+    edited = card.read_text().replace("# published\n", "# My crate\n") + (
+        "\nCompare load_model('published').\n"
+    )
+    card.write_text(edited)
+    package = package_of(folder)
+    assert package.files["README.md"] == (
+        edited.replace('load_model("published")', f'load_model("{REPO}")').encode()
+    )
+    assert package.doubts == (f"The card loads published; these weights will be {REPO}.",)
+    package = build_package(tmp_path / "published", name=REPO, card=card)
+    assert package.files["README.md"] == edited.encode(), "a card that is named is not touched"
+    assert "published" in package.doubts[0]
+
+
+def test_a_shipped_name_stays_only_for_the_shipped_weights(run: Path, tmp_path: Path) -> None:
+    shipped = card_of(package_of(Path("cifar10-small"))).text
+    assert 'load_model("cifar10-small")' in shipped
+    folder = write_folder(build_package(run, name="cifar10-small"), tmp_path / "cifar10-small")
+    assert f'load_model("{REPO}")' in card_of(package_of(folder)).text, "it would load others"
+
+
+def test_a_licence_takes_effect_on_a_written_folder_or_is_refused(
+    run: Path, tmp_path: Path
+) -> None:
+    bare = write_folder(package_of(run), tmp_path / "bare")
+    assert card_of(package_of(bare, licence="MIT")) == card_of(package_of(run, licence="mit"))
+    licensed = write_folder(package_of(run, licence="cc-by-4.0"), tmp_path / "licensed")
+    with pytest.raises(ValueError, match=r"names another licence, cc-by-4.0: change it there, or"):
+        package_of(licensed, licence="mit")
+    card = licensed / "README.md"
+    for option in (None, "cc-by-4.0", "CC-BY-4.0"):
+        assert package_of(licensed, licence=option).files["README.md"] == card.read_bytes()
+    remade = package_of(licensed, data_name="my garden")
+    assert card_of(remade).metadata["license"] == "cc-by-4.0", "a card made anew keeps it"
+    assert "made anew" in remade.doubts[0]
+    remade = package_of(licensed, data_name="my garden", licence="mit")
+    assert card_of(remade).metadata["license"] == "mit"
+    card.write_text(card.read_text().split("---\n", 2)[2])  # its metadata are gone
+    assert card_of(package_of(licensed)).metadata["license"] == "cc-by-4.0"
+    with pytest.raises(ValueError, match=r"names another licence, cc-by-4.0"):
+        package_of(licensed, licence="mit")
+
+
+def test_a_licence_and_a_card_of_ones_own(weights: Path, tmp_path: Path) -> None:
+    card = tmp_path / "card.md"
+    for before, after in (
+        ("---\ntags: [a]\n---\nMine.\n", "---\nlicense: mit\ntags: [a]\n---\nMine.\n"),
+        ("---\nlicense: MIT\n---\nMine.\n", "---\nlicense: MIT\n---\nMine.\n"),
+        ("---\n---\nMine.\n", "---\nlicense: mit\n---\nMine.\n"),
+    ):
+        card.write_text(before)
+        package = package_of(weights, card=card, licence="mit")
+        assert package.files["README.md"] == after.encode()
+    card.write_text("---\nno metadata, a line alone\n")
+    assert card_of(package_of(weights, card=card, licence="mit")).metadata["license"] == "mit"
+    for text, message in (
+        ("---\nlicense: other\n---\nMine.\n", "another licence, other: .* leave --licence out"),
+        ("---\nlicense:\n---\nMine.\n", "an empty one"),
+        ("---\na: b: c\n---\nMine.\n", "no YAML"),
+    ):
+        card.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            package_of(weights, card=card, licence="mit")
+
+
+@pytest.mark.parametrize("wrong", ["many", [1], {}, True, None])
+def test_edited_metrics_of_a_wrong_kind_are_left_out(wrong: Any, run: Path, tmp_path: Path) -> None:
+    folder = write_folder(package_of(run), tmp_path / "out")
+    (folder / "README.md").unlink()
+    path = folder / "metrics.json"
+    values = json.loads(path.read_text())
+    values["steps"] = values["data"]["images"] = values["psnr"]["images"] = wrong
+    values["validation"] = {"val/loss": 0.5, "val/accuracy": wrong, "val/mean_colour": wrong}
+    for key in values["rows"][0].keys() - {"accuracy", "subject", "method"}:
+        values["rows"][0][key] = wrong
+    path.write_text(json.dumps(values))
+    text = card_of(package_of(folder)).text
+    assert "12.50 dB, mean over held-out images." in text
+    assert "fixed masks: 0.5, in units" in text
+    assert "Frozen features: " in text
+    assert "| model |" in text
+    values["psnr"]["mean"] = values["rows"][0]["accuracy"] = wrong
+    path.write_text(json.dumps(values))
+    text = card_of(package_of(folder)).text
+    assert "dB" not in text
+    assert "| model |" not in text
+
+
 # --- what is refused --------------------------------------------------------------------------
 
 
@@ -425,7 +550,9 @@ def test_weights_that_are_not_finite_are_not_published(tmp_path: Path) -> None:
         package_of(folder)
 
 
-@pytest.mark.parametrize("name", ["small", "a/b/c", "../x", "a/", "a b/c", "a/b--c", "a/b.git"])
+@pytest.mark.parametrize(
+    "name", ["small", "a/b/c", "../x", "a/", "a b/c", "a/b--c", "a/b.git", "änn/crate", "a/٣"]
+)
 def test_names_of_repositories(name: str) -> None:
     assert check_repository("Ann_1/crate.mae-2") == "Ann_1/crate.mae-2"
     with pytest.raises(ValueError, match="OWNER/REPO"):
@@ -457,6 +584,48 @@ def test_the_verb_lists_and_writes(
     assert_same(out, run)
     assert main(["push", str(run), "--to-folder", str(out)]) == 1
     assert "not overwritten" in capsys.readouterr().err
+
+
+def test_an_empty_folder_is_filled_and_stays_itself(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, linked = tmp_path / "here", tmp_path / "linked"
+    for folder in (here, linked):
+        folder.mkdir()
+    (tmp_path / "link").symlink_to(linked)
+    before = here.stat().st_ino
+    monkeypatch.chdir(here)
+    assert main(["push", str(weights), "--to-folder", "."]) == 0
+    assert here.stat().st_ino == before, "whoever stands in it sees the files"
+    assert main(["push", str(weights), "--to-folder", str(tmp_path / "link")]) == 0
+    assert (tmp_path / "link").is_symlink()
+    for folder in (here, linked):
+        assert f'load_model("{folder.name}")' in (folder / "README.md").read_text()
+        assert {path.name for path in folder.iterdir()} == set(package_of(weights).files)
+        assert_same(folder, weights)
+
+
+def test_a_folder_is_written_whole_or_not_at_all(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = package_of(weights)
+    monkeypatch.setattr(shutil, "copyfile", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.iterdir())
+    for name in ("new", "empty"):
+        with pytest.raises(OSError, match="disk full"):
+            write_folder(package, tmp_path / name)
+    assert sorted(tmp_path.iterdir()) == before
+    assert not list((tmp_path / "empty").iterdir())
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        write_folder(package, weights / "config.json" / "below")
+
+
+def test_doubts_are_told(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = tmp_path / "card.md"
+    card.write_text('Mine.\n\n    load_model("elsewhere")\n')
+    assert main(["push", str(weights), REPO, "--dry-run", "--card", str(card)]) == 0
+    assert "note: The card loads elsewhere; these weights" in capsys.readouterr().err
 
 
 def test_the_verb_sends(

@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from crate_mae.cli.common import WEIGHTS, new_file, verb_parser
 
@@ -55,7 +54,7 @@ def push(words: list[str]) -> int:
         print(f"as {hub.check_token(api)}")
     package = build_package(
         given.weights,
-        name=given.repo or Path(given.to_folder).name,
+        name=given.repo if folder is None or given.repo else folder.name,
         licence=given.licence,
         data_name=given.data_name,
         card=given.card,
@@ -65,7 +64,7 @@ def push(words: list[str]) -> int:
     for name, size in package.sizes().items():
         print(f"{size:>14,}  {name}")
     print(f"SHA-256 {package.sha256}")
-    for sentence in package.left_out:
+    for sentence in (*package.left_out, *package.doubts):
         print(f"note: {sentence}", file=sys.stderr)
     if given.dry_run:
         print("nothing was sent")

@@ -70,8 +70,8 @@ class ViTMAE(nn.Module):
 
     def recompute_layers(self) -> None:
         """Nothing; makes training recompute layers in the backward pass to save memory."""
-        old = "gradient_checkpointing_enable"  # its name before transformers 5.2x
-        getattr(self.model, "activation_checkpointing_enable", getattr(self.model, old, None))()
+        enable = getattr(self.model, "activation_checkpointing_enable", None)
+        (enable or self.model.gradient_checkpointing_enable)()  # its name in older transformers
 
     def encode(self, images: Tensor) -> Tensor:
         """Features (B, 1 + L, d) of images (B, C, H, W): class token, then patches in raster order.

@@ -1,7 +1,9 @@
 """Model cards: what a model is, how it was made, what it reached, what it is for and not for."""
 
+import re
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCardData
 
 from crate_mae.integrations.facts import RECIPE, Facts
@@ -9,6 +11,11 @@ from crate_mae.integrations.public import hub_dataset
 from crate_mae.integrations.results import result_parts
 from crate_mae.integrations.words import counted, plain, section, table_of
 from crate_mae.report.blocks import is_finite
+
+_LOADING = re.compile(
+    r'(    from crate_mae import load_model\n    model = load_model\(")(.+)("\)\n)'
+)
+_LICENSED = re.compile(r"^## Licence\n\n(\S+)\. The training images keep their own terms\.$", re.M)
 
 TASK = {"CrateMAE": "image-feature-extraction", "CrateClassifier": "image-classification"}
 
@@ -62,8 +69,69 @@ def model_card(
 
 
 def with_metadata(text: str, facts: Facts, *, licence: str | None = None) -> str:
-    """A card written by somebody, with our metadata in front when it has none of its own."""
-    return text if text.startswith("---\n") else metadata(facts, licence=licence) + "\n" + text
+    """A card written before, with our metadata in front when it has none of its own.
+
+    A licence goes into metadata without one, and where our card says that none was named. Raises
+    ValueError when the card names another licence, and for metadata that are no YAML.
+    """
+    found, named = _metadata_of(text), licence_of(text)
+    empty = found is not None and found.get("license", "") is None
+    if licence is not None and (empty or named not in (None, licence)):
+        raise ValueError(
+            f"the card names another licence, {named or 'an empty one'}: change it there, or leave"
+            " --licence out"
+        )
+    if licence is not None and named is None:
+        text = text.replace(_licence(None), _licence(licence))
+    if found is None:
+        return metadata(facts, licence=licence or named) + "\n" + text
+    if licence is not None and "license" not in found:
+        text = text.replace("---\n", f"---\nlicense: {licence}\n", 1)
+    return text
+
+
+def licence_of(text: str) -> str | None:
+    """The licence that a card names, in its metadata or as ours do below; None where it does not.
+
+    Raises ValueError for metadata that are no YAML.
+    """
+    named = (_metadata_of(text) or {}).get("license")
+    if named is not None:
+        return str(named).lower()
+    below = _LICENSED.search(text)
+    return None if below is None else below[1].lower()
+
+
+def with_name(text: str, name: str) -> str:
+    """A card of ours for weights that lie somewhere else now.
+
+    `name` stands in the line that loads them, and as title where the old name was the title. A card
+    without our lines stays as it is.
+    """
+    found = _LOADING.search(text)
+    if found is None or found[2] == name:
+        return text
+    text = f"{text[: found.start(2)]}{name}{text[found.end(2) :]}"
+    old, new = (f"# {plain(place.rpartition('/')[2])}" for place in (found[2], name))
+    return re.sub(rf"^{re.escape(old)}$", lambda _: new, text, count=1, flags=re.MULTILINE)
+
+
+def loaded_names(text: str) -> list[str]:
+    """The names that a card passes to `load_model`, each once."""
+    return list(dict.fromkeys(re.findall(r"""load_model\(\s*["']([^"'\n]+)["']""", text)))
+
+
+def _metadata_of(text: str) -> dict[str, Any] | None:
+    block = re.match(r"---\n(.*?)^---[ \t]*$", text, re.DOTALL | re.MULTILINE)
+    if block is None:
+        return None
+    try:
+        found = yaml.safe_load(block[1])
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"the card's metadata, between its --- lines, are no YAML: {error}"
+        ) from error
+    return {} if found is None else found if isinstance(found, dict) else None
 
 
 def _opening(facts: Facts, name: str) -> str:
@@ -109,7 +177,7 @@ def _training_rows(facts: Facts, data_name: str | None) -> list[tuple[str, str]]
     data, versions = section(metrics, "data"), section(metrics, "versions")
     optim, masking = section(recipe, "optim"), section(recipe, "masking")
     address = " ".join(str(data[key]) for key in ("source", "split") if data.get(key))
-    images = counted(data["images"], "image") if data.get("images") else None
+    images = counted(data.get("images"), "image")
     removed = masking.get("ratio")
     rows = [
         ("data", ", ".join(filter(None, (data_name, f"`{address}`" if address else None, images)))),

@@ -77,7 +77,7 @@ def gather(weights: str | Path, results: Sequence[str | Path] = ()) -> Facts:
     # A run's weights lie one level below its settings.
     if folder.name in ("weights", "weights-best") and (folder.parent / CONFIG).is_file():
         run = read_run(folder.parent)
-        recipe = public_values(run.config)
+        recipe = public_values(run.config, near=run.folder)
         metrics, left_out = _of_run(run, folder.name, sha256)
     rows = [row for path in results for row in _rows_of(Path(path), sha256)]
     if rows:
@@ -101,9 +101,9 @@ def _published_before(
     metrics: dict[str, Any] = {}
     card: str | None = None
     if (folder / RECIPE).is_file():
-        recipe = public_values(load_settings(folder / RECIPE))
+        recipe = public_values(load_settings(folder / RECIPE), near=folder)
     if (folder / METRICS).is_file():
-        kept = public_values(read_json_object(folder / METRICS))
+        kept = public_values(read_json_object(folder / METRICS), near=folder)
         if kept.get("sha256") != sha256:
             raise ValueError(f"{folder / METRICS} was measured on other weights: take it away")
         metrics = {k: v for k, v in kept.items() if isinstance(v, SECTIONS.get(k, ()))}
@@ -121,11 +121,12 @@ def _published_before(
 
 def _of_run(run: Run, name: str, sha256: str) -> tuple[dict[str, Any], list[str]]:
     """(metrics, sentences on what is left out) of the run whose weights are published."""
+    source = run.data.get("source")
     found: dict[str, Any] = {
         "finished": run.summary is not None,
         "steps": (run.summary or {}).get("step"),
         "data": {
-            "source": public_address(str(run.data.get("source", ""))) if run.data else None,
+            "source": public_address(str(source), near=run.folder) if source else None,
             **{key: run.data.get(key) for key in ("split", "images", "validation_images")},
         },
         "versions": {key: run.environment.get(key) for key in VERSIONS},
@@ -140,12 +141,13 @@ def _of_run(run: Run, name: str, sha256: str) -> tuple[dict[str, Any], list[str]
     if measured is not None and measured.get("sha256") != sha256:
         left_out.append("evaluation.json was measured on other weights and is left out.")
     elif measured is not None and run.is_classifier:
-        found["test"] = public_values({key: measured.get(key) for key in TEST_KEYS})
+        found["test"] = _public(measured, TEST_KEYS, run.folder)
     elif measured is not None:
-        found["rows"] = [_row(row) for row in comparison_rows(run)]
+        found["rows"] = [_public(row, ROW_KEYS, run.folder) for row in comparison_rows(run)]
     completed = run.reconstruction
     if completed is not None and completed.get("sha256") == sha256:
-        numbers = [value for value in completed.get("psnr", []) if is_finite(value)]
+        psnr = completed.get("psnr")
+        numbers = [value for value in psnr if is_finite(value)] if isinstance(psnr, list) else []
         if numbers:
             found["psnr"] = {"mean": sum(numbers) / len(numbers), "images": len(numbers)}
     return found, left_out
@@ -160,11 +162,11 @@ def _rows_of(path: Path, sha256: str) -> list[dict[str, Any]]:
         raise ValueError(f"{path} holds no results: name what probe --json or knn --json wrote")
     if values.get("sha256") != sha256:
         raise ValueError(f"{path} was measured on other weights: {values.get('sha256')}")
-    return [_row(row) for row in found]
+    return [_public(row, ROW_KEYS, path.parent) for row in found]
 
 
-def _row(row: dict[str, Any]) -> dict[str, Any]:
-    public: dict[str, Any] = public_values({key: row.get(key) for key in ROW_KEYS})
+def _public(values: dict[str, Any], keys: Sequence[str], near: Path) -> dict[str, Any]:
+    public: dict[str, Any] = public_values({key: values.get(key) for key in keys}, near=near)
     return public
 
 

@@ -74,7 +74,7 @@ class Pushed:
 
 def check_repository(repo: str) -> str:
     """The name, if it is one that `load_model` fetches again: OWNER/REPO; else ValueError."""
-    if not re.fullmatch(REPOSITORY, repo) or re.search(r"--|\.\.|[.-]$|\.git$", repo):
+    if not re.fullmatch(REPOSITORY, repo, re.ASCII) or re.search(r"--|\.\.|[.-]$|\.git$", repo):
         raise ValueError(
             f"{repo!r} is no repository name: write OWNER/REPO in letters, digits, '.', '_' and '-'"
         )

@@ -7,15 +7,21 @@ checkpoints, logs, command lines, the environment, or a path of this machine.
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crate_mae.integrations.card import model_card, with_metadata
+from crate_mae.files import check_folder_of
+from crate_mae.integrations.card import (
+    licence_of,
+    loaded_names,
+    model_card,
+    with_metadata,
+    with_name,
+)
 from crate_mae.integrations.facts import METRICS, RECIPE, gather, recipe_text
-from crate_mae.models.shipped import CARD
-from crate_mae.models.weights import FILES
+from crate_mae.models.shipped import CARD, SHIPPED
+from crate_mae.models.weights import FILES, replacing_folder
 
 OURS = (*FILES, CARD, RECIPE, METRICS)
 MAX_TEXT_BYTES = 1 << 20
@@ -30,6 +36,8 @@ class Package:
     """Of the tensor file."""
     left_out: tuple[str, ...]
     """What the card does not tell and why, in sentences."""
+    doubts: tuple[str, ...] = ()
+    """What should be looked at in a card that was there before, in sentences."""
 
     def sizes(self) -> dict[str, int]:
         """Bytes of every file."""
@@ -64,56 +72,76 @@ def build_package(
 
     `name` is how `load_model` will find them. `card` is a file with a card of your own, `notes` one
     with words that go into ours, `results` as in `gather`. A folder that was published before
-    brings its card, unless there is something new to tell. Raises what `gather` raises, ValueError
-    for a licence or text that is none, and FileNotFoundError for a file that is not there.
+    brings its card, with `name` in place of the old one, unless there is something new to tell:
+    then it is made anew under the old licence or the new one. Raises what `gather` raises,
+    ValueError for a licence or text that is none and for a card that names another licence, and
+    FileNotFoundError for a file that is not there.
     """
     licence = check_licence(licence)
     own = None if card is None else _text(card)
     added = None if notes is None else _text(notes)
     facts = gather(weights, results)
-    if own is None and not (added or results or title or data_name):
-        own = facts.card
+    # A shipped model's own name gives these very weights anywhere.
+    names = {name, *(key for key, made in SHIPPED.items() if made.sha256 == facts.sha256)}
+    doubts = []
+    if own is None and facts.card is not None:
+        if added or results or title or data_name:
+            licence = licence or licence_of(facts.card)
+            doubts.append(
+                "The card beside the weights is made anew: words of yours in it are lost."
+            )
+        elif names.issuperset(loaded_names(facts.card)):
+            own = facts.card
+        else:
+            own = with_name(facts.card, name)
     if own is None:
         text = model_card(
             facts, name=name, title=title, licence=licence, data_name=data_name, notes=added
         )
     else:
         text = with_metadata(own, facts, licence=licence)
+        if others := [other for other in loaded_names(text) if other not in names]:
+            doubts.append(f"The card loads {', '.join(others)}; these weights will be {name}.")
     files: dict[str, Path | bytes] = {file: facts.folder / file for file in FILES}
     files[CARD] = text.encode()
     if facts.recipe is not None:
         files[RECIPE] = recipe_text(facts.recipe).encode()
     if len(facts.metrics) > 2:  # more than hash and size
         files[METRICS] = (json.dumps(facts.metrics, indent=2) + "\n").encode()
-    return Package(files=files, sha256=facts.sha256, left_out=facts.left_out)
+    return Package(files=files, sha256=facts.sha256, left_out=facts.left_out, doubts=tuple(doubts))
 
 
 def write_folder(package: Package, folder: str | Path) -> Path:
-    """The folder, new, with exactly the files that would be sent; whole or not there at all.
+    """The folder's whole path, now with exactly the files that would be sent; all or none.
 
-    Raises FileExistsError when it is there and not empty.
+    An empty folder is filled and stays itself: somebody may stand in it, or it may be a mount.
+    Raises what `check_folder` raises.
     """
     folder = check_folder(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        fresh.chmod(0o755)
+    whole = folder / f".{folder.name}.whole" if folder.exists() else folder
+    with replacing_folder(whole) as fresh:
         for name, content in package.files.items():
             if isinstance(content, bytes):
                 (fresh / name).write_bytes(content)
             else:
                 shutil.copyfile(content, fresh / name)
-        fresh.rename(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    if whole != folder:
+        for name in package.files:
+            (whole / name).rename(folder / name)
+        whole.rmdir()
     return folder
 
 
 def check_folder(folder: str | Path) -> Path:
-    """The path of a folder that is new or empty; FileExistsError for anything else."""
-    path = Path(folder)
+    """The whole path, links followed, of a folder that is new or empty.
+
+    Raises FileExistsError for anything else, and what `check_folder_of` raises for a place where
+    nothing can be written.
+    """
+    path = Path(folder).resolve()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path} exists and is not overwritten; name a new folder")
+        raise FileExistsError(f"{folder} exists and is not overwritten; name a new folder")
+    check_folder_of(path / CARD)
     return path
 
 

@@ -18,7 +18,7 @@ def result_parts(found: dict[str, Any]) -> list[str]:
     ]
     if not parts:
         return ["Nothing that was measured on these very weights is recorded here."]
-    if all(len(row.get("seeds") or []) < 2 for row in rows):
+    if not any(isinstance(row.get("seeds"), list) and len(row["seeds"]) > 1 for row in rows):
         parts.append(
             "One training run and one seed: another seed moves every number by an unknown amount."
             " Intervals (95 %, Wilson) are the sampling error of the test images alone."
@@ -29,7 +29,7 @@ def result_parts(found: dict[str, Any]) -> list[str]:
 def _losses(values: dict[str, Any]) -> list[str]:
     if not is_finite(values.get("val/loss")):
         return []
-    if "val/accuracy" in values:
+    if is_finite(values.get("val/accuracy")):
         return [
             f"Held-out images at the end: loss {values['val/loss']:.4g}, accuracy"
             f" {values['val/accuracy']:.2%}."
@@ -52,7 +52,7 @@ def _losses(values: dict[str, Any]) -> list[str]:
 def _completion(found: dict[str, Any]) -> list[str]:
     if not is_finite(found.get("mean")):
         return []
-    count = counted(found.get("images", 0), "held-out image")
+    count = counted(found.get("images"), "held-out image") or "held-out images"
     return [f"PSNR on removed patches: {found['mean']:.2f} dB, mean over {count}."]
 
 
@@ -93,15 +93,14 @@ def _test(found: dict[str, Any]) -> list[str]:
 
 def _counts(row: dict[str, Any]) -> str:
     parts = [
-        counted(row[key], what)
-        for key, what in (("num_train", "training image"), ("num_test", "test image"))
-        if isinstance(row.get(key), int)
+        counted(row.get("num_train"), "training image"),
+        counted(row.get("num_test"), "test image"),
     ]
     if isinstance(row.get("num_classes"), int):
         parts.append(f"{row['num_classes']} classes")
     if is_finite(row.get("chance")):
         parts.append(f"the most frequent class alone gives {row['chance']:.2%}")
-    return ", ".join(parts) or "counts were not recorded"
+    return ", ".join(filter(None, parts)) or "counts were not recorded"
 
 
 def _interval(row: dict[str, Any]) -> str:

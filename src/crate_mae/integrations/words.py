@@ -17,7 +17,9 @@ def table_of(rows: list[tuple[str, str]]) -> str:
 
 
 def counted(number: Any, what: str) -> str:
-    """Such as "1 image" and "2,000 images"."""
+    """Such as "1 image" and "2,000 images"; "" for what is no whole number."""
+    if not isinstance(number, int) or isinstance(number, bool):
+        return ""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
