@@ -138,8 +138,12 @@ def _found(target: Target, part: dict[str, Any]) -> dict[str, Any] | None:
         own, other = (case["memory"][name].get("peak") for name in (target.subject, target.against))
         return {"measured": own / other} if own and other else None
     if target.kind == "limit":
-        share = case["limit"]["share"][target.subject]
+        share = case.get("limit", {"share": {}})["share"].get(target.subject)
+        if share is None:  # memory ran out
+            return None
     else:
+        if not {target.subject, target.against} <= set(case["subjects"]):
+            return None
         times = {name: own["rounds"] for name, own in case["subjects"].items()}
         share = speedup(times, target.against, target.subject).to_dict()
     return {"measured": share["median"], "lower": share["lower"], "upper": share["upper"]}

@@ -94,13 +94,25 @@ def newest(folder: Path) -> Path:
     """The newest whole result in a folder, quick ones aside; FileNotFoundError without one."""
     found = []
     for path in folder.glob("*.json"):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        whole = all(row["measured"] is not None for row in result.get("targets", [{}]))
-        if result.get("format") == FORMAT and not result["quick"] and whole:
+        result = _result_in(path)
+        if result is None or result["quick"]:
+            continue
+        rows = result.get("targets", [])
+        if rows and all(row["measured"] is not None for row in rows):
             found.append((result["date"], path))
     if not found:
         raise FileNotFoundError(f"{folder} holds no whole result: run make bench")
     return max(found)[1]
+
+
+def _result_in(path: Path) -> dict[str, Any] | None:
+    """The result of `measure` in a file, or None for whatever else a file may hold."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    ours = isinstance(result, dict) and result.get("format") == FORMAT
+    return result if ours else None
 
 
 def _slug(facts: dict[str, Any], begun: datetime, *, quick: bool) -> str:

@@ -179,6 +179,39 @@ def test_a_batch_too_large_comes_with_the_accumulation_that_fits(
     assert "--trainer.accumulate 8 keeps the batch of 256" in text
 
 
+def test_processes_share_the_cores_and_memory_of_their_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machines, "free_memory", lambda _: 6 * GIB)
+    words = ("--trainer.accelerator", "cpu", "--trainer.devices")
+    one, four = (planned("digits", *words, count, tflops=0.1) for count in ("1", "4"))
+    assert four.here
+    assert four.per_device == 16
+    assert four.hours == pytest.approx(one.hours)  # the same work on the same cores
+    work = four.flops * four.schedule.steps
+    assert four.hours_at_rate == pytest.approx(work / 0.1e12 / 3600)  # one CPU's rate
+    assert one.measured is not None
+    assert four.measured is not None
+    assert (one.measured.largest, four.measured.largest) == (281, 22)  # 0.9 x 6 / 4 - 1 GiB
+    text = " ".join(plan_text(four).split())
+    assert "asked for 4 CPU processes: 16 images at a time on each" in text
+    assert "fits on this machine: about 22 images at a time do" in text
+    assert "free 1.5 GiB that each of 4 processes has" in text
+    assert "as its 4 processes share the cores" in text
+    tight = planned("digits", *words, "8")
+    assert "does not fit on this machine" in " ".join(plan_text(tight).split())
+    clusters = planned("digits", *words, "2", "--trainer.num_nodes", "2", tflops=0.1)
+    assert clusters.hours_at_rate == pytest.approx(four.hours_at_rate / 2)  # type: ignore[operator]
+
+
+def test_room_far_beyond_what_was_measured_is_not_told_in_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for free, told in ((11 * GIB, "about 570 images"), (800 * GIB, "more than 1,024 images")):
+        monkeypatch.setattr(machines, "free_memory", lambda _, free=free: free)
+        assert f"fits on this machine: {told} at a time" in " ".join(plan_text(planned()).split())
+
+
 def test_a_cluster_is_reckoned_by_a_given_rate() -> None:
     found = planned("imagenet1k", images=1_281_167, tflops=100.0)
     assert (found.asked.world, found.per_device) == (16, 256)
@@ -203,7 +236,9 @@ def test_a_cluster_is_reckoned_by_a_given_rate() -> None:
     [
         ("digits", ()),
         ("digits", ("--model.mask_tokens", "decoder")),
+        ("digits", ("--trainer.recompute", "true")),
         ("finetune-cifar10-small", ("--from-scratch", "debug")),
+        ("finetune-cifar10-small", ("--from-scratch", "debug", "--trainer.recompute", "true")),
         (
             "finetune-mae",
             ("--from-scratch", "debug", "--optim.ema", "0.9", "--trainer.accumulate", "2"),
@@ -413,6 +448,28 @@ def test_an_unknown_setting_is_refused(capsys: pytest.CaptureFixture[str]) -> No
         main(["plan", "digits", "--model.dimm", "3"])
     assert left.value.code == 2
     assert "--model.dim" in capsys.readouterr().err
+
+
+def test_the_recipe_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["plan", "--optim.epochs", "400", "own-images"])
+    assert left.value.code == 2
+    told = capsys.readouterr().err
+    assert "the recipe comes first: crate-mae plan RECIPE --optim.epochs 400" in told
+    assert main(["plan", "--no-measure", "--optim.epochs=19", "digits"]) == 0
+    assert "19 epochs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["digits", "finetune-cifar10-small"])
+@pytest.mark.parametrize("vitmae", [False, True])
+def test_computing_layers_again_costs_operations(name: str, vitmae: bool) -> None:
+    words = ["--from-scratch", "debug"] if name != "digits" else []
+    words += ["--vitmae", "configuration"] if vitmae else []
+    plain, again = (
+        replace(subject_of(parse_recipe(name, [*words, *more])), classes=3).flops(2)
+        for more in ([], ["--trainer.recompute", "true"])
+    )
+    assert 1.1 < again / plain < 1.4  # forward is a third of a step
 
 
 @pytest.mark.parametrize("changes", [[], ["--trainer.recompute", "true"]])

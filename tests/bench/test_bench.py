@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,23 @@ import torch
 from crate_mae.bench import growth as growth_module
 from crate_mae.bench.growth import growing_sizes, growth_of
 from crate_mae.bench.limit import GEMM, PRODUCTS, gemm_call, least_flops, limit_of
-from crate_mae.bench.loading import generated_sources, loading_speeds, named_sources, worker_counts
+from crate_mae.bench.loading import (
+    check_enough,
+    generated_count,
+    generated_sources,
+    loading_speeds,
+    named_sources,
+    worker_counts,
+)
 from crate_mae.bench.memory import OutOfMemoryError, PeakMemory
 from crate_mae.bench.run import run_bench
 from crate_mae.bench.settings import Settings
 from crate_mae.bench.steps import Job, make_step
 from crate_mae.bench.subjects import SUBJECTS, Work, choose_subjects
-from crate_mae.bench.tables import bytes_text, growth_text, time_text
+from crate_mae.bench.tables import growth_text, loading_text, result_text
 from crate_mae.cli import main
 from crate_mae.models.config import PRESETS, ModelConfig
+from crate_mae.progress import bytes_text, time_text
 
 DEBUG = PRESETS["debug"]
 SMALL = ["--model", "debug", "--batch-sizes", "2", "--rounds", "2", "--threads", "1"]
@@ -259,6 +268,150 @@ def test_a_result_is_kept_part_by_part() -> None:
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.parametrize("when", ["made", "first run", "later"])
+def test_a_subject_without_memory_is_left_out_with_a_note(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without(name: str, job: Job) -> Callable[[], object]:
+        step, calls = make_step(name, job), itertools.count()
+        if name != "crate-reference":
+            return step
+
+        def fail() -> object:
+            if next(calls) >= (0 if when == "first run" else 2):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            return step()
+
+        if when == "made":
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return fail
+
+    monkeypatch.setattr("crate_mae.bench.run.make_step", without)
+    settings = Settings(
+        config=DEBUG, model="debug", subjects=("crate", "crate-reference"), works=("encode",),
+        batch_sizes=(2,), rounds=2, limit=True,
+    )  # fmt: skip
+    result = run_bench(settings)
+    (case,) = result["cases"]
+    assert list(case["subjects"]) == ["crate"]
+    assert list(case["limit"]["share"]) == ["crate"]
+    (note,) = result["notes"]
+    assert note.startswith("encode, batch 2, 32-true: crate-reference left out: memory ran out")
+    assert note in result_text(result)
+
+
+def test_nothing_that_fits_is_still_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(*_: object) -> object:
+        raise MemoryError
+
+    monkeypatch.setattr("crate_mae.bench.run.make_step", without)
+    held = {"peak": 3 * 2**30, "above_loaded": 2**30}
+    monkeypatch.setattr("crate_mae.bench.run._memory", lambda *_: {"crate": held})
+    settings = Settings(config=DEBUG, subjects=("crate",), works=("train",), memory=True)
+    text = result_text(run_bench(settings))
+    assert "crate left out" in text
+    assert "3 GiB" in text  # alone, in a process of its own, it fits
+
+
+def test_other_errors_of_a_subject_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> object:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr("crate_mae.bench.run.make_step", lambda *_: broken)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        run_bench(Settings(config=DEBUG, subjects=("crate",), rounds=1))
+
+
+def test_generated_sources_fill_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (generated_count(32), generated_count(1024)) == (512, 2048)
+    monkeypatch.setattr("crate_mae.bench.loading.IMAGES", 4)
+    with generated_sources(DEBUG, images=11) as sources:
+        check_enough([address for _, address in sources], 11)
+        with pytest.raises(ValueError, match="--batch-sizes"):
+            check_enough([sources[0][1]], 12)
+        rows = loading_speeds(sources[:4], DEBUG, batch=11, workers=[0], seconds=0.01)
+    assert [row["images"] for row in rows] == [11] * 5
+    assert all(row["images_per_second"] > 0 for row in rows)
+
+
+def test_digits_are_left_out_where_they_fill_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[list[str]] = []
+
+    def speeds(sources: list[tuple[str, str]], *_: object, **__: object) -> list[object]:
+        read.append([name for name, _ in sources])
+        return []
+
+    monkeypatch.setattr("crate_mae.bench.run.loading_speeds", speeds)
+    monkeypatch.setattr("crate_mae.bench.run.generated_count", lambda _: 2)
+    monkeypatch.setattr("crate_mae.bench.run._case", lambda *_: ({"work": "", "batch": 1}, []))
+    for batch in (1797, 1798):
+        run_bench(Settings(config=DEBUG, batch_sizes=(batch,), loading=True))
+    assert ["digits" in names for names in read] == [True, False]
+
+
+def test_too_few_images_are_told_before_anything_is_timed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crate_mae.bench.run.alternate", None)
+    with generated_sources(DEBUG, images=3) as sources:
+        words = ["--data", sources[3][1], "--subjects", "crate", "--batch-sizes", "4"]
+        assert main(["bench", "--model", "debug", *words]) == 1
+    told = capsys.readouterr().err
+    assert "3 images, fewer than one batch of 4" in told
+    assert "--batch-sizes" in told
+
+
+def test_a_source_that_fails_is_a_note_and_the_rest_is_told(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    bad = tmp_path / "gone"
+    with generated_sources(DEBUG, images=4) as sources:
+        asked = [sources[3], ("imagefolder", f"imagefolder:{bad}")]
+        rows = loading_speeds(asked, DEBUG, batch=2, workers=[0], seconds=0.01)
+    assert rows[0]["images_per_second"] > 0
+    assert rows[1]["images_per_second"] is None
+    assert str(bad) in caplog.text
+    assert str(bad) not in json.dumps(rows)
+    text = loading_text({"batch": 2, "step_images_per_second": 5.0, "rows": rows})
+    assert "imagefolder, 0 workers: could not be read (FileNotFoundError)" in text
+
+
+def test_what_does_not_fit_decoded_is_not_told_as_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crate_mae.bench.loading.CACHE", 0.0)
+    with generated_sources(DEBUG, images=4) as sources:
+        rows = loading_speeds(sources[:1], DEBUG, batch=2, workers=[0], seconds=0.01)
+    assert rows[1]["images_per_second"] is None
+    assert "decoded images take more than" in rows[1]["note"]
+
+
+def test_what_was_measured_is_printed_whatever_ends_the_bench(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> object:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("crate_mae.bench.run._loading", broken)
+    words = ["--subjects", "crate", "--work", "encode", "--loading"]
+    assert main(["bench", *SMALL, *words]) == 1
+    told = capsys.readouterr()
+    assert "encode, batch 2 (34 tokens)" in told.out
+    assert "the disk is full" in told.err
+
+
+@pytest.mark.parametrize(
+    ("device", "named"), [("cpu", None), ("cuda", "one"), ("cuda:0", "one"), ("cuda:1", "two")]
+)
+def test_the_gpu_that_is_named_is_the_one_that_was_used(device: str, named: str | None) -> None:
+    machine = {"processor": "P", "threads": 1, "torch": "2", "devices": ["GPU one", "GPU two"]}
+    settings = Settings(config=DEBUG, device=device).to_dict()
+    result = {"machine": machine, "settings": settings, "cases": [], "subjects": {"crate": ""}}
+    first = result_text({**result, "notes": []}).splitlines()[0]
+    assert [name for name in ("one", "two") if f"GPU {name}" in first] == ([named] if named else [])
+
+
 def test_numbers_are_readable() -> None:
     assert [time_text(s) for s in (0.0012345, 0.9996, 12.3456)] == ["1.23 ms", "1 s", "12.3 s"]
-    assert [bytes_text(n) for n in (None, 5_400_000, 2_345_000_000)] == ["-", "5 MB", "2.35 GB"]
+    sizes = [None, 512, 2**20 - 1, 5_400_000, 1023 * 2**20, 2_345_000_000, 1200 * 2**30]
+    assert [bytes_text(n) for n in sizes] == [
+        "-", "0.5 KiB", "1 MiB", "5.15 MiB", "1,023 MiB", "2.18 GiB", "1,200 GiB",
+    ]  # fmt: skip

@@ -52,8 +52,64 @@ def test_short_calls_are_repeated_and_told_for_one_call() -> None:
         clock=clock,
     )
     assert times == {"short": [0.25, 0.25], "long": [2.0, 2.0]}
-    assert clock.calls.count("short") == 1 + 2 * 4
-    assert clock.calls.count("long") == 1 + 2
+    assert clock.calls.count("short") == 1 + (1 + 2 + 4) + 4  # told by warm calls, once
+    assert clock.calls.count("long") == 1 + 2  # none more than it is asked for
+
+
+def test_a_slow_first_call_does_not_make_samples_short() -> None:
+    clock = Clock()
+    lasted: list[float] = []
+    begun: list[float] = []
+
+    def wait() -> None:  # before and after every sample
+        if len(begun) % 2:
+            lasted.append(clock.now - begun[-1])
+        begun.append(clock.now)
+
+    calls = {"compiled": clock.worker("compiled", 60.0, 0.03, 0.02)}
+    times = alternate(calls, rounds=3, shortest=0.05, wait=wait, clock=clock)
+    assert times["compiled"] == pytest.approx([0.02] * 3)
+    assert lasted[0] == 60.0
+    assert lasted[-3:] == pytest.approx([0.08] * 3)
+
+
+def test_a_sample_that_turns_out_short_is_taken_again() -> None:
+    clock = Clock()  # a hiccup: the first warm call alone seems long enough
+    calls = {"a": clock.worker("a", 1.0, 1.0, 0.3)}
+    times = alternate(calls, rounds=3, shortest=1.0, clock=clock)
+    assert times["a"] == pytest.approx([1.0, 0.3, 0.3])
+    assert clock.calls.count("a") == 1 + 1 + (1 + 2 + 4) + 4
+    assert len(alternate({"a": list}, rounds=1, clock=lambda: 0.0)["a"]) == 1  # and it ends
+
+
+def test_a_subject_that_fails_is_left_out_and_the_others_go_on() -> None:
+    clock = Clock()
+    told: list[tuple[str, str]] = []
+    left = iter([None, None])
+
+    def fails() -> None:
+        if next(left, "none") == "none":
+            raise MemoryError("no more")
+
+    def drop(name: str, error: Exception) -> bool:
+        told.append((name, str(error)))
+        return True
+
+    calls = {"a": clock.worker("a", 1.0), "bad": fails, "b": clock.worker("b", 2.0)}
+    counted: list[tuple[int, int]] = []
+    times = alternate(
+        calls,
+        rounds=3,
+        shortest=0.0,
+        clock=clock,
+        drop=drop,
+        progress=lambda done, total: counted.append((done, total)),
+    )
+    assert times == {"a": [1.0] * 3, "b": [2.0] * 3}
+    assert told == [("bad", "no more")]
+    assert counted[-1] == (12, 12)
+    with pytest.raises(MemoryError):
+        alternate({"bad": fails}, rounds=1)
 
 
 def test_the_work_of_a_device_is_waited_for() -> None:

@@ -12,7 +12,7 @@ from crate_mae.bench import growth
 from crate_mae.bench.memory import PeakMemory
 from crate_mae.bench.settings import Settings
 from promises import TARGETS, Target, judged
-from tables import fill_documents, targets_table
+from tables import SHORT, fill_documents, speed_table, targets_table
 
 
 def part(work: str, **rounds: list[float]) -> dict[str, Any]:
@@ -122,6 +122,40 @@ def test_a_result_is_named_after_the_machine() -> None:
     day = datetime(2026, 11, 24, tzinfo=UTC)
     facts = {"processor": "Intel(R) Xeon(R) CPU E5-2686 v4 @ 2.30GHz", "cores": 2}
     assert targets._slug(facts, day, quick=False) == "intel-xeon-e5-2686-v4-2-cores-2026-11-24"
+
+
+def test_foreign_files_are_no_results(tmp_path: Path) -> None:
+    for name, content in {
+        "rows": {"targets": [{"name": "another tool's"}], "date": "2099-01-01"},
+        "other": {"format": "crate-mae-quality/1", "targets": [{}]},
+        "list": [1, 2],
+        "begun": {"format": targets.FORMAT, "quick": False, "date": "2099-01-01", "targets": []},
+    }.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(FileNotFoundError, match="make bench"):
+        targets.newest(tmp_path)
+    row = {"target": "t", "measured": 1.0}
+    whole = {"format": targets.FORMAT, "quick": False, "date": "2026-11-24", "targets": [row]}
+    (tmp_path / "ours.json").write_text(json.dumps(whole))
+    assert targets.newest(tmp_path).name == "ours.json"
+
+
+def test_the_short_table_is_short() -> None:
+    rows = [{"target": target.title, "measured": 2.0} for target in TARGETS]
+    table = speed_table(rows, "P, 2 cores.")
+    assert len(SHORT) == 8
+    assert len(table) == 2 + len(SHORT)  # every title is that of a target
+    assert table[0] == "| P, 2 cores. | measured |"
+
+
+def test_a_subject_that_ran_out_of_memory_is_not_measured() -> None:
+    case = {"work": "train", "subjects": {"crate": {"rounds": [1.0]}}}
+    kinds: list[Any] = ["speed", "limit"]
+    for kind in kinds:
+        target = Target(title="t", part="p", kind=kind, wanted=1)
+        (row,) = judged([target], {"p": {"cases": [case]}})
+        assert (row["measured"], row["met"]) == (None, None)
 
 
 def test_documents_are_filled_between_their_comments(tmp_path: Path) -> None:

@@ -36,6 +36,18 @@ def test_a_step_without_values_counts_as_a_real_one(mask_tokens: str) -> None:
     assert cost.parameters == parameter_count(model) == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize("mask_tokens", ["encoder", "decoder"])
+def test_computing_layers_again_is_counted(mask_tokens: str) -> None:
+    wanted = config(mask_tokens=mask_tokens)
+    model = build_model(wanted).train()
+    model.recompute_layers()
+    images = torch.rand(8, 3, 16, 16)
+    real = counted_flops(lambda: model(images, mask_ratio=0.5).loss.backward())
+    plain, again = (model_cost(wanted, batch=8, ratio=0.5, recompute=r) for r in (False, True))
+    assert again.step == real > plain.step
+    assert again.encode == plain.encode
+
+
 def test_visible_only_encoding_costs_less() -> None:
     full, visible = (
         model_cost(config(mask_tokens=side), batch=8) for side in ("encoder", "decoder")

@@ -14,6 +14,7 @@ from crate_mae.models.config import nearest_multiple
 
 POINTS = 4
 STEPS = 3
+"""Steps measured at each size, of which the quickest counts."""
 BUDGET = 120.0
 """Seconds that one step may be expected to take, or its size is left out."""
 Measure = Callable[[str, Job], PeakMemory]
@@ -69,8 +70,8 @@ def growth_of(
 
     Memory is what a step takes above the settled state (weights and optimiser state do not grow
     with the image). Exponents are slopes in the log-log plane over all points, and between the last
-    two. Where memory runs out, or a step would take longer than `BUDGET` at twice the exponent of
-    1, a subject's larger sizes are left out with a note.
+    two. Where memory runs out, or a step would take longer than `BUDGET` if time grew with the
+    square of the tokens, a subject's larger sizes are left out with a note.
     """
     sizes = growing_sizes(job, largest)
     found: dict[str, Any] = {}

@@ -6,7 +6,6 @@ subject once, every other round in the opposite order, and subjects are compared
 
 import contextlib
 import gc
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter
@@ -16,6 +15,8 @@ import numpy as np
 
 SHORTEST = 0.05
 """Seconds a timed sample lasts at least: a shorter call is repeated."""
+MOST = 1 << 20
+"""Repeats of a call in one sample, at most."""
 Rounds = dict[str, list[float]]
 """Seconds of one call of each subject, round by round."""
 
@@ -45,14 +46,18 @@ def alternate(
     shortest: float = SHORTEST,
     wait: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = perf_counter,
+    drop: Callable[[str, Exception], bool] = lambda *_: False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Rounds:
     """The seconds of one call of each subject, in every round.
 
-    Every subject first runs `warmup` times; the last of these tells how often a call is repeated
-    for a sample of `shortest` seconds. `wait` returns when a device has done its work. Garbage is
-    collected between samples, never within one. Raises ValueError without subjects, rounds or
-    warm-up.
+    Every subject first runs `warmup` times, which compiles what is compiled and counts for nothing.
+    A sample that lasts less than `shortest` seconds is taken again with twice the repeats, so every
+    sample is long enough, and a slow subject is called once a round and not once more. `wait`
+    returns when a device has done its work. `drop` is told the name and the error of a call that
+    raises: where it returns True, the subject is left out of what is returned, and the others go
+    on. Garbage is collected between samples, never within one. Raises ValueError without subjects,
+    rounds or warm-up, and what calls raise.
     """
     if not calls or rounds < 1 or warmup < 1:
         raise ValueError(
@@ -60,19 +65,26 @@ def alternate(
             f" {len(calls)}, {rounds} and {warmup}"
         )
     total, done = len(calls) * (warmup + rounds), 0
-    repeats: dict[str, int] = {}
     names = list(calls)
+    repeats = dict.fromkeys(names, 1)
     times: Rounds = {name: [] for name in names}
     with _garbage_aside():
         for index in range(warmup + rounds):
             for name in names if index % 2 == 0 else reversed(names):
-                count = 1 if index < warmup else repeats[name]
-                seconds = _timed(calls[name], count, wait, clock)
-                if index < warmup:
-                    repeats[name] = max(1, math.ceil(shortest / max(seconds, shortest / 1000)))
-                else:
-                    times[name].append(seconds)
                 done += 1
+                if name in times:
+                    least = shortest if index >= warmup else 0.0
+                    try:
+                        seconds, repeats[name] = _sample(
+                            calls[name], repeats[name], least, wait, clock
+                        )
+                    except Exception as error:
+                        if not drop(name, error):
+                            raise
+                        del times[name]
+                    else:
+                        if index >= warmup:
+                            times[name].append(seconds)
                 if progress is not None:
                     progress(done, total)
     return times
@@ -96,19 +108,35 @@ def _garbage_aside() -> Iterator[None]:
             gc.enable()
 
 
+def _sample(
+    call: Callable[[], object],
+    count: int,
+    shortest: float,
+    wait: Callable[[], object],
+    clock: Callable[[], float],
+) -> tuple[float, int]:
+    """Seconds of one call, and how often it was repeated for a sample that is long enough."""
+    while True:
+        whole = _timed(call, count, wait, clock)
+        if whole >= shortest or count >= MOST:
+            return whole / count, count
+        count *= 2
+
+
 def _timed(
     call: Callable[[], object],
     count: int,
     wait: Callable[[], object],
     clock: Callable[[], float],
 ) -> float:
+    """Seconds of so many calls together."""
     gc.collect()
     wait()
     begun = clock()
     for _ in range(count):
         call()
     wait()
-    return (clock() - begun) / count
+    return clock() - begun
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -6,6 +6,7 @@ The pipeline is the real one: source, decoding, random crop and flip, masks, bat
 import contextlib
 import gc
 import io
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -17,14 +18,23 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from crate_mae.data.cache import CachedSource
 from crate_mae.data.masked import MaskedBatches
 from crate_mae.data.module import DataConfig, ImageDataModule
+from crate_mae.data.sources import open_source
+from crate_mae.data.streams import StreamSource
 from crate_mae.models.config import ModelConfig
+
+logger = logging.getLogger(__name__)
 
 SECONDS = 2.0
 """How long each pipeline is read, after its first batch."""
 IMAGES = 512
-"""Images of a generated source."""
+"""Images of a generated source, or twice the batch where that is more."""
+DIGITS = 1797
+"""Images that scikit-learn's digits are."""
+CACHE = 2.0
+"""GiB that decoded images may take where they are read from memory."""
 
 
 def worker_counts(most: int | None = None) -> list[int]:
@@ -46,24 +56,31 @@ def loading_speeds(
     """Images per second of every (name, address) with every number of workers, JSON-able rows.
 
     Images are decoded anew each time, as they are where a set is too large for the cache; a last
-    row reads the first source from the cache, where images wait decoded. An address is never part
-    of a row, as it may hold a path.
+    row reads the first source from the cache, where images wait decoded. What fails has None for
+    its speed, its images and a "note", and its reason goes to the log alone: neither an address
+    nor a message is part of a row, as both may hold a path.
     """
     jobs = [(name, address, count, False) for name, address in sources for count in workers]
     jobs.append((f"{sources[0][0]}, decoded once", sources[0][1], 0, True))
     rows = []
     for index, (name, address, count, cached) in enumerate(jobs):
         own = _small(config) if address == "digits" else config
-        speed, images = _speed(address, own, batch, count, cached, seed, seconds)
-        rows.append(
-            {
-                "source": name,
-                "workers": count,
-                "images_per_second": speed,
-                "images": images,
-                "image_size": list(own.image_hw),
-            }
-        )
+        row: dict[str, Any] = {
+            "source": name,
+            "workers": count,
+            "images_per_second": None,
+            "images": None,
+            "image_size": list(own.image_hw),
+        }
+        try:
+            speed, images = _speed(address, own, batch, count, cached, seed, seconds)
+            row |= {"images_per_second": speed, "images": images}
+            if speed is None:
+                row["note"] = f"decoded images take more than {CACHE:g} GiB, or come as a stream"
+        except (ValueError, OSError, RuntimeError) as error:
+            logger.warning("loading from %s with %d workers failed: %s", name, count, error)
+            row["note"] = f"could not be read ({type(error).__name__})"
+        rows.append(row)
         if progress is not None:
             progress(index + 1, len(jobs))
     return rows
@@ -82,8 +99,11 @@ def _speed(
     cached: bool,
     seed: int,
     seconds: float,
-) -> tuple[float, int]:
-    """Images per second once the first batch is there, and how many images the source has."""
+) -> tuple[float | None, int]:
+    """Images per second once the first batch is there, and how many images the source has.
+
+    None in place of the speed where images that should wait decoded do not fit in memory.
+    """
     data = ImageDataModule(
         DataConfig(
             source=address,
@@ -91,7 +111,7 @@ def _speed(
             mean=[0.5] * config.channels,
             std=[0.25] * config.channels,
             workers=workers,
-            cache_gib=2.0 if cached else 0.0,
+            cache_gib=CACHE if cached else 0.0,
         ),
         model=config,
         kind=MaskedBatches(),
@@ -99,6 +119,17 @@ def _speed(
         seed=seed,
     )
     data.open()
+    if cached and not isinstance(data.train_source, CachedSource):
+        return None, data.num_samples
+    try:
+        return _read(data, seconds), data.num_samples
+    finally:
+        data._train_loader = None
+        gc.collect()  # ends the workers
+
+
+def _read(data: ImageDataModule, seconds: float) -> float:
+    """Images per second, from the second batch on, over at least so many seconds."""
     loader = data.train_dataloader()
     read, begun = 0, 0.0
     while not begun or perf_counter() - begun < seconds:
@@ -110,11 +141,27 @@ def _speed(
             read += len(made["images"])
             if perf_counter() - begun >= seconds:
                 break
-    taken = perf_counter() - begun
-    del loader
-    data._train_loader = None
-    gc.collect()  # ends the workers
-    return read / taken, data.num_samples
+    return read / (perf_counter() - begun)
+
+
+def check_enough(addresses: Sequence[str], batch: int) -> None:
+    """Nothing; raises ValueError for an address with fewer images than a batch of so many.
+
+    Raises what opening an address raises; no image is read.
+    """
+    for address in addresses:
+        source = open_source(address)
+        count = source.count() if isinstance(source, StreamSource) else len(source)
+        if count < batch:
+            raise ValueError(
+                f"{address} has {count} images, fewer than one batch of {batch}: use a smaller"
+                " first number in --batch-sizes, or data with more images"
+            )
+
+
+def generated_count(batch: int) -> int:
+    """Images of a generated source from which batches of so many are read."""
+    return max(IMAGES, 2 * batch)
 
 
 @contextlib.contextmanager
@@ -123,19 +170,28 @@ def generated_sources(
 ) -> Iterator[list[tuple[str, str]]]:
     """(name, address) of every kind of source that can be made here, in a folder that goes again.
 
-    Smooth random colour images of the model's size: JPEG and PNG files, a parquet table of JPEGs,
-    an array; and scikit-learn's digits.
+    Smooth random colour images of the model's size, the first `IMAGES` of them different: JPEG and
+    PNG files, a parquet table of JPEGs, an array; and scikit-learn's digits.
     """
-    made = [_picture(config.image_hw, seed + index) for index in range(images)]
+    made = [_picture(config.image_hw, seed + index) for index in range(min(images, IMAGES))]
     with TemporaryDirectory(prefix="crate-mae-bench-") as name:
         folder = Path(name)
         files = {kind: [_encoded(image, kind) for image in made] for kind in ("JPEG", "PNG")}
         for kind, contents in files.items():
             (folder / kind).mkdir()
-            for index, content in enumerate(contents):
-                (folder / kind / f"{index:05d}.{kind.lower()}").write_bytes(content)
-        _write_parquet(folder / "images.parquet", files["JPEG"])
-        np.save(folder / "images.npy", np.stack([np.asarray(image) for image in made]))
+            for index in range(images):
+                path = folder / kind / f"{index:07d}.{kind.lower()}"
+                path.write_bytes(contents[index % len(contents)])
+        jpeg = files["JPEG"]
+        _write_parquet(
+            folder / "images.parquet", [jpeg[index % len(jpeg)] for index in range(images)]
+        )
+        shape = (images, *config.image_hw, 3)
+        array = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
+        for index in range(images):
+            array[index] = np.asarray(made[index % len(made)])
+        array.flush()
+        del array
         yield [
             ("imagefolder, JPEG", f"imagefolder:{folder / 'JPEG'}"),
             ("imagefolder, PNG", f"imagefolder:{folder / 'PNG'}"),

@@ -127,13 +127,18 @@ def _died(exitcode: int | None) -> RuntimeError:
     return RuntimeError(f"the process of the measured step ended with status {exitcode}")
 
 
-def _failed(kind: str, reason: str) -> Exception:
-    """The error for a step that raised an exception of this kind."""
+def ran_out_of_memory(kind: str, reason: str) -> bool:
+    """Whether an error of this kind (its class's name) and message means a lack of memory."""
     lowered = reason.lower()
-    if kind in ("MemoryError", "OutOfMemoryError") or any(
+    return kind in ("MemoryError", "OutOfMemoryError") or any(
         words in lowered
         for words in ("out of memory", "can't allocate memory", "not enough memory")
-    ):
+    )
+
+
+def _failed(kind: str, reason: str) -> Exception:
+    """The error for a step that raised an exception of this kind."""
+    if ran_out_of_memory(kind, reason):
         first = (reason or kind).splitlines()[0]
         return OutOfMemoryError(f"the measured step ran out of memory ({first})")
     return EXPLAINED.get(kind, RuntimeError)(

@@ -2,25 +2,28 @@
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from itertools import product
 from typing import Any
 
 import torch
 
-from crate_mae.bench.growth import Measured, growth_of
-from crate_mae.bench.harness import alternate, summary
+from crate_mae.bench.growth import STEPS, Measured, growth_of
+from crate_mae.bench.harness import Rounds, alternate, summary
 from crate_mae.bench.limit import GEMM, gemm_call, limit_of, subjects_only
 from crate_mae.bench.loading import (
+    DIGITS,
+    check_enough,
+    generated_count,
     generated_sources,
     loading_speeds,
     named_sources,
     worker_counts,
 )
-from crate_mae.bench.memory import OutOfMemoryError
+from crate_mae.bench.memory import OutOfMemoryError, ran_out_of_memory
 from crate_mae.bench.settings import Settings
 from crate_mae.bench.steps import Job, make_step, waiter
 from crate_mae.bench.subjects import Work, choose_subjects, subject_of
-from crate_mae.data.sources import open_source
 from crate_mae.environment import environment
 
 FORMAT = "crate-mae-bench/1"
@@ -38,7 +41,8 @@ def run_bench(
     """The result of a benchmark, JSON-able; `keep` gets it after every part, as far as it is.
 
     Raises ImportError, with the command to install it, when a subject that was asked for lacks its
-    library, and ValueError when none of the subjects does any of the asked work.
+    library, and ValueError when none of the subjects does any of the asked work, or when data of
+    the settings have too few images. A subject that runs out of memory is left out with a note.
     """
     chosen, notes = choose_subjects(settings.subjects, settings.config, compiled=settings.compiled)
     cases = list(product(settings.works, settings.batch_sizes, settings.precisions))
@@ -49,8 +53,8 @@ def run_bench(
             notes.append(f"no {work} for {', '.join(left)}")
     if not any(by_work.values()):
         raise ValueError(f"none of {', '.join(chosen)} does {' or '.join(settings.works)}")
-    for address in settings.data:
-        open_source(address)  # a wrong one is told before, not after, minutes of timing
+    # What is wrong with data is told before, not after, minutes of timing.
+    check_enough(settings.data, settings.batch_sizes[0])
     before = torch.get_num_threads()
     threads = before if settings.threads is None else settings.threads
     torch.set_num_threads(threads)
@@ -67,7 +71,9 @@ def run_bench(
         for work, batch, precision in cases:
             if by_work[work]:
                 job = settings.job(work, batch, precision)
-                result["cases"].append(_case(by_work[work], job, settings, threads, progress))
+                case, left_out = _case(by_work[work], job, settings, threads, progress)
+                result["cases"].append(case)
+                notes += left_out
                 keep(result)
         if settings.growth is not None:
             result["growth"] = []
@@ -85,19 +91,10 @@ def run_bench(
 
 def _case(
     names: Sequence[str], job: Job, settings: Settings, threads: int, progress: Progress
-) -> dict[str, Any]:
-    """Times, and what else was asked for, of one kind of work."""
+) -> tuple[dict[str, Any], list[str]]:
+    """Times, and what else was asked for, of one kind of work; and notes of what was left out."""
     title = f"{job.work}, batch {job.batch}, {job.precision}"
-    calls: dict[str, Callable[[], object]] = {name: make_step(name, job) for name in names}
-    if settings.limit:
-        calls[GEMM] = gemm_call(job)
-    times = alternate(
-        calls,
-        rounds=settings.rounds,
-        warmup=settings.warmup,
-        wait=waiter(job.device),
-        progress=progress(title),
-    )
+    times, notes = _times(names, job, settings, progress(title))
     case: dict[str, Any] = {
         "work": job.work,
         "batch": job.batch,
@@ -105,12 +102,55 @@ def _case(
         "tokens": job.tokens,
         "subjects": summary(subjects_only(times), images=job.batch),
     }
-    if settings.limit:
+    if GEMM in times:
         case["limit"] = {"rounds": times[GEMM], **limit_of(job, times)}
-    del calls  # or their memory would be missing to what follows
     if settings.memory:
         case["memory"] = _memory(names, job, threads, progress(f"memory of {title}"))
-    return case
+    return case, [f"{title}: {note}" for note in notes]
+
+
+def _times(
+    names: Sequence[str],
+    job: Job,
+    settings: Settings,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Rounds, list[str]]:
+    """Rounds of all subjects that fit in memory beside each other, and notes about the others."""
+    calls: dict[str, Callable[[], object]] = {}
+    notes: list[str] = []
+
+    def left_out(name: str, error: Exception) -> bool:
+        if not ran_out_of_memory(type(error).__name__, str(error)):
+            return False
+        calls.pop(name, None)  # its memory is for the others
+        notes.append(f"{name} left out: memory ran out; a smaller batch or fewer subjects may fit")
+        return True
+
+    makers: dict[str, Callable[[], Callable[[], object]]] = {
+        name: partial(make_step, name, job) for name in names
+    }
+    if settings.limit:
+        makers[GEMM] = partial(gemm_call, job)
+    for name, make in makers.items():
+        try:
+            calls[name] = make()
+        except (RuntimeError, MemoryError) as error:
+            if not left_out(name, error):
+                raise
+    times: Rounds = {}
+    if calls:
+        times = alternate(
+            calls,
+            rounds=settings.rounds,
+            warmup=settings.warmup,
+            wait=waiter(job.device),
+            drop=left_out,
+            progress=progress,
+        )
+    calls.clear()  # or their memory would be missing to what follows
+    if job.device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    return times, notes
 
 
 def _memory(
@@ -139,7 +179,7 @@ def _growth(
         names,
         settings.job(work, 1, settings.precisions[0]),
         largest=settings.growth,
-        measure=Measured(threads, steps=3),
+        measure=Measured(threads, steps=STEPS),
         progress=progress(f"growth, {work}"),
     )
 
@@ -166,8 +206,9 @@ def _loading(settings: Settings, result: Result, progress: Progress) -> dict[str
     if settings.data:
         rows = measured(named_sources(settings.data))
     else:
-        with generated_sources(settings.config, seed=settings.seed) as sources:
-            rows = measured(sources)
+        count = generated_count(batch)
+        with generated_sources(settings.config, images=count, seed=settings.seed) as sources:
+            rows = measured([s for s in sources if s[1] != "digits" or batch <= DIGITS])
     return {"batch": batch, "step_images_per_second": takes[0] if takes else None, "rows": rows}
 
 

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+from crate_mae.progress import bytes_text, time_text
+
 
 def result_text(result: dict[str, Any]) -> str:
     """The whole result of `run_bench` as aligned tables."""
     machine, settings = result["machine"], result["settings"]
-    gpu = f", {machine['devices'][0]}" if settings["device"].startswith("cuda") else ""
+    gpu = _gpu(settings["device"], machine["devices"])
     parts = [
         f"{settings['model']}: images {_size(settings['config']['image_size'])}, patches"
         f" {_size(settings['config']['patch_size'])}; {machine['processor']},"
@@ -34,7 +36,15 @@ def case_text(case: dict[str, Any]) -> str:
     heads += ["of the limit"] if limit else []
     heads += ["peak memory", "above loaded"] if memory else []
     lines = [heads]
-    for name, own in case["subjects"].items():
+    timed = case["subjects"]
+    for name in dict.fromkeys([*timed, *(memory or {})]):  # some may fit only when alone
+        own = timed.get(name)
+        if own is None:
+            held = (memory or {})[name]
+            cells = ["-"] * (len(heads) - 3)
+            sizes = [bytes_text(held.get("peak")), bytes_text(held.get("above_loaded"))]
+            lines.append([name, *cells, *sizes])
+            continue
         seconds, ratio = own["seconds"], own.get("speedup")
         line = [
             name,
@@ -51,7 +61,7 @@ def case_text(case: dict[str, Any]) -> str:
             held = memory[name]
             line += [bytes_text(held.get("peak")), bytes_text(held.get("above_loaded"))]
         lines.append(line)
-    rounds = len(next(iter(case["subjects"].values()))["rounds"])
+    rounds = max((len(own["rounds"]) for own in timed.values()), default=0)
     title = (
         f"{case['work']}, batch {case['batch']} ({case['tokens']} tokens), {case['precision']},"
         f" {rounds} rounds"
@@ -99,30 +109,30 @@ def loading_text(loading: dict[str, Any]) -> str:
     lines = [["source", "image", "workers", "images/s", "of what a step takes"]]
     for row in loading["rows"]:
         # Digits keep their own small size, so a step on larger images tells nothing about them.
-        share = "" if takes is None or row["source"] == "digits" else row["images_per_second"]
+        rate = row["images_per_second"]
+        untold = rate is None or takes is None or row["source"] == "digits"
         lines.append(
             [
                 row["source"],
                 _size(row["image_size"]),
                 str(row["workers"]),
-                f"{row['images_per_second']:.4g}",
-                share if isinstance(share, str) else f"{share / takes:.1f} x",
+                "-" if rate is None else f"{rate:.4g}",
+                "" if untold else f"{rate / takes:.1f} x",
             ]
         )
     told = "" if takes is None else f"; a training step of crate takes {takes:.4g} images/s"
-    return "\n".join([f"loading, batch {loading['batch']}{told}", *_indented(lines)])
+    notes = [
+        f"  {row['source']}, {row['workers']} workers: {row['note']}"
+        for row in loading["rows"]
+        if "note" in row
+    ]
+    return "\n".join([f"loading, batch {loading['batch']}{told}", *_indented(lines), *notes])
 
 
-def time_text(seconds: float) -> str:
-    """Seconds with three digits, in ms below one second."""
-    return f"{seconds * 1e3:.3g} ms" if seconds < 0.9995 else f"{seconds:.3g} s"
-
-
-def bytes_text(count: int | None) -> str:
-    """Bytes in MB or GB; "-" for None."""
-    if count is None:
-        return "-"
-    return f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
+def _gpu(device: str, names: Sequence[str]) -> str:
+    """What tells which GPU was used; nothing for other devices."""
+    kind, _, index = device.partition(":")
+    return f", {names[int(index or 0)]}" if kind == "cuda" else ""
 
 
 def _size(size: Sequence[int]) -> str:

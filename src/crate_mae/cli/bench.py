@@ -1,6 +1,7 @@
 """The verb that measures speed and memory: bench."""
 
 import argparse
+from typing import Any
 
 from crate_mae.cli.common import (
     add_device,
@@ -32,7 +33,7 @@ def bench(words: list[str]) -> int:
     settings = Settings(
         config=resolve_config(given.model, **{k: v for k, v in sizes.items() if v is not None}),
         model=given.model,
-        subjects=None if given.subjects is None else given.subjects,
+        subjects=given.subjects,
         compiled=given.compile,
         works=given.work,
         precisions=given.precision,
@@ -49,11 +50,18 @@ def bench(words: list[str]) -> int:
         data=tuple(given.data),
     )
 
-    def keep(result: dict[str, object]) -> None:
+    kept: dict[str, Any] = {}
+
+    def keep(result: dict[str, Any]) -> None:
+        kept.update(result)
         if path is not None:
             write_atomically(path, json.dumps(result, indent=1) + "\n")
 
-    print(result_text(run_bench(settings, progress=counter_for, keep=keep)))
+    try:
+        run_bench(settings, progress=counter_for, keep=keep)
+    finally:  # whatever ends it, what was measured is told
+        if kept:
+            print(result_text(kept))
     if path is not None:
         print(f"wrote {path}")
     return 0

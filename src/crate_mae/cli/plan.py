@@ -25,6 +25,10 @@ def plan(words: list[str]) -> int:
     )
     parser.add_argument("--json", metavar="FILE", help="also write the plan as JSON (new file)")
     given, settings = parser.parse_known_args(words)
+    before = words[words.index(given.config) - 1] if words.index(given.config) else ""
+    if before in settings and before.startswith("--") and "=" not in before:
+        # What was taken for the recipe is the value of a setting.
+        parser.error(f"the recipe comes first: crate-mae plan RECIPE {before} {given.config} ...")
 
     from crate_mae.plan.run import plan_run
     from crate_mae.plan.settings import parse_recipe

@@ -39,15 +39,19 @@ def counted_flops(run: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def model_cost(config: ModelConfig, *, batch: int, ratio: float = 0.75) -> Cost:
+def model_cost(
+    config: ModelConfig, *, batch: int, ratio: float = 0.75, recompute: bool = False
+) -> Cost:
     """The cost of a CRATE-MAE on batches of so many images with a share `ratio` removed.
 
+    `recompute` counts a step that computes layers again in the backward pass, to save memory.
     Nothing is computed and no memory is taken: the tensors are without values.
     Raises ValueError for a ratio that removes or keeps no patch.
     """
     kept = num_kept(config.num_patches, ratio)
     with FakeTensorMode(), torch.random.fork_rng(devices=[]):
         model = CrateMAE(config)
+        model.recompute_layers(recompute)
         images = torch.empty(batch, config.channels, *config.image_hw)
         mask = torch.empty(batch, config.num_patches, dtype=torch.bool)
         return Cost(

@@ -25,6 +25,13 @@ class Machine:
     threads: int
     free: int | None
     """Free memory of one device in bytes; None where the system does not tell."""
+    processes: int = 1
+    """Processes of the run that share a device: several on one CPU do."""
+
+    @property
+    def share(self) -> int | None:
+        """Free memory for each of the processes on a device."""
+        return None if self.free is None else self.free // self.processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +41,18 @@ class Hardware:
     device: str
     """cpu, cuda or mps; cuda for any GPU that is not here."""
     devices: int
-    """On each node."""
+    """On each node; on a CPU these are processes that share its cores and memory."""
     nodes: int
 
     @property
     def world(self) -> int:
         """Devices in all."""
         return self.devices * self.nodes
+
+    @property
+    def units(self) -> int:
+        """What computes side by side: devices, but of CPUs one a node, whatever shares it."""
+        return self.nodes if self.device == "cpu" else self.world
 
     def is_here(self, machine: Machine) -> bool:
         """Whether this machine alone is what the recipe asks for."""
@@ -91,6 +103,7 @@ def this_machine(asked: Hardware) -> Machine:
         count=count,
         threads=torch.get_num_threads(),
         free=free_memory(device),
+        processes=asked.devices if asked.device == "cpu" else 1,
     )
 
 

@@ -41,7 +41,7 @@ class Measured:
     """Bytes at the recipe's batch per device: measured, or read off the line."""
     peak_measured: bool
     largest: int | None
-    """Images at a time that should fit in the free memory."""
+    """Images at a time, in each process, that should fit in its share of the free memory."""
     accumulate: int | None
     """`trainer.accumulate` that brings the batch down to that, the effective batch unchanged."""
     step_seconds: float | None
@@ -79,19 +79,21 @@ class RunPlan:
     def hours(self) -> float | None:
         """Hours of the whole run on this machine, from measured steps; None when not measured.
 
-        On one device that does the shares of all devices in turn where there are more of them.
+        On one device that does the shares of all devices in turn where there are more of them;
+        processes on one CPU take as long as if they took turns, since they share its cores.
         """
         if self.measured is None or self.measured.step_seconds is None:
             return None
-        turns = 1 if self.here else self.asked.world
+        alone = self.here and self.asked.device != "cpu"
+        turns = 1 if alone else self.asked.world
         return self.measured.step_seconds * turns * self.schedule.steps / 3600
 
     @property
     def hours_at_rate(self) -> float | None:
-        """Hours on the hardware asked for, if each of its devices achieves `tflops`."""
+        """Hours on the hardware asked for, if each device (or node's CPU) achieves `tflops`."""
         if self.tflops is None:
             return None
-        return self.flops * self.schedule.steps / (self.tflops * 1e12 * self.asked.world) / 3600
+        return self.flops * self.schedule.steps / (self.tflops * 1e12 * self.asked.units) / 3600
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; memory in bytes, time in seconds and hours."""
@@ -213,8 +215,8 @@ def _measured(
         line = memory_line([(point.images, point.peak) for point in points])
     direct = bool(points) and points[-1].images == per_device
     peak = points[-1].peak if direct else None if line is None else line.at(per_device)
-    if line is not None and machine.free is not None:
-        largest = line.largest(machine.free)
+    if line is not None and machine.share is not None:
+        largest = line.largest(machine.share)
     if points:
         seconds = scaled_seconds(points[-1], per_device, flops) * config.trainer.accumulate
     elif probe.out_of_memory is not None:

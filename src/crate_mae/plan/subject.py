@@ -68,7 +68,10 @@ class Subject:
             return parameter_count(self._network())
 
     def flops(self, images: int) -> int:
-        """Floating-point operations of one pass forward and backward on so many images."""
+        """Floating-point operations of one pass forward and backward on so many images.
+
+        All that is done: with `trainer.recompute`, layers are computed twice.
+        """
         if self.config.vitmae is not None:  # which has no folded map: every image costs the same
             module, batch = self.module(), self.batch(1)
             return images * counted_flops(lambda: torch.autograd.backward(module.loss(batch)))
@@ -79,7 +82,12 @@ class Subject:
                 module.to_empty(device="cpu")
                 batch = self.batch(images)
                 return counted_flops(lambda: torch.autograd.backward(module.loss(batch)))
-        return model_cost(self.model, batch=images, ratio=self.config.masking.ratio).step
+        return model_cost(
+            self.model,
+            batch=images,
+            ratio=self.config.masking.ratio,
+            recompute=self.config.trainer.recompute,
+        ).step
 
     def module(self) -> TrainingModule:
         """The module of such a run, with fresh weights."""

@@ -4,13 +4,14 @@ import textwrap
 from collections.abc import Iterator
 
 from crate_mae.plan.amounts import SPARE
+from crate_mae.plan.machine import Hardware
 from crate_mae.plan.run import Measured, RunPlan
-from crate_mae.progress import duration
+from crate_mae.progress import bytes_text, duration, time_text
 from crate_mae.training.config import FinetuneConfig
 
 FEW_STEPS = 1000
 FAR = 16
-"""Times the measured images from which an estimate of memory is a rough one."""
+"""Times the measured images from which an estimate of memory is a rough one, or not told."""
 _KEY, _WIDTH = 12, 96
 _KINDS = {"cpu": "CPU", "cuda": "GPU", "mps": "Apple GPU"}
 
@@ -75,25 +76,33 @@ def _hardware(plan: RunPlan) -> Iterator[Row]:
     yield (
         "asked for",
         (
-            f"{asked.world} {_KINDS[asked.device]}{'s' if asked.world > 1 else ''}{nodes}:"
+            f"{_devices(asked)}{nodes}:"
             f" {plan.per_device:,} images at a time on each{turns}; {plan.config.trainer.precision}"
         ),
     )
     count = f"{machine.count} x " if machine.device == "cuda" else ""
     threads = f", {machine.threads} threads" if machine.device == "cpu" else ""
-    free = "" if machine.free is None else f"; {_size(machine.free)} of memory free"
+    free = "" if machine.free is None else f"; {bytes_text(machine.free)} of memory free"
     yield "here", f"{count}{_KINDS[machine.device]} ({machine.name}){threads}{free}"
+
+
+def _devices(asked: Hardware) -> str:
+    """How many of what; several on one CPU are processes."""
+    what = "CPU process" if asked.device == "cpu" and asked.devices > 1 else _KINDS[asked.device]
+    plural = "es" if what.endswith("s") else "s"
+    return f"{asked.world} {what}{plural if asked.world > 1 else ''}"
 
 
 def _memory(plan: RunPlan) -> Iterator[Row]:
     state = plan.state
-    average = f" + average {_size(state.average)}" if state.average else ""
+    average = f" + average {bytes_text(state.average)}" if state.average else ""
     shared = " (sharded by fsdp)" if plan.config.trainer.strategy == "fsdp" else ""
     yield (
         "state",
         (
-            f"weights {_size(state.weights)} + gradients {_size(state.gradients)} + AdamW moments"
-            f" {_size(state.moments)}{average} = {_size(state.total)} on each device{shared}"
+            f"weights {bytes_text(state.weights)} + gradients {bytes_text(state.gradients)}"
+            f" + AdamW moments {bytes_text(state.moments)}{average} = {bytes_text(state.total)}"
+            f" on each device{shared}"
         ),
     )
     measured = plan.measured
@@ -109,52 +118,54 @@ def _peak(plan: RunPlan, measured: Measured) -> str:
     probe, last = measured.probe, measured.probe.points[-1:]
     where = f"in a process of its own, all that it holds, {measured.precision}"
     if probe.out_of_memory is not None:
-        fits = f"; {last[0].images:,} did, with {_size(last[0].peak)}" if last else ""
+        fits = f"; {last[0].images:,} did, with {bytes_text(last[0].peak)}" if last else ""
         return f"{probe.out_of_memory:,} images at a time did not fit{fits} ({where})"
     if not last:
         return f"not measured: steps of {probe.too_slow:,} images took too long here"
     point = last[0]
     if measured.peak is None:
         return (
-            f"{_size(point.peak)} at {point.images:,} images at a time, measured {where}; not known"
-            f" at {plan.per_device:,}"
+            f"{bytes_text(point.peak)} at {point.images:,} images at a time, measured {where};"
+            f" not known at {plan.per_device:,}"
         )
     if measured.peak_measured:
-        return f"{_size(measured.peak)} at {point.images:,} images at a time, measured {where}"
+        return f"{bytes_text(measured.peak)} at {point.images:,} images at a time, measured {where}"
     few = probe.points[0]
     far = "roughly " if plan.per_device > FAR * point.images else ""
     return (
-        f"about {_size(measured.peak)} at {plan.per_device:,} images at a time, {far}estimated:"
-        f" {_size(few.peak)} at {few.images:,} and {_size(point.peak)} at {point.images:,} were"
-        f" measured {where}"
+        f"about {bytes_text(measured.peak)} at {plan.per_device:,} images at a time,"
+        f" {far}estimated: {bytes_text(few.peak)} at {few.images:,} and {bytes_text(point.peak)}"
+        f" at {point.images:,} were measured {where}"
     )
 
 
 def _room(plan: RunPlan, measured: Measured) -> str:
-    free, largest = plan.machine.free, measured.largest
-    here = " on this machine"
+    free, largest = plan.machine.share, measured.largest
+    here, processes = " on this machine", plan.machine.processes
+    held_at_once = "" if largest is None else _held(largest, measured)
     if plan.machine.device != plan.asked.device:
-        held = "" if largest is None else f" and would hold {_about(largest)} images at a time"
+        held = "" if largest is None else f" and would hold {held_at_once} images at a time"
         return (
             f"this machine is not what is asked for{held}: a device that is needs the peak free,"
             " less in mixed precision"
         )
     if free is None or (largest is None and measured.peak is None):
         return "whether it fits is not known" + here
-    room = f"{SPARE:.0%} of the free {_size(free)}"
+    shared = "" if processes == 1 else f" that each of {processes} processes has"
+    room = f"{SPARE:.0%} of the free {bytes_text(free)}{shared}"
     if largest is None:
         fits = measured.peak is not None and measured.peak <= SPARE * free
         return f"{'fits' if fits else 'does not fit'} in {room}{here}"
     if largest >= plan.per_device:
-        return f"fits{here}: up to {_about(largest)} images at a time in {room}"
+        return f"fits{here}: {held_at_once} images at a time do, in {room}"
     if measured.accumulate is None:
         return (
-            f"does not fit{here}, where {_about(largest)} images at a time do ({room}), and no"
+            f"does not fit{here}, where {held_at_once} images at a time do ({room}), and no"
             f" trainer.accumulate divides the batch so:{_recompute(plan)} a smaller"
             " optim.batch_size, a smaller model or larger patches"
         )
     return (
-        f"does not fit{here}, where {_about(largest)} images at a time do ({room}):"
+        f"does not fit{here}, where {held_at_once} images at a time do ({room}):"
         f" --trainer.accumulate {measured.accumulate} keeps the batch of"
         f" {plan.schedule.batch:,} and computes it in parts;{_recompute(plan)} a smaller"
         " optim.batch_size changes it"
@@ -171,7 +182,10 @@ def _time(plan: RunPlan) -> Iterator[Row]:
     measured, rate = plan.measured, plan.hours_at_rate
     if measured is not None and measured.step_seconds is not None and plan.hours is not None:
         point = measured.probe.points[-1]
+        several = plan.machine.processes > 1
         share = "a step" if plan.asked.world == 1 else "a device's share of a step"
+        if several:
+            share = "a process's share of a step, alone on the cores,"
         scaled = (
             ""
             if point.images == plan.per_device
@@ -180,11 +194,13 @@ def _time(plan: RunPlan) -> Iterator[Row]:
         yield (
             "time",
             (
-                f"{_seconds(measured.step_seconds)} {share} here{scaled}"
+                f"{time_text(measured.step_seconds)} {share} here{scaled}"
                 f" ({_scaled(_achieved(plan, measured))}FLOP/s achieved)"
             ),
         )
         alone = "" if plan.here else ", if this machine did it all on one device"
+        if plan.here and several:
+            alone = f", as its {plan.asked.world} processes share the cores"
         yield (
             "",
             (
@@ -196,7 +212,7 @@ def _time(plan: RunPlan) -> Iterator[Row]:
         yield (
             "",
             (
-                f"at {plan.tflops:g} TFLOP/s achieved by each of {plan.asked.world} devices:"
+                f"at {plan.tflops:g} TFLOP/s achieved by each of {plan.asked.units} devices:"
                 f" {_long(rate)}, if loading data and exchanging gradients cost nothing"
             ),
         )
@@ -220,21 +236,11 @@ def _disk(plan: RunPlan) -> Iterator[Row]:
     yield (
         "disk",
         (
-            f"{_size(disk.total)}: {disk.checkpoints} checkpoints of {_size(disk.checkpoint)} (and"
-            f" one being written), {disk.folders} weights folders of {_size(disk.weights)}"
+            f"{bytes_text(disk.total)}: {disk.checkpoints} checkpoints of"
+            f" {bytes_text(disk.checkpoint)} (and one being written), {disk.folders} weights"
+            f" folders of {bytes_text(disk.weights)}"
         ),
     )
-
-
-def _size(count: float) -> str:
-    for unit, step in (("GiB", 2**30), ("MiB", 2**20)):
-        if count >= step:
-            return (
-                f"{count / step:.3g} {unit}"
-                if count < 1000 * step
-                else f"{count / step:,.0f} {unit}"
-            )
-    return f"{count / 1024:.3g} KiB"
 
 
 def _scaled(count: float) -> str:
@@ -246,13 +252,12 @@ def _scaled(count: float) -> str:
     return f"{count:.3g} E"
 
 
-def _about(count: int) -> str:
-    """A count read off a line: two digits of it."""
+def _held(count: int, measured: Measured) -> str:
+    """How many images fit, read off a line: two digits, or no more than it can tell from afar."""
+    points = measured.probe.points
+    if points and count > FAR * points[-1].images:
+        return f"more than {FAR * points[-1].images:,}"
     return f"about {int(float(f'{count:.2g}')):,}"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def _long(hours: float) -> str:
