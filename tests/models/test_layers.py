@@ -645,7 +645,8 @@ def test_the_folded_maps_own_gradient_is_the_true_one() -> None:
     tangent = torch.randn_like(D)
     with forward_ad.dual_level(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
-        change = forward_ad.unpack_dual(folded(forward_ad.make_dual(D, tangent))).tangent
+        dual = forward_ad.make_dual(D, tangent)  # type: ignore[no-untyped-call]
+        change = forward_ad.unpack_dual(folded(dual)).tangent  # type: ignore[no-untyped-call]
     assert change is not None
     expected = 0.3 * (tangent - tangent.mT @ D - D.mT @ tangent)
     torch.testing.assert_close(change, expected, rtol=1e-12, atol=1e-12)
@@ -680,8 +681,8 @@ def test_half_precision_attention_is_computed_in_float32_on_a_cpu(
     # Rounded once, at the end: half a unit in the last place, and no more.
     assert (found.float() - expected).abs().max() <= torch.finfo(dtype).eps / 2 * 8
     weight = torch.randn_like(expected).to(dtype)
-    found.backward(weight)
-    expected.backward(weight.float())
+    torch.autograd.backward(found, weight)
+    torch.autograd.backward(expected, weight.float())
     assert w.grad is not None
     assert wide.grad is not None
     torch.testing.assert_close(w.grad.float(), wide.grad, rtol=torch.finfo(dtype).eps, atol=1e-2)

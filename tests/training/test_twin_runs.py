@@ -129,12 +129,17 @@ def test_recomputed_layers_train_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_layers_are_recomputed_when_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked = []
+    asked: list[Any] = []
+
+    def noted(plain: Callable[[Any], None]) -> Callable[[Any], None]:
+        def recompute_layers(self: Any) -> None:
+            asked.append(self)
+            plain(self)
+
+        return recompute_layers
+
     for kind in (CrateMAE, CrateClassifier, ViTMAE):
-        plain = kind.recompute_layers
-        monkeypatch.setattr(
-            kind, "recompute_layers", lambda self, plain=plain: (asked.append(self), plain(self))
-        )
+        monkeypatch.setattr(kind, "recompute_layers", noted(kind.recompute_layers))
     hardware = replace(small_config().trainer, recompute=True)
     pretrain(small_config(trainer=hardware), tmp_path / "a", stop_after=1)
     pretrain(small_config(trainer=hardware, vitmae="parameters"), tmp_path / "b", stop_after=1)
