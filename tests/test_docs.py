@@ -81,7 +81,11 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_readmes_commands_run(workplace: Path) -> None:
     commands = [shlex.split(c) for c in re.findall(r"^    crate-mae (.+)$", README, re.MULTILINE)]
     assert len(commands) == 11
-    short = {"pretrain": SMALL, "finetune": ["--optim.epochs", "2", *SMALL[-2:]]}
+    short = {
+        "plan": ["--no-measure", *SMALL],
+        "pretrain": SMALL,
+        "finetune": ["--optim.epochs", "2", *SMALL[-2:]],
+    }
     for verb, *words in commands:
         assert verb in VERBS
         assert main([verb, *words, *short.get(verb, [])]) == 0, (verb, words)

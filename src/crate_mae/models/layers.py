@@ -111,6 +111,8 @@ class ISTA(nn.Module):
     def folded_map(self) -> Tensor:
         """M = I + eta (D - D^T D) in the precision of D: (d, d)."""
         with torch.autocast(self.dictionary.device.type, enabled=False):
+            if torch.compiler.is_compiling():  # it differentiates by itself, in one graph
+                return _Folded.forward(self.dictionary, self.step_size)
             folded: Tensor = _Folded.apply(self.dictionary, self.step_size)
             return folded
 
