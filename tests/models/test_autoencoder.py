@@ -576,3 +576,31 @@ def test_recomputed_layers_give_the_same_numbers_from_less_memory(mask_tokens: s
     assert kept < plain_kept / 3
     with torch.no_grad():
         assert float(model(images, mask).loss) == plain_loss
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2, 3, 7])
+def test_features_of_a_large_batch_are_made_in_parts(
+    at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_model("tiny", image_size=16, patch_size=8, dim=48, depth=2)
+    model.double().eval()
+    images = torch.rand(7, 3, 16, 16, dtype=torch.float64)
+    with torch.no_grad():
+        alone = torch.cat([model.encode(image[None]) for image in images])
+    seen: list[int] = []
+    plain = model.encoder.run_layers
+
+    def noted(tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        seen.append(len(tokens))
+        return plain(tokens, keep)
+
+    monkeypatch.setattr(model.encoder, "run_layers", noted)
+    monkeypatch.setattr("crate_mae.models.encoder.CACHED_VALUES", at_a_time * 5 * 48)
+    with torch.inference_mode():
+        found = model.encode(images)
+    assert max(seen) == at_a_time
+    assert sum(seen) == 7
+    torch.testing.assert_close(found, alone, rtol=1e-12, atol=1e-12)
+    seen.clear()
+    torch.autograd.backward(model.encode(images).sum())  # its graph is not cut into parts
+    assert seen == [7]

@@ -14,6 +14,9 @@ from crate_mae.models.config import ModelConfig, size_fault
 from crate_mae.models.layers import EncoderLayer, Stack
 from crate_mae.models.patches import grid_of, patchify, sincos_positions
 
+CACHED_VALUES = 1 << 20
+"""Values of the tokens that go through all layers together where a CPU computes features alone."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -86,7 +89,21 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Features (B, 1 + L, d) of images (B, C, H, W): no masking, raster order, normalised."""
-        return self.run_layers(self.embed(images), keep)
+        few = len(images) if keep is not None else self._images_at_a_time(images)
+        if few >= len(images):
+            return self.run_layers(self.embed(images), keep)
+        return torch.cat([self.run_layers(self.embed(part)) for part in torch.split(images, few)])
+
+    def _images_at_a_time(self, images: Tensor) -> int:
+        """How many of the images go through all layers together.
+
+        Where nothing is kept for a gradient on a CPU, as many as stay in its cache between layers.
+        """
+        kept = self.training or torch.is_grad_enabled()
+        if kept or images.device.type != "cpu" or torch.compiler.is_compiling():
+            return len(images)
+        rows, columns = grid_of(images, self.config.patch_hw)
+        return max(1, CACHED_VALUES // (self.config.dim * (1 + rows * columns)))
 
     def positions_for(self, grid: tuple[int, int]) -> Tensor:
         """The position table (1 + rows*columns, d) of a grid.
