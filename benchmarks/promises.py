@@ -39,13 +39,13 @@ BASE, FEATURES = "base, training", "base, features"
 TARGETS = (
     _speed("base: step, times as fast as the reference arithmetic", BASE, 1.8),
     _speed(
-        "base: step, as fast as Hugging Face ViT-MAE (published decoder)",
+        "base: step, times as fast as ViT-MAE (published decoder)",
         BASE,
         1.0,
         against="vitmae-published",
     ),
     _speed(
-        "base: step, as fast as Hugging Face ViT-MAE (same configuration)",
+        "base: step, times as fast as ViT-MAE (same configuration)",
         BASE,
         1.0,
         against="vitmae-twin",

@@ -12,7 +12,7 @@ PLACES = {"docs/speed.md": "targets", "README.md": "speed"}
 """Which document holds which table, between <!-- NAME --> and <!-- /NAME -->."""
 SHORT = (
     "base: step, times as fast as the reference arithmetic",
-    "base: step, as fast as Hugging Face ViT-MAE (published decoder)",
+    "base: step, times as fast as ViT-MAE (published decoder)",
     "base: visible-only step, times as fast as ViT-MAE (published decoder)",
     "base: features, times as fast as the reference arithmetic",
     "base: features, times as fast as timm's ViT",

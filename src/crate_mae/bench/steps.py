@@ -12,6 +12,7 @@ from torch.optim import AdamW
 from crate_mae.bench.subjects import COMPILED, Runner, Work, subject_of
 from crate_mae.models.config import ModelConfig
 from crate_mae.models.masks import draw_mask
+from crate_mae.training.optim import can_fuse
 
 Precision = Literal["32-true", "bf16-mixed"]
 Step = Callable[[], Tensor]
@@ -71,7 +72,8 @@ def make_step(subject: str, job: Job) -> Step:
 
 def _training(module: nn.Module, images: Tensor, mask: Tensor, job: Job) -> Step:
     trained = [p for p in module.parameters() if p.requires_grad]
-    optimizer = AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=_fused(job))
+    fused = can_fuse(torch.device(job.device).type, job.precision)
+    optimizer = AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=fused)
 
     def step() -> Tensor:
         with _precision(job):
@@ -97,11 +99,6 @@ def _precision(job: Job) -> Iterator[None]:
     kind = torch.device(job.device).type
     with torch.autocast(kind, torch.bfloat16, enabled=job.precision == "bf16-mixed"):
         yield
-
-
-def _fused(job: Job) -> bool:
-    """Whether torch has AdamW in one kernel for the device."""
-    return torch.device(job.device).type in ("cpu", "cuda", "mps", "xpu")
 
 
 def waiter(device: str) -> Callable[[], Any]:

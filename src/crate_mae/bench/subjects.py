@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from crate_mae.bench.arithmetic import (
     three_products,
     two_products,
 )
-from crate_mae.evaluation.vitmae import build_vitmae, twin_config
+from crate_mae.evaluation.vitmae import ViTMAE, build_vitmae, twin_config
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import ModelConfig, Preprocess, did_you_mean
 from crate_mae.models.masks import num_kept
@@ -57,13 +57,14 @@ class Subject:
     """Whether it computes what `crate` computes, number for number."""
 
 
-class _Crate(nn.Module):
-    """The library as it is."""
+class _Completer(nn.Module):
+    """A masked autoencoder of ours or ViT-MAE, as the library runs it."""
 
-    def __init__(self, model: CrateMAE, ratio: float) -> None:
+    def __init__(self, model: CrateMAE | ViTMAE, ratio: float) -> None:
         super().__init__()
         self.model = model
-        self.kept = num_kept(model.config.num_patches, ratio)  # told, so that no GPU is waited for
+        # Told, so that no GPU is waited for.
+        self.kept = num_kept(model.config.num_patches, ratio)
 
     def forward(self, images: Tensor, mask: Tensor) -> Tensor:
         loss: Tensor = self.model(images, mask, kept=self.kept).loss
@@ -71,25 +72,6 @@ class _Crate(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         return self.model.encode(images)
-
-
-class _VitMae(nn.Module):
-    """Hugging Face's ViT-MAE as it is, with its own loss."""
-
-    def __init__(self, twin: Any, ratio: float) -> None:
-        super().__init__()
-        self.twin = twin
-        twin.model.config.mask_ratio = ratio
-
-    def forward(self, images: Tensor, mask: Tensor) -> Tensor:
-        # Patches are sorted by this noise, and the last ones are removed: those of our masks.
-        noise = torch.arange(mask.shape[1], device=mask.device) + mask * mask.shape[1]
-        loss: Tensor = self.twin.model(images, noise=noise.float()).loss
-        return loss
-
-    def encode(self, images: Tensor) -> Tensor:
-        features: Tensor = self.twin.encode(images)
-        return features
 
 
 class _Timm(nn.Module):
@@ -105,7 +87,9 @@ class _Timm(nn.Module):
 
 
 def _crate(config: ModelConfig, ratio: float, *, visible: bool = False) -> nn.Module:
-    return _Crate(CrateMAE(replace(config, mask_tokens="decoder" if visible else "encoder")), ratio)
+    return _Completer(
+        CrateMAE(replace(config, mask_tokens="decoder" if visible else "encoder")), ratio
+    )
 
 
 def _written(
@@ -123,7 +107,8 @@ def _vitmae(config: ModelConfig, ratio: float, *, published: bool = False) -> nn
         settings.decoder_num_hidden_layers = 8
         settings.decoder_num_attention_heads = 16
     seed = torch.initial_seed() % (1 << 31)
-    return _VitMae(build_vitmae(settings, preprocess=Preprocess.identity(config), seed=seed), ratio)
+    twin = build_vitmae(settings, preprocess=Preprocess.identity(config), seed=seed)
+    return _Completer(twin, ratio)
 
 
 def _timm(config: ModelConfig, _: float) -> nn.Module:

@@ -45,22 +45,21 @@ class ViTMAE(nn.Module):
         """Its sizes and its target, as our own models tell theirs."""
         return sizes_of(self.model.config.to_dict())
 
-    def forward(
-        self, images: Tensor, mask: Tensor | None = None, kept: int | None = None
-    ) -> MaskedOutput:
+    def forward(self, images: Tensor, mask: Tensor, kept: int | None = None) -> MaskedOutput:
         """Loss, prediction and mask for images (B, C, H, W), as `CrateMAE` returns them.
 
         Only visible patches are encoded. `mask` (B, L) must keep the same number of patches in
-        every image; `kept` may tell how many. Raises ValueError where it does not, and without one.
+        every image; `kept` may tell how many. Raises ValueError where it does not.
         """
-        if mask is None:
-            raise ValueError("ViT-MAE completes a given mask: pass one")
         mask = mask.to(images.device, non_blocking=True)
         kept = visible_count(mask) if kept is None else kept
         with self._masking(1 - (kept + 0.5) / mask.shape[1]):  # it keeps int(L (1 - ratio))
             # The patches are sorted by this noise: visible ones come first, in raster order.
             order = torch.arange(mask.shape[1], device=images.device) + mask * mask.shape[1]
-            prediction = self.model(images, noise=order.float()).logits
+            latent = self.model.vit(images, noise=order.float())
+            # Not the whole model, which would compute its own loss beside ours.
+            decoded = self.model.decoder(latent.last_hidden_state, latent.ids_restore)
+        prediction = decoded.logits
         return MaskedOutput(masked_mse(prediction, self.target(images), mask), prediction, mask)
 
     def target(self, images: Tensor) -> Tensor:
@@ -154,8 +153,8 @@ def twin_config(config: ModelConfig, match: Match = "configuration") -> Any:
 def sizes_of(values: Mapping[str, Any]) -> ModelConfig:
     """Our own configuration with the sizes and the target of a transformers ViT-MAE's values.
 
-    The decoder's width is the encoder's there, whatever it is here. Raises ValueError for sizes
-    that are outside our limits.
+    Width and heads of the decoder are the encoder's there, whatever they are here. Raises
+    ValueError for sizes that are outside our limits.
     """
     return ModelConfig(
         image_size=values["image_size"],

@@ -1,12 +1,9 @@
 """A classifier on a ViT-MAE encoder: what CrateClassifier is on ours, for fair comparisons."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from crate_mae.evaluation.vitmae import Match, ViTMAE, build_vitmae, twin_config
@@ -14,7 +11,7 @@ from crate_mae.files import read_json_object
 from crate_mae.models.classifier import Pool, classifier_head, pool_tokens
 from crate_mae.models.config import ModelConfig, Preprocess
 from crate_mae.models.tensors import check_match, load_exactly, read_safetensors
-from crate_mae.models.weights import CONFIG, PREPROCESS, TENSORS, replacing_folder
+from crate_mae.models.weights import CONFIG, PREPROCESS, TENSORS, save_described
 
 MODEL_TYPE = "vit_mae_classifier"
 SAME: Match = "configuration"
@@ -103,10 +100,6 @@ def save_vit_classifier(
     model: ViTClassifier, folder: str | Path, *, state: Mapping[str, Tensor] | None = None
 ) -> Path:
     """The folder, now holding what `load_vit_classifier` reads; an older one there is replaced."""
-    tensors = {
-        key: value.detach().to("cpu").contiguous()
-        for key, value in (model.state_dict() if state is None else state).items()
-    }
     described = {
         "model_type": MODEL_TYPE,
         "config": model.config.to_dict(),
@@ -117,13 +110,7 @@ def save_vit_classifier(
             "class_names": model.class_names,
         },
     }
-    with torch.device("meta"):
-        check_match({k: tuple(v.shape) for k, v in tensors.items()}, model, origin="this state")
-    with replacing_folder(folder, overwrite=True) as fresh:
-        (fresh / TENSORS).write_bytes(serialise(tensors, metadata={"format": "pt"}))
-        for name, values in ((CONFIG, described), (PREPROCESS, model.preprocess.to_dict())):
-            (fresh / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    return Path(folder)
+    return save_described(model, folder, described, model.preprocess, overwrite=True, state=state)
 
 
 def load_vit_classifier(folder: str | Path) -> ViTClassifier:

@@ -11,9 +11,8 @@ from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 
 from crate_mae.integrations.package import OURS, Package
 from crate_mae.models.shipped import CARD
-from crate_mae.models.weights import TENSORS
+from crate_mae.models.weights import HUB_NAME, TENSORS
 
-REPOSITORY = r"[\w-][\w.-]*/[\w-][\w.-]*"
 NO_MODEL = (".gitattributes", CARD, "LICENSE")
 """Files that may lie in a repository which holds no model yet."""
 
@@ -74,7 +73,7 @@ class Pushed:
 
 def check_repository(repo: str) -> str:
     """The name, if it is one that `load_model` fetches again: OWNER/REPO; else ValueError."""
-    if not re.fullmatch(REPOSITORY, repo, re.ASCII) or re.search(r"--|\.\.|[.-]$|\.git$", repo):
+    if not re.fullmatch(HUB_NAME, repo, re.ASCII) or re.search(r"--|\.\.|[.-]$|\.git$", repo):
         raise ValueError(
             f"{repo!r} is no repository name: write OWNER/REPO in letters, digits, '.', '_' and '-'"
         )

@@ -6,6 +6,7 @@ from typing import Any
 
 from crate_mae.data.sources import is_address
 from crate_mae.models.shipped import SHIPPED
+from crate_mae.models.weights import HUB_NAME
 
 PATH = "PATH"
 """Stands where a path was."""
@@ -14,7 +15,7 @@ WEIGHTS_KEYS = ("weights", "init_from")
 SOURCE_KEYS = ("source", "val_source", "test_source", "tested_on")
 
 _SPLITS = r"(?: (train|trainval|test|val|valid|validation|all|held out))?"
-_HUB_DATASET = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?::[\w.-]+)?", re.ASCII)
+_HUB_DATASET = re.compile(rf"({HUB_NAME})(?::[\w.-]+)?", re.ASCII)
 
 
 def public_address(address: str, *, near: Path | None = None) -> str:

@@ -61,8 +61,7 @@ class MSSA(nn.Module):
 def attend(w: Tensor) -> Tensor:
     """softmax(w w^T / sqrt(p)) w for subspace coordinates w (B, K, N, p): (B, K, N, p).
 
-    Half precision is widened on CPUs, where the fused kernel's backward pass takes up to four times
-    as long in it.
+    Half precision is widened on CPUs, where the fused kernel's backward pass is slower in it.
     """
     if w.device.type != "cpu" or w.dtype not in (torch.bfloat16, torch.float16):
         return F.scaled_dot_product_attention(w, w, w)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
-from torch import Tensor
+from torch import Tensor, nn
 
 from crate_mae.files import file_hash, read_json_object
 from crate_mae.models.autoencoder import CrateMAE
@@ -47,6 +47,8 @@ TENSORS, CONFIG, PREPROCESS = "model.safetensors", "config.json", "preprocess.js
 FILES = (TENSORS, CONFIG, PREPROCESS)
 LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")  # left behind by file managers
 FORMAT = "crate-mae/1"
+HUB_NAME = r"[\w-][\w.-]*/[\w-][\w.-]*"
+"""The shape of a name on the Hub, OWNER/NAME."""
 
 
 def save_model(
@@ -63,6 +65,24 @@ def save_model(
     model's own tensors (gathered by a sharded trainer, say). Raises FileExistsError when the folder
     has content, unless `overwrite` is set and the content is an older weights folder alone.
     """
+    return save_described(
+        model, folder, _describe(model), model.preprocess, overwrite=overwrite, state=state
+    )
+
+
+def save_described(
+    model: nn.Module,
+    folder: str | Path,
+    described: dict[str, Any],
+    preprocess: Preprocess,
+    *,
+    overwrite: bool = False,
+    state: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """The folder, now holding a module's tensors, what describes it, and its preprocessing.
+
+    As `save_model`, for a module of any kind.
+    """
     tensors = {
         key: value.detach().to("cpu").contiguous()
         for key, value in (model.state_dict() if state is None else state).items()
@@ -72,8 +92,8 @@ def save_model(
     with replacing_folder(folder, overwrite=overwrite) as fresh:
         # One entry only: with two their order is random, and so would be the file's hash.
         (fresh / TENSORS).write_bytes(serialise(tensors, metadata={"format": "pt"}))
-        (fresh / CONFIG).write_bytes(_json(_describe(model)))
-        (fresh / PREPROCESS).write_bytes(_json(model.preprocess.to_dict()))
+        (fresh / CONFIG).write_bytes(_json(described))
+        (fresh / PREPROCESS).write_bytes(_json(preprocess.to_dict()))
     return Path(folder)
 
 
@@ -142,7 +162,7 @@ def weights_folder(folder_or_hub_id: str | Path, *, revision: str | None = None)
     shipped = shipped_folder(name)
     if shipped is not None and not folder.exists():
         return _complete(shipped, f"the shipped model {name}")
-    if folder.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+    if folder.exists() or not re.fullmatch(HUB_NAME, name):
         raise FileNotFoundError(
             f"no weights at {name}: expected a folder with {', '.join(FILES)}, a run folder, a"
             f" shipped model ({', '.join(SHIPPED)}), or a Hub repository as owner/name"

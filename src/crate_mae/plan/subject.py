@@ -3,12 +3,11 @@
 import contextlib
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.optim import AdamW
 
 from crate_mae.evaluation.backbones import load_backbone
 from crate_mae.evaluation.vitmae import ViTMAE, build_vitmae, twin_config
@@ -22,7 +21,7 @@ from crate_mae.training.config import FinetuneConfig, PretrainConfig
 from crate_mae.training.finetune import resolved
 from crate_mae.training.masked import MaskedCompletion
 from crate_mae.training.module import TrainingModule
-from crate_mae.training.optim import parameter_groups
+from crate_mae.training.optim import can_fuse
 from crate_mae.training.supervised import Classification
 
 RunSettings = PretrainConfig | FinetuneConfig
@@ -150,8 +149,6 @@ def subject_of(config: RunSettings) -> Subject:
             " a preset such as base"
         )
     origin = None if config.weights is None else load_backbone(config.weights)[0]
-    if isinstance(origin, ViTMAE):
-        config = replace(config, vitmae="configuration")
     whole = resolved(config, origin)
     assert whole.model is not None
     own = whole.model.image_hw if origin is None else origin.preprocess.size
@@ -167,16 +164,8 @@ def make_step(subject: Subject, images: int, device: str, precision: str) -> Cal
         for key, value in subject.batch(images).items()
     }
     optim = config.optim
-    groups = parameter_groups(
-        module.model,
-        optim.weight_decay,
-        module.decayed,
-        learning_rate=optim.peak_lr,
-        share_of=module.learning_rate_share,
-    )
-    fused = device in ("cpu", "cuda") and precision != "16-mixed"
-    optimizer = AdamW(groups, betas=optim.betas, fused=fused)
-    trained = [parameter for group in groups for parameter in group["params"]]
+    optimizer = module.adamw(fused=can_fuse(device, precision))
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
     clip = float("inf") if optim.clip is None else optim.clip
 
     def step() -> None:

@@ -8,8 +8,8 @@ from crate_mae.plan.machine import Hardware
 from crate_mae.plan.run import Measured, RunPlan
 from crate_mae.progress import bytes_text, duration, time_text
 from crate_mae.training.config import FinetuneConfig
+from crate_mae.training.run import FEW_STEPS
 
-FEW_STEPS = 1000
 FAR = 16
 """Times the measured images from which an estimate of memory is a rough one, or not told."""
 _KEY, _WIDTH = 12, 96

@@ -64,11 +64,6 @@ def finetune(
     origin = None
     if config.weights is not None and not (resume and last_step(folder) is not None):
         origin, _ = load_backbone(config.weights)
-        if isinstance(origin, ViTMAE | ViTClassifier):
-            match = origin.match if isinstance(origin, ViTClassifier) else "configuration"
-            config = replace(config, vitmae=match)
-        elif config.vitmae is not None:
-            raise ValueError(f"{config.weights} holds no ViT-MAE: leave vitmae out")
     config = resolved(config, origin)
     changes = check_start(config, folder, resume=resume, again="--weights")
     images = open_labelled(
@@ -106,9 +101,15 @@ def finetune(
 def resolved(config: FinetuneConfig, origin: Backbone | None) -> FinetuneConfig:
     """The configuration with its architecture filled in, from the weights or by `image_size`.
 
-    Raises ValueError when there is neither architecture nor weights, when they disagree, and for
-    settings that do not suit the architecture.
+    Weights of a ViT-MAE make it a run of that kind. Raises ValueError when there is neither
+    architecture nor weights, when they disagree, and for settings that do not suit the
+    architecture.
     """
+    if isinstance(origin, ViTMAE | ViTClassifier):
+        match = origin.match if isinstance(origin, ViTClassifier) else "configuration"
+        config = replace(config, vitmae=match)
+    elif origin is not None and config.vitmae is not None:
+        raise ValueError(f"{config.weights} holds no ViT-MAE: leave vitmae out")
     model = config.model
     if origin is not None:
         if model is not None:

@@ -49,7 +49,7 @@ class MaskedCompletion(TrainingModule):
     def validation_step(self, batch: Batch, _: int) -> None:
         """Nothing; adds a batch to the fixed-mask loss and to the trivial baselines."""
         self.images.note_broken(batch["broken"])
-        output = self.model(batch["images"], mask=batch["mask"])
+        output = self.model(batch["images"], mask=batch["mask"], kept=self.kept)
         removed = batch["mask"].sum()
         self._val_sums += torch.stack([output.loss * removed, removed]).cpu().double()
         if self.baselines is None:  # images and masks never change, so once is enough

@@ -24,7 +24,7 @@ from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.weights import save_model
 from crate_mae.training.config import OptimConfig
 from crate_mae.training.guard import NonFiniteError, locate_nonfinite_gradient
-from crate_mae.training.optim import decayed_names, parameter_groups, warmup_cosine
+from crate_mae.training.optim import can_fuse, decayed_names, parameter_groups, warmup_cosine
 from crate_mae.training.randomness import random_state, set_random_state
 
 
@@ -143,25 +143,25 @@ class TrainingModule(LightningModule, ABC):
         rate = torch.tensor(optimizer.param_groups[0]["lr"])
         self.log_dict({"train/grad_norm": norm, "train/lr": rate}, on_step=True, on_epoch=False)
 
+    def adamw(self, *, fused: bool) -> AdamW:
+        """AdamW over all that trains, at the peak learning rate, decaying matrices alone."""
+        optim = self.optim
+        groups = parameter_groups(
+            self.model,
+            optim.weight_decay,
+            self.decayed,
+            learning_rate=optim.peak_lr,
+            share_of=self.learning_rate_share,
+        )
+        return AdamW(groups, betas=optim.betas, fused=fused)
+
     def configure_optimizers(self) -> Any:
         """AdamW with the per-step schedule."""
         optim = self.optim
         per_epoch = self.images.steps_per_epoch
         total = per_epoch * optim.epochs
         warmup = round(per_epoch * optim.warmup_epochs)
-        optimizer = AdamW(
-            parameter_groups(
-                self.model,
-                optim.weight_decay,
-                self.decayed,
-                learning_rate=optim.peak_lr,
-                share_of=self.learning_rate_share,
-            ),
-            betas=optim.betas,
-            # One pass over each parameter. Not beside a loss scaler: it would leave the gradients
-            # scaled until inside the step, and they are clipped before.
-            fused=self.device.type in ("cpu", "cuda") and self.trainer.precision != "16-mixed",
-        )
+        optimizer = self.adamw(fused=can_fuse(self.device.type, self.trainer.precision))
 
         def share(step: int) -> float:
             return warmup_cosine(step, total=total, warmup=warmup, final=optim.min_lr_ratio)

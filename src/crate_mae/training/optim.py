@@ -10,6 +10,15 @@ TOKENS = ("class_token", "mask_token", "cls_token")
 """Names of parameters that are tokens, in our models and in those of transformers."""
 
 
+def can_fuse(device_type: str, precision: str) -> bool:
+    """Whether AdamW runs as one kernel over each parameter, on a device such as "cpu".
+
+    Not beside a loss scaler: it would leave the gradients scaled until inside the step, and they
+    are clipped before.
+    """
+    return device_type in ("cpu", "cuda") and precision != "16-mixed"
+
+
 def decayed_names(model: nn.Module) -> frozenset[str]:
     """Names of the parameters that weight decay acts on: matrices and patch filters.
 
@@ -59,18 +68,12 @@ def layer_decay_share(name: str, *, decay: float, depth: int) -> float:
     depth + 1 the final norm and the head. Source: BEiT and MAE (appendix A.1). Raises ValueError
     for a name that is no classifier's.
     """
-    match name.split("."):
-        case ["encoder", "patch_embed" | "class_token", *_] | [
-            "twin",
-            "model",
-            "vit",
-            "embeddings",
-            *_,
-        ]:
+    match name.replace("twin.model.vit.", "encoder.").split("."):  # a twin's are called so
+        case ["encoder", "patch_embed" | "class_token" | "embeddings", *_]:
             layer = 0
-        case ["encoder", "layers", index, *_] | ["twin", "model", "vit", "layers", index, *_]:
+        case ["encoder", "layers", index, *_]:
             layer = int(index) + 1
-        case ["encoder", "norm", *_] | ["twin", "model", "vit", "layernorm", *_] | ["head", *_]:
+        case ["encoder", "norm" | "layernorm", *_] | ["head", *_]:
             layer = depth + 1
         case _:
             raise ValueError(f"{name} is no parameter of a classifier")

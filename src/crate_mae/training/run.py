@@ -26,6 +26,9 @@ from crate_mae.training.session import Links, Plan, RunSummary, batch_per_device
 
 __all__ = ["RunSummary", "batch_per_device", "pretrain"]
 
+FEW_STEPS = 1000
+"""Optimiser steps below which masked pre-training is warned of."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -151,7 +154,7 @@ def _model(
 
 def _warn_of_few_steps(config: PretrainConfig, data: ImageDataModule) -> None:
     steps = data.num_samples // config.optim.batch_size * config.optim.epochs
-    if steps < 1000:
+    if steps < FEW_STEPS:
         logger.warning(
             "%d optimiser steps in all is very few for masked pre-training; more epochs or a"
             " smaller batch usually help",
