@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crate_mae.training.folder import load_settings
+from crate_mae.training.folder import load_config_values, load_settings
 
 Settings = Mapping[str, Any]
 HERE = Path(__file__).parent
@@ -129,6 +129,21 @@ def chosen_rate(matrix: Matrix, out: Path, model: str) -> float:
     if loss(best) == math.inf:
         raise ValueError(f"no learning rate of {model} came to a finite loss")
     return best
+
+
+def superseded(matrix: Matrix, out: Path) -> list[str]:
+    """Names of finished runs whose rate the search, extended since, no longer prefers."""
+    first = next(iter(matrix.models))
+    folders = [
+        *((m, compared_folder(out, m, seed)) for m in matrix.models for seed in matrix.seeds),
+        *((first, ablation_folder(out, variant)) for variant in matrix.variants),
+    ]
+    return [
+        _name(folder)
+        for model, folder in folders
+        if (folder / "summary.json").exists()
+        and load_config_values(folder)["optim"]["base_lr"] != chosen_rate(matrix, out, model)
+    ]
 
 
 def search_folder(out: Path, model: str, rate: float) -> Path:

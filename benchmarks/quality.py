@@ -20,7 +20,7 @@ from crate_mae.data.sources import open_source, random_subset
 from crate_mae.data.streams import StreamSource
 from crate_mae.evaluation.backbones import load_completer
 from crate_mae.evaluation.reconstruction import reconstruct_source
-from matrix import Job, jobs_of, load_matrix
+from matrix import Job, jobs_of, load_matrix, superseded
 from pool import run_jobs
 
 logger = logging.getLogger("benchmarks")
@@ -62,6 +62,11 @@ def _run(given: argparse.Namespace) -> int:
     print(f"{len(outcome.done)} of {len(jobs)} jobs done")
     for name, log in outcome.failed.items():
         print(f"failed: {name}; its output: {log}")
+    for name in superseded(matrix, given.out):
+        print(
+            f"{name} was trained at a rate that the search no longer prefers: to train it again,"
+            " move its folder, and those fine-tuned from it, away"
+        )
     if outcome.skipped:
         more = ", ..." if outcome.skipped[5:] else ""
         print(f"{len(outcome.skipped)} not run: {', '.join(outcome.skipped[:5])}{more}")
@@ -72,19 +77,20 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _extends(new: dict[str, Any], old: dict[str, Any]) -> bool:
-    """Whether all that was said before still holds; more models, seeds, variants do no harm."""
+    """Whether all that was said before still holds; more models, seeds, rates do no harm."""
+    before, now = copy.deepcopy(old["matrix"]), copy.deepcopy(new["matrix"])
+    for mine, theirs, key in ((now, before, "seeds"), (now["search"], before["search"], "rates")):
+        if not set(theirs[key]) <= set(mine[key]):
+            return False
+        mine[key] = theirs[key]
     parts = (("models",), ("ablations", "variants"), ("finetune", "shares"))
-    if not set(old["matrix"]["seeds"]) <= set(new["matrix"]["seeds"]):
-        return False
-    before, now = copy.deepcopy(old), copy.deepcopy(new)
-    before["matrix"]["seeds"] = now["matrix"]["seeds"] = []
     for path in parts:
         mine, theirs = (
-            functools.reduce(dict.__getitem__, path, each["matrix"]) for each in (now, before)
+            functools.reduce(dict.__getitem__, path, each) for each in (now, before)
         )
         for name in set(mine) - set(theirs):
             del mine[name]
-    return before == now
+    return before == now and old["source"] == new["source"]
 
 
 def _wanted(jobs: list[Job], left_out: list[str]) -> list[Job]:

@@ -13,10 +13,20 @@ import yaml
 
 from altered import ALTERATIONS
 from altered import main as altered
+from crate_mae.training.config import OptimConfig, PretrainConfig
 from crate_mae.training.parse import parse_finetune, parse_pretrain
-from matrix import Job, chosen_rate, compared_folder, jobs_of, load_matrix, search_folder
+from matrix import (
+    Job,
+    chosen_rate,
+    compared_folder,
+    jobs_of,
+    load_matrix,
+    search_folder,
+    superseded,
+)
 from pool import run_jobs
 from quality import HERE, main
+from quality import _extends as extends
 from quality import _wanted as wanted
 from tabulate_quality import as_markdown
 
@@ -190,12 +200,33 @@ def test_every_command_of_the_matrix_is_understood(tmp_path: Path) -> None:
     ) * len(matrix.seeds)
 
 
+def test_more_rates_are_taken_and_runs_at_the_old_best_are_told(tmp_path: Path) -> None:
+    matrix = load_matrix(HERE / "quality.yaml")
+    old = {"matrix": matrix.values, "source": SOURCE}
+    rates = [*matrix.rates, 2 * max(matrix.rates)]
+    values = {**matrix.values, "search": {**matrix.values["search"], "rates": rates}}
+    assert extends({"matrix": values, "source": SOURCE}, old)
+    assert not extends(old, {"matrix": values, "source": SOURCE})
+    assert not extends({"matrix": values, "source": "other"}, old)
+
+    def done(folder: Path, rate: float, loss: float) -> None:
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text(json.dumps({"metrics": {"val/loss": loss}}))
+        config = PretrainConfig(optim=OptimConfig(base_lr=rate))
+        (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
+
+    done(search_folder(tmp_path, "crate", matrix.rates[-1]), matrix.rates[-1], 0.5)
+    done(compared_folder(tmp_path, "crate", 0), matrix.rates[-1], 0.4)
+    assert superseded(matrix, tmp_path) == []
+    extended = dataclasses.replace(matrix, rates=tuple(rates))
+    done(search_folder(tmp_path, "crate", rates[-1]), rates[-1], 0.45)
+    assert superseded(extended, tmp_path) == ["compared/crate-0"]
+
+
 def test_fine_tuning_of_the_matrix_is_understood(tmp_path: Path) -> None:
     matrix = load_matrix(HERE / "quality.yaml")
     first = compared_folder(tmp_path, "crate", 0)
     first.mkdir(parents=True)
-    from crate_mae.training.config import PretrainConfig
-
     (first / "config.yaml").write_text(yaml.safe_dump(PretrainConfig().to_dict()))
     jobs = [j for j in jobs_of(matrix, tmp_path, SOURCE) if j.name.startswith("finetuned/")]
     shares = set()
