@@ -85,12 +85,10 @@ def _extends(new: dict[str, Any], old: dict[str, Any]) -> bool:
         mine[key] = theirs[key]
     parts = (("models",), ("ablations", "variants"), ("finetune", "shares"))
     for path in parts:
-        mine, theirs = (
-            functools.reduce(dict.__getitem__, path, each) for each in (now, before)
-        )
+        mine, theirs = (functools.reduce(dict.__getitem__, path, each) for each in (now, before))
         for name in set(mine) - set(theirs):
             del mine[name]
-    return before == now and old["source"] == new["source"]
+    return bool(before == now and old["source"] == new["source"])
 
 
 def _wanted(jobs: list[Job], left_out: list[str]) -> list[Job]:
