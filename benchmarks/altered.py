@@ -8,12 +8,13 @@ one question only: which part of the derived layers sets the loss that a recipe 
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
-import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from crate_mae.cli import main as command
-from crate_mae.models.layers import ISTA, DecoderLayer, EncoderLayer
+from crate_mae.models.layers import ISTA, MSSA, DecoderLayer, EncoderLayer, init_linear
 
 
 def signed() -> None:
@@ -22,7 +23,7 @@ def signed() -> None:
     def forward(self: ISTA, x: Tensor) -> Tensor:
         step = x @ self.folded_map()
         bound = self.step_size * self.sparsity
-        return torch.nn.functional.softshrink(step, bound)
+        return F.softshrink(step, bound)
 
     ISTA.forward = forward  # type: ignore[method-assign]
 
@@ -53,11 +54,50 @@ def both_skips() -> None:
     decoder_skip()
 
 
+def own_values() -> None:
+    """Attention reads values by a projection of their own; query and key stay one, and the rest."""
+    _untie("value")
+
+
+def own_attention() -> None:
+    """Query, key and value are three projections, as in a transformer."""
+    _untie("key", "value")
+
+
+def _untie(*parts: str) -> None:
+    plain = MSSA.__init__
+
+    def init(self: MSSA, *, dim: int, **more: Any) -> None:
+        plain(self, dim=dim, **more)
+        for part in parts:
+            linear = nn.Linear(dim, dim, bias=False)
+            init_linear(linear)
+            setattr(self, part, linear)
+
+    def forward(self: MSSA, x: Tensor) -> Tensor:
+        def split(projected: Tensor) -> Tensor:
+            return projected.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
+
+        query = self.project(x)
+        key, value = (
+            split(getattr(self, part)(x)) if part in parts else query for part in ("key", "value")
+        )
+        heads = F.scaled_dot_product_attention(query, key, value)
+        assert self.output is not None, "an alteration of the published form alone"
+        step: Tensor = self.output(heads.transpose(1, 2).flatten(-2))
+        return step
+
+    MSSA.__init__ = init  # type: ignore[method-assign]
+    MSSA.forward = forward  # type: ignore[method-assign]
+
+
 ALTERATIONS: dict[str, Callable[[], None]] = {
     "signed": signed,
     "skip": skip,
     "decoder-skip": decoder_skip,
     "both-skips": both_skips,
+    "own-values": own_values,
+    "own-attention": own_attention,
 }
 
 

@@ -1,13 +1,15 @@
 """The outcome of a matrix as one table: what is there of it, told as it is."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from crate_mae.environment import environment
 from crate_mae.evaluation.backbones import load_completer
@@ -16,9 +18,11 @@ from crate_mae.figures.compared import compared_curves
 from crate_mae.files import write_atomically
 from crate_mae.models.cost import counted_flops, model_cost, parameter_count
 from crate_mae.models.masks import num_kept
+from crate_mae.models.weights import TENSORS
 from crate_mae.training.folder import last_metrics, load_config_values
 from crate_mae.training.records import read_metrics
 from matrix import (
+    ALTER,
     MEASURES,
     Matrix,
     ablation_folder,
@@ -27,10 +31,8 @@ from matrix import (
     load_matrix,
     search_folder,
 )
+from quality_tables import as_markdown, panels
 from tables import between_markers
-
-OTHER_LOSS = {"masking.ratio", "masking.kind", "model.norm_pix_loss"}
-"""Settings under which a loss is of other patches or another target, so that it stands alone."""
 
 BASELINES = ("random twin", "raw pixels")
 
@@ -56,8 +58,8 @@ def gathered(matrix: Matrix, out: Path) -> dict[str, Any]:
         "baselines": _baselines(matrix, out),
         "ablations": {
             variant: facts
-            for variant in matrix.variants
-            if (facts := _run(ablation_folder(out, variant))) is not None
+            for variant, changes in matrix.variants.items()
+            if (facts := _run(ablation_folder(out, variant), altered=ALTER in changes)) is not None
         },
         "finetuned": {
             f"{share:g}": {
@@ -77,26 +79,29 @@ def _loss(folder: Path) -> float | None:
     return last_metrics(folder).get("val/loss") if (folder / "summary.json").exists() else None
 
 
-def _run(folder: Path) -> dict[str, Any] | None:
-    """What is known of a finished pre-training run."""
+def _run(folder: Path, *, altered: bool = False) -> dict[str, Any] | None:
+    """What is known of a finished pre-training run; of an altered one not what its steps cost."""
     if not (folder / "summary.json").exists():
         return None
     records = read_metrics(folder)
     settings = load_config_values(folder)
-    model = load_completer(folder)
     batch = int(settings["optim"]["batch_size"])
-    step = _step_flops(model, batch, settings["masking"]["ratio"])
     passes = json.loads((folder / "summary.json").read_text())["step"] * batch
-    facts = {
+    facts: dict[str, Any] = {
         "base_lr": settings["optim"]["base_lr"],
-        "parameters": parameter_count(model),
         "loss": last_metrics(folder)["val/loss"],
         "curve": [[r["epoch"] + 1, r["val/loss"]] for r in records if "val/loss" in r],
-        "gflops_per_image": step / batch / 1e9,
-        "pflops": step / batch * passes / 1e15,
         "image_passes": passes,
         "images_per_s_beside_other_work": _median(records, "speed/images_per_s"),
     }
+    if altered:  # its classes are not these, and its weights may not fit them
+        facts["parameters"] = _stored_parameters(folder / "weights" / TENSORS)
+        return facts
+    model = load_completer(folder)
+    step = _step_flops(model, batch, settings["masking"]["ratio"])
+    facts["parameters"] = parameter_count(model)
+    facts["gflops_per_image"] = step / batch / 1e9
+    facts["pflops"] = step / batch * passes / 1e15
     completion = _json(folder / "completion.json")
     if completion is not None:
         facts["psnr"] = completion["psnr"]
@@ -106,6 +111,11 @@ def _run(folder: Path) -> dict[str, Any] | None:
                 facts[name] = row["accuracy"]
                 facts[f"{name} interval"] = row["interval"]
     return facts
+
+
+def _stored_parameters(file: Path) -> int:
+    with safe_open(file, framework="numpy") as weights:
+        return sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
 
 
 def _step_flops(model: Any, batch: int, ratio: float) -> int:
@@ -151,127 +161,6 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return [] if found is None else list(found["rows"])
 
 
-# -- as text ----------------------------------------------------------------------------------
-
-
-def as_markdown(found: Mapping[str, Any]) -> str:
-    """The tables in Markdown."""
-    return "\n\n".join(
-        [
-            "\n".join(_comparison(found)),
-            "\n".join(_search(found)),
-            "\n".join(_finetuned(found)),
-            "\n".join(_ablations(found)),
-        ]
-    )
-
-
-def _comparison(found: Mapping[str, Any]) -> Iterator[str]:
-    yield (
-        "| | parameters | GFLOPs an image and step | loss | PSNR | linear probe | kNN"
-        " | probe, 50 a class | probe, 500 a class | seeds |"
-    )
-    yield "|---|---|---|---|---|---|---|---|---|---|"
-    for model, runs in found["compared"].items():
-        if not runs:
-            continue
-        each = list(runs.values())
-        first = each[0]
-        cells = [
-            f"**{model}**",
-            f"{first['parameters'] / 1e6:.2f} M",
-            f"{first['gflops_per_image']:.3f}",
-            _over(each, "loss", "{:.4f}"),
-            _over(each, "psnr", "{:.2f} dB"),
-            *(_over(each, name, "{:.1f} %", scale=100) for name in MEASURES),
-            str(len(each)),
-        ]
-        yield f"| {' | '.join(cells)} |"
-    for name, values in found["baselines"].items():
-        cells = [name, "", "", "", "", *(_percent(values.get(m)) for m in MEASURES), ""]
-        yield f"| {' | '.join(cells)} |"
-
-
-def _search(found: Mapping[str, Any]) -> Iterator[str]:
-    rates = list(next(iter(found["search"].values())))
-    yield f"| loss at base learning rate | {' | '.join(rates)} |"
-    yield "|---" * (len(rates) + 1) + "|"
-    for model, losses in found["search"].items():
-        best = min((loss for loss in losses.values() if loss is not None), default=None)
-        cells = [
-            "" if loss is None else f"**{loss:.4f}**" if loss == best else f"{loss:.4f}"
-            for loss in losses.values()
-        ]
-        yield f"| {model} | {' | '.join(cells)} |"
-
-
-def _finetuned(found: Mapping[str, Any]) -> Iterator[str]:
-    shares = {share: runs for share, runs in found["finetuned"].items() if any(runs.values())}
-    if not shares:
-        return
-    models = [
-        model for model in next(iter(shares.values())) if any(r[model] for r in shares.values())
-    ]
-    yield f"| fine-tuned with labels | {' | '.join(models)} |"
-    yield "|---" * (len(models) + 1) + "|"
-    for share, runs in shares.items():
-        cells = [_spread([100 * v for v in runs[m].values()], "{:.1f} %") for m in models]
-        yield f"| {float(share):.0%} | {' | '.join(cells)} |"
-
-
-def _ablations(found: Mapping[str, Any]) -> Iterator[str]:
-    if not found["ablations"]:
-        return
-    words = "linear probe, 10,000 images"
-    yield f"| variant | parameters | GFLOPs an image and step | loss | PSNR | {words} |"
-    yield "|---|---|---|---|---|---|"
-    for variant, facts in found["ablations"].items():
-        psnr = f"{facts['psnr']:.2f} dB" if "psnr" in facts else ""
-        changes = found["matrix"]["ablations"]["variants"].get(variant) or {}
-        loss = f"{facts['loss']:.4f}" + (" †" if OTHER_LOSS & set(changes) else "")
-        yield (
-            f"| {variant} | {facts['parameters'] / 1e6:.2f} M | {facts['gflops_per_image']:.3f}"
-            f" | {loss} | {psnr} | {_percent(facts.get('probe'))} |"
-        )
-
-
-def _panels(found: Mapping[str, Any]) -> dict[str, dict[str, list[list[tuple[float, float]]]]]:
-    """The curves of the compared models over epochs, and over the operations they cost."""
-    compared = {model: list(runs.values()) for model, runs in found["compared"].items() if runs}
-
-    def curves(scale: Callable[[Mapping[str, Any]], float]) -> dict[str, Any]:
-        return {
-            model: [[(epoch * scale(run), loss) for epoch, loss in run["curve"]] for run in runs]
-            for model, runs in compared.items()
-        }
-
-    return {
-        "epochs": curves(lambda _: 1.0),
-        "floating-point operations (10^15)": curves(
-            lambda run: run["pflops"] / run["curve"][-1][0]
-        ),
-    }
-
-
-def _over(runs: Sequence[Mapping[str, Any]], key: str, form: str, scale: float = 1.0) -> str:
-    return _spread([scale * run[key] for run in runs if key in run], form)
-
-
-def _spread(values: Sequence[float], form: str) -> str:
-    """The mean, and the range where there are several."""
-    if not values:
-        return ""
-    mean = form.format(fmean(values))
-    if len(values) == 1:
-        return mean
-    bare = form.split("}")[0] + "}"
-    return f"{mean} ({bare.format(min(values))} to {bare.format(max(values))})"
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f} %"
-
-
 def write_table(
     out: Path, *, matrix_file: Path, json_file: Path | None, figure: Path | None, docs: Path | None
 ) -> None:
@@ -287,7 +176,7 @@ def write_table(
     if json_file is not None:
         write_atomically(json_file, json.dumps(found, indent=1) + "\n")
     if figure is not None:
-        compared_curves(_panels(found), figure)
+        compared_curves(panels(found), figure)
     if docs is not None:
         old = docs.read_text(encoding="utf-8")
         page = between_markers(old, "quality", f"\n{text}\n", str(docs))

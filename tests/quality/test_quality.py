@@ -28,7 +28,7 @@ from pool import run_jobs
 from quality import HERE, main
 from quality import _extends as extends
 from quality import _wanted as wanted
-from tabulate_quality import as_markdown
+from quality_tables import as_markdown
 
 SOURCE = "parquet:somewhere"
 
@@ -292,6 +292,8 @@ def test_faults_of_a_matrix_are_named(
         ("skip", "encoder"),
         ("decoder-skip", "decoder"),
         ("both-skips", "encoder"),
+        ("own-values", "attention"),
+        ("own-attention", "attention"),
     ],
 )
 def test_alterations_change_what_they_say(name: str, change: str) -> None:
@@ -299,7 +301,7 @@ def test_alterations_change_what_they_say(name: str, change: str) -> None:
     code = f"""
 import torch
 from altered import ALTERATIONS
-from crate_mae.models.layers import ISTA, DecoderLayer, EncoderLayer
+from crate_mae.models.layers import ISTA, MSSA, DecoderLayer, EncoderLayer
 torch.manual_seed(0)
 common = {{"dim": 8, "num_heads": 2, "output_projection": "free"}}
 encoder = EncoderLayer(**common, step_size=0.1, sparsity=0.5)
@@ -310,6 +312,17 @@ if {change!r} == "negative":
     g = encoder.norm2(z) @ encoder.ista.folded_map()
     expected = torch.where(g > 0.05, g - 0.05, torch.where(g < -0.05, g + 0.05, 0))
     torch.testing.assert_close(encoder.sparsify(z), expected)
+if {change!r} == "attention":
+    mssa = MSSA(dim=8, num_heads=2, output_projection="free")
+    parts = [mssa.subspaces, getattr(mssa, "key", mssa.subspaces), mssa.value]
+    q, k, v = (part(z).view(2, 3, 2, 4) for part in parts)
+    heads = torch.empty_like(q)
+    for b in range(2):
+        for head in range(2):
+            weights = (q[b, :, head] @ k[b, :, head].T / 2).softmax(-1)
+            heads[b, :, head] = weights @ v[b, :, head]
+    torch.testing.assert_close(mssa(z), mssa.output(heads.flatten(-2)))
+    assert hasattr(mssa, "key") == ({name!r} == "own-attention")
 if {change!r} == "encoder":
     torch.testing.assert_close(encoder.sparsify(z), z + codes)
 if {change!r} == "decoder" or {name!r} == "both-skips":

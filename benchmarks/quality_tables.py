@@ -1,0 +1,134 @@
+"""The outcome of a matrix as Markdown tables, and as curves."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from matrix import MEASURES
+
+OTHER_LOSS = {"masking.ratio", "masking.kind", "model.norm_pix_loss"}
+"""Settings under which a loss is of other patches or another target, so that it stands alone."""
+
+
+def as_markdown(found: Mapping[str, Any]) -> str:
+    """The tables in Markdown."""
+    return "\n\n".join(
+        [
+            "\n".join(_comparison(found)),
+            "\n".join(_search(found)),
+            "\n".join(_finetuned(found)),
+            "\n".join(_ablations(found)),
+        ]
+    )
+
+
+def _comparison(found: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        "| | parameters | GFLOPs an image and step | loss | PSNR | linear probe | kNN"
+        " | probe, 50 a class | probe, 500 a class | seeds |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for model, runs in found["compared"].items():
+        if not runs:
+            continue
+        each = list(runs.values())
+        first = each[0]
+        cells = [
+            f"**{model}**",
+            f"{first['parameters'] / 1e6:.2f} M",
+            f"{first['gflops_per_image']:.3f}",
+            _over(each, "loss", "{:.4f}"),
+            _over(each, "psnr", "{:.2f} dB"),
+            *(_over(each, name, "{:.1f} %", scale=100) for name in MEASURES),
+            str(len(each)),
+        ]
+        yield f"| {' | '.join(cells)} |"
+    for name, values in found["baselines"].items():
+        cells = [name, "", "", "", "", *(_percent(values.get(m)) for m in MEASURES), ""]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _search(found: Mapping[str, Any]) -> Iterator[str]:
+    rates = list(next(iter(found["search"].values())))
+    yield f"| loss at base learning rate | {' | '.join(rates)} |"
+    yield "|---" * (len(rates) + 1) + "|"
+    for model, losses in found["search"].items():
+        best = min((loss for loss in losses.values() if loss is not None), default=None)
+        cells = [
+            "" if loss is None else f"**{loss:.4f}**" if loss == best else f"{loss:.4f}"
+            for loss in losses.values()
+        ]
+        yield f"| {model} | {' | '.join(cells)} |"
+
+
+def _finetuned(found: Mapping[str, Any]) -> Iterator[str]:
+    shares = {share: runs for share, runs in found["finetuned"].items() if any(runs.values())}
+    if not shares:
+        return
+    models = [
+        model for model in next(iter(shares.values())) if any(r[model] for r in shares.values())
+    ]
+    yield f"| fine-tuned with labels | {' | '.join(models)} |"
+    yield "|---" * (len(models) + 1) + "|"
+    for share, runs in shares.items():
+        cells = [_spread([100 * v for v in runs[m].values()], "{:.1f} %") for m in models]
+        yield f"| {float(share):.0%} | {' | '.join(cells)} |"
+
+
+def _ablations(found: Mapping[str, Any]) -> Iterator[str]:
+    if not found["ablations"]:
+        return
+    words = "linear probe, 10,000 images"
+    yield f"| variant | parameters | GFLOPs an image and step | loss | PSNR | {words} |"
+    yield "|---|---|---|---|---|---|"
+    for variant, facts in found["ablations"].items():
+        psnr = f"{facts['psnr']:.2f} dB" if "psnr" in facts else ""
+        changes = found["matrix"]["ablations"]["variants"].get(variant) or {}
+        loss = f"{facts['loss']:.4f}" + (" †" if OTHER_LOSS & set(changes) else "")
+        cost = f"{facts['gflops_per_image']:.3f}" if "gflops_per_image" in facts else ""
+        cells = [
+            variant,
+            f"{facts['parameters'] / 1e6:.2f} M",
+            cost,
+            loss,
+            psnr,
+            _percent(facts.get("probe")),
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def panels(found: Mapping[str, Any]) -> dict[str, dict[str, list[list[tuple[float, float]]]]]:
+    """The curves of the compared models over epochs, and over the operations they cost."""
+    compared = {model: list(runs.values()) for model, runs in found["compared"].items() if runs}
+
+    def curves(scale: Callable[[Mapping[str, Any]], float]) -> dict[str, Any]:
+        return {
+            model: [[(epoch * scale(run), loss) for epoch, loss in run["curve"]] for run in runs]
+            for model, runs in compared.items()
+        }
+
+    return {
+        "epochs": curves(lambda _: 1.0),
+        "floating-point operations (10^15)": curves(
+            lambda run: run["pflops"] / run["curve"][-1][0]
+        ),
+    }
+
+
+def _over(runs: Sequence[Mapping[str, Any]], key: str, form: str, scale: float = 1.0) -> str:
+    return _spread([scale * run[key] for run in runs if key in run], form)
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    """The mean, and the range where there are several."""
+    if not values:
+        return ""
+    mean = form.format(fmean(values))
+    if len(values) == 1:
+        return mean
+    bare = form.split("}")[0] + "}"
+    return f"{mean} ({bare.format(min(values))} to {bare.format(max(values))})"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"
