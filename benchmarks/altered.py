@@ -8,7 +8,7 @@ one question only: which part of the derived layers sets the loss that a recipe 
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,6 +64,46 @@ def own_attention() -> None:
     _untie("key", "value")
 
 
+def mlp() -> None:
+    """MLPs four times as wide, with GELU and a skip, in the place of ISTA and of the synthesis."""
+    encoder_mlp()
+    plain = DecoderLayer.__init__
+
+    def init(self: DecoderLayer, *, dim: int, **more: Any) -> None:
+        plain(self, dim=dim, **more)
+        del self.synthesis
+        self.mlp = _mlp(dim)
+
+    def expand(self: DecoderLayer, z: Tensor) -> Tensor:
+        return z + self.mlp(self.norm1(z))
+
+    DecoderLayer.__init__ = init  # type: ignore[method-assign]
+    DecoderLayer.expand = expand  # type: ignore[method-assign]
+
+
+def encoder_mlp() -> None:
+    """The same in the encoder alone."""
+    plain = EncoderLayer.__init__
+
+    def init(self: EncoderLayer, *, dim: int, **more: Any) -> None:
+        plain(self, dim=dim, **more)
+        del self.ista
+        self.mlp = _mlp(dim)
+
+    def sparsify(self: EncoderLayer, h: Tensor) -> Tensor:
+        return h + self.mlp(self.norm2(h))
+
+    EncoderLayer.__init__ = init  # type: ignore[method-assign]
+    EncoderLayer.sparsify = sparsify  # type: ignore[method-assign]
+
+
+def _mlp(dim: int) -> nn.Sequential:
+    layers = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+    for layer in layers[::2]:
+        init_linear(cast("nn.Linear", layer))
+    return layers
+
+
 def _untie(*parts: str) -> None:
     plain = MSSA.__init__
 
@@ -98,6 +138,8 @@ ALTERATIONS: dict[str, Callable[[], None]] = {
     "both-skips": both_skips,
     "own-values": own_values,
     "own-attention": own_attention,
+    "mlp": mlp,
+    "encoder-mlp": encoder_mlp,
 }
 
 

@@ -294,6 +294,8 @@ def test_faults_of_a_matrix_are_named(
         ("both-skips", "encoder"),
         ("own-values", "attention"),
         ("own-attention", "attention"),
+        ("encoder-mlp", "mlp"),
+        ("mlp", "mlp"),
     ],
 )
 def test_alterations_change_what_they_say(name: str, change: str) -> None:
@@ -312,6 +314,18 @@ if {change!r} == "negative":
     g = encoder.norm2(z) @ encoder.ista.folded_map()
     expected = torch.where(g > 0.05, g - 0.05, torch.where(g < -0.05, g + 0.05, 0))
     torch.testing.assert_close(encoder.sparsify(z), expected)
+if {change!r} == "mlp":
+    encoder = EncoderLayer(**common, step_size=0.1, sparsity=0.5)
+    first, _, second = encoder.mlp
+    hidden = torch.nn.functional.gelu(first(encoder.norm2(z)))
+    torch.testing.assert_close(encoder.sparsify(z), z + second(hidden))
+    assert "ista" not in dict(encoder.named_children())
+    decoder = DecoderLayer(**common)
+    if {name!r} == "mlp":
+        first, _, second = decoder.mlp
+        hidden = torch.nn.functional.gelu(first(decoder.norm1(z)))
+        torch.testing.assert_close(decoder.expand(z), z + second(hidden))
+    assert hasattr(decoder, "synthesis") == ({name!r} == "encoder-mlp")
 if {change!r} == "attention":
     mssa = MSSA(dim=8, num_heads=2, output_projection="free")
     parts = [mssa.subspaces, getattr(mssa, "key", mssa.subspaces), mssa.value]
