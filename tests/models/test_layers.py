@@ -18,10 +18,9 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from crate_mae.models.attention import attend
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import ModelConfig
-from crate_mae.models.layers import ISTA, MSSA, DecoderLayer, EncoderLayer, init_linear
+from crate_mae.models.layers import ISTA, MSSA, DecoderLayer, EncoderLayer, attend, init_linear
 
 ETA, LAMBDA = 0.3, 0.4
 

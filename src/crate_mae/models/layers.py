@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from crate_mae.models.attention import attend
 from crate_mae.models.config import OutputProjection
 
 
@@ -51,12 +50,24 @@ class MSSA(nn.Module):
         return (w @ w.mT / math.sqrt(w.shape[-1])).softmax(dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The compression direction for tokens x (B, N, d): (B, N, d)."""
+        """The compression direction for tokens x (B, N, d): (B, N, d). No N x N tensor is made."""
         heads = attend(self.project(x))
         tokens = heads.transpose(1, 2).flatten(-2)
         if self.tied:
             return F.linear(tokens, self.subspaces.weight.mT)
         return tokens if self.output is None else self.output(tokens)
+
+
+def attend(w: Tensor) -> Tensor:
+    """softmax(w w^T / sqrt(p)) w for subspace coordinates w (B, K, N, p): (B, K, N, p).
+
+    Half precision is widened on CPUs, where the fused kernel's backward pass is slower in it.
+    """
+    if w.device.type != "cpu" or w.dtype not in (torch.bfloat16, torch.float16):
+        return F.scaled_dot_product_attention(w, w, w)
+    with torch.autocast("cpu", enabled=False):
+        wide = w.float()
+        return F.scaled_dot_product_attention(wide, wide, wide).to(w.dtype)
 
 
 class ISTA(nn.Module):
