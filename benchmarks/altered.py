@@ -75,7 +75,8 @@ def mlp() -> None:
         self.mlp = _mlp(dim)
 
     def expand(self: DecoderLayer, z: Tensor) -> Tensor:
-        return z + self.mlp(self.norm1(z))
+        step: Tensor = cast("nn.Module", self.mlp)(self.norm1(z))
+        return z + step
 
     DecoderLayer.__init__ = init  # type: ignore[method-assign]
     DecoderLayer.expand = expand  # type: ignore[method-assign]
@@ -91,7 +92,8 @@ def encoder_mlp() -> None:
         self.mlp = _mlp(dim)
 
     def sparsify(self: EncoderLayer, h: Tensor) -> Tensor:
-        return h + self.mlp(self.norm2(h))
+        step: Tensor = cast("nn.Module", self.mlp)(self.norm2(h))
+        return h + step
 
     EncoderLayer.__init__ = init  # type: ignore[method-assign]
     EncoderLayer.sparsify = sparsify  # type: ignore[method-assign]

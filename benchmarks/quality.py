@@ -132,6 +132,7 @@ def _table(given: argparse.Namespace) -> int:
         matrix_file=given.matrix,
         json_file=new_file(given.json),
         figure=new_file(given.figure),
+        variants=new_file(given.variants),
         docs=given.docs,
     )
     return 0
@@ -162,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--matrix", type=Path, default=HERE / "quality.yaml")
     table.add_argument("--json", help="also everything as JSON (new file)")
     table.add_argument("--figure", help="also the curves as a picture (new file)")
+    table.add_argument("--variants", help="also the variants' losses as a picture (new file)")
     table.add_argument("--docs", type=Path, help="also between the markers of a Markdown page")
     return parser
 

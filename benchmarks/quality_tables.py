@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from matrix import MEASURES
+from matrix import ALTER, MEASURES
 
 OTHER_LOSS = {"masking.ratio", "masking.kind", "model.norm_pix_loss"}
 """Settings under which a loss is of other patches or another target, so that it stands alone."""
@@ -83,8 +83,7 @@ def _ablations(found: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     for variant, facts in found["ablations"].items():
         psnr = f"{facts['psnr']:.2f} dB" if "psnr" in facts else ""
-        changes = found["matrix"]["ablations"]["variants"].get(variant) or {}
-        loss = f"{facts['loss']:.4f}" + (" †" if OTHER_LOSS & set(changes) else "")
+        loss = f"{facts['loss']:.4f}" + (" †" if OTHER_LOSS & set(_changes(found, variant)) else "")
         cost = f"{facts['gflops_per_image']:.3f}" if "gflops_per_image" in facts else ""
         cells = [
             variant,
@@ -95,6 +94,24 @@ def _ablations(found: Mapping[str, Any]) -> Iterator[str]:
             _percent(facts.get("probe")),
         ]
         yield f"| {' | '.join(cells)} |"
+
+
+def comparable_losses(found: Mapping[str, Any]) -> dict[str, float]:
+    """The losses of the variants, save those of other patches or another target."""
+    return {
+        variant: facts["loss"]
+        for variant, facts in found["ablations"].items()
+        if not OTHER_LOSS & set(_changes(found, variant))
+    }
+
+
+def altered_names(found: Mapping[str, Any]) -> set[str]:
+    """Variants that are not CRATE-MAE any more."""
+    return {v for v in found["ablations"] if {ALTER, "vitmae"} & set(_changes(found, v))}
+
+
+def _changes(found: Mapping[str, Any], variant: str) -> Mapping[str, Any]:
+    return found["matrix"]["ablations"]["variants"].get(variant) or {}
 
 
 def panels(found: Mapping[str, Any]) -> dict[str, dict[str, list[list[tuple[float, float]]]]]:

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from crate_mae.environment import environment
 from crate_mae.evaluation.backbones import load_completer
 from crate_mae.evaluation.vitmae import ViTMAE
-from crate_mae.figures.compared import compared_curves
+from crate_mae.figures.compared import compared_curves, variant_losses
 from crate_mae.files import write_atomically
 from crate_mae.models.cost import counted_flops, model_cost, parameter_count
 from crate_mae.models.masks import num_kept
@@ -31,7 +31,7 @@ from matrix import (
     load_matrix,
     search_folder,
 )
-from quality_tables import as_markdown, panels
+from quality_tables import altered_names, as_markdown, comparable_losses, panels
 from tables import between_markers
 
 BASELINES = ("random twin", "raw pixels")
@@ -162,7 +162,13 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def write_table(
-    out: Path, *, matrix_file: Path, json_file: Path | None, figure: Path | None, docs: Path | None
+    out: Path,
+    *,
+    matrix_file: Path,
+    json_file: Path | None,
+    figure: Path | None,
+    variants: Path | None,
+    docs: Path | None,
 ) -> None:
     """Nothing; prints the tables and writes what is asked for, a page between its markers.
 
@@ -177,6 +183,8 @@ def write_table(
         write_atomically(json_file, json.dumps(found, indent=1) + "\n")
     if figure is not None:
         compared_curves(panels(found), figure)
+    if variants is not None:
+        variant_losses(comparable_losses(found), variants, emphasised=altered_names(found))
     if docs is not None:
         old = docs.read_text(encoding="utf-8")
         page = between_markers(old, "quality", f"\n{text}\n", str(docs))

@@ -28,7 +28,7 @@ from pool import run_jobs
 from quality import HERE, main
 from quality import _extends as extends
 from quality import _wanted as wanted
-from quality_tables import as_markdown
+from quality_tables import altered_names, as_markdown, comparable_losses
 
 SOURCE = "parquet:somewhere"
 
@@ -362,7 +362,9 @@ TINY = {
     "models": {"crate": {}, "vitmae-same": {"vitmae": "configuration"}},
     "seeds": [0],
     "search": {"rates": [1e-2], "settings": {}},
-    "ablations": {"settings": {}, "variants": {"tied": {"model.output_projection": "tied"}}},
+    "ablations": {"settings": {}, "variants": {
+        "base": {}, "tied": {"model.output_projection": "tied"}, "skip": {"alter": "skip"},
+    }},
     "finetune": {"recipe": "finetune-cifar10-small", "shares": {}},
     "measure": {"completions": 8},
 }  # fmt: skip
@@ -374,15 +376,22 @@ def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
     matrix, out = tmp_path / "tiny.yaml", tmp_path / "out"
     matrix.write_text(yaml.safe_dump(TINY))
     words = ["run", "digits", "--out", str(out), "--matrix", str(matrix), "--workers", "2"]
-    slow = ["compared/crate-0/", "compared/vitmae-same-0/", "ablations/tied/probe"]
+    slow = [
+        "compared/crate-0/",
+        "compared/vitmae-same-0/",
+        "ablations/tied/probe",
+        "ablations/base/",
+    ]
     assert main([*words, "--leave-out", *slow, "--minutes", "0"]) == 143
     assert "the same command goes on" in capsys.readouterr().out
     assert main([*words, "--leave-out", *slow]) == 0
     assert main(["table", str(out), "--matrix", str(matrix), "--json", str(tmp_path / "t.json"),
-                 "--figure", str(tmp_path / "t.png")]) == 0  # fmt: skip
+                 "--figure", str(tmp_path / "t.png"),
+                 "--variants", str(tmp_path / "v.png")]) == 0  # fmt: skip
     printed = capsys.readouterr().out
     found = json.loads((tmp_path / "t.json").read_text())
     assert (tmp_path / "t.png").exists()
+    assert (tmp_path / "v.png").exists()
     crate, twin = (found["compared"][model]["0"] for model in ("crate", "vitmae-same"))
     assert twin["parameters"] > 2 * crate["parameters"]
     assert crate["loss"] == crate["curve"][-1][1]
@@ -390,6 +399,8 @@ def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
     best = min(rates, key=lambda rate: float(rates[rate]))
     assert crate["base_lr"] == float(best)
     assert found["ablations"]["tied"]["psnr"] > 0
+    assert "pflops" not in found["ablations"]["skip"]  # what is altered is not counted
+    assert found["ablations"]["skip"]["parameters"] == found["ablations"]["base"]["parameters"]
     assert f"{crate['loss']:.4f}" in printed
     values = yaml.safe_load(matrix.read_text())
     matrix.write_text(yaml.safe_dump({**values, "seeds": [1]}))
@@ -409,6 +420,8 @@ def test_means_and_ranges_over_seeds_stand_in_the_table() -> None:
         "finetuned": {"0.01": {"crate": {0: 0.5, 1: 0.6}, "scratch": {}}},
         "ablations": {"half": {**run, "loss": 0.9}, "base": run},
     }
+    assert comparable_losses(found) == {"base": 0.3}  # another ratio is another task
+    assert altered_names(found) == set()
     text = as_markdown(found)
     assert "| 0.3500 (0.3000 to 0.4000) |" in text
     assert "| 45.0 % (40.0 to 50.0) |" in text

@@ -1,6 +1,7 @@
-"""The losses of several runs in one picture."""
+"""The losses of several runs in one picture, over time or of variants side by side."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from crate_mae.figures.base import (
@@ -57,4 +58,48 @@ def compared_curves(
         axes.set_ylabel("loss on removed patches, fixed masks")
         tidy(axes)
         axes.legend(frameon=False, fontsize=9)
+    return save_figure(figure, path)
+
+
+def variant_losses(
+    losses: Mapping[str, float],
+    path: str | Path,
+    *,
+    base: str = "base",
+    emphasised: Collection[str] = (),
+    overwrite: bool = False,
+) -> Path:
+    """The path of a picture: what each variant of a model changes its loss by, the best on top.
+
+    `losses` maps names to final losses, `base` among them: bars begin at its loss, to the left for
+    lower ones. The bars of `emphasised` names have another colour.
+    Raises as `check_figure_target`, and ValueError for losses that are not finite, a base that is
+    not among them, or one that stands alone.
+    """
+    path = check_figure_target(path, overwrite=overwrite)
+    if base not in losses or len(losses) < 2:
+        raise ValueError(f"{base!r} and another variant are needed, not {', '.join(losses) or '-'}")
+    bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
+    if bad:
+        raise ValueError(f"these losses are not finite: {', '.join(bad)}")
+    names = sorted((name for name in losses if name != base), key=lambda name: -losses[name])
+    figure = new_figure(7.5, 0.9 + 0.28 * len(names))
+    axes = figure.add_subplot()
+    changes = [losses[name] - losses[base] for name in names]
+    colours = [ORANGE if name in emphasised else BLUE for name in names]
+    axes.barh(names, changes, left=losses[base], color=colours, height=0.62)
+    axes.axvline(losses[base], color=GREY, linewidth=1)
+    for place, (name, change) in enumerate(zip(names, changes, strict=True)):
+        axes.annotate(
+            f"{change:+.3f}",
+            (losses[name], place),
+            xytext=(-4 if change < 0 else 4, 0),
+            textcoords="offset points",
+            ha="right" if change < 0 else "left",
+            va="center",
+            fontsize=8,
+        )
+    axes.margins(x=0.14, y=0.02)
+    axes.set_xlabel(f"loss on removed patches, fixed masks (line: {base}, {losses[base]:.3f})")
+    tidy(axes)
     return save_figure(figure, path)
