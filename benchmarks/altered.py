@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -99,6 +100,33 @@ def encoder_mlp() -> None:
     EncoderLayer.sparsify = sparsify  # type: ignore[method-assign]
 
 
+def overcomplete() -> None:
+    """Codes in a dictionary D of four times as many atoms, by two steps of ISTA from 0, added to h.
+
+    They return to d dimensions by a dictionary of their own, not by D: the layer of CRATE-alpha
+    (Yang et al., "Scaling White-Box Transformers for Vision", arXiv 2405.20299), encoder only.
+    """
+    plain = EncoderLayer.__init__
+
+    def init(self: EncoderLayer, *, dim: int, **more: Any) -> None:
+        plain(self, dim=dim, **more)
+        self.ista.dictionary = nn.Parameter(torch.empty(4 * dim, dim))  # atoms are rows
+        nn.init.kaiming_uniform_(self.ista.dictionary)
+        self.back = nn.Linear(4 * dim, dim, bias=False)
+        init_linear(self.back)
+
+    def sparsify(self: EncoderLayer, h: Tensor) -> Tensor:
+        x, D, eta = self.norm2(h), self.ista.dictionary, self.ista.step_size
+        bound = eta * self.ista.sparsity
+        codes = F.relu(eta * x @ D.mT - bound)
+        codes = F.relu(codes + eta * (x - codes @ D) @ D.mT - bound)
+        step: Tensor = cast("nn.Module", self.back)(codes)
+        return h + step
+
+    EncoderLayer.__init__ = init  # type: ignore[method-assign]
+    EncoderLayer.sparsify = sparsify  # type: ignore[method-assign]
+
+
 def _mlp(dim: int) -> nn.Sequential:
     layers = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
     for layer in layers[::2]:
@@ -142,6 +170,7 @@ ALTERATIONS: dict[str, Callable[[], None]] = {
     "own-attention": own_attention,
     "mlp": mlp,
     "encoder-mlp": encoder_mlp,
+    "overcomplete": overcomplete,
 }
 
 

@@ -295,6 +295,7 @@ def test_faults_of_a_matrix_are_named(
         ("own-values", "attention"),
         ("own-attention", "attention"),
         ("encoder-mlp", "mlp"),
+        ("overcomplete", "overcomplete"),
         ("mlp", "mlp"),
     ],
 )
@@ -314,6 +315,15 @@ if {change!r} == "negative":
     g = encoder.norm2(z) @ encoder.ista.folded_map()
     expected = torch.where(g > 0.05, g - 0.05, torch.where(g < -0.05, g + 0.05, 0))
     torch.testing.assert_close(encoder.sparsify(z), expected)
+if {change!r} == "overcomplete":
+    encoder = EncoderLayer(**common, step_size=0.1, sparsity=0.5)
+    D, x = encoder.ista.dictionary, encoder.norm2(z)
+    assert D.shape == (32, 8)
+    a = torch.zeros(2, 3, 32)
+    for _ in range(2):  # proximal gradient of |x - a D|^2 / 2 + 0.5 |a|_1 over a >= 0, step 0.1
+        a = (a - 0.1 * (a @ D - x) @ D.T - 0.1 * 0.5).clamp(min=0)
+    torch.testing.assert_close(encoder.sparsify(z), z + encoder.back(a))
+    assert a.count_nonzero() > 0
 if {change!r} == "mlp":
     encoder = EncoderLayer(**common, step_size=0.1, sparsity=0.5)
     first, _, second = encoder.mlp
