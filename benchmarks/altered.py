@@ -68,36 +68,12 @@ def own_attention() -> None:
 def mlp() -> None:
     """MLPs four times as wide, with GELU and a skip, in the place of ISTA and of the synthesis."""
     encoder_mlp()
-    plain = DecoderLayer.__init__
-
-    def init(self: DecoderLayer, *, dim: int, **more: Any) -> None:
-        plain(self, dim=dim, **more)
-        del self.synthesis
-        self.mlp = _mlp(dim)
-
-    def expand(self: DecoderLayer, z: Tensor) -> Tensor:
-        step: Tensor = cast("nn.Module", self.mlp)(self.norm1(z))
-        return z + step
-
-    DecoderLayer.__init__ = init  # type: ignore[method-assign]
-    DecoderLayer.expand = expand  # type: ignore[method-assign]
+    _mlp_instead(DecoderLayer, "synthesis", step="expand", norm="norm1")
 
 
 def encoder_mlp() -> None:
     """The same in the encoder alone."""
-    plain = EncoderLayer.__init__
-
-    def init(self: EncoderLayer, *, dim: int, **more: Any) -> None:
-        plain(self, dim=dim, **more)
-        del self.ista
-        self.mlp = _mlp(dim)
-
-    def sparsify(self: EncoderLayer, h: Tensor) -> Tensor:
-        step: Tensor = cast("nn.Module", self.mlp)(self.norm2(h))
-        return h + step
-
-    EncoderLayer.__init__ = init  # type: ignore[method-assign]
-    EncoderLayer.sparsify = sparsify  # type: ignore[method-assign]
+    _mlp_instead(EncoderLayer, "ista", step="sparsify", norm="norm2")
 
 
 def overcomplete() -> None:
@@ -127,11 +103,22 @@ def overcomplete() -> None:
     EncoderLayer.sparsify = sparsify  # type: ignore[method-assign]
 
 
-def _mlp(dim: int) -> nn.Sequential:
-    layers = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
-    for layer in layers[::2]:
-        init_linear(cast("nn.Linear", layer))
-    return layers
+def _mlp_instead(layer: type[nn.Module], part: str, *, step: str, norm: str) -> None:
+    plain = layer.__init__
+
+    def init(self: nn.Module, *, dim: int, **more: Any) -> None:
+        plain(self, dim=dim, **more)
+        delattr(self, part)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        for linear in self.mlp[::2]:
+            init_linear(cast("nn.Linear", linear))
+
+    def run(self: nn.Module, tokens: Tensor) -> Tensor:
+        change: Tensor = cast("nn.Module", self.mlp)(getattr(self, norm)(tokens))
+        return tokens + change
+
+    layer.__init__ = init  # type: ignore[method-assign]
+    setattr(layer, step, run)
 
 
 def _untie(*parts: str) -> None:

@@ -423,15 +423,30 @@ def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
 def test_means_and_ranges_over_seeds_stand_in_the_table() -> None:
     run = {"parameters": 4e5, "gflops_per_image": 0.5, "loss": 0.3, "probe": 0.4}
     found = {
-        "matrix": {"ablations": {"variants": {"half": {"masking.ratio": 0.5}, "base": None}}},
+        "matrix": {
+            "ablations": {
+                "variants": {
+                    "half": {"masking.ratio": 0.5},
+                    "base": None,
+                    "odd": {"alter": "skip"},
+                    "twin": {"vitmae": "configuration"},
+                }
+            }
+        },
         "compared": {"crate": {0: run, 1: {**run, "loss": 0.4, "probe": 0.5}}, "none": {}},
         "baselines": {"raw pixels": {"probe": 0.25}},
         "search": {"crate": {"0.001": 0.5, "0.002": None}},
         "finetuned": {"0.01": {"crate": {0: 0.5, 1: 0.6}, "scratch": {}}},
-        "ablations": {"half": {**run, "loss": 0.9}, "base": run},
+        "ablations": {
+            "half": {**run, "loss": 0.9},
+            "base": run,
+            "odd": {"parameters": 4e5, "loss": 0.2},
+            "twin": {**run, "loss": 0.1},
+        },
     }
-    assert comparable_losses(found) == {"base": 0.3}  # another ratio is another task
-    assert altered_names(found) == set()
+    # Another ratio is another task.
+    assert comparable_losses(found) == {"base": 0.3, "odd": 0.2, "twin": 0.1}
+    assert altered_names(found) == {"odd", "twin"}
     text = as_markdown(found)
     assert "| 0.3500 (0.3000 to 0.4000) |" in text
     assert "| 45.0 % (40.0 to 50.0) |" in text
@@ -439,6 +454,7 @@ def test_means_and_ranges_over_seeds_stand_in_the_table() -> None:
     assert "**none**" not in text
     assert "| crate | **0.5000** |  |" in text
     assert "| 0.9000 † |" in text
+    assert "| odd | 0.40 M |  | 0.2000 |  |  |" in text  # its cost is not known
     assert "| 0.3000 |  | 40.0 % |" in text
     assert "| 1% | 55.0 % (50.0 to 60.0) |" in text
 
