@@ -9,13 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from crate_mae.cli.common import write_json
 from crate_mae.training.folder import load_config_values, load_settings
 
 Settings = Mapping[str, Any]
 HERE = Path(__file__).parent
 
 ALTER = "alter"
-"""The setting of a variant that changes an equation of the layers: benchmarks/altered.py."""
+"""The setting of a model or variant that changes an equation of its layers: altered.py."""
+
+EARLIER = "earlier.json"
+"""The file in a matrix' folder that holds the record of an earlier one, whose runs may be gone."""
 
 MEASURES = {
     "probe": ["probe"],
@@ -134,6 +138,11 @@ def chosen_rate(matrix: Matrix, out: Path, model: str) -> float:
 def superseded(matrix: Matrix, out: Path) -> list[str]:
     """Names of finished runs whose rate the search, extended since, no longer prefers."""
     first = next(iter(matrix.models))
+
+    def searched(model: str) -> bool:
+        found = (search_folder(out, model, rate) / "summary.json" for rate in matrix.rates)
+        return any(path.exists() for path in found)
+
     folders = [
         *((m, compared_folder(out, m, seed)) for m in matrix.models for seed in matrix.seeds),
         *((first, ablation_folder(out, variant)) for variant in matrix.variants),
@@ -142,8 +151,20 @@ def superseded(matrix: Matrix, out: Path) -> list[str]:
         _name(folder)
         for model, folder in folders
         if (folder / "summary.json").exists()
+        and searched(model)
         and load_config_values(folder)["optim"]["base_lr"] != chosen_rate(matrix, out, model)
     ]
+
+
+def searched_before(matrix: Matrix, out: Path, losses: Mapping[str, Mapping[str, Any]]) -> None:
+    """Nothing; losses of an earlier search, by model and rate, count as tried in `out` then."""
+    for model in matrix.models:
+        for rate in matrix.rates:
+            loss = losses.get(model, {}).get(f"{rate:g}")
+            path = search_folder(out, model, rate) / "summary.json"
+            if loss is not None and not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, {"metrics": {"val/loss": loss}})
 
 
 def search_folder(out: Path, model: str, rate: float) -> Path:
@@ -170,8 +191,11 @@ def _search(matrix: Matrix, out: Path, source: str) -> Iterator[Job]:
     for model, settings in matrix.models.items():
         for rate in matrix.rates:
             chosen = {**matrix.settings, **settings, **matrix.search, "optim.base_lr": rate}
+            alteration = chosen.pop(ALTER, None)
             folder = search_folder(out, model, rate)
-            yield _pretraining(matrix, folder, source, partial(dict, chosen), after=())
+            yield _pretraining(
+                matrix, folder, source, partial(dict, chosen), after=(), alteration=alteration
+            )
 
 
 def _compared(matrix: Matrix, out: Path, source: str, seed: int) -> Iterator[Job]:
@@ -179,19 +203,21 @@ def _compared(matrix: Matrix, out: Path, source: str, seed: int) -> Iterator[Job
     for model, settings in matrix.models.items():
         folder = compared_folder(out, model, seed)
         merged = {**matrix.settings, **settings, "seed": seed}
+        alteration = merged.pop(ALTER, None)
         searched = [_name(search_folder(out, model, rate)) for rate in matrix.rates]
-        runs.append(folder)
+        runs.append((folder, alteration))
         yield _pretraining(
             matrix,
             folder,
             source,
             partial(_at_chosen_rate, matrix, out, model, merged),
             after=tuple(searched),
+            alteration=alteration,
         )
-    for place, folder in enumerate(runs):
+    for place, (folder, alteration) in enumerate(runs):
         # Baselines do not depend on the training, so they are measured beside one model alone.
         beside = [] if place == 0 and seed == matrix.seeds[0] else ["--no-baselines"]
-        yield from _measured(matrix, folder, source, MEASURES, extra=beside)
+        yield from _measured(matrix, folder, source, MEASURES, extra=beside, alteration=alteration)
 
 
 def _ablations(matrix: Matrix, out: Path, source: str) -> Iterator[Job]:
@@ -209,9 +235,15 @@ def _ablations(matrix: Matrix, out: Path, source: str) -> Iterator[Job]:
             after=searched,
             alteration=alteration,
         )
-        if alteration is None:
-            limits = ["--no-baselines", "--limit", "10000"]
-            yield from _measured(matrix, folder, source, {"probe": ["probe"]}, extra=limits)
+        limits = ["--no-baselines", "--limit", "10000"]
+        yield from _measured(
+            matrix,
+            folder,
+            source,
+            {"probe": ["probe"]},
+            extra=limits,
+            alteration=alteration,
+        )
 
 
 def _finetuned(matrix: Matrix, out: Path, source: str, seed: int) -> Iterator[Job]:
@@ -222,14 +254,19 @@ def _finetuned(matrix: Matrix, out: Path, source: str, seed: int) -> Iterator[Jo
             origin = first if model == "scratch" else compared_folder(out, model, seed)
             start = ["--from-scratch", str(origin)] if model == "scratch" else [str(origin)]
             merged = {**settings, "data.share": share, "seed": seed, "data.source": source}
+            alteration = matrix.models.get(model, {}).get(ALTER)
 
             def command(
-                folder: Path = folder, start: list[str] = start, merged: Settings = merged
+                folder: Path = folder,
+                start: list[str] = start,
+                merged: Settings = merged,
+                alteration: str | None = alteration,
             ) -> list[str]:
                 begun = (folder / "config.yaml").exists()
                 words = ["--resume", str(folder)] if begun else ["--out", str(folder)]
                 origin = [] if begun else [*start, "--config", matrix.finetune_recipe]
-                return _cli("finetune", *origin, *_options({} if begun else merged), *words)
+                options = _options({} if begun else merged)
+                return _cli("finetune", *origin, *options, *words, alteration=alteration)
 
             yield Job(
                 name=_name(folder),
@@ -250,13 +287,11 @@ def _pretraining(
 ) -> Job:
     def command() -> list[str]:
         if (folder / "config.yaml").exists():
-            words = _cli("pretrain", "--resume", str(folder))
+            words = ["--resume", str(folder)]
         else:
             options = _options({"data.source": source, **settings()})
-            words = _cli("pretrain", "--config", matrix.recipe, *options, "--out", str(folder))
-        if alteration is not None:
-            words[1:3] = [str(HERE / "altered.py"), alteration]
-        return words
+            words = ["--config", matrix.recipe, *options, "--out", str(folder)]
+        return _cli("pretrain", *words, alteration=alteration)
 
     return Job(name=_name(folder), outcome=folder / "summary.json", command=command, after=after)
 
@@ -268,19 +303,22 @@ def _measured(
     measures: Mapping[str, list[str]],
     *,
     extra: list[str],
+    alteration: str | None,
 ) -> Iterator[Job]:
     run = _name(folder)
     for name, (verb, *options) in measures.items():
         target = folder / f"{name}.json"
         words = [verb, str(folder), source, *options, *extra, "--json", str(target)]
-        yield Job(name=f"{run}/{name}", outcome=target, command=partial(_cli, *words), needs=(run,))
+        command = partial(_cli, *words, alteration=alteration)
+        yield Job(name=f"{run}/{name}", outcome=target, command=command, needs=(run,))
     target = folder / "completion.json"
     script = [sys.executable, str(HERE / "quality.py"), "complete", str(folder), source]
     count = ["--count", str(matrix.completions), "--json", str(target)]
+    altered = [] if alteration is None else ["--alter", alteration]
     yield Job(
         name=f"{run}/completion",
         outcome=target,
-        command=lambda: [*script, *count],
+        command=lambda: [*script, *count, *altered],
         needs=(run,),
     )
 
@@ -293,7 +331,9 @@ def _name(folder: Path) -> str:
     return f"{folder.parent.name}/{folder.name}"
 
 
-def _cli(*words: str) -> list[str]:
+def _cli(*words: str, alteration: str | None = None) -> list[str]:
+    if alteration is not None:
+        return [sys.executable, str(HERE / "altered.py"), alteration, *words]
     return [sys.executable, "-m", "crate_mae", *words]
 
 

@@ -11,16 +11,17 @@ import functools
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from altered import ALTERATIONS
 from crate_mae.cli.common import new_file, write_json
 from crate_mae.data.sources import open_source, random_subset
 from crate_mae.data.streams import StreamSource
 from crate_mae.evaluation.backbones import load_completer
 from crate_mae.evaluation.reconstruction import reconstruct_source
-from matrix import Job, jobs_of, load_matrix, superseded
+from matrix import EARLIER, Job, jobs_of, load_matrix, searched_before, superseded
 from pool import run_jobs
 
 logger = logging.getLogger("benchmarks")
@@ -45,11 +46,18 @@ def _run(given: argparse.Namespace) -> int:
     recorded = given.out / "matrix.json"
     jobs = _wanted(jobs_of(matrix, given.out, given.source), given.leave_out or [])
     values = json.loads(json.dumps({"matrix": matrix.values, "source": given.source}))
-    if recorded.exists() and not _extends(values, json.loads(recorded.read_text())):
+    old = json.loads(recorded.read_text()) if recorded.exists() else values
+    if old["source"] != given.source or not _extends(values["matrix"], old["matrix"]):
         raise ValueError(
             f"{given.out} was begun with another matrix or source: name another folder with --out,"
             f" or give back what {recorded} holds; only additions are taken"
         )
+    if given.earlier is not None:
+        earlier = _record(given.earlier)
+        if not _extends(values["matrix"], earlier["matrix"]):
+            raise ValueError(f"{given.earlier} tells of another matrix: only additions are taken")
+        write_json(given.out / EARLIER, earlier)
+        searched_before(matrix, given.out, earlier["search"])
     write_json(recorded, values)
     logger.info("%d jobs, %d done before", len(jobs), sum(job.outcome.exists() for job in jobs))
     outcome = run_jobs(
@@ -76,9 +84,9 @@ def _run(given: argparse.Namespace) -> int:
     return 1 if outcome.failed else 0
 
 
-def _extends(new: dict[str, Any], old: dict[str, Any]) -> bool:
-    """Whether all that was said before still holds; more models, seeds, rates do no harm."""
-    before, now = copy.deepcopy(old["matrix"]), copy.deepcopy(new["matrix"])
+def _extends(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
+    """Whether all that a matrix said before still holds; more models, seeds, rates do no harm."""
+    before, now = copy.deepcopy(dict(old)), copy.deepcopy(dict(new))
     for mine, theirs, key in ((now, before, "seeds"), (now["search"], before["search"], "rates")):
         if not set(theirs[key]) <= set(mine[key]):
             return False
@@ -88,7 +96,16 @@ def _extends(new: dict[str, Any], old: dict[str, Any]) -> bool:
         mine, theirs = (functools.reduce(dict.__getitem__, path, each) for each in (now, before))
         for name in set(mine) - set(theirs):
             del mine[name]
-    return bool(before == now and old["source"] == new["source"])
+    return bool(before == now)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """What `table --json` wrote; ValueError for anything else."""
+    found = json.loads(path.read_text())
+    parts = {"matrix", "search", "compared", "baselines", "ablations", "finetuned"}
+    if not isinstance(found, dict) or not parts <= set(found):
+        raise ValueError(f"{path} is no record of a comparison: name one that `table --json` wrote")
+    return found
 
 
 def _wanted(jobs: list[Job], left_out: list[str]) -> list[Job]:
@@ -105,7 +122,11 @@ def _wanted(jobs: list[Job], left_out: list[str]) -> list[Job]:
 
 
 def _complete(given: argparse.Namespace) -> int:
+    from tabulate_quality import flops_per_image
+
     target = new_file(given.json)
+    if given.alter is not None:
+        ALTERATIONS[given.alter]()
     model = load_completer(given.run_folder)
     source = open_source(given.source, split="test")
     if isinstance(source, StreamSource):
@@ -117,6 +138,7 @@ def _complete(given: argparse.Namespace) -> int:
         "ratio": given.ratio,
         "mse": float(found.mse.mean()),
         "psnr": float(found.psnr.mean()),
+        "gflops_per_image": flops_per_image(model, given.ratio) / 1e9,
     }
     print(", ".join(f"{name} {value:.4g}" for name, value in facts.items()))
     if target is not None:
@@ -150,12 +172,19 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--threads", type=int, default=1, help="threads of each job (1)")
     run.add_argument("--minutes", type=float, help="stop after so long; running jobs save first")
     run.add_argument("--leave-out", nargs="*", metavar="PREFIX", help="jobs whose names begin so")
+    run.add_argument(
+        "--earlier",
+        type=Path,
+        metavar="JSON",
+        help="a record that `table --json` wrote: its search counts, and the table shows all of it",
+    )
     complete = verbs.add_parser("complete", help="PSNR of one run's completions")
     complete.set_defaults(run=_complete)
     complete.add_argument("run_folder")
     complete.add_argument("source")
     complete.add_argument("--count", type=int, default=2000, help="test images (2000)")
     complete.add_argument("--ratio", type=float, default=0.75, help="share removed (0.75)")
+    complete.add_argument("--alter", choices=ALTERATIONS, help="the run's layers were altered so")
     complete.add_argument("--json")
     table = verbs.add_parser("table", help="one table of all that is done")
     table.set_defaults(run=_table)

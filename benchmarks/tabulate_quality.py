@@ -23,6 +23,7 @@ from crate_mae.training.folder import last_metrics, load_config_values
 from crate_mae.training.records import read_metrics
 from matrix import (
     ALTER,
+    EARLIER,
     MEASURES,
     Matrix,
     ablation_folder,
@@ -51,9 +52,10 @@ def gathered(matrix: Matrix, out: Path) -> dict[str, Any]:
             model: {
                 seed: facts
                 for seed in matrix.seeds
-                if (facts := _run(compared_folder(out, model, seed))) is not None
+                if (facts := _run(compared_folder(out, model, seed), altered=ALTER in settings))
+                is not None
             }
-            for model in matrix.models
+            for model, settings in matrix.models.items()
         },
         "baselines": _baselines(matrix, out),
         "ablations": {
@@ -75,18 +77,43 @@ def gathered(matrix: Matrix, out: Path) -> dict[str, Any]:
     }
 
 
+def with_earlier(found: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """What was found, and what an earlier record knows beside it; its date and machine named.
+
+    A run that both know is told as it was found, nothing of the other mixed in.
+    """
+    levels = {"search": 2, "compared": 2, "baselines": 2, "ablations": 1, "finetuned": 3}
+    merged = {part: _beside(found[part], earlier[part], deep) for part, deep in levels.items()}
+    order = list(found["matrix"]["ablations"]["variants"])
+    merged["ablations"] = dict(sorted(merged["ablations"].items(), key=lambda v: order.index(v[0])))
+    told = {key: earlier[key] for key in ("date", "machine")}
+    return {**found, **merged, "earlier": told}
+
+
+def _beside(new: Any, old: Any, levels: int) -> Any:
+    if new is None or old is None or levels == 0:
+        return old if new is None else new
+    new, old = ({str(key): value for key, value in each.items()} for each in (new, old))
+    return {key: _beside(new.get(key), old.get(key), levels - 1) for key in {**new, **old}}
+
+
 def _loss(folder: Path) -> float | None:
-    return last_metrics(folder).get("val/loss") if (folder / "summary.json").exists() else None
+    path = folder / "summary.json"
+    return json.loads(path.read_text())["metrics"].get("val/loss") if path.exists() else None
 
 
-def _run(folder: Path, *, altered: bool = False) -> dict[str, Any] | None:
-    """What is known of a finished pre-training run; of an altered one not what its steps cost."""
+def _run(folder: Path, *, altered: bool) -> dict[str, Any] | None:
+    """What is known of a finished pre-training run.
+
+    What the steps of an altered one cost was counted by the process that altered the layers.
+    """
     if not (folder / "summary.json").exists():
         return None
     records = read_metrics(folder)
     settings = load_config_values(folder)
     batch = int(settings["optim"]["batch_size"])
     passes = json.loads((folder / "summary.json").read_text())["step"] * batch
+    completion = _json(folder / "completion.json") or {}
     facts: dict[str, Any] = {
         "base_lr": settings["optim"]["base_lr"],
         "loss": last_metrics(folder)["val/loss"],
@@ -96,14 +123,15 @@ def _run(folder: Path, *, altered: bool = False) -> dict[str, Any] | None:
     }
     if altered:  # its classes are not these, and its weights may not fit them
         facts["parameters"] = _stored_parameters(folder / "weights" / TENSORS)
-        return facts
-    model = load_completer(folder)
-    step = _step_flops(model, batch, settings["masking"]["ratio"])
-    facts["parameters"] = parameter_count(model)
-    facts["gflops_per_image"] = step / batch / 1e9
-    facts["pflops"] = step / batch * passes / 1e15
-    completion = _json(folder / "completion.json")
-    if completion is not None:
+        cost = completion.get("gflops_per_image")
+    else:
+        model = load_completer(folder)
+        facts["parameters"] = parameter_count(model)
+        cost = _step_flops(model, batch, settings["masking"]["ratio"]) / batch / 1e9
+    if cost is not None:
+        facts["gflops_per_image"] = cost
+        facts["pflops"] = cost * passes / 1e6
+    if "psnr" in completion:
         facts["psnr"] = completion["psnr"]
     for name in MEASURES:
         for row in _rows(folder / f"{name}.json"):
@@ -118,17 +146,24 @@ def _stored_parameters(file: Path) -> int:
         return sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
 
 
-def _step_flops(model: Any, batch: int, ratio: float) -> int:
+def _step_flops(model: Any, batch: int, ratio: float) -> float:
     """Floating-point operations of a training step; those of ViT-MAE grow evenly with the batch."""
-    if not isinstance(model, ViTMAE):
-        return model_cost(model.config, batch=batch, ratio=ratio).step
+    if isinstance(model, ViTMAE):
+        return batch * flops_per_image(model, ratio)
+    return model_cost(model.config, batch=batch, ratio=ratio).step
+
+
+def flops_per_image(model: Any, ratio: float) -> float:
+    """Floating-point operations of a training step over its images, counted while they run.
+
+    What a step does once, whatever its batch, is counted as often as there are images: nothing in a
+    ViT-MAE or in an altered layer, the folded map in a CRATE-MAE.
+    """
     config = model.config
     images = torch.zeros(1, config.channels, *config.image_hw)
     mask = torch.ones(1, config.num_patches, dtype=torch.bool)
     mask[:, : num_kept(config.num_patches, ratio)] = False
-    return batch * counted_flops(
-        lambda: torch.autograd.backward(model.train()(images, mask=mask).loss)
-    )
+    return counted_flops(lambda: torch.autograd.backward(model.train()(images, mask=mask).loss))
 
 
 def _baselines(matrix: Matrix, out: Path) -> dict[str, dict[str, float]]:
@@ -177,6 +212,8 @@ def write_table(
     if not (out / "matrix.json").exists():
         raise FileNotFoundError(f"{out} holds no matrix.json: run the matrix there first")
     found = gathered(load_matrix(matrix_file), out)
+    if (earlier := _json(out / EARLIER)) is not None:
+        found = with_earlier(found, earlier)
     text = as_markdown(found)
     print(text)
     if json_file is not None:

@@ -29,6 +29,7 @@ from quality import HERE, main
 from quality import _extends as extends
 from quality import _wanted as wanted
 from quality_tables import altered_names, as_markdown, comparable_losses
+from tabulate_quality import with_earlier
 
 SOURCE = "parquet:somewhere"
 
@@ -202,12 +203,10 @@ def test_every_command_of_the_matrix_is_understood(tmp_path: Path) -> None:
 
 def test_more_rates_are_taken_and_runs_at_the_old_best_are_told(tmp_path: Path) -> None:
     matrix = load_matrix(HERE / "quality.yaml")
-    old = {"matrix": matrix.values, "source": SOURCE}
     rates = [*matrix.rates, 2 * max(matrix.rates)]
     values = {**matrix.values, "search": {**matrix.values["search"], "rates": rates}}
-    assert extends({"matrix": values, "source": SOURCE}, old)
-    assert not extends(old, {"matrix": values, "source": SOURCE})
-    assert not extends({"matrix": values, "source": "other"}, old)
+    assert extends(values, matrix.values)
+    assert not extends(matrix.values, values)
 
     def done(folder: Path, rate: float, loss: float) -> None:
         folder.mkdir(parents=True)
@@ -215,8 +214,9 @@ def test_more_rates_are_taken_and_runs_at_the_old_best_are_told(tmp_path: Path) 
         config = PretrainConfig(optim=OptimConfig(base_lr=rate))
         (folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
 
-    done(search_folder(tmp_path, "crate", matrix.rates[-1]), matrix.rates[-1], 0.5)
     done(compared_folder(tmp_path, "crate", 0), matrix.rates[-1], 0.4)
+    assert superseded(matrix, tmp_path) == []  # the search's folders are gone: nothing to tell
+    done(search_folder(tmp_path, "crate", matrix.rates[-1]), matrix.rates[-1], 0.5)
     assert superseded(matrix, tmp_path) == []
     extended = dataclasses.replace(matrix, rates=tuple(rates))
     done(search_folder(tmp_path, "crate", rates[-1]), rates[-1], 0.45)
@@ -296,6 +296,8 @@ def test_faults_of_a_matrix_are_named(
         ("own-attention", "attention"),
         ("encoder-mlp", "mlp"),
         ("overcomplete", "overcomplete"),
+        ("overcomplete-both", "overcomplete"),
+        ("overcomplete-tied", "overcomplete"),
         ("mlp", "mlp"),
     ],
 )
@@ -317,13 +319,23 @@ if {change!r} == "negative":
     torch.testing.assert_close(encoder.sparsify(z), expected)
 if {change!r} == "overcomplete":
     encoder = EncoderLayer(**common, step_size=0.1, sparsity=0.5)
-    D, x = encoder.ista.dictionary, encoder.norm2(z)
-    assert D.shape == (32, 8)
-    a = torch.zeros(2, 3, 32)
-    for _ in range(2):  # proximal gradient of |x - a D|^2 / 2 + 0.5 |a|_1 over a >= 0, step 0.1
-        a = (a - 0.1 * (a @ D - x) @ D.T - 0.1 * 0.5).clamp(min=0)
-    torch.testing.assert_close(encoder.sparsify(z), z + encoder.back(a))
-    assert a.count_nonzero() > 0
+    decoder = DecoderLayer(**common)
+    halves = [(encoder, encoder.sparsify, encoder.norm2, "ista")]
+    if {name!r} == "overcomplete":
+        assert hasattr(decoder, "synthesis")
+    else:
+        halves.append((decoder, decoder.expand, decoder.norm1, "synthesis"))
+    for layer, step, norm, gone in halves:
+        D, x = layer.overcomplete.dictionary, norm(z)
+        assert D.shape == (32, 8)
+        a = torch.zeros(2, 3, 32)
+        for _ in range(2):  # proximal gradient of |x - a D|^2 / 2 + 0.5 |a|_1 over a >= 0, step 0.1
+            a = (a - 0.1 * (a @ D - x) @ D.T - 0.1 * 0.5).clamp(min=0)
+        tied = {name!r} == "overcomplete-tied"
+        back = D.T if tied else layer.overcomplete.back.weight
+        torch.testing.assert_close(step(z), z + a @ back.T)
+        assert a.count_nonzero() > 0
+        assert gone not in dict(layer.named_children())
 if {change!r} == "mlp":
     encoder = EncoderLayer(**common, step_size=0.1, sparsity=0.5)
     first, _, second = encoder.mlp
@@ -390,6 +402,7 @@ def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
         "compared/crate-0/",
         "compared/vitmae-same-0/",
         "ablations/tied/probe",
+        "ablations/skip/probe",
         "ablations/base/",
     ]
     assert main([*words, "--leave-out", *slow, "--minutes", "0"]) == 143
@@ -409,15 +422,63 @@ def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
     best = min(rates, key=lambda rate: float(rates[rate]))
     assert crate["base_lr"] == float(best)
     assert found["ablations"]["tied"]["psnr"] > 0
-    assert "pflops" not in found["ablations"]["skip"]  # what is altered is not counted
+    cost = {name: facts.get("pflops") for name, facts in found["ablations"].items()}
+    assert cost["skip"] == pytest.approx(cost["base"], rel=0.02)  # counted by who altered it
     assert found["ablations"]["skip"]["parameters"] == found["ablations"]["base"]["parameters"]
     assert f"{crate['loss']:.4f}" in printed
     values = yaml.safe_load(matrix.read_text())
     matrix.write_text(yaml.safe_dump({**values, "seeds": [1]}))
     assert main(words) == 1
     assert "begun with another matrix" in capsys.readouterr().err
+    assert main([words[0], "npy:elsewhere", *words[2:]]) == 1
+    capsys.readouterr()
     matrix.write_text(yaml.safe_dump({**values, "seeds": [0, 1]}))
     assert main([*words, "--minutes", "0"]) == 143  # an addition is taken
+
+    # Another folder goes on from the record alone: the search is not repeated.
+    fresh = ["run", "digits", "--out", str(tmp_path / "fresh"), "--matrix", str(matrix)]
+    none = ["--leave-out", "ablations", "compared", "--earlier", str(tmp_path / "t.json")]
+    assert main([*fresh, *none]) == 0
+    assert "2 of 2 jobs done" in capsys.readouterr().out
+    table = ["table", str(tmp_path / "fresh"), "--matrix", str(matrix), "--json"]
+    assert main([*table, str(tmp_path / "again.json")]) == 0
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["earlier"]["date"] == found["date"]
+    parts = ("search", "compared", "ablations", "baselines")
+    assert {part: again[part] for part in parts} == {part: found[part] for part in parts}
+    matrix.write_text(yaml.safe_dump({**values, "settings": {"optim.epochs": 2}}))
+    assert main([*fresh[:3], str(tmp_path / "new"), *fresh[4:], *none]) == 1
+    assert "tells of another matrix" in capsys.readouterr().err
+    (tmp_path / "t.json").write_text("[]")
+    assert main([*fresh[:3], str(tmp_path / "new"), *fresh[4:], *none]) == 1
+    assert "is no record of a comparison" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_is_found_goes_before_what_an_earlier_record_tells() -> None:
+    def record(**parts: object) -> dict[str, object]:
+        empty: dict[str, object] = {p: {} for p in ("baselines", "ablations", "finetuned")}
+        matrix: dict[str, object] = {"ablations": {"variants": {"base": {}, "odd": {}}}}
+        return {"date": "then", "machine": "m", "matrix": matrix, "search": {}, **empty, **parts}
+
+    found = record(
+        search={"crate": {"0.1": None, "0.2": 0.4}},
+        compared={"crate": {1: {"loss": 0.3}}, "twin": {}},
+        ablations={"odd": {"loss": 1.0}},
+    )
+    earlier = record(
+        search={"crate": {"0.1": 0.5}},
+        compared={"crate": {"0": {"loss": 0.2}, "1": {"loss": 0.9, "psnr": 3.0}}},
+        ablations={"base": {"loss": 2.0}},
+        finetuned={"0.01": {"crate": {"0": 0.5}}},
+        baselines={"raw pixels": {"probe": 0.4}},
+    )
+    merged = with_earlier(found, earlier)
+    assert merged["search"] == {"crate": {"0.1": 0.5, "0.2": 0.4}}
+    assert merged["compared"] == {"crate": {"1": {"loss": 0.3}, "0": {"loss": 0.2}}, "twin": {}}
+    assert list(merged["ablations"]) == ["base", "odd"]  # in the order of the matrix
+    assert merged["finetuned"] == {"0.01": {"crate": {"0": 0.5}}}
+    assert merged["baselines"] == {"raw pixels": {"probe": 0.4}}
 
 
 def test_means_and_ranges_over_seeds_stand_in_the_table() -> None:
