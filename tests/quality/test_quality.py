@@ -423,7 +423,7 @@ def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
     assert crate["base_lr"] == float(best)
     assert found["ablations"]["tied"]["psnr"] > 0
     cost = {name: facts.get("pflops") for name, facts in found["ablations"].items()}
-    assert cost["skip"] == pytest.approx(cost["base"], rel=0.02)  # counted by who altered it
+    assert 1 < cost["skip"] / cost["base"] < 1.2  # counted on one image, its folded map with it
     assert found["ablations"]["skip"]["parameters"] == found["ablations"]["base"]["parameters"]
     assert f"{crate['loss']:.4f}" in printed
     values = yaml.safe_load(matrix.read_text())
