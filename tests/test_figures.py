@@ -1,6 +1,7 @@
 """Pictures: every format and channel count, pixels where they belong, nothing overwritten."""
 
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -305,6 +306,17 @@ def test_variants_stand_by_what_they_change(tmp_path: Path) -> None:
     assert places == sorted(places)  # upwards
     assert all(change in words for change in ("+0.020", "-0.050", "-0.100"))
     assert "line: base, 0.500" in words
+    assert "cut" not in words
+
+
+@pytest.mark.usefixtures("svg_words")
+def test_a_bar_longer_than_all_others_is_cut_and_says_so(tmp_path: Path) -> None:
+    losses = {"base": 0.5, "lost": 1.5, "best": 0.4, "good": 0.45}
+    words = texts(variant_losses(losses, tmp_path / "v.svg"))
+    assert "+1.000 (cut)" in words
+    assert words.count("(cut)") == 1
+    axis = [float(number) for number in re.findall(r"(?<![-+\d.])0\.\d+|1\.\d+", words)]
+    assert max(axis) < 0.8  # the axis ends long before 1.5
 
 
 @pytest.mark.parametrize(

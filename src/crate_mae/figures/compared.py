@@ -17,6 +17,9 @@ from crate_mae.figures.base import (
 
 COLOURS = (BLUE, ORANGE, GREEN, GREY, "#CC79A7", "#56B4E9", "#E69F00")
 
+LONGEST_BAR = 2.0
+"""A bar longer than so many times the second longest is cut."""
+
 Curve = Sequence[tuple[float, float]]
 """Points (how far, loss)."""
 
@@ -72,7 +75,8 @@ def variant_losses(
     """The path of a picture: what each variant of a model changes its loss by, the best on top.
 
     `losses` maps names to final losses, `base` among them: bars begin at its loss, to the left for
-    lower ones. The bars of `emphasised` names have another colour.
+    lower ones. The bars of `emphasised` names have another colour. One that is far longer than all
+    others is cut, which its number says, so that the others can be compared.
     Raises as `check_figure_target`, and ValueError for losses that are not finite, a base that is
     not among them, or one that stands alone.
     """
@@ -87,12 +91,15 @@ def variant_losses(
     axes = figure.add_subplot()
     changes = [losses[name] - losses[base] for name in names]
     colours = [ORANGE if name in emphasised else BLUE for name in names]
-    axes.barh(names, changes, left=losses[base], color=colours, height=0.62)
+    second = sorted(abs(change) for change in changes)[-2:][0]
+    longest = LONGEST_BAR * second if second > 0 else math.inf
+    drawn = [max(-longest, min(longest, change)) for change in changes]
+    axes.barh(names, drawn, left=losses[base], color=colours, height=0.62)
     axes.axvline(losses[base], color=GREY, linewidth=1)
-    for place, (name, change) in enumerate(zip(names, changes, strict=True)):
+    for place, (change, shown) in enumerate(zip(changes, drawn, strict=True)):
         axes.annotate(
-            f"{change:+.3f}",
-            (losses[name], place),
+            f"{change:+.3f}" + ("" if shown == change else " (cut)"),
+            (losses[base] + shown, place),
             xytext=(-4 if change < 0 else 4, 0),
             textcoords="offset points",
             ha="right" if change < 0 else "left",
