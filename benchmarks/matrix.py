@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crate_mae.cli.common import write_json
+from crate_mae.files import write_atomically
 from crate_mae.training.folder import load_config_values, load_settings
 
 Settings = Mapping[str, Any]
@@ -164,7 +164,7 @@ def searched_before(matrix: Matrix, out: Path, losses: Mapping[str, Mapping[str,
             path = search_folder(out, model, rate) / "summary.json"
             if loss is not None and not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, {"metrics": {"val/loss": loss}})
+                write_atomically(path, json.dumps({"metrics": {"val/loss": loss}}) + "\n")
 
 
 def search_folder(out: Path, model: str, rate: float) -> Path:
