@@ -82,60 +82,25 @@ def overcomplete() -> None:
     They return to d dimensions by a dictionary of their own, not by D: the layer of CRATE-alpha
     (Yang et al., "Scaling White-Box Transformers for Vision", arXiv 2405.20299), encoder only.
     """
-    _overcomplete_instead(EncoderLayer, "ista", step="sparsify", norm="norm2")
+    plain = EncoderLayer.__init__
 
+    def init(self: EncoderLayer, *, dim: int, **more: Any) -> None:
+        plain(self, dim=dim, **more)
+        self.ista.dictionary = nn.Parameter(torch.empty(4 * dim, dim))  # atoms are rows
+        nn.init.kaiming_uniform_(self.ista.dictionary)
+        self.back = nn.Linear(4 * dim, dim, bias=False)
+        init_linear(self.back)
 
-def overcomplete_both() -> None:
-    """The same in the encoder, and in the decoder in the place of its synthesis."""
-    overcomplete()
-    _overcomplete_instead(DecoderLayer, "synthesis", step="expand", norm="norm1")
-
-
-def overcomplete_tied() -> None:
-    """As overcomplete-both, but codes return by D itself, as what they say that x is."""
-    _overcomplete_instead(EncoderLayer, "ista", step="sparsify", norm="norm2", tied=True)
-    _overcomplete_instead(DecoderLayer, "synthesis", step="expand", norm="norm1", tied=True)
-
-
-class _Overcomplete(nn.Module):
-    """What two steps of ISTA from 0 in a dictionary of 4 d atoms make of tokens, back in d."""
-
-    def __init__(
-        self, dim: int, *, tied: bool, step_size: float = 0.1, sparsity: float = 0.5
-    ) -> None:
-        super().__init__()
-        self.step_size, self.sparsity = step_size, sparsity
-        self.dictionary = nn.Parameter(torch.empty(4 * dim, dim))  # atoms are rows
-        nn.init.kaiming_uniform_(self.dictionary)
-        self.back = None if tied else nn.Linear(4 * dim, dim, bias=False)
-        if self.back is not None:
-            init_linear(self.back)
-
-    def forward(self, x: Tensor) -> Tensor:
-        D, eta, bound = self.dictionary, self.step_size, self.step_size * self.sparsity
+    def sparsify(self: EncoderLayer, h: Tensor) -> Tensor:
+        x, D, eta = self.norm2(h), self.ista.dictionary, self.ista.step_size
+        bound = eta * self.ista.sparsity
         codes = F.relu(eta * x @ D.mT - bound)
         codes = F.relu(codes + eta * (x - codes @ D) @ D.mT - bound)
-        change: Tensor = codes @ D if self.back is None else self.back(codes)
-        return change
+        step: Tensor = cast("nn.Module", self.back)(codes)
+        return h + step
 
-
-def _overcomplete_instead(
-    layer: type[nn.Module], part: str, *, step: str, norm: str, tied: bool = False
-) -> None:
-    plain = layer.__init__
-
-    def init(self: nn.Module, *, dim: int, **more: Any) -> None:
-        plain(self, dim=dim, **more)
-        delattr(self, part)
-        given = {key: more[key] for key in ("step_size", "sparsity") if key in more}
-        self.overcomplete = _Overcomplete(dim, tied=tied, **given)
-
-    def run(self: nn.Module, tokens: Tensor) -> Tensor:
-        change: Tensor = cast("nn.Module", self.overcomplete)(getattr(self, norm)(tokens))
-        return tokens + change
-
-    layer.__init__ = init  # type: ignore[method-assign]
-    setattr(layer, step, run)
+    EncoderLayer.__init__ = init  # type: ignore[method-assign]
+    EncoderLayer.sparsify = sparsify  # type: ignore[method-assign]
 
 
 def _mlp_instead(layer: type[nn.Module], part: str, *, step: str, norm: str) -> None:
@@ -193,8 +158,6 @@ ALTERATIONS: dict[str, Callable[[], None]] = {
     "mlp": mlp,
     "encoder-mlp": encoder_mlp,
     "overcomplete": overcomplete,
-    "overcomplete-both": overcomplete_both,
-    "overcomplete-tied": overcomplete_tied,
 }
 
 

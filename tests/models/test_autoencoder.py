@@ -76,6 +76,7 @@ OTHER_VALUES: dict[str, Any] = {
     "decoder_num_heads": 3,
     "step_size": 0.2,
     "sparsity": 0.1,
+    "overcomplete": 2,
     "output_projection": "tied",
     "mask_tokens": "decoder",
     "norm_pix_loss": True,

@@ -179,7 +179,7 @@ def test_a_decoder_that_undoes_nothing_and_one_that_copies(images: Tensor) -> No
     model = make(config).eval()
     with torch.no_grad():
         layer = next(iter(model.decoder))
-        layer.synthesis.weight.copy_(torch.eye(config.dim))
+        layer.dictionary.copy_(torch.eye(config.dim))
         layer.norm1.weight.fill_(1)
         layer.norm1.bias.zero_()
         model.encoder.norm.weight.fill_(1)

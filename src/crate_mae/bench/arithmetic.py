@@ -8,6 +8,7 @@ Shapes: B images, N tokens, d token width, K heads; tokens are rows.
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +64,8 @@ class WrittenCrate(nn.Module):
         super().__init__()
         if model.config.mask_tokens != "encoder":
             raise ValueError("the written arithmetic has its mask tokens in the encoder")
+        if model.config.overcomplete != 1:
+            raise ValueError("the written arithmetic has as many atoms as dimensions")
         self.model = model
         self.attend, self.gradient_step = attend, gradient_step
 
@@ -97,7 +100,7 @@ class WrittenCrate(nn.Module):
         encoder = self.model.encoder
         for layer in encoder.layers:
             h = tokens + self._mssa(layer.norm1(tokens), layer.mssa)
-            tokens = self._ista(layer.norm2(h), layer.ista)
+            tokens = self._ista(layer.norm2(h), cast("ISTA", layer.ista))
         normed: Tensor = encoder.norm(tokens)
         return normed
 

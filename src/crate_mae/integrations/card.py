@@ -161,10 +161,13 @@ def _model_rows(facts: Facts) -> list[tuple[str, str]]:
     target = "normalised by patch" if config["norm_pix_loss"] else "raw pixels"
     size = f"{facts.weights['parameters'] / 1e6:.2f} million parameters"
     patch = " x ".join(map(str, config["patch_size"]))
+    atoms = config.get("overcomplete", 1)
+    words = f"{atoms} x {config['dim']} atoms, two ISTA steps from 0 and a skip (not of the paper)"
     return [
         ("size", f"{size}: width {config['dim']}, heads {heads}, layers {layers}"),
         ("patches", f"{patch} pixels"),
         ("step size and sparsity", f"eta {config['step_size']}, lambda {config['sparsity']}"),
+        *([("dictionaries", words)] if atoms > 1 else []),
         ("output map, mask tokens", f"{config['output_projection']}, {config['mask_tokens']}"),
         *([("predicts", target)] if facts.weights["model"] == "CrateMAE" else []),
         ("images are normalised with", f"mean {mean}; std {std}; done by every command"),

@@ -54,6 +54,9 @@ class CrateMAE(nn.Module):
                 dim=config.dim,
                 num_heads=config.decoder_num_heads,
                 output_projection=config.output_projection,
+                overcomplete=config.overcomplete,
+                step_size=config.step_size,
+                sparsity=config.sparsity,
             )
             for _ in range(config.decoder_depth)
         )

@@ -16,6 +16,7 @@ MAX_SIDE = 1 << 16
 MAX_TOKENS = 1 << 20
 MAX_POSITIONS = 1 << 27  # values in the position table, half a GiB
 MAX_CHANNELS = 4_096
+MAX_OVERCOMPLETE = 64
 MAX_CLASSES = 1 << 24
 
 
@@ -46,6 +47,9 @@ class ModelConfig:
     """Step size eta of the ISTA step."""
     sparsity: float = 0.5
     """Weight lambda of the sparsity term in the ISTA step."""
+    overcomplete: int = 1
+    """Dictionary atoms for each of the d dimensions: 1, the published layers; more (not of the
+    paper), two ISTA steps from 0 and a skip, in encoder and decoder (docs/model.md)."""
     output_projection: OutputProjection = "free"
     """Output map of MSSA: "free", a learned linear with bias (published code), or "tied", the
     transpose of U (paper)."""
@@ -75,6 +79,7 @@ class ModelConfig:
             "num_heads": (self.num_heads, MAX_DIM),
             "decoder_depth": (self.decoder_depth, MAX_DEPTH),
             "decoder_num_heads": (self.decoder_num_heads, MAX_DIM),
+            "overcomplete": (self.overcomplete, MAX_OVERCOMPLETE),
         }
         for name, (value, limit) in counts.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -150,8 +155,14 @@ class ModelConfig:
         return self.patch_hw[0] * self.patch_hw[1] * self.channels
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON or YAML; `from_dict` reads them back."""
+        """Plain values for JSON or YAML; `from_dict` reads them back.
+
+        Without `overcomplete` where it is 1, so that what is written of a published model stays the
+        same, byte for byte, and can be read by versions that know no other.
+        """
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.overcomplete == 1:
+            del plain["overcomplete"]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
 
     @classmethod

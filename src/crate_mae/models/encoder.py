@@ -38,6 +38,7 @@ class Encoder(nn.Module):
                 step_size=config.step_size,
                 sparsity=config.sparsity,
                 output_projection=config.output_projection,
+                overcomplete=config.overcomplete,
             )
             for _ in range(config.depth)
         )

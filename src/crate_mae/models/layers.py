@@ -167,11 +167,47 @@ class _Folded(torch.autograd.Function):
         return change
 
 
+class OvercompleteISTA(nn.Module):
+    """What two proximal gradient steps from 0 say that tokens are, in more atoms than dimensions.
+
+        a_1 = ReLU( eta x D - eta lambda ),   a_2 = ReLU( a_1 + eta (x - a_1 D^T) D - eta lambda )
+        OvercompleteISTA(x) = a_2 D^T
+
+    D is (d, n d), an atom a column, and a_2 >= 0 approaches the code of x in the non-negative LASSO
+    1/2 |x - D a|^2 + lambda |a|_1. Not of the CRATE-MAE paper: the published step has n = 1, one
+    step from x itself, and its code is the next layer's token. Two steps from 0 in an overcomplete
+    dictionary follow CRATE-alpha (Yang et al., arXiv 2405.20299), whose codes return to d
+    dimensions by a second matrix; here they return by D.
+    """
+
+    def __init__(self, *, dim: int, overcomplete: int, step_size: float, sparsity: float) -> None:
+        super().__init__()
+        self.step_size = step_size
+        self.sparsity = sparsity
+        self.dictionary = nn.Parameter(torch.empty(dim, overcomplete * dim))  # D
+        nn.init.kaiming_uniform_(self.dictionary, mode="fan_out")
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Sparse non-negative codes a_2 of tokens x (..., d): (..., n d)."""
+        D, eta, bound = self.dictionary, self.step_size, self.step_size * self.sparsity
+        # eta scales what has d columns, not n d. In place: no backward pass looks at values before.
+        first = ((eta * x) @ D).sub_(bound).relu_()
+        residual = x - F.linear(first, D)
+        return (first + (eta * residual) @ D).sub_(bound).relu_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens a_2 D^T that the codes of tokens x (..., d) stand for: (..., d)."""
+        return F.linear(self.codes(x), self.dictionary)
+
+
 class EncoderLayer(nn.Module):
     """One step of sparse rate reduction: compress toward the subspaces, then sparsify.
 
     h  = z + MSSA(LN1(z))        compress
     z' = ISTA(LN2(h))            sparsify (its skip starts at LN2(h), not at h)
+
+    With `overcomplete` n > 1 (not of the paper) the second line is
+    z' = h + OvercompleteISTA(LN2(h)).
 
     `keep` (B,) multiplies the MSSA step of each image: stochastic depth, where 0 leaves the step
     out. The sparse step has no skip around it that could stand in for it, so it always runs.
@@ -185,12 +221,19 @@ class EncoderLayer(nn.Module):
         step_size: float,
         sparsity: float,
         output_projection: OutputProjection,
+        overcomplete: int = 1,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-5)
         self.mssa = MSSA(dim=dim, num_heads=num_heads, output_projection=output_projection)
         self.norm2 = nn.LayerNorm(dim, eps=1e-5)
-        self.ista = ISTA(dim=dim, step_size=step_size, sparsity=sparsity)
+        self.ista: ISTA | OvercompleteISTA
+        if overcomplete == 1:
+            self.ista = ISTA(dim=dim, step_size=step_size, sparsity=sparsity)
+        else:
+            self.ista = OvercompleteISTA(
+                dim=dim, overcomplete=overcomplete, step_size=step_size, sparsity=sparsity
+            )
 
     def compress(self, z: Tensor, keep: Tensor | None = None) -> Tensor:
         """Tokens h moved toward the subspaces U_k: (B, N, d) to (B, N, d)."""
@@ -198,8 +241,19 @@ class EncoderLayer(nn.Module):
         return z + (step if keep is None else keep.to(step.dtype).view(-1, 1, 1) * step)
 
     def sparsify(self, h: Tensor) -> Tensor:
-        """Sparse codes z' >= 0 of tokens h in the dictionary D: (B, N, d) to (B, N, d)."""
-        codes: Tensor = self.ista(self.norm2(h))
+        """Tokens z' made of sparse codes of tokens h in D: (B, N, d) to (B, N, d).
+
+        They are the codes themselves, all >= 0, unless the dictionary is overcomplete.
+        """
+        made: Tensor = self.ista(self.norm2(h))
+        return h + made if isinstance(self.ista, OvercompleteISTA) else made
+
+    def codes(self, h: Tensor) -> Tensor:
+        """Sparse codes >= 0 of tokens h (B, N, d) in the dictionary D: (B, N, n d)."""
+        x: Tensor = self.norm2(h)
+        if isinstance(self.ista, OvercompleteISTA):
+            return self.ista.codes(x)
+        codes: Tensor = self.ista(x)
         return codes
 
     def forward(self, z: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -212,20 +266,45 @@ class DecoderLayer(nn.Module):
 
     y  = LN1(z) A^T              expand (partly inverts ISTA)
     z' = y - MSSA(LN2(y))        decompress
+
+    With `overcomplete` n > 1 (not of the paper) the first line is y = z + OvercompleteISTA(LN1(z)),
+    with an eta and a lambda of its own.
     """
 
-    def __init__(self, *, dim: int, num_heads: int, output_projection: OutputProjection) -> None:
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_heads: int,
+        output_projection: OutputProjection,
+        overcomplete: int = 1,
+        step_size: float = 0.1,
+        sparsity: float = 0.5,
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-5)
-        self.synthesis = nn.Linear(dim, dim, bias=False)  # A
-        nn.init.kaiming_uniform_(self.synthesis.weight)
+        self.synthesis: nn.Linear | OvercompleteISTA
+        if overcomplete == 1:
+            self.synthesis = nn.Linear(dim, dim, bias=False)  # A
+            nn.init.kaiming_uniform_(self.synthesis.weight)
+        else:
+            self.synthesis = OvercompleteISTA(
+                dim=dim, overcomplete=overcomplete, step_size=step_size, sparsity=sparsity
+            )
         self.norm2 = nn.LayerNorm(dim, eps=1e-5)
         self.mssa = MSSA(dim=dim, num_heads=num_heads, output_projection=output_projection)
 
     def expand(self, z: Tensor) -> Tensor:
         """Tokens y synthesised from codes z: (B, N, d) to (B, N, d)."""
         y: Tensor = self.synthesis(self.norm1(z))
-        return y
+        return z + y if isinstance(self.synthesis, OvercompleteISTA) else y
+
+    @property
+    def dictionary(self) -> Tensor:
+        """The matrix A that synthesises tokens: (d, n d), an atom a column."""
+        if isinstance(self.synthesis, OvercompleteISTA):
+            return self.synthesis.dictionary
+        return self.synthesis.weight
 
     def decompress(self, y: Tensor) -> Tensor:
         """Tokens moved away from the subspaces: (B, N, d) to (B, N, d)."""

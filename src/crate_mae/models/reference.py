@@ -95,11 +95,16 @@ def to_reference(model: CrateMAE) -> dict[str, Tensor]:
     Cloned tensors. A tied output map is written out as the separate map the published code has
     (transposed U, zero bias), which computes the same. The two unused published tensors are left
     out. Raises ValueError when the published code cannot express the model: mask tokens that enter
-    in the decoder, or a tied output map with a single head.
+    in the decoder, an overcomplete dictionary, or a tied output map with a single head.
     """
     config = model.config
     if config.mask_tokens != "encoder":
         raise ValueError("the published code has mask tokens in the encoder only")
+    if config.overcomplete != 1:
+        raise ValueError(
+            f"the published code has as many atoms as dimensions, not {config.overcomplete} times"
+            " as many (overcomplete)"
+        )
     if config.output_projection == "tied" and 1 in (config.num_heads, config.decoder_num_heads):
         raise ValueError("the published code has no output map with one head, so none can be tied")
     names = _names(config)

@@ -290,7 +290,10 @@ class FinetuneConfig:
 
 def plain_values(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
     """The nested values of a configuration, with lists for tuples."""
-    return dict(_plain(asdict(config)))
+    values = asdict(config)
+    if config.model is not None:
+        values["model"] = config.model.to_dict()
+    return dict(_plain(values))
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crate_mae.models.layers import EncoderLayer
+from crate_mae.models.layers import EncoderLayer, OvercompleteISTA
 from crate_mae.whitebox import measures
 from crate_mae.whitebox.geometry import subspace_bases
 from crate_mae.whitebox.streaming import RunningMean
@@ -154,32 +154,47 @@ class LayerMeter:
 
     def _sparsification(self, step: HalfStep, layer: EncoderLayer) -> None:
         """Sparsity of the codes, and what the ISTA step did to its objective."""
-        x, codes = layer.norm2(step.before), step.after
+        x = layer.norm2(step.before)
         D, weight = layer.ista.dictionary, layer.ista.sparsity
-        start = measures.lasso_objective(x, x, D, weight)
+        if isinstance(layer.ista, OvercompleteISTA):
+            codes, z = layer.codes(step.before), "a"
+            begin, words, nonnegative = torch.zeros_like(codes), f"{z} = 0", f"{z} = 0"
+        else:
+            codes, z = step.after, "z'"
+            begin, words, nonnegative = x, "z = x", "z = ReLU(x)"
+        start = measures.lasso_objective(begin, x, D, weight)
         end = measures.lasso_objective(codes, x, D, weight)
-        feasible = measures.lasso_objective(x.relu(), x, D, weight)
-        objective = "1/2 |x - D z|^2 + lambda |z|_1 at x = LN2(h)"
+        feasible = measures.lasso_objective(begin.relu(), x, D, weight)
+        letter = z[0]
+        objective = f"1/2 |x - D {letter}|^2 + lambda |{letter}|_1 at x = LN2(h)"
         residual = F.linear(codes.double(), D.double())
         for measure, values, tensor in (
-            ("zero_fraction", measures.zero_fraction(codes), "z' exactly 0"),
-            ("nonzero_fraction", 1 - measures.zero_fraction(codes), "z' not 0"),
+            ("zero_fraction", measures.zero_fraction(codes), f"{z} exactly 0"),
+            ("nonzero_fraction", 1 - measures.zero_fraction(codes), f"{z} not 0"),
             (
                 "small_fraction",
                 measures.small_fraction(codes),
-                "z' up to 1 % of its token's largest",
+                f"{z} up to 1 % of its token's largest",
             ),
-            ("hoyer_sparsity", measures.hoyer_sparsity(codes).mean(dim=1), "z', mean over tokens"),
-            ("gini_sparsity", measures.gini_sparsity(codes).mean(dim=1), "z', mean over tokens"),
-            ("lasso_start", start, f"{objective}, z = x (where ISTA starts)"),
-            ("lasso_start_nonnegative", feasible, f"{objective}, z = ReLU(x)"),
-            ("lasso_end", end, f"{objective}, z = z'"),
+            (
+                "hoyer_sparsity",
+                measures.hoyer_sparsity(codes).mean(dim=1),
+                f"{z}, mean over tokens",
+            ),
+            ("gini_sparsity", measures.gini_sparsity(codes).mean(dim=1), f"{z}, mean over tokens"),
+            ("lasso_start", start, f"{objective}, {words} (where ISTA starts)"),
+            ("lasso_start_nonnegative", feasible, f"{objective}, {nonnegative}"),
+            ("lasso_end", end, f"{objective}, {letter} = {z}"),
             (
                 "lasso_fall",
                 (start - end) / torch.where(start > 0, start, 1.0),
                 f"{objective}: (start - end) / start",
             ),
-            ("ista_residual", measures.relative_error(residual, x), "|D z' - x| / |x|, x = LN2(h)"),
+            (
+                "ista_residual",
+                measures.relative_error(residual, x),
+                f"|D {z} - x| / |x|, x = LN2(h)",
+            ),
         ):
             self._record(step, step.name, measure, values, tensor)
         used = (codes != 0).flatten(0, -2).any(dim=0).cpu()
@@ -211,7 +226,7 @@ class LayerMeter:
                 measure="atoms_used",
                 mean=float(used.sum()),
                 images=images[layer],
-                tensor=f"entries of z' that are ever above 0, of {len(used)}",
+                tensor=f"entries of the codes that are ever above 0, of {len(used)}",
                 precision=self.precision,
             )
             for layer, used in self._atoms.items()

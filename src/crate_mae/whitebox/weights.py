@@ -30,7 +30,7 @@ def weight_measurements(
                 mirror = model.config.depth - 1 - index
                 D = list(model.encoder.layers)[mirror].ista.dictionary.detach()
                 found["mirror_dictionary_cosine"] = (
-                    geometry.matrix_cosine(layer.synthesis.weight.detach(), D),
+                    geometry.matrix_cosine(layer.dictionary.detach(), D),
                     f"A and D of encoder layer {mirror}",
                 )
             rows += [
