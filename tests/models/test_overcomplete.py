@@ -80,7 +80,8 @@ def test_gradients_are_those_of_the_equations() -> None:
     x = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
 
     def run(x: Tensor, D: Tensor) -> Tensor:
-        return torch.func.functional_call(ista, {"dictionary": D}, (x,))
+        made: Tensor = torch.func.functional_call(ista, {"dictionary": D}, (x,))
+        return made
 
     assert torch.autograd.gradcheck(run, (x, ista.dictionary))
 

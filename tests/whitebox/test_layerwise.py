@@ -173,6 +173,43 @@ def test_rows_are_the_measures_taken_by_hand(images: Tensor) -> None:
             z = codes
 
 
+def test_overcomplete_codes_are_measured_from_where_their_steps_start(images: Tensor) -> None:
+    """The objective begins at a = 0 and is that of the codes, which are not the next tokens."""
+    config = tiny(depth=1, overcomplete=3, sparsity=0.2)
+    model = make(config).eval()
+    rows = analyse(model, source_of(images), precision="float64").rows
+    wide = make(config).eval().double()
+    layer = next(iter(wide.encoder.layers))
+    with torch.no_grad():
+        x = layer.norm2(layer.compress(wide.encoder.embed(images.double())))
+        D, codes = (
+            layer.ista.dictionary.detach(),
+            torch.zeros(len(x), x.shape[1], 3 * config.dim).double(),
+        )
+        for _ in range(2):
+            codes = codes + config.step_size * ((x - codes @ D.mT) @ D - config.sparsity)
+            codes = codes.clamp(min=0)
+        fit = (x - codes @ D.mT).square().sum(dim=-1) / 2
+        end = (fit + config.sparsity * codes.sum(dim=-1)).mean(dim=1)
+        start = x.square().sum(dim=-1).mean(dim=1) / 2
+    expected = {
+        "lasso_start": start,
+        "lasso_start_nonnegative": start,
+        "lasso_end": end,
+        "lasso_fall": (start - end) / start,
+        "zero_fraction": (codes == 0).double().mean(dim=(1, 2)),
+        "ista_residual": (x - codes @ D.mT).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1),
+        "atoms_used": (codes != 0).flatten(0, 1).any(dim=0).sum().double(),
+    }
+    for measure, wanted in expected.items():
+        row = value(rows, measure, 0, "sparsify", "encoder")
+        assert row.mean == pytest.approx(float(wanted.mean()), rel=1e-9), measure
+    assert value(rows, "lasso_start", 0, "sparsify", "encoder").tensor.endswith(
+        "a = 0 (where ISTA starts)"
+    )
+    assert "a exactly 0" in value(rows, "zero_fraction", 0, "sparsify", "encoder").tensor
+
+
 def test_a_decoder_that_undoes_nothing_and_one_that_copies(images: Tensor) -> None:
     """With A = I and MSSA switched off a decoder layer only normalises its tokens."""
     config = tiny(depth=1, decoder_depth=1, decoder_num_heads=2)
