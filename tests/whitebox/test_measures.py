@@ -275,14 +275,26 @@ def test_the_lasso_objective_by_loops() -> None:
         assert float(found[image]) == pytest.approx(total / 3)
 
 
-def test_an_ista_step_cannot_raise_the_objective_when_its_step_is_small() -> None:
-    """The majorisation bound: from feasible codes, with eta |D|^2 up to 1."""
-    D = normal(6, 6)
-    eta, weight = 0.99 / float(torch.linalg.matrix_norm(D, ord=2)) ** 2, 0.2
-    x, codes = normal(1, 50, 6, seed=1), normal(1, 50, 6, seed=2).relu()
+@given(atoms=st.sampled_from([3, 6, 24]), seed=st.integers(0, 1000), weight=st.floats(0, 2))
+@some
+def test_an_ista_step_cannot_raise_the_objective_up_to_its_bound(
+    atoms: int, seed: int, weight: float
+) -> None:
+    """F(z') <= F(z) - (1 / eta - |D|^2 / 2) |z' - z|^2 from feasible codes z, token by token."""
+    D = normal(6, atoms, seed=seed)
+    eta = 2 / float(torch.linalg.matrix_norm(D, ord=2)) ** 2
+    x, codes = normal(50, 1, 6, seed=seed + 1), normal(50, 1, atoms, seed=seed + 2).relu()
     step = (codes + eta * (x - codes @ D.T) @ D - eta * weight).relu()
-    before = lasso_objective(codes, x, D, weight)
-    assert float(lasso_objective(step, x, D, weight)) < float(before)
+    before, after = (lasso_objective(z, x, D, weight) for z in (codes, step))
+    assert bool((after <= before + 1e-9 * (1 + before)).all())
+
+
+def test_beyond_its_bound_an_ista_step_can_raise_the_objective() -> None:
+    D, x, z = torch.ones(1, 1), torch.ones(1, 1, 1), torch.full((1, 1, 1), 1.5)
+    before = float(lasso_objective(z, x, D, 0.0))
+    for eta, lower in ((1.9, True), (2.1, False)):
+        step = (z + eta * (x - z @ D.T) @ D).relu()
+        assert (float(lasso_objective(step, x, D, 0.0)) < before) == lower
 
 
 def test_cosine_and_relative_error_by_hand() -> None:

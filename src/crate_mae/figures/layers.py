@@ -135,7 +135,7 @@ def weight_curves(
         path,
         "Weights alone, no images. E is the encoder, D the decoder, layers from 0. Distances are 0"
         f" for orthogonal (orthonormal) columns; overlap is the mean squared cosine of principal"
-        f" angles.{level} Dotted: eta |D|^2 = 1, up to which an ISTA step cannot raise its"
+        f" angles.{level} Dotted: eta |D|^2 = 2, up to which an ISTA step cannot raise its"
         " objective.",
     )
 
@@ -287,7 +287,7 @@ def _weights(axes: Axes, rows: Sequence[Measurement], measure: str, names: list[
     axes.set_xticks(shown, [ticks[place] for place in shown], fontsize=7)
     axes.tick_params(axis="y", labelsize=8)
     if measure == "ista_step_bound":
-        axes.axhline(1, color=GREY, linestyle=":", linewidth=1)
+        axes.axhline(2, color=GREY, linestyle=":", linewidth=1)
     low, high = axes.get_ylim()
     bottom = -0.1 if measure.endswith("cosine") and low < 0 else min(0.0, low)
     axes.set_ylim(bottom, max(0.1, 1.08 * high))

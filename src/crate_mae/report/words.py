@@ -144,7 +144,7 @@ MEASURES: dict[str, tuple[str, str]] = {
     "atom_length_std": ("Spread of these lengths", "0 when all columns are equally long."),
     "ista_step_bound": (
         "Size of the ISTA step",
-        "Up to 1 a step from non-negative codes cannot raise its objective; above, it may.",
+        "Up to 2 a step from non-negative codes cannot raise its objective; above, it may.",
     ),
     "mirror_dictionary_cosine": (
         "Likeness of the decoder's dictionary to the mirrored one",

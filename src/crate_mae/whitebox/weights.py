@@ -99,6 +99,6 @@ def _of_dictionary(layer: EncoderLayer) -> dict[str, tuple[float, str]]:
         "atom_length_std": (float(lengths.std(unbiased=False)), "length of the columns of D, std"),
         "ista_step_bound": (
             layer.ista.step_size * geometry.spectral_norm(D) ** 2,
-            "eta |D|_2^2: up to 1 the ISTA step cannot raise its objective from z >= 0",
+            "eta |D|_2^2: up to 2 an ISTA step cannot raise its objective from z >= 0",
         ),
     }
