@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +19,7 @@ from crate_mae import build_model, load_model, save_model
 from crate_mae.cli import main
 from crate_mae.integrations.hub import check_repository, push
 from crate_mae.integrations.package import Package, build_package, check_licence, write_folder
+from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.training.parse import parse_finetune, parse_pretrain
 
@@ -340,6 +341,15 @@ def test_a_classifier_is_called_one(tmp_path: Path) -> None:
     assert card.metadata.get("pipeline_tag") == "image-classification"
     assert "A classifier on a CRATE encoder" in card.text
     assert "predicts" not in card.text
+
+
+def test_layers_that_are_not_the_papers_are_called_so(tmp_path: Path) -> None:
+    config = replace(model_of(0).config, overcomplete=2)
+    text = card_of(package_of(save_model(CrateMAE(config), tmp_path / "weights"))).text
+    assert "A CRATE-MAE with overcomplete dictionaries (not the paper's layers)" in text
+    assert f"| dictionaries | 2 x {config.dim} atoms, two ISTA steps from 0 and a skip" in text
+    plain = card_of(package_of(save_model(model_of(0), tmp_path / "plain"))).text
+    assert "atoms" not in plain
 
 
 def test_own_words_and_own_cards(run: Path, tmp_path: Path) -> None:

@@ -138,7 +138,10 @@ def _opening(facts: Facts, name: str) -> str:
     config = facts.weights["config"]
     height, width = config["image_size"]
     images = f"{height} x {width} pixel images of {counted(config['channels'], 'channel')}"
-    kind, use = f"A CRATE-MAE, encoder and decoder, for {images}", "features = model.encode(images)"
+    name_of = "A CRATE-MAE"
+    if config.get("overcomplete", 1) > 1:
+        name_of += " with overcomplete dictionaries (not the paper's layers)"
+    kind, use = f"{name_of}, encoder and decoder, for {images}", "features = model.encode(images)"
     if facts.weights["model"] == "CrateClassifier":
         kind, use = f"A classifier on a CRATE encoder, for {images}", "scores = model(images)"
     return (
