@@ -6,6 +6,9 @@ import sys
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+UNWRITTEN = ("overcomplete",)
+"""Fields that are not written where they are 1: younger than files that say nothing of them."""
+
 OutputProjection = Literal["free", "tied"]
 MaskTokens = Literal["encoder", "decoder"]
 
@@ -161,8 +164,9 @@ class ModelConfig:
         same, byte for byte, and can be read by versions that know no other.
         """
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        if self.overcomplete == 1:
-            del plain["overcomplete"]
+        for name in UNWRITTEN:
+            if plain[name] == 1:
+                del plain[name]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
 
     @classmethod

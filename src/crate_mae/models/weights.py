@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from crate_mae.files import file_hash, read_json_object
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
-from crate_mae.models.config import ModelConfig, Preprocess
+from crate_mae.models.config import UNWRITTEN, ModelConfig, Preprocess
 from crate_mae.models.reference import from_reference, to_reference
 from crate_mae.models.shipped import SHIPPED, shipped_folder
 from crate_mae.models.tensors import (
@@ -236,7 +236,8 @@ def _build(folder: Path) -> CrateMAE | CrateClassifier:
 
 def _every_field(values: dict[str, Any], owner: type) -> dict[str, Any]:
     """`values` when they name every field of the dataclass: a default is not what was trained."""
-    missing = [field.name for field in fields(owner) if field.name not in values]
+    needed = [field.name for field in fields(owner) if field.name not in UNWRITTEN]
+    missing = [name for name in needed if name not in values]
     if missing:
         raise ValueError(f"{owner.__name__} lacks {', '.join(missing)}")
     return values
