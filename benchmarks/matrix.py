@@ -254,7 +254,8 @@ def _finetuned(matrix: Matrix, out: Path, source: str, seed: int) -> Iterator[Jo
             origin = first if model == "scratch" else compared_folder(out, model, seed)
             start = ["--from-scratch", str(origin)] if model == "scratch" else [str(origin)]
             merged = {**settings, "data.share": share, "seed": seed, "data.source": source}
-            alteration = matrix.models.get(model, {}).get(ALTER)
+            own = next(iter(matrix.models)) if model == "scratch" else model
+            alteration = matrix.models[own].get(ALTER)
 
             def command(
                 folder: Path = folder,

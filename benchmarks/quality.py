@@ -54,9 +54,12 @@ def _run(given: argparse.Namespace) -> int:
         )
     if given.earlier is not None:
         earlier = _record(given.earlier)
+        kept = given.out / EARLIER
+        if kept.exists() and json.loads(kept.read_text()) != earlier:
+            raise ValueError(f"{kept} is the record of another comparison: one is taken alone")
         if not _extends(values["matrix"], earlier["matrix"]):
             raise ValueError(f"{given.earlier} tells of another matrix: only additions are taken")
-        write_json(given.out / EARLIER, earlier)
+        write_json(kept, earlier)
         searched_before(matrix, given.out, earlier["search"])
     write_json(recorded, values)
     logger.info("%d jobs, %d done before", len(jobs), sum(job.outcome.exists() for job in jobs))
@@ -102,8 +105,8 @@ def _extends(new: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
 def _record(path: Path) -> dict[str, Any]:
     """What `table --json` wrote; ValueError for anything else."""
     found = json.loads(path.read_text())
-    parts = {"matrix", "search", "compared", "baselines", "ablations", "finetuned"}
-    if not isinstance(found, dict) or not parts <= set(found):
+    measured = {"search", "compared", "baselines", "ablations", "finetuned"}
+    if not isinstance(found, dict) or not {"date", "machine", "matrix", *measured} <= set(found):
         raise ValueError(f"{path} is no record of a comparison: name one that `table --json` wrote")
     return found
 
@@ -122,7 +125,7 @@ def _wanted(jobs: list[Job], left_out: list[str]) -> list[Job]:
 
 
 def _complete(given: argparse.Namespace) -> int:
-    from tabulate_quality import flops_per_image
+    from tabulate_quality import flops_per_image_of
 
     target = new_file(given.json)
     if given.alter is not None:
@@ -138,7 +141,7 @@ def _complete(given: argparse.Namespace) -> int:
         "ratio": given.ratio,
         "mse": float(found.mse.mean()),
         "psnr": float(found.psnr.mean()),
-        "gflops_per_image": flops_per_image(model, given.ratio) / 1e9,
+        "gflops_per_image": flops_per_image_of(given.run_folder, model) / 1e9,
     }
     print(", ".join(f"{name} {value:.4g}" for name, value in facts.items()))
     if target is not None:
@@ -176,11 +179,12 @@ def _parser() -> argparse.ArgumentParser:
         "--earlier",
         type=Path,
         metavar="JSON",
-        help="a record that `table --json` wrote: its search counts, and the table shows all of it",
+        help="a record of the same images that `table --json` wrote: its search counts, and the"
+        " table shows all of it",
     )
     complete = verbs.add_parser("complete", help="PSNR of one run's completions")
     complete.set_defaults(run=_complete)
-    complete.add_argument("run_folder")
+    complete.add_argument("run_folder", type=Path)
     complete.add_argument("source")
     complete.add_argument("--count", type=int, default=2000, help="test images (2000)")
     complete.add_argument("--ratio", type=float, default=0.75, help="share removed (0.75)")

@@ -15,7 +15,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
     return "\n\n".join(
         [
             "\n".join(_comparison(found)),
-            "\n".join(_search(found)),
+            "\n".join([*_search(found), *_at_other_rates(found)]),
             "\n".join(_finetuned(found)),
             "\n".join(_ablations(found)),
         ]
@@ -59,6 +59,16 @@ def _search(found: Mapping[str, Any]) -> Iterator[str]:
             for loss in losses.values()
         ]
         yield f"| {model} | {' | '.join(cells)} |"
+
+
+def _at_other_rates(found: Mapping[str, Any]) -> Iterator[str]:
+    """Which compared runs were trained before the search went on and found a better rate."""
+    for model, losses in found["search"].items():
+        tried = {float(rate): loss for rate, loss in losses.items() if loss is not None}
+        best = min(tried, key=lambda rate: tried[rate], default=None)
+        rates = {run["base_lr"] for run in found["compared"].get(model, {}).values()}
+        for rate in sorted(rates - {best}) if best is not None else ():
+            yield f"\n`{model}` was trained at {rate:g}, the best rate before {best:g} was tried."
 
 
 def _finetuned(found: Mapping[str, Any]) -> Iterator[str]:

@@ -84,9 +84,9 @@ def with_earlier(found: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[s
     """
     levels = {"search": 2, "compared": 2, "baselines": 2, "ablations": 1, "finetuned": 3}
     merged = {part: _beside(found[part], earlier[part], deep) for part, deep in levels.items()}
-    order = list(found["matrix"]["ablations"]["variants"])
-    merged["ablations"] = dict(sorted(merged["ablations"].items(), key=lambda v: order.index(v[0])))
-    told = {key: earlier[key] for key in ("date", "machine")}
+    order = dict.fromkeys([*found["matrix"]["ablations"]["variants"], *merged["ablations"]])
+    merged["ablations"] = {v: merged["ablations"][v] for v in order if v in merged["ablations"]}
+    told = {key: earlier[key] for key in ("date", "machine", "earlier") if key in earlier}
     return {**found, **merged, "earlier": told}
 
 
@@ -127,7 +127,7 @@ def _run(folder: Path, *, altered: bool) -> dict[str, Any] | None:
     else:
         model = load_completer(folder)
         facts["parameters"] = parameter_count(model)
-        cost = _step_flops(model, batch, settings["masking"]["ratio"]) / batch / 1e9
+        cost = flops_per_image_of(folder, model) / 1e9
     if cost is not None:
         facts["gflops_per_image"] = cost
         facts["pflops"] = cost * passes / 1e6
@@ -146,20 +146,14 @@ def _stored_parameters(file: Path) -> int:
         return sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
 
 
-def _step_flops(model: Any, batch: int, ratio: float) -> float:
-    """Floating-point operations of a training step; those of ViT-MAE grow evenly with the batch."""
-    if isinstance(model, ViTMAE):
-        return batch * flops_per_image(model, ratio)
-    return model_cost(model.config, batch=batch, ratio=ratio).step
-
-
-def flops_per_image(model: Any, ratio: float) -> float:
-    """Floating-point operations of a training step over its images, counted while they run.
-
-    What a step does once, whatever its batch, is counted as often as there are images: nothing in a
-    ViT-MAE or in an altered layer, the folded map in a CRATE-MAE.
-    """
+def flops_per_image_of(folder: Path, model: Any) -> float:
+    """Floating-point operations of a training step of a run with its model, over its images."""
+    settings = load_config_values(folder)
+    batch, ratio = int(settings["optim"]["batch_size"]), settings["masking"]["ratio"]
     config = model.config
+    if not isinstance(model, ViTMAE):
+        return model_cost(config, batch=batch, ratio=ratio).step / batch
+    # Those of ViT-MAE grow evenly with the batch.
     images = torch.zeros(1, config.channels, *config.image_hw)
     mask = torch.ones(1, config.num_patches, dtype=torch.bool)
     mask[:, : num_kept(config.num_patches, ratio)] = False

@@ -348,6 +348,9 @@ def test_layers_that_are_not_the_papers_are_called_so(tmp_path: Path) -> None:
     text = card_of(package_of(save_model(CrateMAE(config), tmp_path / "weights"))).text
     assert "A CRATE-MAE with overcomplete dictionaries (not the paper's layers)" in text
     assert f"| dictionaries | 2 x {config.dim} atoms, two ISTA steps from 0 and a skip" in text
+    classifier = CrateClassifier(config, num_classes=3, pool="mean")
+    text = card_of(package_of(save_model(classifier, tmp_path / "classifier"))).text
+    assert "A classifier on a CRATE encoder with overcomplete dictionaries" in text
     plain = card_of(package_of(save_model(model_of(0), tmp_path / "plain"))).text
     assert "atoms" not in plain
 

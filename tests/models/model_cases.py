@@ -63,6 +63,7 @@ VARIANTS = {
     "one head in the decoder": tiny(num_heads=4, decoder_num_heads=1, decoder_depth=1),
     "visible only": tiny(mask_tokens="decoder"),
     "normalised target": tiny(norm_pix_loss=True, step_size=0.3, sparsity=0.05),
+    "overcomplete": tiny(overcomplete=3, sparsity=0.1),
     "everything at once": tiny(
         image_size=(12, 10),
         patch_size=(3, 5),
@@ -191,6 +192,9 @@ class Definition:
             self.norm(tokens, f"{name}.norm1", 1e-5), f"{name}.mssa", self.config.num_heads
         )
         h = [token + move for token, move in zip(tokens, step, strict=True)]
+        if self.config.overcomplete > 1:
+            normed = self.norm(h, f"{name}.norm2", 1e-5)
+            return self.with_codes(h, normed, f"{name}.ista.dictionary")
         D = self.weights[f"{name}.ista.dictionary"]
         codes = []
         for x in self.norm(h, f"{name}.norm2", 1e-5):
@@ -198,10 +202,25 @@ class Definition:
             codes.append(torch.where(moved > 0, moved, torch.zeros_like(moved)))
         return codes
 
+    def with_codes(self, tokens: list[Tensor], normed: list[Tensor], name: str) -> list[Tensor]:
+        """Tokens to which D a is added, a the second ISTA iterate from 0 for the normed token."""
+        D, eta, made = self.weights[name], self.config.step_size, []
+        for token, x in zip(tokens, normed, strict=True):
+            a = torch.zeros(D.shape[1], dtype=torch.float64)
+            for _ in range(2):
+                moved = a + eta * (D.T @ (x - D @ a)) - eta * self.config.sparsity
+                a = torch.where(moved > 0, moved, torch.zeros_like(moved))
+            made.append(token + D @ a)
+        return made
+
     def decoder_layer(self, tokens: list[Tensor], index: int) -> list[Tensor]:
         name = f"decoder.{index}"
-        A = self.weights[f"{name}.synthesis.weight"]
-        y = [A @ token for token in self.norm(tokens, f"{name}.norm1", 1e-5)]
+        x = self.norm(tokens, f"{name}.norm1", 1e-5)
+        if self.config.overcomplete > 1:
+            y = self.with_codes(tokens, x, f"{name}.synthesis.dictionary")
+        else:
+            A = self.weights[f"{name}.synthesis.weight"]
+            y = [A @ token for token in x]
         step = self.mssa(
             self.norm(y, f"{name}.norm2", 1e-5), f"{name}.mssa", self.config.decoder_num_heads
         )

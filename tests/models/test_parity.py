@@ -25,6 +25,11 @@ from crate_mae.models.reference import to_reference
 TOLERANCE = 1e-5
 
 
+def allowed(expected: Tensor) -> float:
+    """1e-5, or of the largest value: processors round sums of float32 in their own order."""
+    return TOLERANCE * max(1.0, float(expected.abs().max()))
+
+
 @pytest.fixture(params=["train", "eval"])
 def model(request: pytest.FixtureRequest) -> CrateMAE:
     return golden_model().train(request.param == "train")
@@ -44,20 +49,36 @@ def test_every_masked_layer_is_the_published_one(model: CrateMAE) -> None:
     tokens = model.embed_masked(images, mask)
     for index, layer in enumerate(model.encoder.layers):
         tokens = layer(tokens)
-        assert gap(tokens, golden()[f"masked.encoder.{index}"]) <= TOLERANCE
+        assert gap(tokens, golden()[f"masked.encoder.{index}"]) <= allowed(
+            golden()[f"masked.encoder.{index}"]
+        )
     latent = model.encode_masked(images, mask)
-    assert gap(latent, golden()["masked.latent"]) <= TOLERANCE
+    assert gap(latent, golden()["masked.latent"]) <= allowed(golden()["masked.latent"])
     tokens = model.decoder_input(latent, mask, model.config.grid)
     for index, step in enumerate(model.decoder):
         tokens = step(tokens)
-        assert gap(tokens, golden()[f"masked.decoder.{index}"]) <= TOLERANCE
+        assert gap(tokens, golden()[f"masked.decoder.{index}"]) <= allowed(
+            golden()[f"masked.decoder.{index}"]
+        )
     prediction = model.decode(latent, mask, model.config.grid)
-    assert gap(prediction, golden()["masked.pred"]) <= TOLERANCE
+    assert gap(prediction, golden()["masked.pred"]) <= allowed(golden()["masked.pred"])
+
+
+def test_without_our_rounding_every_masked_layer_is_the_published_one() -> None:
+    """In float64, where what is left is the rounding of the stored numbers."""
+    model = golden_model().double()
+    mask = golden()["mask"]
+    tokens = model.encode_masked(golden()["images"].double(), mask)
+    assert gap(tokens, golden()["masked.latent"]) <= TOLERANCE
+    tokens = model.decoder_input(tokens, mask, model.config.grid)
+    for index, step in enumerate(model.decoder):
+        tokens = step(tokens)
+        assert gap(tokens, golden()[f"masked.decoder.{index}"]) <= TOLERANCE
 
 
 def test_prediction_and_loss_are_the_published_ones(model: CrateMAE) -> None:
     out = model(golden()["images"], golden()["mask"])
-    assert gap(out.prediction, golden()["masked.pred"]) <= TOLERANCE
+    assert gap(out.prediction, golden()["masked.pred"]) <= allowed(golden()["masked.pred"])
     assert gap(out.loss, golden()["loss"][0]) <= TOLERANCE
     assert torch.equal(out.mask, golden()["mask"])
 
@@ -88,12 +109,18 @@ def test_every_unmasked_layer_is_the_published_one(model: CrateMAE) -> None:
         for index, layer in enumerate(model.encoder.layers):
             coordinates = layer.mssa.project(layer.norm1(tokens))
             joined = coordinates.transpose(1, 2).flatten(2)
-            assert gap(joined, golden()[f"full.subspace.{index}"]) <= TOLERANCE
+            assert gap(joined, golden()[f"full.subspace.{index}"]) <= allowed(
+                golden()[f"full.subspace.{index}"]
+            )
             tokens = layer(tokens)
-            assert gap(tokens, golden()[f"full.encoder.{index}"]) <= TOLERANCE
+            assert gap(tokens, golden()[f"full.encoder.{index}"]) <= allowed(
+                golden()[f"full.encoder.{index}"]
+            )
             zeros = (tokens == 0).double().mean()
             assert gap(zeros, golden()["full.zero_fraction"][index]) <= 1e-3
-        assert gap(model.encode(golden()["images"]), golden()["full.features"]) <= TOLERANCE
+        assert gap(model.encode(golden()["images"]), golden()["full.features"]) <= allowed(
+            golden()["full.features"]
+        )
 
 
 def test_attention_is_the_published_one(model: CrateMAE) -> None:
@@ -129,7 +156,9 @@ def test_model_equals_its_definition_in_float64(name: str, loops: type[Definitio
     assert gap(out.loss, truth.loss(images, mask)) <= 1e-10
 
 
-@pytest.mark.parametrize("name", ["not square, five channels", "tied", "everything at once"])
+@pytest.mark.parametrize(
+    "name", ["not square, five channels", "tied", "overcomplete", "everything at once"]
+)
 def test_gradients_equal_those_of_the_definition(name: str, loops: type[Definition]) -> None:
     config = VARIANTS[name]
     model = make(config).double()

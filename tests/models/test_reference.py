@@ -398,6 +398,7 @@ EXPRESSIBLE = [
     name
     for name, config in VARIANTS.items()
     if config.mask_tokens == "encoder"
+    and config.overcomplete == 1
     and (config.output_projection == "free" or config.num_heads > 1)
 ]
 

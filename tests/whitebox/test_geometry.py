@@ -72,6 +72,20 @@ def test_coherence_of_known_atoms() -> None:
     assert coherence(torch.zeros(3, 3)) == (0, 0)
 
 
+@pytest.mark.parametrize("atoms", [1, 3, 4, 7, 9])
+def test_coherence_of_any_number_of_atoms_by_loops(atoms: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    D = torch.randn(4, atoms, generator=generator, dtype=torch.float64)
+    cosines = [
+        abs(float(D[:, i] @ D[:, j] / (D[:, i].norm() * D[:, j].norm())))
+        for i in range(atoms)
+        for j in range(atoms)
+        if i != j
+    ]
+    expected = (max(cosines, default=0), (sum(c**2 for c in cosines) / max(len(cosines), 1)) ** 0.5)
+    assert coherence(D) == pytest.approx(expected)
+
+
 def test_distance_from_the_tied_map() -> None:
     torch.manual_seed(0)
     mssa = MSSA(dim=8, num_heads=2, output_projection="free")

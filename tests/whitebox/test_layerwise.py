@@ -17,6 +17,7 @@ from crate_mae.data.images import ImageFacts, Sample, UnreadableImage
 from crate_mae.data.sources import ImageSource
 from crate_mae.data.torch_datasets import wrap_dataset
 from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.layers import OvercompleteISTA
 from crate_mae.models.patches import grid_of
 from crate_mae.whitebox import measures, relations
 from crate_mae.whitebox.geometry import subspace_bases
@@ -175,7 +176,7 @@ def test_rows_are_the_measures_taken_by_hand(images: Tensor) -> None:
 
 def test_overcomplete_codes_are_measured_from_where_their_steps_start(images: Tensor) -> None:
     """The objective begins at a = 0 and is that of the codes, which are not the next tokens."""
-    config = tiny(depth=1, overcomplete=3, sparsity=0.2)
+    config = tiny(depth=1, decoder_depth=1, overcomplete=3, sparsity=0.2)
     model = make(config).eval()
     rows = analyse(model, source_of(images), precision="float64").rows
     wide = make(config).eval().double()
@@ -208,6 +209,17 @@ def test_overcomplete_codes_are_measured_from_where_their_steps_start(images: Te
         "a = 0 (where ISTA starts)"
     )
     assert "a exactly 0" in value(rows, "zero_fraction", 0, "sparsify", "encoder").tensor
+    # The decoder's synthesis is such a step as well.
+    synthesis = next(iter(wide.decoder))
+    with torch.no_grad():
+        entered = synthesis.norm1(wide.encode(images.double()))
+        assert isinstance(synthesis.synthesis, OvercompleteISTA)
+        zeros = (synthesis.synthesis.codes(entered) == 0).double().mean()
+    row = value(rows, "zero_fraction", 0, "expand", "decoder")
+    assert row.mean == pytest.approx(float(zeros))
+    assert value(rows, "lasso_start", 0, "expand", "decoder").tensor.startswith("1/2 |x - D a|^2")
+    assert value(rows, "ista_step_bound", 0, "weights", "decoder").mean > 0
+    assert not any(row.measure == "mirror_dictionary_cosine" for row in rows)  # atoms have no order
 
 
 def test_a_decoder_that_undoes_nothing_and_one_that_copies(images: Tensor) -> None:

@@ -36,7 +36,7 @@ Progress = Callable[[int, int], None]
 TokenKind = Literal["tokens", "compressed", "subspace"]
 
 _KIND_WORDS = {
-    "tokens": "tokens after {layer} encoder layers (ISTA codes)",
+    "tokens": "tokens after {layer} encoder layers",
     "compressed": "tokens after the MSSA half step of encoder layer {layer} (counted from 0)",
     "subspace": "subspace coordinates (query = key = value) of encoder layer {layer} (counted from"
     " 0)",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from crate_mae.models.autoencoder import CrateMAE, MaskedOutput
-from crate_mae.models.config import ModelConfig, Preprocess
+from crate_mae.models.config import MAX_DIM, ModelConfig, Preprocess
 from crate_mae.models.encoder import masked_mse, masked_target, visible_count
 from crate_mae.models.layers import init_linear
 from crate_mae.models.patches import sincos_positions
@@ -211,6 +211,11 @@ def _width_of_equal_count(config: ModelConfig) -> int:
     width = unit
     while _count(config, width) < target:
         width += unit
+    if width > MAX_DIM:
+        raise ValueError(
+            f"a ViT-MAE of {target:,} parameters would be {width} wide, above the limit of"
+            f" {MAX_DIM}"
+        )
     below = max(unit, width - unit)
     return min((below, width), key=lambda d: abs(_count(config, d) - target))
 

@@ -138,12 +138,13 @@ def _opening(facts: Facts, name: str) -> str:
     config = facts.weights["config"]
     height, width = config["image_size"]
     images = f"{height} x {width} pixel images of {counted(config['channels'], 'channel')}"
-    name_of = "A CRATE-MAE"
-    if config.get("overcomplete", 1) > 1:
-        name_of += " with overcomplete dictionaries (not the paper's layers)"
-    kind, use = f"{name_of}, encoder and decoder, for {images}", "features = model.encode(images)"
+    atoms = config.get("overcomplete", 1)
+    other = " with overcomplete dictionaries (not the paper's layers)" if atoms > 1 else ""
+    kind = f"A CRATE-MAE{other}, encoder and decoder, for {images}"
+    use = "features = model.encode(images)"
     if facts.weights["model"] == "CrateClassifier":
-        kind, use = f"A classifier on a CRATE encoder, for {images}", "scores = model(images)"
+        kind = f"A classifier on a CRATE encoder{other}, for {images}"
+        use = "scores = model(images)"
     return (
         f"{kind}: a white-box transformer whose every layer compresses tokens toward learned"
         " subspaces and sparsifies them in a learned dictionary.\n\n"

@@ -52,7 +52,8 @@ class ModelConfig:
     """Weight lambda of the sparsity term in the ISTA step."""
     overcomplete: int = 1
     """Dictionary atoms for each of the d dimensions: 1, the published layers; more (not of the
-    paper), two ISTA steps from 0 and a skip, in encoder and decoder (docs/model.md)."""
+    paper), two ISTA steps from 0 and a skip, in encoder and decoder (docs/model.md). With a
+    `step_size` of 0.1 for up to 4; more atoms need smaller steps."""
     output_projection: OutputProjection = "free"
     """Output map of MSSA: "free", a learned linear with bias (published code), or "tied", the
     transpose of U (paper)."""

@@ -104,7 +104,8 @@ class Encoder(nn.Module):
         if kept or images.device.type != "cpu" or torch.compiler.is_compiling():
             return len(images)
         rows, columns = grid_of(images, self.config.patch_hw)
-        return max(1, CACHED_VALUES // (self.config.dim * (1 + rows * columns)))
+        values = self.config.dim * self.config.overcomplete * (1 + rows * columns)
+        return max(1, CACHED_VALUES // values)
 
     def positions_for(self, grid: tuple[int, int]) -> Tensor:
         """The position table (1 + rows*columns, d) of a grid.

@@ -1,5 +1,7 @@
 """The paper's two operations, MSSA and ISTA, and the encoder and decoder layers made of them.
 
+One more that is not the paper's: ISTA in an overcomplete dictionary.
+
 Shapes: B images, N tokens (class token first), d token width, K heads (subspaces), p = d / K.
 Tokens are rows: Z is (B, N, d), and `F.linear(x, D)` is the paper's D x for a token x.
 Source: "Masked Completion via Structured Diffusion with White-Box Transformers" (ICLR 2024,
@@ -210,7 +212,8 @@ class EncoderLayer(nn.Module):
     z' = h + OvercompleteISTA(LN2(h)).
 
     `keep` (B,) multiplies the MSSA step of each image: stochastic depth, where 0 leaves the step
-    out. The sparse step has no skip around it that could stand in for it, so it always runs.
+    out. The published sparse step has no skip around it that could stand in for it, so it always
+    runs; so does the overcomplete one.
     """
 
     def __init__(
@@ -268,7 +271,7 @@ class DecoderLayer(nn.Module):
     z' = y - MSSA(LN2(y))        decompress
 
     With `overcomplete` n > 1 (not of the paper) the first line is y = z + OvercompleteISTA(LN1(z)),
-    with an eta and a lambda of its own.
+    with a D of its own: it takes sparse steps too, and undoes none.
     """
 
     def __init__(
@@ -295,7 +298,7 @@ class DecoderLayer(nn.Module):
         self.mssa = MSSA(dim=dim, num_heads=num_heads, output_projection=output_projection)
 
     def expand(self, z: Tensor) -> Tensor:
-        """Tokens y synthesised from codes z: (B, N, d) to (B, N, d)."""
+        """Tokens y synthesised from tokens z: (B, N, d) to (B, N, d)."""
         y: Tensor = self.synthesis(self.norm1(z))
         return z + y if isinstance(self.synthesis, OvercompleteISTA) else y
 

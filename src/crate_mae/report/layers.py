@@ -68,8 +68,8 @@ def findings(rows: Sequence[Measurement]) -> list[str]:
             )
         if zeros:
             parts.append(
-                f"{zeros[0].mean:.1%} of the numbers are zero after the first ISTA step and"
-                f" {zeros[-1].mean:.1%} after the last"
+                f"{zeros[0].mean:.1%} of the numbers are zero in the codes of the first layer"
+                f" and {zeros[-1].mean:.1%} in those of the last"
             )
         if parts:
             shown = "This model" if name == "model" else name.capitalize()

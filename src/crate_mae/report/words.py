@@ -10,13 +10,13 @@ MEASURES: dict[str, tuple[str, str]] = {
     ),
     "zero_fraction": (
         "Zeros after ISTA",
-        "Share of the numbers in the tokens that are exactly zero after the second half step"
+        "Share of the numbers in the codes that are exactly zero after the second half step"
         " (sparsify). Sparser is what the step is for; but random weights give zeros too, so only"
         " the distance to the random twin says that training did it.",
     ),
     "lasso_fall": (
         "Fall of the LASSO objective",
-        "Share by which one ISTA step lowers the objective it is derived from. Above 0 the step"
+        "Share by which the ISTA step lowers the objective it is derived from. Above 0 the step"
         " does its work; below 0 it made the objective larger.",
     ),
     "mssa_shift_gradient_cosine": (
@@ -62,11 +62,11 @@ MEASURES: dict[str, tuple[str, str]] = {
     ),
     "hoyer_sparsity": (
         "Hoyer's sparsity",
-        "0 when all entries of a token are equally large, 1 when a single one is not zero.",
+        "0 when all entries of a code are equally large, 1 when a single one is not zero.",
     ),
     "gini_sparsity": (
         "Gini index of the codes",
-        "0 when all entries of a token are equally large, close to 1 when very few carry all.",
+        "0 when all entries of a code are equally large, close to 1 when very few carry all.",
     ),
     "lasso_start": ("LASSO objective before ISTA", "The value at the point where ISTA starts."),
     "lasso_start_nonnegative": (
@@ -136,8 +136,8 @@ MEASURES: dict[str, tuple[str, str]] = {
     ),
     "dictionary_coherence": (
         "Coherence of the dictionary",
-        "Largest cosine between two columns of D: 0 is a dictionary of right angles, 1 has a"
-        " duplicate.",
+        "Largest cosine between two columns of D: 0 is a dictionary of right angles, which one of"
+        " more columns than rows cannot have, 1 has a duplicate.",
     ),
     "dictionary_coherence_rms": ("Coherence, root mean square", "The same over all pairs."),
     "atom_length": ("Length of the dictionary's columns", "Mean length; 1 is a unit dictionary."),

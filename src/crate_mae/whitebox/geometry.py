@@ -59,17 +59,23 @@ def subspace_overlap(U: Tensor) -> Tensor:
 
 
 def coherence(dictionary: Tensor) -> tuple[float, float]:
-    """(largest, root mean square) |cosine| between two different columns of D (d, d).
+    """(largest, root mean square) |cosine| between two different columns of D (d, n d).
 
     Columns are the atoms, for z is coded as D z; 0 for orthogonal atoms. For random atoms the
-    second is about 1 / sqrt(d). Zero atoms count as orthogonal to all.
+    second is about 1 / sqrt(d). Zero atoms count as orthogonal to all. Memory for n d x d cosines.
     """
     D = dictionary.double()
     lengths = D.norm(dim=0)
     atoms = D / torch.where(lengths > 0, lengths, 1.0)
-    cosines = (atoms.T @ atoms).fill_diagonal_(0).abs()
-    count = D.shape[1] * (D.shape[1] - 1)
-    return float(cosines.max()), float((cosines.square().sum() / max(count, 1)).sqrt())
+    largest = total = torch.zeros((), dtype=D.dtype, device=D.device)
+    width, count = D.shape
+    for start in range(0, count, width):
+        part = atoms[:, start : start + width]
+        cosines = part.T @ atoms
+        cosines.diagonal(start).zero_()
+        largest = torch.maximum(largest, cosines.abs().max())
+        total = total + cosines.square_().sum()
+    return float(largest), float((total / max(count * (count - 1), 1)).sqrt())
 
 
 def spectral_norm(matrix: Tensor) -> float:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crate_mae.models.layers import EncoderLayer, OvercompleteISTA
+from crate_mae.models.layers import ISTA, DecoderLayer, EncoderLayer, OvercompleteISTA
 from crate_mae.whitebox import measures
 from crate_mae.whitebox.geometry import subspace_bases
 from crate_mae.whitebox.streaming import RunningMean
@@ -49,7 +49,7 @@ class LayerMeter:
     def __init__(self, *, name: str, eps_squared: float, precision: str) -> None:
         self.name, self.eps_squared, self.precision = name, eps_squared, precision
         self._cells: dict[_Key, _Cell] = {}
-        self._atoms: dict[int, Tensor] = {}
+        self._atoms: dict[tuple[Side, int, str], Tensor] = {}
 
     def update(self, step: HalfStep) -> None:
         """Nothing; takes in one half step of one batch."""
@@ -59,7 +59,11 @@ class LayerMeter:
         if step.name in ("compress", "decompress"):
             self._compression(step)
         if isinstance(step.layer, EncoderLayer) and step.name == "sparsify":
-            self._sparsification(step, step.layer)
+            self._sparsification(step, step.layer.norm2(step.before), step.layer.ista, "LN2(h)")
+        if isinstance(step.layer, DecoderLayer) and step.name == "expand":
+            made = step.layer.synthesis
+            if isinstance(made, OvercompleteISTA):  # a sparse step, too
+                self._sparsification(step, step.layer.norm1(step.before), made, "LN1(z)")
 
     def rows(self) -> list[Measurement]:
         """The table so far."""
@@ -152,21 +156,20 @@ class LayerMeter:
                 eps_squared=self.eps_squared, normalized=False,
             )  # fmt: skip
 
-    def _sparsification(self, step: HalfStep, layer: EncoderLayer) -> None:
-        """Sparsity of the codes, and what the ISTA step did to its objective."""
-        x = layer.norm2(step.before)
-        D, weight = layer.ista.dictionary, layer.ista.sparsity
-        if isinstance(layer.ista, OvercompleteISTA):
-            codes, z = layer.codes(step.before), "a"
-            begin, words, nonnegative = torch.zeros_like(codes), f"{z} = 0", f"{z} = 0"
+    def _sparsification(
+        self, step: HalfStep, x: Tensor, ista: ISTA | OvercompleteISTA, given: str
+    ) -> None:
+        """Sparsity of the codes of tokens x, and what ISTA did to its objective."""
+        D, weight = ista.dictionary, ista.sparsity
+        if isinstance(ista, OvercompleteISTA):
+            codes, z, begins = ista.codes(x), "a", ("a = 0", "a = 0")
+            feasible = start = x.double().square().sum(dim=-1).mean(dim=-1) / 2
         else:
-            codes, z = step.after, "z'"
-            begin, words, nonnegative = x, "z = x", "z = ReLU(x)"
-        start = measures.lasso_objective(begin, x, D, weight)
+            codes, z, begins = step.after, "z'", ("z = x", "z = ReLU(x)")
+            start = measures.lasso_objective(x, x, D, weight)
+            feasible = measures.lasso_objective(x.relu(), x, D, weight)
         end = measures.lasso_objective(codes, x, D, weight)
-        feasible = measures.lasso_objective(begin.relu(), x, D, weight)
-        letter = z[0]
-        objective = f"1/2 |x - D {letter}|^2 + lambda |{letter}|_1 at x = LN2(h)"
+        objective = f"1/2 |x - D {z[0]}|^2 + lambda |{z[0]}|_1 at x = {given}"
         residual = F.linear(codes.double(), D.double())
         for measure, values, tensor in (
             ("zero_fraction", measures.zero_fraction(codes), f"{z} exactly 0"),
@@ -182,9 +185,9 @@ class LayerMeter:
                 f"{z}, mean over tokens",
             ),
             ("gini_sparsity", measures.gini_sparsity(codes).mean(dim=1), f"{z}, mean over tokens"),
-            ("lasso_start", start, f"{objective}, {words} (where ISTA starts)"),
-            ("lasso_start_nonnegative", feasible, f"{objective}, {nonnegative}"),
-            ("lasso_end", end, f"{objective}, {letter} = {z}"),
+            ("lasso_start", start, f"{objective}, {begins[0]} (where ISTA starts)"),
+            ("lasso_start_nonnegative", feasible, f"{objective}, {begins[1]}"),
+            ("lasso_end", end, f"{objective}, {z[0]} = {z}"),
             (
                 "lasso_fall",
                 (start - end) / torch.where(start > 0, start, 1.0),
@@ -193,12 +196,13 @@ class LayerMeter:
             (
                 "ista_residual",
                 measures.relative_error(residual, x),
-                f"|D {z} - x| / |x|, x = LN2(h)",
+                f"|D {z} - x| / |x|, x = {given}",
             ),
         ):
             self._record(step, step.name, measure, values, tensor)
         used = (codes != 0).flatten(0, -2).any(dim=0).cpu()
-        self._atoms[step.index] = self._atoms.get(step.index, torch.zeros_like(used)) | used
+        place = (step.side, step.index, step.name)
+        self._atoms[place] = self._atoms.get(place, torch.zeros_like(used)) | used
 
     def _record(
         self,
@@ -216,18 +220,18 @@ class LayerMeter:
         cell.values.update(values)
 
     def _atom_rows(self) -> list[Measurement]:
-        images = {key.layer: cell.values.count for key, cell in self._cells.items()}
+        images = {(key.side, key.layer): cell.values.count for key, cell in self._cells.items()}
         return [
             Measurement(
                 model=self.name,
-                side="encoder",
+                side=side,
                 layer=layer,
-                point="sparsify",
+                point=point,
                 measure="atoms_used",
                 mean=float(used.sum()),
-                images=images[layer],
+                images=images[side, layer],
                 tensor=f"entries of the codes that are ever above 0, of {len(used)}",
                 precision=self.precision,
             )
-            for layer, used in self._atoms.items()
+            for (side, layer, point), used in self._atoms.items()
         ]

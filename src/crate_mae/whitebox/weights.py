@@ -2,7 +2,7 @@
 
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
-from crate_mae.models.layers import MSSA, DecoderLayer, EncoderLayer
+from crate_mae.models.layers import ISTA, MSSA, DecoderLayer, EncoderLayer, OvercompleteISTA
 from crate_mae.whitebox import geometry
 from crate_mae.whitebox.table import Measurement, Side
 
@@ -24,9 +24,12 @@ def weight_measurements(
         overlaps[side] = []
         for index, layer in enumerate(layers):
             found = _of_mssa(layer.mssa)
-            if isinstance(layer, EncoderLayer):
-                found |= _of_dictionary(layer)
-            elif model.config.depth == len(layers):
+            sparse = layer.ista if isinstance(layer, EncoderLayer) else layer.synthesis
+            if isinstance(sparse, ISTA | OvercompleteISTA):
+                found |= _of_dictionary(sparse)
+            elif isinstance(layer, DecoderLayer) and model.config.depth == len(layers):
+                # Rows of D and A are dimensions of tokens, and so are their columns: an order that
+                # both share. Atoms of an overcomplete dictionary have none.
                 mirror = model.config.depth - 1 - index
                 D = list(model.encoder.layers)[mirror].ista.dictionary.detach()
                 found["mirror_dictionary_cosine"] = (
@@ -88,8 +91,8 @@ def _of_mssa(mssa: MSSA) -> dict[str, tuple[float, str]]:
     return found
 
 
-def _of_dictionary(layer: EncoderLayer) -> dict[str, tuple[float, str]]:
-    D = layer.ista.dictionary.detach()
+def _of_dictionary(ista: ISTA | OvercompleteISTA) -> dict[str, tuple[float, str]]:
+    D = ista.dictionary.detach()
     largest, typical = geometry.coherence(D)
     lengths = D.double().norm(dim=0)
     return {
@@ -98,7 +101,7 @@ def _of_dictionary(layer: EncoderLayer) -> dict[str, tuple[float, str]]:
         "atom_length": (float(lengths.mean()), "length of the columns of D, mean"),
         "atom_length_std": (float(lengths.std(unbiased=False)), "length of the columns of D, std"),
         "ista_step_bound": (
-            layer.ista.step_size * geometry.spectral_norm(D) ** 2,
+            ista.step_size * geometry.spectral_norm(D) ** 2,
             "eta |D|_2^2: up to 2 an ISTA step cannot raise its objective from z >= 0",
         ),
     }
