@@ -80,8 +80,8 @@ _WEIGHTS = (
     ("subspace_overlap", "overlap between subspaces"),
     ("subspace_largest_cosine", "largest cosine between subspaces"),
     ("tied_cosine", "cosine of $W$ and $U^T$"),
-    ("dictionary_coherence", "coherence of $D$ (encoder)"),
-    ("ista_step_bound", r"$\eta\,|D|^2$ (encoder)"),
+    ("dictionary_coherence", "coherence of $D$"),
+    ("ista_step_bound", r"$\eta\,|D|^2$"),
     ("mirror_dictionary_cosine", "cosine of $A$ and mirrored $D$"),
 )
 
