@@ -60,7 +60,8 @@ def run_jobs(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"jobs share a name: {', '.join(twice)}")
-    wanted = {other for job in jobs for other in (*job.needs, *job.after)}
+    to_do = [job for job in jobs if not job.outcome.exists()]
+    wanted = {other for job in to_do for other in (*job.needs, *job.after)}
     unmet = sorted(wanted - set(names))
     if unmet:
         raise ValueError(f"nothing makes {', '.join(unmet)}, which other jobs need")

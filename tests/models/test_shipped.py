@@ -99,9 +99,10 @@ def crops_of(model: CrateMAE, name: str) -> Tensor:
     return prepare(squares, model.preprocess)
 
 
-def test_the_cifar10_model_completes_smooth_pictures() -> None:
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_cifar10_model_completes_smooth_pictures(name: str) -> None:
     """Smooth coloured pictures, of which one quarter of the patches tells most of the rest."""
-    model = autoencoder("cifar10-small")
+    model = autoencoder(name)
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(16, 3, 3, 3, generator=generator)
     pixels = F.interpolate(coarse, size=(32, 32), mode="bicubic", align_corners=True).clamp(0, 1)
@@ -109,11 +110,12 @@ def test_the_cifar10_model_completes_smooth_pictures() -> None:
     assert loss < 0.5 * colour
 
 
-@pytest.mark.parametrize("name", ["china", "flower"])
-def test_the_cifar10_model_completes_photographs(name: str) -> None:
+@pytest.mark.parametrize("photo", ["china", "flower"])
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_cifar10_model_completes_photographs(name: str, photo: str) -> None:
     """Far better than the best colour, than its random twin, and than on scrambled pixels."""
-    model = autoencoder("cifar10-small")
-    images = crops_of(model, name)
+    model = autoencoder(name)
+    images = crops_of(model, photo)
     loss, colour = masked_losses(model, images)
     assert loss < 0.55 * colour
     twin = random_twin(model, seed=0)
@@ -124,17 +126,19 @@ def test_the_cifar10_model_completes_photographs(name: str) -> None:
     assert masked_losses(model, scrambled)[0] > 1.5 * loss
 
 
-def test_fewer_visible_patches_are_harder() -> None:
-    model = autoencoder("cifar10-small")
+@pytest.mark.parametrize("name", SHIPPED)
+def test_fewer_visible_patches_are_harder(name: str) -> None:
+    model = autoencoder(name)
     images = torch.cat([crops_of(model, "china"), crops_of(model, "flower")])
     losses = [masked_losses(model, images, ratio)[0] for ratio in (0.5, 0.75, 0.9)]
     assert losses == sorted(losses)
     assert losses[0] < 0.8 * losses[-1]
 
 
-def test_features_tell_two_photographs_apart_and_are_not_the_twins() -> None:
+@pytest.mark.parametrize("name", SHIPPED)
+def test_features_tell_two_photographs_apart_and_are_not_the_twins(name: str) -> None:
     """Squares of one photograph are nearer to each other than to those of the other."""
-    model = autoencoder("cifar10-small")
+    model = autoencoder(name)
     images = torch.cat([crops_of(model, "china"), crops_of(model, "flower")])
     with torch.no_grad():
         found = model.encode(images)[:, 1:].mean(dim=1)
@@ -185,7 +189,8 @@ def test_verify_finds_a_damaged_copy(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """One bit in the middle of any file, or the file gone."""
-    shutil.copytree(SHIPPED["cifar10-small"].folder, tmp_path / "cifar10-small")
+    for name, weights in SHIPPED.items():
+        shutil.copytree(weights.folder, tmp_path / name)
     monkeypatch.setattr(shipped, "FOLDER", tmp_path)
     assert main(["weights", "verify"]) == 0
     content = bytearray((tmp_path / "cifar10-small" / file).read_bytes())
@@ -205,5 +210,5 @@ def test_verify_compares_with_what_was_written_down(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_unknown_name_hears_of_the_shipped_ones() -> None:
-    with pytest.raises(FileNotFoundError, match=r"shipped model \(cifar10-small\)"):
+    with pytest.raises(FileNotFoundError, match=r"shipped model \(cifar10-small, cifar10-overcomplete\)"):
         weights_folder("cifar10-large")
