@@ -54,6 +54,8 @@ def _search(found: Mapping[str, Any]) -> Iterator[str]:
     yield "|---" * (len(rates) + 1) + "|"
     for model, losses in found["search"].items():
         best = min((loss for loss in losses.values() if loss is not None), default=None)
+        if best is None:
+            continue
         cells = [
             "" if loss is None else f"**{loss:.4f}**" if loss == best else f"{loss:.4f}"
             for loss in losses.values()

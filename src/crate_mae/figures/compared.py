@@ -15,7 +15,7 @@ from crate_mae.figures.base import (
     tidy,
 )
 
-COLOURS = (BLUE, ORANGE, GREEN, GREY, "#CC79A7", "#56B4E9", "#E69F00")
+COLOURS = (BLUE, ORANGE, GREEN, GREY, "#CC79A7", "#56B4E9", "#E69F00", "#222222")
 
 LONGEST_BAR = 2.0
 """A bar longer than so many times the second longest is cut."""
