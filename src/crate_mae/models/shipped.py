@@ -57,6 +57,12 @@ SHIPPED = {
             settings_sha256="4f04d60148fee33d3780575563abc5d6fdd56a34f76161c266f274cf22540cbc",
             summary="CRATE-MAE, 32 px, width 128, 4 + 4 layers, 15 epochs of CIFAR-10",
         ),
+        ShippedWeights(
+            name="cifar10-overcomplete",
+            sha256="8ce6fab9a19466216effa5cfde752da266e215ffe3ceea8803289b727c4e929c",
+            settings_sha256="SETTINGS",
+            summary="the best small one, not the paper's layers: 4 x 136 atoms, 2 + 2 layers, 12 epochs",
+        ),
     )
 }
 
