@@ -441,7 +441,7 @@ def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
     assert "tells of another matrix" in capsys.readouterr().err
     other = {**found, "date": "2000-01-01"}
     (tmp_path / "t.json").write_text(json.dumps(other))
-    matrix.write_text(yaml.safe_dump(values))
+    matrix.write_text(yaml.safe_dump({**values, "seeds": [0, 1]}))
     assert main([*fresh, *none]) == 1
     assert "the record of another comparison" in capsys.readouterr().err
     (tmp_path / "t.json").write_text("[]")
