@@ -194,6 +194,12 @@ def test_the_sizes_of_a_twin(match: Match) -> None:
     assert parameter_count(twin) == counts[nearest]
 
 
+def test_a_twin_of_absurd_width_is_refused_before_memory_is_taken() -> None:
+    wide = replace(CONFIG, dim=16_384, num_heads=4, decoder_num_heads=4, overcomplete=64)
+    with pytest.raises(ValueError, match="wide, above the limit of 16384"):
+        twin_config(wide, "parameters")
+
+
 def test_what_transformers_cannot_build() -> None:
     with pytest.raises(ValueError, match=r"square images and patches, not images \(8, 16\)"):
         twin_config(replace(CONFIG, image_size=(8, 16)))
