@@ -25,11 +25,6 @@ from crate_mae.models.reference import to_reference
 TOLERANCE = 1e-5
 
 
-def allowed(expected: Tensor) -> float:
-    """1e-5, or of the largest value: processors round sums of float32 in their own order."""
-    return TOLERANCE * max(1.0, float(expected.abs().max()))
-
-
 @pytest.fixture(params=["train", "eval"])
 def model(request: pytest.FixtureRequest) -> CrateMAE:
     return golden_model().train(request.param == "train")
@@ -49,28 +44,22 @@ def test_every_masked_layer_is_the_published_one(model: CrateMAE) -> None:
     tokens = model.embed_masked(images, mask)
     for index, layer in enumerate(model.encoder.layers):
         tokens = layer(tokens)
-        assert gap(tokens, golden()[f"masked.encoder.{index}"]) <= allowed(
-            golden()[f"masked.encoder.{index}"]
-        )
+        assert gap(tokens, golden()[f"masked.encoder.{index}"]) <= TOLERANCE
     latent = model.encode_masked(images, mask)
-    assert gap(latent, golden()["masked.latent"]) <= allowed(golden()["masked.latent"])
-    tokens = model.decoder_input(latent, mask, model.config.grid)
-    for index, step in enumerate(model.decoder):
-        tokens = step(tokens)
-        assert gap(tokens, golden()[f"masked.decoder.{index}"]) <= allowed(
-            golden()[f"masked.decoder.{index}"]
-        )
+    assert gap(latent, golden()["masked.latent"]) <= TOLERANCE
     prediction = model.decode(latent, mask, model.config.grid)
-    assert gap(prediction, golden()["masked.pred"]) <= allowed(golden()["masked.pred"])
+    assert gap(prediction, golden()["masked.pred"]) <= TOLERANCE
 
 
-def test_without_our_rounding_every_masked_layer_is_the_published_one() -> None:
-    """In float64, where what is left is the rounding of the stored numbers."""
-    model = golden_model().double()
-    mask = golden()["mask"]
-    tokens = model.encode_masked(golden()["images"].double(), mask)
-    assert gap(tokens, golden()["masked.latent"]) <= TOLERANCE
-    tokens = model.decoder_input(tokens, mask, model.config.grid)
+def test_every_masked_decoder_layer_is_the_published_one(model: CrateMAE) -> None:
+    """In float64: these tokens reach 7, where sums of float32 differ by 1.5e-5 between processors.
+
+    Float32 is held to the same bound at what goes into the decoder and at what comes out.
+    """
+    model.double()
+    latent = model.encode_masked(golden()["images"].double(), golden()["mask"])
+    assert gap(latent, golden()["masked.latent"]) <= TOLERANCE
+    tokens = model.decoder_input(latent, golden()["mask"], model.config.grid)
     for index, step in enumerate(model.decoder):
         tokens = step(tokens)
         assert gap(tokens, golden()[f"masked.decoder.{index}"]) <= TOLERANCE
@@ -78,7 +67,7 @@ def test_without_our_rounding_every_masked_layer_is_the_published_one() -> None:
 
 def test_prediction_and_loss_are_the_published_ones(model: CrateMAE) -> None:
     out = model(golden()["images"], golden()["mask"])
-    assert gap(out.prediction, golden()["masked.pred"]) <= allowed(golden()["masked.pred"])
+    assert gap(out.prediction, golden()["masked.pred"]) <= TOLERANCE
     assert gap(out.loss, golden()["loss"][0]) <= TOLERANCE
     assert torch.equal(out.mask, golden()["mask"])
 
@@ -109,18 +98,12 @@ def test_every_unmasked_layer_is_the_published_one(model: CrateMAE) -> None:
         for index, layer in enumerate(model.encoder.layers):
             coordinates = layer.mssa.project(layer.norm1(tokens))
             joined = coordinates.transpose(1, 2).flatten(2)
-            assert gap(joined, golden()[f"full.subspace.{index}"]) <= allowed(
-                golden()[f"full.subspace.{index}"]
-            )
+            assert gap(joined, golden()[f"full.subspace.{index}"]) <= TOLERANCE
             tokens = layer(tokens)
-            assert gap(tokens, golden()[f"full.encoder.{index}"]) <= allowed(
-                golden()[f"full.encoder.{index}"]
-            )
+            assert gap(tokens, golden()[f"full.encoder.{index}"]) <= TOLERANCE
             zeros = (tokens == 0).double().mean()
             assert gap(zeros, golden()["full.zero_fraction"][index]) <= 1e-3
-        assert gap(model.encode(golden()["images"]), golden()["full.features"]) <= allowed(
-            golden()["full.features"]
-        )
+        assert gap(model.encode(golden()["images"]), golden()["full.features"]) <= TOLERANCE
 
 
 def test_attention_is_the_published_one(model: CrateMAE) -> None:
