@@ -16,7 +16,7 @@ Settings = Mapping[str, Any]
 HERE = Path(__file__).parent
 
 ALTER = "alter"
-"""The setting of a model or variant that changes an equation of its layers: altered.py."""
+"""The setting of a variant that changes an equation of the layers: benchmarks/altered.py."""
 
 EARLIER = "earlier.json"
 """The file in a matrix' folder that holds the record of an earlier one, whose runs may be gone."""
@@ -191,11 +191,8 @@ def _search(matrix: Matrix, out: Path, source: str) -> Iterator[Job]:
     for model, settings in matrix.models.items():
         for rate in matrix.rates:
             chosen = {**matrix.settings, **settings, **matrix.search, "optim.base_lr": rate}
-            alteration = chosen.pop(ALTER, None)
             folder = search_folder(out, model, rate)
-            yield _pretraining(
-                matrix, folder, source, partial(dict, chosen), after=(), alteration=alteration
-            )
+            yield _pretraining(matrix, folder, source, partial(dict, chosen), after=())
 
 
 def _compared(matrix: Matrix, out: Path, source: str, seed: int) -> Iterator[Job]:
@@ -203,21 +200,19 @@ def _compared(matrix: Matrix, out: Path, source: str, seed: int) -> Iterator[Job
     for model, settings in matrix.models.items():
         folder = compared_folder(out, model, seed)
         merged = {**matrix.settings, **settings, "seed": seed}
-        alteration = merged.pop(ALTER, None)
         searched = [_name(search_folder(out, model, rate)) for rate in matrix.rates]
-        runs.append((folder, alteration))
+        runs.append(folder)
         yield _pretraining(
             matrix,
             folder,
             source,
             partial(_at_chosen_rate, matrix, out, model, merged),
             after=tuple(searched),
-            alteration=alteration,
         )
-    for place, (folder, alteration) in enumerate(runs):
+    for place, folder in enumerate(runs):
         # Baselines do not depend on the training, so they are measured beside one model alone.
         beside = [] if place == 0 and seed == matrix.seeds[0] else ["--no-baselines"]
-        yield from _measured(matrix, folder, source, MEASURES, extra=beside, alteration=alteration)
+        yield from _measured(matrix, folder, source, MEASURES, extra=beside)
 
 
 def _ablations(matrix: Matrix, out: Path, source: str) -> Iterator[Job]:
@@ -254,20 +249,14 @@ def _finetuned(matrix: Matrix, out: Path, source: str, seed: int) -> Iterator[Jo
             origin = first if model == "scratch" else compared_folder(out, model, seed)
             start = ["--from-scratch", str(origin)] if model == "scratch" else [str(origin)]
             merged = {**settings, "data.share": share, "seed": seed, "data.source": source}
-            own = next(iter(matrix.models)) if model == "scratch" else model
-            alteration = matrix.models[own].get(ALTER)
 
             def command(
-                folder: Path = folder,
-                start: list[str] = start,
-                merged: Settings = merged,
-                alteration: str | None = alteration,
+                folder: Path = folder, start: list[str] = start, merged: Settings = merged
             ) -> list[str]:
                 begun = (folder / "config.yaml").exists()
                 words = ["--resume", str(folder)] if begun else ["--out", str(folder)]
                 origin = [] if begun else [*start, "--config", matrix.finetune_recipe]
-                options = _options({} if begun else merged)
-                return _cli("finetune", *origin, *options, *words, alteration=alteration)
+                return _cli("finetune", *origin, *_options({} if begun else merged), *words)
 
             yield Job(
                 name=_name(folder),
@@ -304,7 +293,7 @@ def _measured(
     measures: Mapping[str, list[str]],
     *,
     extra: list[str],
-    alteration: str | None,
+    alteration: str | None = None,
 ) -> Iterator[Job]:
     run = _name(folder)
     for name, (verb, *options) in measures.items():

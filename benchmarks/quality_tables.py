@@ -36,7 +36,7 @@ def _comparison(found: Mapping[str, Any]) -> Iterator[str]:
         cells = [
             f"**{model}**",
             f"{first['parameters'] / 1e6:.2f} M",
-            _over(each[:1], "gflops_per_image", "{:.3f}"),
+            f"{first['gflops_per_image']:.3f}",
             _over(each, "loss", "{:.4f}"),
             _over(each, "psnr", "{:.2f} dB"),
             *(_over(each, name, "{:.1f} %", scale=100) for name in MEASURES),
@@ -130,17 +130,16 @@ def panels(found: Mapping[str, Any]) -> dict[str, dict[str, list[list[tuple[floa
     """The curves of the compared models over epochs, and over the operations they cost."""
     compared = {model: list(runs.values()) for model, runs in found["compared"].items() if runs}
 
-    def curves(scale: Callable[[Mapping[str, Any]], float], key: str | None) -> dict[str, Any]:
+    def curves(scale: Callable[[Mapping[str, Any]], float]) -> dict[str, Any]:
         return {
-            model: [[(epoch * scale(run), loss) for epoch, loss in run["curve"]] for run in known]
+            model: [[(epoch * scale(run), loss) for epoch, loss in run["curve"]] for run in runs]
             for model, runs in compared.items()
-            if (known := [run for run in runs if key is None or key in run])
         }
 
     return {
-        "epochs": curves(lambda _: 1.0, None),
+        "epochs": curves(lambda _: 1.0),
         "floating-point operations (10^15)": curves(
-            lambda run: run["pflops"] / run["curve"][-1][0], "pflops"
+            lambda run: run["pflops"] / run["curve"][-1][0]
         ),
     }
 

@@ -52,10 +52,9 @@ def gathered(matrix: Matrix, out: Path) -> dict[str, Any]:
             model: {
                 seed: facts
                 for seed in matrix.seeds
-                if (facts := _run(compared_folder(out, model, seed), altered=ALTER in settings))
-                is not None
+                if (facts := _run(compared_folder(out, model, seed))) is not None
             }
-            for model, settings in matrix.models.items()
+            for model in matrix.models
         },
         "baselines": _baselines(matrix, out),
         "ablations": {
@@ -102,7 +101,7 @@ def _loss(folder: Path) -> float | None:
     return json.loads(path.read_text())["metrics"].get("val/loss") if path.exists() else None
 
 
-def _run(folder: Path, *, altered: bool) -> dict[str, Any] | None:
+def _run(folder: Path, *, altered: bool = False) -> dict[str, Any] | None:
     """What is known of a finished pre-training run.
 
     What the steps of an altered one cost was counted by the process that altered the layers.

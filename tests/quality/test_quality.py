@@ -420,9 +420,13 @@ def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
     matrix.write_text(yaml.safe_dump({**values, "seeds": [1]}))
     assert main(words) == 1
     assert "begun with another matrix" in capsys.readouterr().err
-    assert main([words[0], "npy:elsewhere", *words[2:]]) == 1
-    capsys.readouterr()
     matrix.write_text(yaml.safe_dump({**values, "seeds": [0, 1]}))
+    begun = (out / "matrix.json").read_text()
+    other = {**json.loads(begun), "source": "imagefolder:elsewhere"}
+    (out / "matrix.json").write_text(json.dumps(other))
+    assert main(words) == 1
+    assert "begun with another matrix or source" in capsys.readouterr().err
+    (out / "matrix.json").write_text(begun)
     assert main([*words, "--minutes", "0"]) == 143  # an addition is taken
 
     # Another folder goes on from the record alone: the search is not repeated.
