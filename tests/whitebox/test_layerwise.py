@@ -17,7 +17,7 @@ from crate_mae.data.images import ImageFacts, Sample, UnreadableImage
 from crate_mae.data.sources import ImageSource
 from crate_mae.data.torch_datasets import wrap_dataset
 from crate_mae.models.classifier import CrateClassifier
-from crate_mae.models.layers import OvercompleteISTA
+from crate_mae.models.overcomplete import OvercompleteISTA
 from crate_mae.models.patches import grid_of
 from crate_mae.whitebox import measures, relations
 from crate_mae.whitebox.geometry import subspace_bases

@@ -1,7 +1,5 @@
 """The paper's two operations, MSSA and ISTA, and the encoder and decoder layers made of them.
 
-One more that is not the paper's: ISTA in an overcomplete dictionary.
-
 Shapes: B images, N tokens (class token first), d token width, K heads (subspaces), p = d / K.
 Tokens are rows: Z is (B, N, d), and `F.linear(x, D)` is the paper's D x for a token x.
 Source: "Masked Completion via Structured Diffusion with White-Box Transformers" (ICLR 2024,
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from crate_mae.models.config import OutputProjection
+from crate_mae.models.overcomplete import OvercompleteISTA
 
 
 class MSSA(nn.Module):
@@ -167,39 +166,6 @@ class _Folded(torch.autograd.Function):
         (D,) = ctx.saved_tensors
         change: Tensor = ctx.step_size * (tangent - tangent.mT @ D - D.mT @ tangent)
         return change
-
-
-class OvercompleteISTA(nn.Module):
-    """What two proximal gradient steps from 0 say that tokens are, in more atoms than dimensions.
-
-        a_1 = ReLU( eta x D - eta lambda ),   a_2 = ReLU( a_1 + eta (x - a_1 D^T) D - eta lambda )
-        OvercompleteISTA(x) = a_2 D^T
-
-    D is (d, n d), an atom a column, and a_2 >= 0 approaches the code of x in the non-negative LASSO
-    1/2 |x - D a|^2 + lambda |a|_1. Not of the CRATE-MAE paper: the published step has n = 1, one
-    step from x itself, and its code is the next layer's token. Two steps from 0 in an overcomplete
-    dictionary follow CRATE-alpha (Yang et al., arXiv 2405.20299), whose codes return to d
-    dimensions by a second matrix; here they return by D.
-    """
-
-    def __init__(self, *, dim: int, overcomplete: int, step_size: float, sparsity: float) -> None:
-        super().__init__()
-        self.step_size = step_size
-        self.sparsity = sparsity
-        self.dictionary = nn.Parameter(torch.empty(dim, overcomplete * dim))  # D
-        nn.init.kaiming_uniform_(self.dictionary, mode="fan_out")
-
-    def codes(self, x: Tensor) -> Tensor:
-        """Sparse non-negative codes a_2 of tokens x (..., d): (..., n d)."""
-        D, eta, bound = self.dictionary, self.step_size, self.step_size * self.sparsity
-        # eta scales what has d columns, not n d. In place: no backward pass looks at values before.
-        first = ((eta * x) @ D).sub_(bound).relu_()
-        residual = x - F.linear(first, D)
-        return (first + (eta * residual) @ D).sub_(bound).relu_()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens a_2 D^T that the codes of tokens x (..., d) stand for: (..., d)."""
-        return F.linear(self.codes(x), self.dictionary)
 
 
 class EncoderLayer(nn.Module):

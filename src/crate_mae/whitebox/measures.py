@@ -158,12 +158,11 @@ def gini_sparsity(vectors: Tensor) -> Tensor:
 
 
 def lasso_objective(codes: Tensor, tokens: Tensor, dictionary: Tensor, sparsity: float) -> Tensor:
-    """The LASSO objective of codes z (B, N, d) for tokens x (B, N, d), mean over tokens: (B,).
+    """The LASSO objective of codes z (B, N, n d) for tokens x (B, N, d), mean over tokens: (B,).
 
-    1/2 |x - D z|^2 + lambda |z|_1 with D (d, n d) and z (B, N, n d), n = 1 in the published layers;
-    ISTA takes one proximal gradient step on it, with
-    z held non-negative. Codes with negative entries are none of the non-negative problem's, and
-    their value is that of the problem without the constraint.
+    1/2 |x - D z|^2 + lambda |z|_1 with D (d, n d); ISTA takes proximal gradient steps on it, with
+    z held non-negative, the published layers one, with n = 1. Codes with negative entries are none
+    of the non-negative problem's, and their value is that of the problem without the constraint.
     """
     z, x = codes.double(), tokens.double()
     residual = x - F.linear(z, dictionary.double())

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crate_mae.models.layers import ISTA, DecoderLayer, EncoderLayer, OvercompleteISTA
+from crate_mae.models.layers import ISTA, DecoderLayer, EncoderLayer
+from crate_mae.models.overcomplete import OvercompleteISTA
 from crate_mae.whitebox import measures
 from crate_mae.whitebox.geometry import subspace_bases
 from crate_mae.whitebox.streaming import RunningMean

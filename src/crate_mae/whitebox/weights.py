@@ -2,7 +2,8 @@
 
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
-from crate_mae.models.layers import ISTA, MSSA, DecoderLayer, EncoderLayer, OvercompleteISTA
+from crate_mae.models.layers import ISTA, MSSA, DecoderLayer, EncoderLayer
+from crate_mae.models.overcomplete import OvercompleteISTA
 from crate_mae.whitebox import geometry
 from crate_mae.whitebox.table import Measurement, Side
 
