@@ -23,6 +23,7 @@ from crate_mae.data.batches import (
     transformed_images,
 )
 from crate_mae.data.module import VALIDATION_SEED, DataConfig, ImageDataModule
+from crate_mae.data.on_device import DeviceMaker, mixing_on_device
 from crate_mae.data.sources import ImageSource
 from crate_mae.data.transforms import SupervisedAugment, fit, mixing, supervised_transform
 from crate_mae.models.config import ModelConfig, Preprocess
@@ -57,6 +58,12 @@ class LabelledDataConfig(DataConfig):
             raise ValueError(f"data.share must be above 0 and at most 1, not {self.share}")
         if self.shots is not None and self.share is not None:
             raise ValueError("data.shots and data.share both say how many labels: give one")
+        augment = self.augment
+        if self.on_device and (augment.rand_augment or augment.erasing):
+            raise ValueError(
+                "data.on_device crops, flips and mixes alone: set augment.rand_augment and"
+                " augment.erasing to 0, or leave it out"
+            )
 
 
 class LabelledBatch(ImageBatch):
@@ -148,6 +155,17 @@ class LabelledBatches:
             seed=data.seed,
             erase=v2.RandomErasing(augment.erasing, value="random") if augment.erasing else None,
             mix=mixing(augment, self.num_classes),
+            drop_rates=drop_rates(self.drop_path, depth) if self.drop_path else None,
+        )
+
+    def device_maker(self, data: ImageDataModule) -> DeviceMaker:
+        """What turns images on a device into training batches there: all but RandAugment, erasing."""
+        depth = data.model_config.depth
+        return DeviceMaker(
+            augment=self.augment,
+            preprocess=data.preprocess,
+            seed=data.seed,
+            mix=mixing_on_device(self.augment, self.num_classes),
             drop_rates=drop_rates(self.drop_path, depth) if self.drop_path else None,
         )
 

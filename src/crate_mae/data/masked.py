@@ -6,6 +6,7 @@ from typing import Any
 
 from crate_mae.data.batches import BatchMaker, Masking
 from crate_mae.data.module import VALIDATION_SEED, ImageDataModule
+from crate_mae.data.on_device import DeviceMaker
 from crate_mae.data.transforms import fit, training_transform
 from crate_mae.models.config import ModelConfig
 
@@ -27,6 +28,16 @@ class MaskedBatches:
     def validation_maker(self, data: ImageDataModule) -> BatchMaker:
         """What turns validation samples into batches: fixed transform, fixed masks."""
         return self._maker(data, partial(fit, size=data.size), VALIDATION_SEED)
+
+    def device_maker(self, data: ImageDataModule) -> DeviceMaker:
+        """What turns images on a device into training batches there: random transform and mask."""
+        return DeviceMaker(
+            augment=data.config.augment,
+            preprocess=data.preprocess,
+            seed=data.seed,
+            masking=self.masking,
+            grid=data.model_config.grid,
+        )
 
     def _maker(self, data: ImageDataModule, transform: Any, seed: int) -> BatchMaker:
         return BatchMaker(

@@ -23,6 +23,7 @@ from crate_mae.data.batches import (
 )
 from crate_mae.data.cache import CachedSource, decoded_bytes
 from crate_mae.data.images import UnreadableImage, to_channels
+from crate_mae.data.on_device import DeviceBatches, DeviceMaker, FixedDeviceBatches
 from crate_mae.data.report import measure_statistics
 from crate_mae.data.sources import (
     ImageSource,
@@ -72,6 +73,9 @@ class DataConfig:
     """Loader processes per device; chosen from the cores and the data when not given."""
     cache_gib: float = 2.0
     """Keep the decoded images in memory while they take at most this much, in each process."""
+    on_device: bool = False
+    """Keep the decoded images on the training device and augment whole batches there: for small
+    images and fast devices. Other random crops and masks than without, drawn in the same way."""
     max_broken: float = 0.01
     """Stop when more than this share of the images cannot be read."""
 
@@ -103,6 +107,10 @@ class BatchKind(Protocol):
 
     def training_maker(self, data: "ImageDataModule") -> MakeBatch:
         """What turns training samples into batches: random, but fixed by the sample."""
+        ...
+
+    def device_maker(self, data: "ImageDataModule") -> DeviceMaker:
+        """What turns images on a device into training batches there."""
         ...
 
     def validation_maker(self, data: "ImageDataModule") -> MakeBatch:
@@ -166,6 +174,8 @@ class ImageDataModule(LightningDataModule):
         if isinstance(train, ImageSource):
             self._check_first_image(train)
             train, val = self._cache(train), val if val is None else self._cache(val)
+        if self.config.on_device:
+            self._check_kept(train)
         self.num_samples = train.count() if isinstance(train, StreamSource) else len(train)
         if self.num_samples < self.effective_batch:
             raise ValueError(
@@ -262,6 +272,19 @@ class ImageDataModule(LightningDataModule):
         self.stop_if_broken()
         return cached
 
+    def _check_kept(self, train: ImageSource | StreamSource) -> None:
+        if isinstance(train, StreamSource):
+            raise ValueError(
+                f"{train.address} is a stream, which cannot be kept on a device: leave"
+                " data.on_device out"
+            )
+        if not isinstance(train, CachedSource):
+            size = decoded_bytes(train) / 2**30
+            raise ValueError(
+                f"the decoded images take about {size:.2f} GiB, more than data.cache_gib"
+                f" {self.config.cache_gib:g} leaves room for: raise it, or leave data.on_device out"
+            )
+
     def _facts(self, train: ImageSource | StreamSource) -> Preprocess:
         model, config = self.model_config, self.config
         if config.mean is not None and config.std is not None:
@@ -345,9 +368,18 @@ class ImageDataModule(LightningDataModule):
                 seed=self.seed,
                 position=lambda: self.batches_seen,
             )
-            images = SourceBatches(self.train_source, make)
-            cached = isinstance(self.train_source, CachedSource)
-            loader = self._loader(images, cached=cached, persistent=True, batch_sampler=sampler)
+            if self.config.on_device:
+                kept = DeviceBatches(
+                    self.train_source,
+                    self.kind.device_maker(self),
+                    channels=self.model_config.channels,
+                    device=self._device(),
+                )
+                loader = _loader_on_device(kept, sampler)
+            else:
+                images = SourceBatches(self.train_source, make)
+                cached = isinstance(self.train_source, CachedSource)
+                loader = self._loader(images, cached=cached, persistent=True, batch_sampler=sampler)
         self._train_loader = loader
         return loader
 
@@ -363,6 +395,8 @@ class ImageDataModule(LightningDataModule):
             world_size=world,
         )
         images = SourceBatches(self.val_source, self.kind.validation_maker(self))
+        if self.config.on_device:
+            return _loader_on_device(FixedDeviceBatches(images, self._device()), sampler)
         cached = isinstance(self.val_source, CachedSource)
         return self._loader(images, cached=cached, persistent=False, batch_sampler=sampler)
 
@@ -401,6 +435,11 @@ class ImageDataModule(LightningDataModule):
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
+    def _device(self) -> torch.device:
+        if self.trainer is None:
+            return torch.device("cpu")
+        return self.trainer.strategy.root_device
+
     # -- position in the data, in the training checkpoint ---------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -411,6 +450,10 @@ class ImageDataModule(LightningDataModule):
         """Nothing; goes on from the position that `state_dict` gave."""
         self.batches_seen = int(state_dict["batches_seen"])
         self.broken = dict(state_dict["broken"])
+
+
+def _loader_on_device(batches: Dataset[Any], sampler: Any) -> TimedLoader:
+    return TimedLoader(batches, batch_sampler=sampler, collate_fn=cast("Any", whole_batch))
 
 
 def as_source(dataset: Dataset[Any] | ImageSource, limit: int | None, seed: int) -> ImageSource:

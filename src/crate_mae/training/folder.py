@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def check_start(config: RunConfig, folder: Path, *, resume: bool, again: str) ->
     settings that would make it another run.
     """
     if resume:
-        changes = changed_keys(load_config_values(folder), config.to_dict())
+        changes = changed_keys(_completed(load_config_values(folder), config), config.to_dict())
         fatal = [line for line in changes if not line.startswith(FREE_ON_RESUME)]
         if fatal:
             raise ValueError(
@@ -72,6 +73,19 @@ def load_settings(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds no settings")
     return values
+
+
+def _completed(values: dict[str, Any], config: Any) -> dict[str, Any]:
+    """A run's recorded values with the defaults of settings that are younger than the run."""
+    known = config.to_dict() if hasattr(config, "to_dict") else asdict(config)
+    filled = dict(values)
+    for item in fields(config):
+        part = getattr(config, item.name)
+        if is_dataclass(part) and isinstance(filled.get(item.name), dict):
+            filled[item.name] = _completed(filled[item.name], part)
+        elif item.name not in filled and item.name in known and item.default is not MISSING:
+            filled[item.name] = item.default
+    return filled
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

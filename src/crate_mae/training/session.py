@@ -97,7 +97,7 @@ def conduct(
     started = perf_counter()
     config, stop = plan.config, StopSignals()
     concluded: dict[str, float] = {}
-    with quiet_libraries():
+    with quiet_libraries(), _float32_products(tf32=config.trainer.tf32):
         parts = _assemble(plan, folder, stop_after=stop_after, stop=stop)
         data = plan.open_data(parts.trainer.world_size)
         data.open()
@@ -250,6 +250,17 @@ def _announce(config: RunConfig, data: ImageDataModule, trainer: Trainer) -> Non
     idle = torch.cuda.device_count() - world
     if torch.cuda.is_available() and idle > 0 and config.trainer.num_nodes == 1:
         logger.warning("%d GPUs stay idle; use --trainer.devices auto for all", idle)
+
+
+@contextmanager
+def _float32_products(*, tf32: bool) -> Iterator[None]:
+    """A context in which float32 matrix products may or may not use TF32, put back after it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager
