@@ -159,7 +159,7 @@ class LabelledBatches:
         )
 
     def device_maker(self, data: ImageDataModule) -> DeviceMaker:
-        """What turns images on a device into training batches there: all but RandAugment, erasing."""
+        """What turns images on a device into training batches there: mixed, steps dropped."""
         depth = data.model_config.depth
         return DeviceMaker(
             augment=self.augment,

@@ -65,8 +65,11 @@ class Encoder(nn.Module):
         Raises ValueError for another channel count and for sizes that are no multiple of the patch.
         """
         self.check_images(images)
-        patches: Tensor = self.patch_embed(images)
-        return patches.flatten(2).transpose(1, 2)
+        filters = self.patch_embed
+        if images.device.type == "cpu":
+            patches: Tensor = filters(images)
+            return patches.flatten(2).transpose(1, 2)
+        return filtered_patches(images, filters)
 
     def add_class_token(self, patches: Tensor) -> Tensor:
         """Tokens (B, N, d): the class token in front of patch tokens (B, L, d)."""
@@ -136,6 +139,19 @@ class Encoder(nn.Module):
         fault = size_fault((images.shape[2], images.shape[3]), self.config.patch_hw)
         if fault:
             raise ValueError(f"{fault}: resize, crop or pad the images")
+
+
+def filtered_patches(images: Tensor, filters: nn.Conv2d) -> Tensor:
+    """What a convolution without overlap makes of the patches of images (B, C, H, W): (B, L, d).
+
+    As one matrix product. GPUs take several times as long over the convolution's gradient, and
+    their convolutions round float32 to TF32 whether or not products may.
+    """
+    height, width = filters.weight.shape[-2:]
+    rows, columns = grid_of(images, (height, width))
+    pixels = images.unflatten(3, (columns, width)).unflatten(2, (rows, height))
+    pixels = pixels.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, L, C h w)
+    return F.linear(pixels, filters.weight.flatten(1), filters.bias)
 
 
 def place_visible(visible: Tensor, mask: Tensor, filler: Tensor) -> Tensor:

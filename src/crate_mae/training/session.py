@@ -255,12 +255,14 @@ def _announce(config: RunConfig, data: ImageDataModule, trainer: Trainer) -> Non
 @contextmanager
 def _float32_products(*, tf32: bool) -> Iterator[None]:
     """A context in which float32 matrix products may or may not use TF32, put back after it."""
-    before = torch.get_float32_matmul_precision()
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32  # of convolutions, where torch's default is True
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 @contextmanager
@@ -273,6 +275,7 @@ def quiet_libraries() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+        warnings.filterwarnings("ignore", message="GPU available but not used.*")
         warnings.filterwarnings("ignore", message=".*ended before the epoch ended.*")
         warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
         warnings.filterwarnings("ignore", message="Total length of `.*` across ranks is zero.*")
