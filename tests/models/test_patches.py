@@ -11,6 +11,7 @@ from hypothesis import given
 from model_cases import gap, images_for, make, positions_by_loops, some, tiny
 from torch import Tensor
 
+from crate_mae.models.encoder import filtered_patches
 from crate_mae.models.patches import grid_of, patchify, sincos_positions, unpatchify
 
 small = st.integers(1, 5)
@@ -189,3 +190,22 @@ def test_positions_added_for_another_size_are_the_rescaled_table() -> None:
     added = model.encoder.embed(images)[:, 1:] - model.encoder.patch_tokens(images)
     expected = sincos_positions(12, (4, 5), reference_grid=(2, 3))[1:]
     assert gap(added[0], expected) <= 1e-12
+
+
+@given(
+    channels=st.integers(1, 3),
+    patch=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    grid=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    seed=st.integers(0, 99),
+)
+@some
+def test_filtered_patches_are_the_convolution(
+    channels: int, patch: tuple[int, int], grid: tuple[int, int], seed: int
+) -> None:
+    """What accelerators compute in place of the convolution, against it, in float64."""
+    torch.manual_seed(seed)
+    filters = torch.nn.Conv2d(channels, 5, patch, patch, dtype=torch.float64)
+    size = [a * b for a, b in zip(patch, grid, strict=True)]
+    images = torch.randn(2, channels, size[1], size[0], dtype=torch.float64).mT
+    expected = filters(images).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(filtered_patches(images, filters), expected, atol=1e-12, rtol=0)

@@ -83,7 +83,7 @@ def test_products_may_round_to_tf32_within_a_run_alone(
 
     def noted(self: torch.optim.AdamW, closure: object = None) -> object:
         seen.append(torch.get_float32_matmul_precision())
-        return step(self, closure)  # type: ignore[arg-type]
+        return step(self, closure)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", noted)
     before = torch.get_float32_matmul_precision()
@@ -94,17 +94,22 @@ def test_products_may_round_to_tf32_within_a_run_alone(
 
 @needs_gpu
 def test_the_model_on_a_gpu_is_the_published_one() -> None:
+    """In float64; float32 and bf16 are held to it, as far as their rounding goes."""
+    images, mask = golden()["images"], golden()["mask"]
+    exact = golden_model().double().cuda()(images.double().cuda(), mask.cuda())
+    assert gap(exact.prediction.cpu(), golden()["masked.pred"]) <= 1e-5
+    assert gap(exact.loss.cpu(), golden()["loss"][0]) <= 1e-5
     model = golden_model().cuda()
-    images, mask = golden()["images"].cuda(), golden()["mask"].cuda()
-    out = model(images, mask)
-    assert gap(out.prediction.cpu(), golden()["masked.pred"]) <= 1e-5
-    assert gap(out.loss.cpu(), golden()["loss"][0]) <= 1e-5
+    single = model(images.cuda(), mask.cuda())
+    assert gap(single.prediction.double(), exact.prediction) <= 1e-3
+    assert float(single.loss) == pytest.approx(float(exact.loss), rel=1e-3)
     with torch.autocast("cuda", torch.bfloat16):
-        rough = model(images, mask)
-    assert abs(float(rough.loss) - float(out.loss)) < 2e-3 * float(out.loss)
+        rough = model(images.cuda(), mask.cuda())
+    assert float(rough.loss) == pytest.approx(float(exact.loss), rel=1e-2)
 
 
 @needs_gpu
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # from inside torch.compile
 @pytest.mark.parametrize(
     ("trainer", "tolerance"),
     [

@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from crate_mae.data.cache import CachedSource
+from crate_mae.data.cache import decoded_bytes
 from crate_mae.data.masked import MaskedBatches
 from crate_mae.data.module import DataConfig, ImageDataModule
 from crate_mae.data.sources import open_source
@@ -35,6 +35,8 @@ DIGITS = 1797
 """Images that scikit-learn's digits are."""
 CACHE = 2.0
 """GiB that decoded images may take where they are read from memory."""
+Waiting = Literal["encoded", "decoded", "on device"]
+"""How images wait for their batch: as files hold them, or in memory."""
 
 
 def worker_counts(most: int | None = None) -> list[int]:
@@ -55,15 +57,20 @@ def loading_speeds(
 ) -> list[dict[str, Any]]:
     """Images per second of every (name, address) with every number of workers, JSON-able rows.
 
-    Images are decoded anew each time, as they are where a set is too large for the cache; a last
-    row reads the first source from the cache, where images wait decoded. What fails has None for
+    Images are decoded anew each time, as they are where a set is too large for the cache; two last
+    rows have the images of the first source wait decoded, changed one by one and (data.on_device,
+    here on the CPU) in whole batches. What fails has None for
     its speed, its images and a "note", and its reason goes to the log alone: neither an address
     nor a message is part of a row, as both may hold a path.
     """
-    jobs = [(name, address, count, False) for name, address in sources for count in workers]
-    jobs.append((f"{sources[0][0]}, decoded once", sources[0][1], 0, True))
+    jobs: list[tuple[str, str, int, Waiting]] = [
+        (name, address, count, "encoded") for name, address in sources for count in workers
+    ]
+    first, address = sources[0]
+    jobs.append((f"{first}, decoded once", address, 0, "decoded"))
+    jobs.append((f"{first}, decoded once, in whole batches", address, 0, "on device"))
     rows = []
-    for index, (name, address, count, cached) in enumerate(jobs):
+    for index, (name, address, count, waiting) in enumerate(jobs):
         own = _small(config) if address == "digits" else config
         row: dict[str, Any] = {
             "source": name,
@@ -73,7 +80,7 @@ def loading_speeds(
             "image_size": list(own.image_hw),
         }
         try:
-            speed, images = _speed(address, own, batch, count, cached, seed, seconds)
+            speed, images = _speed(address, own, batch, count, waiting, seed, seconds)
             row |= {"images_per_second": speed, "images": images}
             if speed is None:
                 row["note"] = f"decoded images take more than {CACHE:g} GiB, or come as a stream"
@@ -96,7 +103,7 @@ def _speed(
     config: ModelConfig,
     batch: int,
     workers: int,
-    cached: bool,
+    waiting: Waiting,
     seed: int,
     seconds: float,
 ) -> tuple[float | None, int]:
@@ -111,16 +118,19 @@ def _speed(
             mean=[0.5] * config.channels,
             std=[0.25] * config.channels,
             workers=workers,
-            cache_gib=CACHE if cached else 0.0,
+            cache_gib=0.0 if waiting == "encoded" else CACHE,
+            on_device=waiting == "on device",
         ),
         model=config,
         kind=MaskedBatches(),
         batch_size=batch,
         seed=seed,
     )
+    if waiting != "encoded":
+        source = open_source(address)
+        if isinstance(source, StreamSource) or decoded_bytes(source) > CACHE * 2**30:
+            return None, source.count() if isinstance(source, StreamSource) else len(source)
     data.open()
-    if cached and not isinstance(data.train_source, CachedSource):
-        return None, data.num_samples
     try:
         return _read(data, seconds), data.num_samples
     finally:

@@ -149,7 +149,7 @@ def filtered_patches(images: Tensor, filters: nn.Conv2d) -> Tensor:
     """
     height, width = filters.weight.shape[-2:]
     rows, columns = grid_of(images, (height, width))
-    pixels = images.unflatten(3, (columns, width)).unflatten(2, (rows, height))
+    pixels = images.reshape(*images.shape[:2], rows, height, columns, width)
     pixels = pixels.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, L, C h w)
     return F.linear(pixels, filters.weight.flatten(1), filters.bias)
 
