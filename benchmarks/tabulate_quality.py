@@ -35,6 +35,7 @@ from matrix import (
 from quality_tables import altered_names, as_markdown, comparable_losses, panels
 from tables import between_markers
 
+MACHINE = ("processor", "cores", "devices", "torch", "git")
 BASELINES = ("random twin", "raw pixels")
 
 
@@ -43,6 +44,7 @@ def gathered(matrix: Matrix, out: Path) -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": environment(),
+        "trained_on": _machines(matrix, out),
         "matrix": matrix.values,
         "search": {
             model: {f"{rate:g}": _loss(search_folder(out, model, rate)) for rate in matrix.rates}
@@ -157,6 +159,18 @@ def flops_per_image_of(folder: Path, model: Any) -> float:
     mask = torch.ones(1, config.num_patches, dtype=torch.bool)
     mask[:, : num_kept(config.num_patches, ratio)] = False
     return counted_flops(lambda: torch.autograd.backward(model.train()(images, mask=mask).loss))
+
+
+def _machines(matrix: Matrix, out: Path) -> list[dict[str, Any]]:
+    """What the compared runs were trained on, each machine once: it need not be this one."""
+    found: list[dict[str, Any]] = []
+    for model in matrix.models:
+        for seed in matrix.seeds:
+            facts = _json(compared_folder(out, model, seed) / "environment.json")
+            if facts is not None:
+                machine = {key: facts[key] for key in MACHINE}
+                found += [] if machine in found else [machine]
+    return found
 
 
 def _baselines(matrix: Matrix, out: Path) -> dict[str, dict[str, float]]:
