@@ -21,6 +21,7 @@ from PIL import Image
 from crate_mae.data.cache import decoded_bytes
 from crate_mae.data.masked import MaskedBatches
 from crate_mae.data.module import DataConfig, ImageDataModule
+from crate_mae.data.on_device import NotKeptError
 from crate_mae.data.sources import open_source
 from crate_mae.data.streams import StreamSource
 from crate_mae.models.config import ModelConfig
@@ -84,6 +85,9 @@ def loading_speeds(
             row |= {"images_per_second": speed, "images": images}
             if speed is None:
                 row["note"] = f"decoded images take more than {CACHE:g} GiB, or come as a stream"
+        except NotKeptError as error:
+            logger.warning("%s cannot be kept on a device: %s", name, error)
+            row["note"] = "not for data.on_device: its images differ in size or type"
         except (ValueError, OSError, RuntimeError) as error:
             logger.warning("loading from %s with %d workers failed: %s", name, count, error)
             row["note"] = f"could not be read ({type(error).__name__})"

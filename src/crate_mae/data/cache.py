@@ -42,6 +42,11 @@ class CachedSource(ImageSource):
     def __len__(self) -> int:
         return len(self._indices)
 
+    @property
+    def stacked(self) -> Tensor | None:
+        """The images in one tensor (n, C, H, W), or None where their shapes or types differ."""
+        return self._images if isinstance(self._images, Tensor) else None
+
     def load(self, index: int) -> Sample:
         """The sample of an index, from memory."""
         return Sample(image=self._images[index], label=self.label(index), name=self.name(index))

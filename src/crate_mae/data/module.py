@@ -9,6 +9,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from crate_mae.data.batches import (
@@ -23,7 +24,13 @@ from crate_mae.data.batches import (
 )
 from crate_mae.data.cache import CachedSource, decoded_bytes
 from crate_mae.data.images import UnreadableImage, to_channels
-from crate_mae.data.on_device import DeviceBatches, DeviceMaker, FixedDeviceBatches
+from crate_mae.data.on_device import (
+    DeviceBatches,
+    DeviceMaker,
+    FixedDeviceBatches,
+    check_room,
+    kept_images,
+)
 from crate_mae.data.report import measure_statistics
 from crate_mae.data.sources import (
     ImageSource,
@@ -91,6 +98,10 @@ class DataConfig:
             raise ValueError(f"data.cache_gib must be at least 0, not {self.cache_gib}")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"data.workers must be at least 0, not {self.workers}")
+        if self.on_device and self.workers:
+            raise ValueError(
+                f"data.on_device needs no loader processes: leave data.workers {self.workers} out"
+            )
         if (self.mean is None) != (self.std is None):
             raise ValueError("data.mean and data.std go together: give both or neither")
 
@@ -155,6 +166,8 @@ class ImageDataModule(LightningDataModule):
         self._preprocess = preprocess
         self._progress = progress
         self._train_loader: TimedLoader | None = None
+        self._kept: Tensor | None = None
+        self._room = int(self.cache_left)
         self._opened = False
 
     # -- opening: checks first, then statistics, then the cache -------------------------------
@@ -173,9 +186,11 @@ class ImageDataModule(LightningDataModule):
         self.num_images += 0 if val is None else len(val)
         if isinstance(train, ImageSource):
             self._check_first_image(train)
-            train, val = self._cache(train), val if val is None else self._cache(val)
+            train = self._cache(train)
         if self.config.on_device:
-            self._check_kept(train)
+            self._kept = self._images_to_keep(train)
+        if val is not None and isinstance(train, ImageSource):
+            val = self._cache(val)
         self.num_samples = train.count() if isinstance(train, StreamSource) else len(train)
         if self.num_samples < self.effective_batch:
             raise ValueError(
@@ -187,6 +202,16 @@ class ImageDataModule(LightningDataModule):
         self._check_preprocess()
         self.train_source, self.val_source = train, val
         self._opened = True
+
+    def keep_on(self, device: torch.device) -> Tensor | None:
+        """The training images (n, C, H, W) on a device, or None where data.on_device is off.
+
+        Safe to call again. Raises ValueError when they cannot be kept there.
+        """
+        if self._kept is not None and self._kept.device != device:
+            self._room = check_room(self._kept, device)
+            self._kept = self._kept.to(device)
+        return self._kept
 
     def facts(self) -> dict[str, Any]:
         """What the data are, in plain values, for the run folder."""
@@ -272,7 +297,7 @@ class ImageDataModule(LightningDataModule):
         self.stop_if_broken()
         return cached
 
-    def _check_kept(self, train: ImageSource | StreamSource) -> None:
+    def _images_to_keep(self, train: ImageSource | StreamSource) -> Tensor:
         if isinstance(train, StreamSource):
             raise ValueError(
                 f"{train.address} is a stream, which cannot be kept on a device: leave"
@@ -284,6 +309,12 @@ class ImageDataModule(LightningDataModule):
                 f"the decoded images take about {size:.2f} GiB, more than data.cache_gib"
                 f" {self.config.cache_gib:g} leaves room for: raise it, or leave data.on_device out"
             )
+        return kept_images(
+            train,
+            channels=self.model_config.channels,
+            size=self.size,
+            augment=self.config.augment,
+        )
 
     def _facts(self, train: ImageSource | StreamSource) -> Preprocess:
         model, config = self.model_config, self.config
@@ -369,13 +400,10 @@ class ImageDataModule(LightningDataModule):
                 position=lambda: self.batches_seen,
             )
             if self.config.on_device:
-                kept = DeviceBatches(
-                    self.train_source,
-                    self.kind.device_maker(self),
-                    channels=self.model_config.channels,
-                    device=self._device(),
-                )
-                loader = _loader_on_device(kept, sampler)
+                kept = self.keep_on(self._device())
+                assert kept is not None
+                batches = DeviceBatches(self.train_source, kept, self.kind.device_maker(self))
+                loader = _loader_on_device(batches, sampler)
             else:
                 images = SourceBatches(self.train_source, make)
                 cached = isinstance(self.train_source, CachedSource)
@@ -396,7 +424,9 @@ class ImageDataModule(LightningDataModule):
         )
         images = SourceBatches(self.val_source, self.kind.validation_maker(self))
         if self.config.on_device:
-            return _loader_on_device(FixedDeviceBatches(images, self._device()), sampler)
+            self.keep_on(self._device())
+            fixed = FixedDeviceBatches(images, self._device(), room=self._room)
+            return _loader_on_device(fixed, sampler)
         cached = isinstance(self.val_source, CachedSource)
         return self._loader(images, cached=cached, persistent=False, batch_sampler=sampler)
 

@@ -9,6 +9,7 @@ validates, are the same.
 Shapes: B images (C, H, W) of L patches.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,18 +18,32 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from crate_mae.data.base import ImageSource
-from crate_mae.data.batches import AUGMENT, DEPTH, MASK, MIX, ImageBatch, Masking
+from crate_mae.data.batches import (
+    AUGMENT,
+    DEPTH,
+    MASK,
+    MIX,
+    ImageBatch,
+    Masking,
+    SourceBatches,
+)
+from crate_mae.data.cache import CachedSource
 from crate_mae.data.images import to_channels
 from crate_mae.data.transforms import Augment, SupervisedAugment, fit, normalise
 from crate_mae.models.config import Preprocess
 from crate_mae.models.masks import keyed_generator, num_kept
+from crate_mae.precision import float32_products
 
 TRIES = 10
 """Crops that are drawn for an image before the largest one in its centre is taken."""
 ASPECTS = (3 / 4, 4 / 3)
 """Narrowest and widest random crop, width over height, as in torchvision."""
-FREE_SHARE = 0.8
-"""Share of a GPU's free memory that images may take."""
+FREE_SHARES = (0.5, 0.1)
+"""Shares of a GPU's free memory that training images and validation batches may take."""
+
+
+class NotKeptError(ValueError):
+    """Raised when images are not alike, so that no batch of them can be changed at once."""
 
 
 # -- random numbers by key ----------------------------------------------------------------------
@@ -75,7 +90,7 @@ def masks_of(masking: Masking, grid: tuple[int, int], index: Tensor, *key: int) 
     """
     patches = grid[0] * grid[1]
     if masking.kind != "random":
-        drawn = [masking.draw(grid, *key, int(i)) for i in index.tolist()]
+        drawn = [masking.draw(grid, *key, i) for i in index.tolist()]
         return torch.stack(drawn).to(index.device, non_blocking=True)
     drawn_numbers = numbers(index, patches + 1, MASK, *key)
     ranks = drawn_numbers[:, 1:].argsort(dim=1).argsort(dim=1)
@@ -95,8 +110,8 @@ def augmented(
     """Randomly changed images (B, C, *size) of the same dtype, each fixed by its index and `key`.
 
     What `transforms.training_transform` does, for a whole batch: `images` (B, C, H, W) are of that
-    size already, but for the resized crop. Crops of bytes differ from those of torchvision by at
-    most one level, as it rounds its weights.
+    size already, but for the resized crop. Crops of bytes differ from those of torchvision by one
+    level, seldom two, as it rounds its weights.
     """
     drawn = uniform(index, 1 + 4 * TRIES, AUGMENT, *key)
     flipped = drawn[:, 0] < 0.5 if augment.flip else torch.zeros_like(drawn[:, 0], dtype=torch.bool)
@@ -106,12 +121,11 @@ def augmented(
         columns = _cubic_weights(left, width, images.shape[-1], size[1])
         columns = torch.where(flipped[:, None, None], columns.flip(1), columns)
         return _resampled(images, rows, columns)
-    reach = [0, 0]
-    if augment.kind == "pad_crop":  # reflection cannot reach further than the image itself
-        reach = [min(augment.padding, length - 1) for length in size]
+    # Reflection cannot reach further than the image itself.
+    reach = min(augment.padding, size[0] - 1, size[1] - 1) if augment.kind == "pad_crop" else 0
     places = []
     for axis, length in enumerate(size):
-        offset = (drawn[:, 1 + axis] * (2 * reach[axis] + 1)).long() - reach[axis]
+        offset = (drawn[:, 1 + axis] * (2 * reach + 1)).long() - reach
         place = (torch.arange(length, device=index.device) + offset[:, None]).abs()
         places.append(length - 1 - (length - 1 - place).abs())
     rows, columns = places
@@ -127,9 +141,9 @@ def _crops(
     full_height, full_width = size
     area, aspect, down, right = drawn.double().view(len(drawn), TRIES, 4).unbind(-1)
     area = full_height * full_width * (min_scale + (1 - min_scale) * area)
-    low, high = (torch.tensor(value, dtype=torch.float64).log() for value in ASPECTS)
-    aspect = (low.to(drawn.device) + (high - low).to(drawn.device) * aspect).exp()
-    width, height = ((area * aspect).sqrt().round(), (area / aspect).sqrt().round())
+    low, high = (math.log(value) for value in ASPECTS)
+    aspect = (low + (high - low) * aspect).exp()
+    width, height = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
     good = (width >= 1) & (width <= full_width) & (height >= 1) & (height <= full_height)
     first = good.int().argmax(dim=1, keepdim=True)  # the first that fits
     height, width, down, right = (
@@ -141,9 +155,12 @@ def _crops(
     within[1] = min(within[1], round(within[0] * ASPECTS[1]))
     height = torch.where(none, torch.full_like(height, within[0]), height)
     width = torch.where(none, torch.full_like(width, within[1]), width)
-    centre = torch.full_like(down, 0.5)
-    top = (torch.where(none, centre, down) * (full_height - height + 1)).floor()
-    left = (torch.where(none, centre, right) * (full_width - width + 1)).floor()
+    top, left = (
+        (down * (full_height - height + 1)).floor(),
+        (right * (full_width - width + 1)).floor(),
+    )
+    top = torch.where(none, (full_height - height).div(2).floor(), top)
+    left = torch.where(none, (full_width - width).div(2).floor(), left)
     return top, left, height, width
 
 
@@ -165,12 +182,13 @@ def _cubic_weights(start: Tensor, length: Tensor, full: int, out: int) -> Tensor
 
 
 def _resampled(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    if images.dtype == torch.uint8:  # bytes are rounded after each axis, as torchvision does
-        wide = (images.float() @ columns[:, None].mT).round_().clamp_(0, 255)
-        return (rows[:, None] @ wide).round_().clamp_(0, 255).to(torch.uint8)
-    low, high = images.flatten(1).aminmax(dim=1)
-    made = rows[:, None] @ (images @ columns[:, None].mT)
-    return made.clamp(low.view(-1, 1, 1, 1), high.view(-1, 1, 1, 1))
+    with float32_products(tf32=False):  # images depend on their key, not on how a model computes
+        if images.dtype == torch.uint8:  # bytes are rounded after each axis, as torchvision does
+            wide = (images.float() @ columns[:, None].mT).round_().clamp_(0, 255)
+            return (rows[:, None] @ wide).round_().clamp_(0, 255).to(torch.uint8)
+        low, high = images.flatten(1).aminmax(dim=1)
+        made = rows[:, None] @ (images @ columns[:, None].mT)
+        return made.clamp(low.view(-1, 1, 1, 1), high.view(-1, 1, 1, 1))
 
 
 # -- mixing ---------------------------------------------------------------------------------------
@@ -195,7 +213,7 @@ class Mixing:
         first = torch.tensor(indices[: len(indices) // 2 * 2 : 2])
         if not len(first):
             return images, targets
-        drawn = uniform(first, 4, MIX, *key).double()  # on the CPU: no wait for the device
+        drawn = uniform(first, 4, MIX, *key).double()  # on the CPU, as the inverse below is
         pasted = torch.full((len(first),), self.cutmix > 0)
         if self.mixup and self.cutmix:
             pasted = drawn[:, 0] < 0.5
@@ -203,8 +221,8 @@ class Mixing:
         boxes, area = _boxes(1 - share, drawn[:, 2:], images.shape[-2:])
         share = torch.where(pasted, 1 - area, share)
         whole = (~pasted)[:, None, None] * share[:, None, None]  # of the image's own pixels
-        own = (whole + pasted[:, None, None] * ~boxes).float().to(images.device)
-        share = share.float().to(images.device)
+        own = _sent(whole + pasted[:, None, None] * ~boxes, images.device)
+        share = _sent(share, images.device)
         partner = torch.arange(2 * len(first), device=images.device).view(-1, 2).flip(1).flatten()
         own = own[:, None].repeat_interleave(2, dim=0)
         share = share[:, None].repeat_interleave(2, dim=0)
@@ -213,6 +231,12 @@ class Mixing:
         of_pairs = share * of_pairs + (1 - share) * of_pairs[partner]
         rest = slice(len(partner), None)
         return torch.cat([mixed, images[rest]]), torch.cat([of_pairs, targets[rest]])
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """Values as float32 on a device, without waiting for what the device still has to do."""
+    values = values.float()
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
 def mixing_on_device(augment: SupervisedAugment, num_classes: int) -> Mixing | None:
@@ -251,19 +275,17 @@ def _boxes(area: Tensor, centre: Tensor, size: torch.Size) -> tuple[Tensor, Tens
 
 
 def kept_images(
-    source: ImageSource,
-    *,
-    channels: int,
-    size: tuple[int, int],
-    augment: Augment | None,
-    device: torch.device,
+    source: CachedSource, *, channels: int, size: tuple[int, int], augment: Augment
 ) -> Tensor:
-    """All images of a source on the device (n, C, H, W), uint8 or float32, as stored.
+    """All images of a source in one tensor (n, C, H, W) on the CPU, uint8 or float32.
 
-    They are fitted to `size`, unless `augment` crops them itself. Raises ValueError when images
-    that are to be cropped differ in size, and when they do not fit in the free memory of a GPU.
+    They are fitted to `size`, unless `augment` crops them itself. Raises NotKeptError, naming two
+    of them, when they then differ in size or type.
     """
-    crops = augment is not None and augment.kind == "resized_crop"
+    crops = augment.kind == "resized_crop"
+    whole = source.stacked
+    if whole is not None and whole.shape[1] == channels and (crops or whole.shape[2:] == size):
+        return whole
     images: list[Tensor] = []
     for index in range(len(source)):
         sample = source.load(index)
@@ -272,23 +294,42 @@ def kept_images(
         except ValueError as error:
             raise ValueError(f"{sample.name}: {error}") from error
         image = image if crops else fit(image, size)
-        if images and (image.shape, image.dtype) != (images[0].shape, images[0].dtype):
-            shapes = [f"{'x'.join(map(str, i.shape[1:]))} {i.dtype}" for i in (images[0], image)]
-            raise ValueError(
-                f"data.on_device needs images of one size and type: {source.name(0)} is"
+        first = images[0] if images else image
+        if image.shape != first.shape:
+            shapes = ["x".join(map(str, each.shape[1:])) for each in (first, image)]
+            raise NotKeptError(
+                f"data.on_device cannot crop images of several sizes: {source.name(0)} is"
                 f" {shapes[0]}, {sample.name} is {shapes[1]}; use data.augment.kind=pad_crop, which"
                 " fits them to the model first, or leave data.on_device out"
             )
-        images.append(image)
-    stacked = torch.stack(images)
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        if stacked.nbytes > FREE_SHARE * free:
-            raise ValueError(
-                f"the images take {stacked.nbytes / 2**30:.1f} GiB and the GPU has"
-                f" {free / 2**30:.1f} GiB free: leave data.on_device out, or set data.limit"
+        if image.dtype != first.dtype:
+            raise NotKeptError(
+                f"data.on_device needs images of one type: {source.name(0)} holds {first.dtype},"
+                f" {sample.name} {image.dtype}; leave it out"
             )
-    return stacked.to(device)
+        images.append(image)
+    return torch.stack(images)
+
+
+def check_room(images: Tensor, device: torch.device) -> int:
+    """How many bytes of a device validation batches may take, beside training images.
+
+    Raises ValueError where these do not fit, and for devices that images cannot be kept on.
+    """
+    if device.type == "cpu":
+        return images.nbytes
+    if device.type != "cuda":
+        raise ValueError(
+            f"data.on_device is for CPUs and NVIDIA GPUs, not for {device.type}: leave it out"
+        )
+    free, _ = torch.cuda.mem_get_info(device)
+    if images.nbytes > FREE_SHARES[0] * free:
+        raise ValueError(
+            f"the images take {images.nbytes / 2**30:.1f} GiB and the GPU has"
+            f" {free / 2**30:.1f} GiB free, half of it for them: leave data.on_device out, or set"
+            " data.limit"
+        )
+    return int(FREE_SHARES[1] * free)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,25 +356,20 @@ class DeviceMaker:
 
 
 class DeviceBatches(Dataset[Any]):
-    """Whole training batches from images on a device, by lists of (epoch, index)."""
+    """Whole training batches from images (n, C, H, W) on a device, by lists of (epoch, index)."""
 
-    def __init__(
-        self, source: ImageSource, maker: DeviceMaker, *, channels: int, device: torch.device
-    ) -> None:
-        self.source, self.maker, self.device = source, maker, device
-        self.kept = kept_images(
-            source,
-            channels=channels,
-            size=maker.preprocess.size,
-            augment=maker.augment,
-            device=device,
-        )
-        labels = [source.label(i) for i in range(len(source))]
-        self.labels = (
-            None
-            if maker.masking is not None or None in labels
-            else torch.tensor(labels, device=device)
-        )
+    def __init__(self, source: ImageSource, kept: Tensor, maker: DeviceMaker) -> None:
+        self.source, self.kept, self.maker, self.device = source, kept, maker, kept.device
+        self.labels: Tensor | None = None
+        if maker.masking is None:
+            labels = [source.label(index) for index in range(len(source))]
+            if None in labels:
+                name = source.name(labels.index(None))
+                raise ValueError(f"{name} has no label: leave it out")
+            self.labels = torch.tensor(labels, device=self.device)
+        self.stays = None
+        if maker.drop_rates is not None:
+            self.stays = 1 - torch.tensor(maker.drop_rates, device=self.device)
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -341,7 +377,9 @@ class DeviceBatches(Dataset[Any]):
     def __getitems__(self, keys: list[tuple[int, int]]) -> Any:
         maker, epoch = self.maker, keys[0][0]  # an epoch ends with a whole batch
         indices = [index for _, index in keys]
-        index = torch.tensor(indices).to(self.device, non_blocking=True)
+        index = torch.tensor(indices)
+        if self.device.type == "cuda":
+            index = index.pin_memory().to(self.device, non_blocking=True)
         batch: dict[str, Any] = dict(
             ImageBatch(
                 images=maker.images(self.kept, index, epoch),
@@ -360,29 +398,34 @@ class DeviceBatches(Dataset[Any]):
                 batch["images"], batch["labels"], indices, maker.seed, epoch
             )
         batch["keep"] = None
-        if maker.drop_rates is not None:
-            kept = 1 - torch.tensor(maker.drop_rates, device=self.device)
-            drawn = uniform(index, len(kept), DEPTH, maker.seed, epoch)
-            batch["keep"] = ((drawn < kept) / kept).T
+        if self.stays is not None:
+            drawn = uniform(index, len(self.stays), DEPTH, maker.seed, epoch)
+            batch["keep"] = ((drawn < self.stays) / self.stays).T
         return batch
 
 
 class FixedDeviceBatches(Dataset[Any]):
-    """Batches that never change, kept on a device once they were made: for validation."""
+    """Batches that never change, on a device: for validation.
 
-    def __init__(self, batches: Dataset[Any], device: torch.device) -> None:
-        self.batches, self.device = batches, device
+    The first ones, up to `room` bytes, stay there once they were made.
+    """
+
+    def __init__(self, batches: SourceBatches, device: torch.device, *, room: int) -> None:
+        self.batches, self.device, self.room = batches, device, room
         self.made: dict[tuple[int, int], Any] = {}
 
     def __len__(self) -> int:
-        return len(self.batches)  # type: ignore[arg-type]
+        return len(self.batches)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Any:
         place = keys[0][1], keys[-1][1]
-        if place not in self.made:
-            batch = self.batches.__getitems__(keys)  # type: ignore[attr-defined]
-            self.made[place] = {
-                name: value.to(self.device) if isinstance(value, Tensor) else value
-                for name, value in batch.items()
-            }
-        return self.made[place]
+        if place in self.made:
+            return self.made[place]
+        batch = {
+            name: value.to(self.device) if isinstance(value, Tensor) else value
+            for name, value in self.batches.__getitems__(keys).items()
+        }
+        self.room -= sum(value.nbytes for value in batch.values() if isinstance(value, Tensor))
+        if self.room >= 0:
+            self.made[place] = batch
+        return batch

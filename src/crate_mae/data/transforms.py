@@ -7,7 +7,7 @@ and keep the dtype; `normalise` makes the float32 batch that a model takes.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal, get_args
 
 import torch
@@ -194,5 +194,12 @@ def _within_range(resized: Tensor, image: Tensor) -> Tensor:
     return resized.clamp(float(image.min()), float(image.max()))
 
 
-def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=like.device).view(-1, 1, 1)
+def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return _on_device(values, like.device)
+
+
+@lru_cache(maxsize=64)
+def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Kept, as sending them to a GPU would wait for all that it still has to do."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)

@@ -75,8 +75,9 @@ class TrainerConfig:
     precision: Precision = "32-true"
     """32-true or bf16-mixed; 16-mixed only where bf16 does not exist."""
     tf32: bool = False
-    """Let products of float32 matrices on NVIDIA GPUs round what they multiply to TF32 (10 bits of
-    mantissa): several times as fast, exact to about 1e-3."""
+    """Let products of float32 matrices round what they multiply to TF32 (10 bits of mantissa), on
+    NVIDIA GPUs and wherever else there is such a unit: several times as fast, exact to about 1e-3.
+    """
     accumulate: int = 1
     """Batches accumulated per optimiser step; optim.batch_size stays the same."""
     compile: bool = False

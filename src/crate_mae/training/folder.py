@@ -77,15 +77,31 @@ def load_settings(path: Path) -> dict[str, Any]:
 
 def _completed(values: dict[str, Any], config: Any) -> dict[str, Any]:
     """A run's recorded values with the defaults of settings that are younger than the run."""
-    known = config.to_dict() if hasattr(config, "to_dict") else asdict(config)
+    known = _plain(config)
     filled = dict(values)
     for item in fields(config):
         part = getattr(config, item.name)
         if is_dataclass(part) and isinstance(filled.get(item.name), dict):
             filled[item.name] = _completed(filled[item.name], part)
-        elif item.name not in filled and item.name in known and item.default is not MISSING:
-            filled[item.name] = item.default
+        elif item.name in filled or item.name not in known:
+            continue
+        elif item.default is not MISSING:
+            filled[item.name] = _listed(item.default)
+        elif item.default_factory is not MISSING:
+            made = item.default_factory()
+            filled[item.name] = _listed(_plain(made) if is_dataclass(made) else made)
     return filled
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    return dict(config.to_dict() if hasattr(config, "to_dict") else asdict(config))
+
+
+def _listed(value: Any) -> Any:
+    """A default as YAML gives it back: lists for tuples."""
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

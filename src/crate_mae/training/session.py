@@ -22,6 +22,7 @@ from torch.distributed.fsdp import MixedPrecision
 
 from crate_mae.data.module import ImageDataModule
 from crate_mae.files import write_atomically
+from crate_mae.precision import float32_products
 from crate_mae.training.callbacks import (
     LAST,
     AtomicCheckpointIO,
@@ -97,10 +98,11 @@ def conduct(
     started = perf_counter()
     config, stop = plan.config, StopSignals()
     concluded: dict[str, float] = {}
-    with quiet_libraries(), _float32_products(tf32=config.trainer.tf32):
+    with quiet_libraries(), float32_products(tf32=config.trainer.tf32):
         parts = _assemble(plan, folder, stop_after=stop_after, stop=stop)
         data = plan.open_data(parts.trainer.world_size)
         data.open()
+        data.keep_on(parts.trainer.strategy.root_device)
         seed_everything(config.seed, verbose=False)
         links = Links(
             last_checkpoint=lambda: parts.checkpoints.last_saved, stop_wanted=lambda: stop.wanted
@@ -247,22 +249,10 @@ def _announce(config: RunConfig, data: ImageDataModule, trainer: Trainer) -> Non
     )  # fmt: skip
     if data.broken:  # found while decoding, before the log file was open
         logger.warning("%d unreadable images: %s", len(data.broken), "; ".join(data.broken))
-    idle = torch.cuda.device_count() - world
+    used = world if trainer.strategy.root_device.type == "cuda" else 0
+    idle = torch.cuda.device_count() - used
     if torch.cuda.is_available() and idle > 0 and config.trainer.num_nodes == 1:
         logger.warning("%d GPUs stay idle; use --trainer.devices auto for all", idle)
-
-
-@contextmanager
-def _float32_products(*, tf32: bool) -> Iterator[None]:
-    """A context in which float32 matrix products may or may not use TF32, put back after it."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32  # of convolutions, where torch's default is True
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 @contextmanager
