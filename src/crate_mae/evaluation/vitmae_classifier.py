@@ -129,8 +129,7 @@ def load_vit_classifier(folder: str | Path) -> ViTClassifier:
         head: dict[str, Any] = described["classifier"]
         names = head["class_names"]
         tensors = read_safetensors(folder / TENSORS)
-        if len(tensors) < config.depth:
-            raise ValueError(f"{len(tensors)} tensors cannot fill {config.depth} layers")
+        _check_filled(config, described["match"], tensors)
         model = ViTClassifier(
             config,
             described["match"],
@@ -145,6 +144,21 @@ def load_vit_classifier(folder: str | Path) -> ViTClassifier:
     check_match(shapes, model, origin=str(folder / TENSORS))
     load_exactly(model, tensors, origin=str(folder / TENSORS))
     return model.eval()
+
+
+def _check_filled(config: ModelConfig, match: Match, tensors: Mapping[str, Tensor]) -> None:
+    """Nothing; raises ValueError for more layers or wider ones than so many values can fill.
+
+    A file from elsewhere may tell any size, and what it tells is built before it is compared.
+    """
+    sizes = twin_config(config, match)
+    width, depth = int(sizes.hidden_size), int(sizes.num_hidden_layers)
+    needed = depth * (4 * width**2 + 2 * width * int(sizes.intermediate_size))
+    there = sum(tensor.numel() for tensor in tensors.values())
+    if there < needed:
+        raise ValueError(
+            f"{there:,} values cannot fill {depth} layers of width {width}, which need {needed:,}"
+        )
 
 
 def vit_classifier_folder(name: str | Path) -> Path | None:
