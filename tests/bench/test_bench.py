@@ -381,6 +381,20 @@ def test_a_source_that_fails_is_a_note_and_the_rest_is_told(
     assert "imagefolder, 0 workers: could not be read (FileNotFoundError)" in text
 
 
+def test_own_data_that_cannot_be_read_end_in_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crate_mae.bench.run.worker_counts", lambda: [0])
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"torn")
+    words = ["--data", f"imagefolder:{tmp_path}", "--subjects", "crate", "--batch-sizes", "1"]
+    assert main(["bench", *SMALL[:2], *words, "--rounds", "1"]) == 1
+    told = capsys.readouterr()
+    assert "a training step of crate takes" in told.out
+    assert told.err.endswith("error: could not be read: imagefolder, imagefolder, decoded once, "
+                             "imagefolder, decoded once, in whole batches\n")  # fmt: skip
+
+
 def test_what_does_not_fit_decoded_is_not_told_as_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("crate_mae.bench.loading.CACHE", 0.0)
     with generated_sources(DEBUG, images=4) as sources:

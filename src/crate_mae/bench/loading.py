@@ -8,7 +8,7 @@ import gc
 import io
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,6 +36,7 @@ DIGITS = 1797
 """Images that scikit-learn's digits are."""
 CACHE = 2.0
 """GiB that decoded images may take where they are read from memory."""
+UNREAD = "could not be read"
 Waiting = Literal["encoded", "decoded", "on device"]
 """How images wait for their batch: as files hold them, or in memory."""
 
@@ -90,11 +91,16 @@ def loading_speeds(
             row["note"] = "not for data.on_device: its images differ in size or type"
         except (ValueError, OSError, RuntimeError) as error:
             logger.warning("loading from %s with %d workers failed: %s", name, count, error)
-            row["note"] = f"could not be read ({type(error).__name__})"
+            row["note"] = f"{UNREAD} ({type(error).__name__})"
         rows.append(row)
         if progress is not None:
             progress(index + 1, len(jobs))
     return rows
+
+
+def unreadable(row: Mapping[str, Any]) -> bool:
+    """Whether a row tells of images that could not be read."""
+    return str(row.get("note", "")).startswith(UNREAD)
 
 
 def _small(config: ModelConfig) -> ModelConfig:

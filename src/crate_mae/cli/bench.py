@@ -1,6 +1,7 @@
 """The verb that measures speed and memory: bench."""
 
 import argparse
+import sys
 from typing import Any
 
 from crate_mae.cli.common import (
@@ -22,6 +23,7 @@ def bench(words: list[str]) -> int:
 
     import json
 
+    from crate_mae.bench.loading import unreadable
     from crate_mae.bench.run import run_bench
     from crate_mae.bench.settings import Settings
     from crate_mae.bench.tables import result_text
@@ -64,7 +66,11 @@ def bench(words: list[str]) -> int:
             print(result_text(kept))
     if path is not None:
         print(f"wrote {path}")
-    return 0
+    rows = kept.get("loading", {}).get("rows", [])
+    unread = dict.fromkeys(row["source"] for row in rows if unreadable(row))
+    if unread:
+        print(f"error: could not be read: {', '.join(unread)}", file=sys.stderr)
+    return 1 if unread else 0
 
 
 def _parser() -> argparse.ArgumentParser:
