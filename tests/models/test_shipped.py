@@ -211,6 +211,6 @@ def test_verify_compares_with_what_was_written_down(monkeypatch: pytest.MonkeyPa
 
 def test_an_unknown_name_hears_of_the_shipped_ones() -> None:
     with pytest.raises(
-        FileNotFoundError, match=r"shipped model \(cifar10-small, cifar10-overcomplete\)"
+        FileNotFoundError, match=r"shipped model \(cifar10-small, cifar10-shallow, cifar10-overcomplete\)"
     ):
         weights_folder("cifar10-large")
