@@ -12,14 +12,13 @@ OTHER_LOSS = {"masking.ratio", "masking.kind", "model.norm_pix_loss"}
 
 def as_markdown(found: Mapping[str, Any]) -> str:
     """The tables in Markdown."""
-    return "\n\n".join(
-        [
-            "\n".join(_comparison(found)),
-            "\n".join([*_search(found), *_at_other_rates(found)]),
-            "\n".join(_finetuned(found)),
-            "\n".join(_ablations(found)),
-        ]
+    tables = (
+        _comparison(found),
+        [*_search(found), *_at_other_rates(found)],
+        _finetuned(found),
+        _ablations(found),
     )
+    return "\n\n".join(text for text in map("\n".join, tables) if text)
 
 
 def _comparison(found: Mapping[str, Any]) -> Iterator[str]:

@@ -17,6 +17,8 @@ from crate_mae.figures.base import (
 
 COLOURS = (BLUE, ORANGE, GREEN, GREY, "#CC79A7", "#56B4E9", "#E69F00", "#222222")
 
+MARKED = 15
+"""Points of a curve up to which each is marked."""
 LONGEST_BAR = 2.0
 """A bar longer than so many times the second longest is cut."""
 
@@ -52,7 +54,8 @@ def compared_curves(
                 label = model if number == 0 else None
                 axes.plot(
                     [x for x, _ in curve], [y for _, y in curve],
-                    color=colour, marker="o", markersize=3, linewidth=1.4, label=label,
+                    color=colour, marker="o" if len(curve) <= MARKED else None,
+                    markersize=3, linewidth=1.4, label=label,
                 )  # fmt: skip
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:.2g}")
