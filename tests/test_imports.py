@@ -13,7 +13,7 @@ import crate_mae
 PACKAGE = Path(crate_mae.__file__).parent
 
 ROWS = [
-    {"environment", "files", "progress"},  # small tools that know nothing of the rest
+    {"environment", "precision", "files", "progress"},  # small tools that know nothing of the rest
     {"models"},
     {"data"},
     {"evaluation", "whitebox"},
