@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from crate_mae.data.cache import decoded_bytes
+from crate_mae.data.cache import CachedSource
 from crate_mae.data.masked import MaskedBatches
 from crate_mae.data.module import DataConfig, ImageDataModule
 from crate_mae.data.on_device import NotKeptError
@@ -61,9 +61,9 @@ def loading_speeds(
 
     Images are decoded anew each time, as they are where a set is too large for the cache; two last
     rows have the images of the first source wait decoded, changed one by one and (data.on_device,
-    here on the CPU) in whole batches. What fails has None for
-    its speed, its images and a "note", and its reason goes to the log alone: neither an address
-    nor a message is part of a row, as both may hold a path.
+    here on the CPU) in whole batches. What fails has None for its speed, its images and a "note",
+    and its reason goes to the log alone: neither an address nor a message is part of a row, as both
+    may hold a path.
     """
     jobs: list[tuple[str, str, int, Waiting]] = [
         (name, address, count, "encoded") for name, address in sources for count in workers
@@ -88,7 +88,7 @@ def loading_speeds(
                 row["note"] = f"decoded images take more than {CACHE:g} GiB, or come as a stream"
         except NotKeptError as error:
             logger.warning("%s cannot be kept on a device: %s", name, error)
-            row["note"] = "not for data.on_device: its images differ in size or type"
+            row["note"] = "not for data.on_device: a stream, too much, or images that differ"
         except (ValueError, OSError, RuntimeError) as error:
             logger.warning("loading from %s with %d workers failed: %s", name, count, error)
             row["note"] = f"{UNREAD} ({type(error).__name__})"
@@ -136,11 +136,9 @@ def _speed(
         batch_size=batch,
         seed=seed,
     )
-    if waiting != "encoded":
-        source = open_source(address)
-        if isinstance(source, StreamSource) or decoded_bytes(source) > CACHE * 2**30:
-            return None, source.count() if isinstance(source, StreamSource) else len(source)
     data.open()
+    if waiting == "decoded" and not isinstance(data.train_source, CachedSource):
+        return None, data.num_samples
     try:
         return _read(data, seconds), data.num_samples
     finally:

@@ -28,6 +28,7 @@ from crate_mae.data.on_device import (
     DeviceBatches,
     DeviceMaker,
     FixedDeviceBatches,
+    NotKeptError,
     check_room,
     kept_images,
 )
@@ -299,13 +300,13 @@ class ImageDataModule(LightningDataModule):
 
     def _images_to_keep(self, train: ImageSource | StreamSource) -> Tensor:
         if isinstance(train, StreamSource):
-            raise ValueError(
+            raise NotKeptError(
                 f"{train.address} is a stream, which cannot be kept on a device: leave"
                 " data.on_device out"
             )
         if not isinstance(train, CachedSource):
             size = decoded_bytes(train) / 2**30
-            raise ValueError(
+            raise NotKeptError(
                 f"the decoded images take about {size:.2f} GiB, more than data.cache_gib"
                 f" {self.config.cache_gib:g} leaves room for: raise it, or leave data.on_device out"
             )

@@ -43,7 +43,7 @@ FREE_SHARES = (0.5, 0.1)
 
 
 class NotKeptError(ValueError):
-    """Raised when images are not alike, so that no batch of them can be changed at once."""
+    """Raised for images that cannot be kept: streams, too many, or not alike."""
 
 
 # -- random numbers by key ----------------------------------------------------------------------
@@ -92,11 +92,11 @@ def masks_of(masking: Masking, grid: tuple[int, int], index: Tensor, *key: int) 
     if masking.kind != "random":
         drawn = [masking.draw(grid, *key, i) for i in index.tolist()]
         return torch.stack(drawn).to(index.device, non_blocking=True)
-    drawn_numbers = numbers(index, patches + 1, MASK, *key)
-    ranks = drawn_numbers[:, 1:].argsort(dim=1).argsort(dim=1)
+    # The first number of each sample is for its ratio.
+    ranks = numbers(index, patches + 1, MASK, *key)[:, 1:].argsort(dim=1).argsort(dim=1)
     if masking.ratio_max is None:
         return ranks >= num_kept(patches, masking.ratio)
-    share = (drawn_numbers[:, :1] >> 40 & 0xFFFFFF).double() / 2**24
+    share = uniform(index, 1, MASK, *key).double()
     ratio = masking.ratio + (masking.ratio_max - masking.ratio) * share
     return ranks >= (patches * (1 - ratio)).long()
 

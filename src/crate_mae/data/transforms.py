@@ -154,14 +154,14 @@ def fit(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 def normalise(images: Tensor, preprocess: Preprocess) -> Tensor:
     """Model input (..., C, H, W), float32, from images of that shape, uint8 or in [0, 1]."""
-    mean, std = (_per_channel(v, images) for v in (preprocess.mean, preprocess.std))
+    mean, std = (_per_channel(v, images.device) for v in (preprocess.mean, preprocess.std))
     scaled = images.float().div_(255) if images.dtype == torch.uint8 else images.float()
     return (scaled - mean) / std
 
 
 def denormalise(images: Tensor, preprocess: Preprocess) -> Tensor:
     """Images on the [0, 1] scale, float32, from model input (..., C, H, W); nothing is clipped."""
-    mean, std = (_per_channel(v, images) for v in (preprocess.mean, preprocess.std))
+    mean, std = (_per_channel(v, images.device) for v in (preprocess.mean, preprocess.std))
     return images.float() * std + mean
 
 
@@ -194,12 +194,8 @@ def _within_range(resized: Tensor, image: Tensor) -> Tensor:
     return resized.clamp(float(image.min()), float(image.max()))
 
 
-def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
-    return _on_device(values, like.device)
-
-
 @lru_cache(maxsize=64)
-def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Kept, as sending them to a GPU would wait for all that it still has to do."""
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)

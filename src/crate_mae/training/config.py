@@ -1,6 +1,6 @@
 """Everything that fixes a run. Parsed from YAML and --key.sub value; nothing is computed here."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, Protocol
 
 from crate_mae.data.batches import Masking
@@ -199,7 +199,7 @@ class PretrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values, as YAML holds them."""
-        return plain_values(self)
+        return dict(plain(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,20 +289,17 @@ class FinetuneConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values, as YAML holds them."""
-        return plain_values(self)
+        return dict(plain(self))
 
 
-def plain_values(config: PretrainConfig | FinetuneConfig) -> dict[str, Any]:
-    """The nested values of a configuration, with lists for tuples."""
-    values = asdict(config)
-    if config.model is not None:
-        values["model"] = config.model.to_dict()
-    return dict(_plain(values))
-
-
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A setting, or a section of settings, as YAML holds it: names to values, lists for tuples."""
+    if isinstance(value, ModelConfig):
+        return plain(value.to_dict())
+    if is_dataclass(value):
+        return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value

@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from crate_mae.environment import environment
 from crate_mae.files import write_atomically
 from crate_mae.models.config import Preprocess
 from crate_mae.training.callbacks import LAST, is_main_process
-from crate_mae.training.config import RunConfig
+from crate_mae.training.config import RunConfig, plain
 from crate_mae.training.records import read_metrics
 
 logger = logging.getLogger(__name__)
@@ -77,8 +77,7 @@ def load_settings(path: Path) -> dict[str, Any]:
 
 def _completed(values: dict[str, Any], config: Any) -> dict[str, Any]:
     """A run's recorded values with the defaults of settings that are younger than the run."""
-    known = _plain(config)
-    filled = dict(values)
+    known, filled = plain(config), dict(values)
     for item in fields(config):
         part = getattr(config, item.name)
         if is_dataclass(part) and isinstance(filled.get(item.name), dict):
@@ -86,22 +85,10 @@ def _completed(values: dict[str, Any], config: Any) -> dict[str, Any]:
         elif item.name in filled or item.name not in known:
             continue
         elif item.default is not MISSING:
-            filled[item.name] = _listed(item.default)
+            filled[item.name] = plain(item.default)
         elif item.default_factory is not MISSING:
-            made = item.default_factory()
-            filled[item.name] = _listed(_plain(made) if is_dataclass(made) else made)
+            filled[item.name] = plain(item.default_factory())
     return filled
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    return dict(config.to_dict() if hasattr(config, "to_dict") else asdict(config))
-
-
-def _listed(value: Any) -> Any:
-    """A default as YAML gives it back: lists for tuples."""
-    if isinstance(value, dict):
-        return {key: _listed(item) for key, item in value.items()}
-    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
