@@ -17,22 +17,13 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from crate_mae.data.batch_transforms import TRIES, Mixing, _crops, augmented
 from crate_mae.data.batches import AUGMENT, MASK, Masking, SourceBatches
+from crate_mae.data.keyed import masks_of, numbers, uniform
 from crate_mae.data.labelled import LabelledBatches, LabelledDataConfig
 from crate_mae.data.masked import MaskedBatches
 from crate_mae.data.module import DataConfig, ImageDataModule
-from crate_mae.data.on_device import (
-    TRIES,
-    FixedDeviceBatches,
-    Mixing,
-    NotKeptError,
-    _crops,
-    augmented,
-    check_room,
-    masks_of,
-    numbers,
-    uniform,
-)
+from crate_mae.data.on_device import FixedDeviceBatches, NotKeptError, check_room
 from crate_mae.data.transforms import Augment, SupervisedAugment, normalise
 from crate_mae.models.masks import num_kept
 from crate_mae.precision import float32_products

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from crate_mae.data.batch_transforms import mixing_on_device
 from crate_mae.data.batches import (
     DEPTH,
     ERASE,
@@ -23,7 +24,7 @@ from crate_mae.data.batches import (
     transformed_images,
 )
 from crate_mae.data.module import VALIDATION_SEED, DataConfig, ImageDataModule
-from crate_mae.data.on_device import DeviceMaker, mixing_on_device
+from crate_mae.data.on_device import DeviceMaker
 from crate_mae.data.sources import ImageSource
 from crate_mae.data.transforms import SupervisedAugment, fit, mixing, supervised_transform
 from crate_mae.models.config import ModelConfig, Preprocess
