@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from crate_mae.cli import main as command
 from crate_mae.models.layers import ISTA, MSSA, DecoderLayer, EncoderLayer, init_linear
+from crate_mae.models.overcomplete import OvercompleteISTA
 
 
 def signed() -> None:
@@ -103,6 +104,55 @@ def overcomplete() -> None:
     EncoderLayer.sparsify = sparsify  # type: ignore[method-assign]
 
 
+def one_step() -> None:
+    """Overcomplete layers take one step of ISTA in the place of two."""
+    _overcomplete_steps(1)
+
+
+def four_steps() -> None:
+    """Overcomplete layers take four steps of ISTA in the place of two."""
+    _overcomplete_steps(4)
+
+
+def signed_overcomplete() -> None:
+    """Codes of overcomplete layers may be negative: both steps shrink towards 0 from both sides."""
+    _overcomplete_steps(2, shrink=F.softshrink)
+
+
+def own_synthesis() -> None:
+    """Codes of overcomplete layers return to d dimensions by a matrix of their own, not by D."""
+    plain = OvercompleteISTA.__init__
+
+    def init(self: OvercompleteISTA, *, dim: int, overcomplete: int, **more: Any) -> None:
+        plain(self, dim=dim, overcomplete=overcomplete, **more)
+        self.back = nn.Linear(overcomplete * dim, dim, bias=False)
+        with torch.no_grad():
+            self.back.weight.copy_(self.dictionary)
+
+    def forward(self: OvercompleteISTA, x: Tensor) -> Tensor:
+        step: Tensor = cast("nn.Module", self.back)(self.codes(x))
+        return step
+
+    OvercompleteISTA.__init__ = init  # type: ignore[method-assign]
+    OvercompleteISTA.forward = forward  # type: ignore[method-assign]
+
+
+def _above(step: Tensor, bound: float) -> Tensor:
+    return F.relu(step - bound)
+
+
+def _overcomplete_steps(count: int, shrink: Callable[[Tensor, float], Tensor] = _above) -> None:
+    def codes(self: OvercompleteISTA, x: Tensor) -> Tensor:
+        D, eta = self.dictionary, self.step_size
+        found = shrink((eta * x) @ D, eta * self.sparsity)
+        for _ in range(count - 1):
+            residual = x - F.linear(found, D)
+            found = shrink(found + (eta * residual) @ D, eta * self.sparsity)
+        return found
+
+    OvercompleteISTA.codes = codes  # type: ignore[method-assign]
+
+
 def _mlp_instead(layer: type[nn.Module], part: str, *, step: str, norm: str) -> None:
     plain = layer.__init__
 
@@ -158,6 +208,10 @@ ALTERATIONS: dict[str, Callable[[], None]] = {
     "mlp": mlp,
     "encoder-mlp": encoder_mlp,
     "overcomplete": overcomplete,
+    "one-step": one_step,
+    "four-steps": four_steps,
+    "signed-overcomplete": signed_overcomplete,
+    "own-synthesis": own_synthesis,
 }
 
 

@@ -21,6 +21,9 @@ ALTER = "alter"
 EARLIER = "earlier.json"
 """The file in a matrix' folder that holds the record of an earlier one, whose runs may be gone."""
 
+TIMES = "times.json"
+"""The file in a matrix' folder that holds how long training steps take: step_times.py."""
+
 MEASURES = {
     "probe": ["probe"],
     "knn": ["knn"],
@@ -256,7 +259,7 @@ def _finetuned(matrix: Matrix, out: Path, source: str, seed: int) -> Iterator[Jo
                 begun = (folder / "config.yaml").exists()
                 words = ["--resume", str(folder)] if begun else ["--out", str(folder)]
                 origin = [] if begun else [*start, "--config", matrix.finetune_recipe]
-                return _cli("finetune", *origin, *_options({} if begun else merged), *words)
+                return _cli("finetune", *origin, *words_of({} if begun else merged), *words)
 
             yield Job(
                 name=_name(folder),
@@ -279,7 +282,7 @@ def _pretraining(
         if (folder / "config.yaml").exists():
             words = ["--resume", str(folder)]
         else:
-            options = _options({"data.source": source, **settings()})
+            options = words_of({"data.source": source, **settings()})
             words = ["--config", matrix.recipe, *options, "--out", str(folder)]
         return _cli("pretrain", *words, alteration=alteration)
 
@@ -327,7 +330,8 @@ def _cli(*words: str, alteration: str | None = None) -> list[str]:
     return [sys.executable, "-m", "crate_mae", *words]
 
 
-def _options(settings: Settings) -> list[str]:
+def words_of(settings: Settings) -> list[str]:
+    """Settings as words of a command line."""
     return [
         word
         for key, value in settings.items()

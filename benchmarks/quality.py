@@ -1,6 +1,7 @@
 """CRATE-MAE, its ViT-MAE twins and its variants, compared unattended: python benchmarks/quality.py.
 
 run SOURCE --out DIR       everything of the matrix, as far as time allows; call again to go on
+time DIR                   how long a training step of each compared model takes
 complete RUN SOURCE        PSNR of one run's completions of test images
 table DIR --json FILE      one table of all that is done, with curves
 """
@@ -21,7 +22,7 @@ from crate_mae.data.sources import open_source, random_subset
 from crate_mae.data.streams import StreamSource
 from crate_mae.evaluation.backbones import load_completer
 from crate_mae.evaluation.reconstruction import reconstruct_source
-from matrix import EARLIER, Job, jobs_of, load_matrix, searched_before, superseded
+from matrix import EARLIER, TIMES, Job, jobs_of, load_matrix, searched_before, superseded
 from pool import run_jobs
 
 logger = logging.getLogger("benchmarks")
@@ -149,6 +150,23 @@ def _complete(given: argparse.Namespace) -> int:
     return 0
 
 
+def _time(given: argparse.Namespace) -> int:
+    from step_times import timed_steps
+
+    matrix = load_matrix(given.matrix)
+    target = given.out / TIMES
+    if not given.out.is_dir():
+        raise FileNotFoundError(f"{given.out} is no folder: run the matrix there first")
+    if target.exists() and not given.again:
+        raise FileExistsError(f"{target} is there already: --again replaces it")
+    found = timed_steps(matrix, rounds=given.rounds, threads=given.threads, device=given.device)
+    write_json(target, found)
+    for name, facts in found["models"].items():
+        ratio = facts["relative"]
+        print(f"{name}: {ratio['median']:.2f} x ({ratio['lower']:.2f} to {ratio['upper']:.2f})")
+    return 0
+
+
 def _table(given: argparse.Namespace) -> int:
     from tabulate_quality import write_table
 
@@ -182,6 +200,14 @@ def _parser() -> argparse.ArgumentParser:
         help="a record of the same images that `table --json` wrote: its search counts, and the"
         " table shows all of it",
     )
+    time = verbs.add_parser("time", help="how long a training step of each compared model takes")
+    time.set_defaults(run=_time)
+    time.add_argument("out", type=Path, help="the matrix' folder; its table shows the times then")
+    time.add_argument("--matrix", type=Path, default=HERE / "quality.yaml")
+    time.add_argument("--rounds", type=int, default=7, help="rounds of all models in turn (7)")
+    time.add_argument("--threads", type=int, help="threads of torch (its own number)")
+    time.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
+    time.add_argument("--again", action="store_true", help="replace times that are there")
     complete = verbs.add_parser("complete", help="PSNR of one run's completions")
     complete.set_defaults(run=_complete)
     complete.add_argument("run_folder", type=Path)

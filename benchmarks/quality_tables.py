@@ -23,10 +23,10 @@ def as_markdown(found: Mapping[str, Any]) -> str:
 
 def _comparison(found: Mapping[str, Any]) -> Iterator[str]:
     yield (
-        "| | parameters | GFLOPs an image and step | loss | PSNR | linear probe | kNN"
-        " | probe, 50 a class | probe, 500 a class | seeds |"
+        "| | parameters | GFLOPs an image and step | time of a step | loss | PSNR | linear probe"
+        " | kNN | probe, 50 a class | probe, 500 a class | seeds |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+    yield "|---" * 11 + "|"
     for model, runs in found["compared"].items():
         if not runs:
             continue
@@ -36,6 +36,7 @@ def _comparison(found: Mapping[str, Any]) -> Iterator[str]:
             f"**{model}**",
             f"{first['parameters'] / 1e6:.2f} M",
             f"{first['gflops_per_image']:.3f}",
+            _time(found["times"], model),
             _over(each, "loss", "{:.4f}"),
             _over(each, "psnr", "{:.2f} dB"),
             *(_over(each, name, "{:.1f} %", scale=100) for name in MEASURES),
@@ -43,8 +44,14 @@ def _comparison(found: Mapping[str, Any]) -> Iterator[str]:
         ]
         yield f"| {' | '.join(cells)} |"
     for name, values in found["baselines"].items():
-        cells = [name, "", "", "", "", *(_percent(values.get(m)) for m in MEASURES), ""]
+        cells = [name, *[""] * 5, *(_percent(values.get(m)) for m in MEASURES), ""]
         yield f"| {' | '.join(cells)} |"
+
+
+def _time(times: Mapping[str, Any], model: str) -> str:
+    """How many times as long as the first model's a training step takes; empty where not timed."""
+    facts = times.get("models", {}).get(model)
+    return "" if facts is None else f"{facts['relative']['median']:.2f} x"
 
 
 def _search(found: Mapping[str, Any]) -> Iterator[str]:

@@ -25,6 +25,7 @@ from matrix import (
     ALTER,
     EARLIER,
     MEASURES,
+    TIMES,
     Matrix,
     ablation_folder,
     compared_folder,
@@ -75,11 +76,12 @@ def gathered(matrix: Matrix, out: Path) -> dict[str, Any]:
             }
             for share in matrix.shares
         },
+        "times": _json(out / TIMES) or {},
     }
 
 
 def with_earlier(found: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """What was found, and what an earlier record knows beside it; its date and machine named.
+    """What was found, and what an earlier record knows beside it; its date and machines named.
 
     A run that both know is told as it was found, nothing of the other mixed in.
     """
@@ -87,8 +89,10 @@ def with_earlier(found: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[s
     merged = {part: _beside(found[part], earlier[part], deep) for part, deep in levels.items()}
     order = dict.fromkeys([*found["matrix"]["ablations"]["variants"], *merged["ablations"]])
     merged["ablations"] = {v: merged["ablations"][v] for v in order if v in merged["ablations"]}
-    told = {key: earlier[key] for key in ("date", "machine", "earlier") if key in earlier}
-    return {**found, **merged, "earlier": told}
+    keys = ("date", "machine", "trained_on", "earlier")
+    told = {key: earlier[key] for key in keys if key in earlier}
+    times = found["times"] or earlier.get("times", {})  # of one process, so all or nothing
+    return {**found, **merged, "times": times, "earlier": told}
 
 
 def _beside(new: Any, old: Any, levels: int) -> Any:

@@ -203,6 +203,25 @@ def test_every_command_of_the_matrix_is_understood(tmp_path: Path) -> None:
     ) * len(matrix.seeds)
 
 
+@pytest.mark.parametrize("name", ["quality-gpu", "quality-overcomplete"])
+def test_the_other_matrices_are_understood_too(tmp_path: Path, name: str) -> None:
+    matrix = load_matrix(HERE / f"{name}.yaml")
+    for model in matrix.models:
+        folder = search_folder(tmp_path, model, matrix.rates[-1])
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text(json.dumps({"metrics": {"val/loss": 0.5}}))
+    commands = {job.name: job.command() for job in jobs_of(matrix, tmp_path, SOURCE)}
+    found = {
+        name: parse_pretrain(words[words.index("pretrain") + 1 :])[0]
+        for name, words in commands.items()
+        if "pretrain" in words
+    }
+    runs = len(matrix.models) * (len(matrix.rates) + len(matrix.seeds)) + len(matrix.variants)
+    assert len(found) == runs
+    for variant, changes in matrix.variants.items():
+        assert ("altered.py" in commands[f"ablations/{variant}"][1]) == ("alter" in changes)
+
+
 def test_more_rates_are_taken_and_runs_at_the_old_best_are_told(tmp_path: Path) -> None:
     matrix = load_matrix(HERE / "quality.yaml")
     rates = [*matrix.rates, 2 * max(matrix.rates)]
@@ -299,6 +318,10 @@ def test_faults_of_a_matrix_are_named(
         ("encoder-mlp", "mlp"),
         ("overcomplete", "overcomplete"),
         ("mlp", "mlp"),
+        ("one-step", "steps"),
+        ("four-steps", "steps"),
+        ("signed-overcomplete", "steps"),
+        ("own-synthesis", "synthesis"),
     ],
 )
 def test_alterations_change_what_they_say(name: str, change: str) -> None:
@@ -326,6 +349,29 @@ if {change!r} == "overcomplete":
         a = (a - 0.1 * (a @ D - x) @ D.T - 0.1 * 0.5).clamp(min=0)
     torch.testing.assert_close(encoder.sparsify(z), z + encoder.back(a))
     assert a.count_nonzero() > 0
+if {change!r} in ("steps", "synthesis"):
+    wide = EncoderLayer(**common, step_size=0.1, sparsity=0.5, overcomplete=4)
+    D, x = wide.ista.dictionary, wide.norm2(z)
+    assert D.shape == (8, 32)
+    a = torch.zeros(2, 3, 32)
+    for _ in range({{"one-step": 1, "four-steps": 4}}.get({name!r}, 2)):
+        a = a - 0.1 * (a @ D.T - x) @ D
+        if {name!r} == "signed-overcomplete":
+            a = a.sign() * (a.abs() - 0.1 * 0.5).clamp(min=0)
+        else:
+            a = (a - 0.1 * 0.5).clamp(min=0)
+    torch.testing.assert_close(wide.codes(z), a)
+    assert a.count_nonzero() > 0
+    if {change!r} == "synthesis":
+        torch.testing.assert_close(wide.ista.back.weight, D)  # D itself before training
+        assert wide.ista.back.weight is not D
+        with torch.no_grad():
+            wide.ista.back.weight.mul_(3)
+        assert "ista.back.weight" in dict(wide.named_parameters())
+        torch.testing.assert_close(wide.sparsify(z), z + 3 * a @ D.T)
+        assert hasattr(DecoderLayer(**common, overcomplete=4).synthesis, "back")
+    else:
+        torch.testing.assert_close(wide.sparsify(z), z + a @ D.T)
 if {change!r} == "mlp":
     encoder = EncoderLayer(**common, step_size=0.1, sparsity=0.5)
     first, _, second = encoder.mlp
@@ -398,6 +444,13 @@ def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
     assert main([*words, "--leave-out", *slow, "--minutes", "0"]) == 143
     assert "the same command goes on" in capsys.readouterr().out
     assert main([*words, "--leave-out", *slow]) == 0
+    timing = ["time", str(out), "--matrix", str(matrix), "--rounds", "2"]
+    assert main([*timing[:1], str(tmp_path / "nothing"), *timing[2:]]) == 1
+    assert "is no folder" in capsys.readouterr().err
+    assert main(timing) == 0
+    assert main(timing) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert main([*timing, "--again"]) == 0
     assert main(["table", str(out), "--matrix", str(matrix), "--json", str(tmp_path / "t.json"),
                  "--figure", str(tmp_path / "t.png"),
                  "--variants", str(tmp_path / "v.png")]) == 0  # fmt: skip
@@ -408,6 +461,17 @@ def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
     crate, twin = (found["compared"][model]["0"] for model in ("crate", "vitmae-same"))
     assert twin["parameters"] > 2 * crate["parameters"]
     assert crate["loss"] == crate["curve"][-1][1]
+    assert found["times"]["first"] == "crate"
+    times = found["times"]["models"]
+    assert times["crate"]["relative"]["median"] == 1.0
+    ratios = [
+        twin_s / crate_s
+        for twin_s, crate_s in zip(
+            times["vitmae-same"]["rounds"], times["crate"]["rounds"], strict=True
+        )
+    ]
+    assert times["vitmae-same"]["relative"]["median"] == pytest.approx(sum(ratios) / 2)
+    assert f"| {sum(ratios) / 2:.2f} x |" in printed
     rates = found["search"]["crate"]
     best = min(rates, key=lambda rate: float(rates[rate]))
     assert crate["base_lr"] == float(best)
@@ -438,7 +502,7 @@ def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
     assert main([*table, str(tmp_path / "again.json")]) == 0
     again = json.loads((tmp_path / "again.json").read_text())
     assert again["earlier"]["date"] == found["date"]
-    parts = ("search", "compared", "ablations", "baselines")
+    parts = ("search", "compared", "ablations", "baselines", "times")
     assert {part: again[part] for part in parts} == {part: found[part] for part in parts}
     matrix.write_text(yaml.safe_dump({**values, "settings": {"optim.epochs": 2}}))
     assert main([*fresh[:3], str(tmp_path / "new"), *fresh[4:], *none]) == 1
@@ -458,6 +522,7 @@ def test_what_is_found_goes_before_what_an_earlier_record_tells() -> None:
     def record(**parts: object) -> dict[str, object]:
         empty: dict[str, object] = {p: {} for p in ("baselines", "ablations", "finetuned")}
         matrix: dict[str, object] = {"ablations": {"variants": {"base": {}, "odd": {}}}}
+        empty["times"] = {}
         return {"date": "then", "machine": "m", "matrix": matrix, "search": {}, **empty, **parts}
 
     found = record(
@@ -471,6 +536,8 @@ def test_what_is_found_goes_before_what_an_earlier_record_tells() -> None:
         ablations={"base": {"loss": 2.0}},
         finetuned={"0.01": {"crate": {"0": 0.5}}},
         baselines={"raw pixels": {"probe": 0.4}},
+        trained_on=["elsewhere"],
+        times={"first": "crate"},
     )
     merged = with_earlier(found, earlier)
     assert merged["search"] == {"crate": {"0.1": 0.5, "0.2": 0.4}}
@@ -478,6 +545,10 @@ def test_what_is_found_goes_before_what_an_earlier_record_tells() -> None:
     assert list(merged["ablations"]) == ["base", "odd"]  # in the order of the matrix
     assert merged["finetuned"] == {"0.01": {"crate": {"0": 0.5}}}
     assert merged["baselines"] == {"raw pixels": {"probe": 0.4}}
+    assert merged["times"] == {"first": "crate"}
+    assert merged["earlier"] == {"date": "then", "machine": "m", "trained_on": ["elsewhere"]}
+    newer = with_earlier({**found, "times": {"first": "twin"}}, earlier)
+    assert newer["times"] == {"first": "twin"}  # never times of two machines side by side
 
 
 def test_means_and_ranges_over_seeds_stand_in_the_table() -> None:
@@ -505,14 +576,15 @@ def test_means_and_ranges_over_seeds_stand_in_the_table() -> None:
             "odd": {"parameters": 4e5, "loss": 0.2},
             "twin": {**run, "loss": 0.1},
         },
+        "times": {"models": {"crate": {"relative": {"median": 1.256}}}},
     }
     # Another ratio is another task.
     assert comparable_losses(found) == {"base": 0.3, "odd": 0.2, "twin": 0.1}
     assert altered_names(found) == {"odd", "twin"}
     text = as_markdown(found)
-    assert "| 0.3500 (0.3000 to 0.4000) |" in text
+    assert "| 0.500 | 1.26 x | 0.3500 (0.3000 to 0.4000) |" in text
     assert "| 45.0 % (40.0 to 50.0) |" in text
-    assert "| raw pixels |  |  |  |  | 25.0 % |" in text
+    assert "| raw pixels |  |  |  |  |  | 25.0 % |" in text
     assert "**none**" not in text
     assert "| crate | **0.5000** |  |" in text
     assert "| 0.9000 † |" in text

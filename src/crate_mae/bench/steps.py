@@ -67,10 +67,14 @@ def make_step(subject: str, job: Job) -> Step:
     module.train()
     if compiled:
         module.compile()
-    return _training(module, images, mask, job)
+    return training_step(module, images, mask, job)
 
 
-def _training(module: nn.Module, images: Tensor, mask: Tensor, job: Job) -> Step:
+def training_step(module: nn.Module, images: Tensor, mask: Tensor, job: Job) -> Step:
+    """The call that trains a module (a `Runner`) once on these inputs and returns the loss.
+
+    Forward, backward, AdamW's update and the gradients set to None, in the precision of the job.
+    """
     trained = [p for p in module.parameters() if p.requires_grad]
     fused = can_fuse(torch.device(job.device).type, job.precision)
     optimizer = AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=fused)

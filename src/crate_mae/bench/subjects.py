@@ -57,8 +57,8 @@ class Subject:
     """Whether it computes what `crate` computes, number for number."""
 
 
-class _Completer(nn.Module):
-    """A masked autoencoder of ours or ViT-MAE, as the library runs it."""
+class Completer(nn.Module):
+    """A masked autoencoder of ours or ViT-MAE, as the library runs it: a `Runner`."""
 
     def __init__(self, model: CrateMAE | ViTMAE, ratio: float) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class _Timm(nn.Module):
 
 
 def _crate(config: ModelConfig, ratio: float, *, visible: bool = False) -> nn.Module:
-    return _Completer(
+    return Completer(
         CrateMAE(replace(config, mask_tokens="decoder" if visible else "encoder")), ratio
     )
 
@@ -108,7 +108,7 @@ def _vitmae(config: ModelConfig, ratio: float, *, published: bool = False) -> nn
         settings.decoder_num_attention_heads = 16
     seed = torch.initial_seed() % (1 << 31)
     twin = build_vitmae(settings, preprocess=Preprocess.identity(config), seed=seed)
-    return _Completer(twin, ratio)
+    return Completer(twin, ratio)
 
 
 def _timm(config: ModelConfig, _: float) -> nn.Module:

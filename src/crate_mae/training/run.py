@@ -123,7 +123,7 @@ def _starting_weights(config: PretrainConfig, init_from: str | Path) -> CrateMAE
 def _module(
     config: PretrainConfig, data: ImageDataModule, links: Links, *, origin: CrateMAE | None
 ) -> MaskedCompletion:
-    model = _model(config, origin, data.preprocess)
+    model = model_of(config, origin, data.preprocess)
     if config.trainer.recompute:
         model.recompute_layers()
     if config.trainer.compile:
@@ -139,9 +139,10 @@ def _module(
     )
 
 
-def _model(
+def model_of(
     config: PretrainConfig, origin: CrateMAE | None, preprocess: Preprocess
 ) -> CrateMAE | ViTMAE:
+    """The model that a run begins with: weights of `origin`, else random ones."""
     if config.vitmae is not None:
         twin = twin_config(config.model, config.vitmae)
         return build_vitmae(twin, preprocess=preprocess, seed=config.seed).train()

@@ -1,0 +1,63 @@
+"""What a training step of each compared model takes, timed in turn within one process."""
+
+from typing import Any
+
+import torch
+
+from crate_mae.bench.harness import alternate, speedup, summary
+from crate_mae.bench.run import machine
+from crate_mae.bench.steps import Job, training_step, waiter
+from crate_mae.bench.subjects import Completer
+from crate_mae.models.config import Preprocess
+from crate_mae.progress import counter
+from crate_mae.training.parse import parse_pretrain
+from crate_mae.training.run import model_of
+from matrix import Matrix, words_of
+
+
+def timed_steps(
+    matrix: Matrix, *, rounds: int = 7, threads: int | None = None, device: str = "cpu"
+) -> dict[str, Any]:
+    """Seconds of a training step of every compared model, round by round, JSON-able.
+
+    Fresh weights, random images and masks, batches as the matrix trains with, float32; loading is
+    not part of it. "relative" is how many times as long as the first model's step one takes: the
+    median over rounds of the ratio within a round. `threads` is torch's number, None its own.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if threads is None else threads)
+    try:
+        calls = {}
+        for name, settings in matrix.models.items():
+            words = words_of({**matrix.settings, **settings})
+            config, _ = parse_pretrain(["--config", matrix.recipe, *words])
+            job = Job(
+                config=config.model,
+                work="train",
+                batch=config.optim.batch_size,
+                ratio=config.masking.ratio,
+                device=device,
+            )
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed)
+                model = model_of(config, None, Preprocess.identity(config.model))
+            module = Completer(model, job.ratio).to(device).train()
+            calls[name] = training_step(module, *job.inputs(), job)
+        times = alternate(
+            calls, rounds=rounds, wait=waiter(device), progress=counter("training steps")
+        )
+        first = next(iter(times))
+        told = summary(times, images=job.batch, base=first)
+        for name, facts in told.items():
+            del facts["speedup"]
+            facts["relative"] = speedup(times, name, first).to_dict()
+        return {
+            "machine": machine(),
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "batch": job.batch,
+            "first": first,
+            "models": told,
+        }
+    finally:
+        torch.set_num_threads(before)
