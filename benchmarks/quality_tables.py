@@ -44,7 +44,8 @@ def _comparison(found: Mapping[str, Any]) -> Iterator[str]:
         ]
         yield f"| {' | '.join(cells)} |"
     for name, values in found["baselines"].items():
-        cells = [name, *[""] * 5, *(_percent(values.get(m)) for m in MEASURES), ""]
+        shown = f"{name} of `{next(iter(found['compared']))}`" if name == "random twin" else name
+        cells = [shown, *[""] * 5, *(_percent(values.get(m)) for m in MEASURES), ""]
         yield f"| {' | '.join(cells)} |"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crate_mae.cli.common import (
+    WEIGHTS,
     add_device,
     counter_for,
     device_of,
@@ -82,9 +83,10 @@ def knn(words: list[str]) -> int:
 def _parser(verb: str, summary: str) -> argparse.ArgumentParser:
     parser = verb_parser(verb, summary)
     parser.add_argument(
-        "weights", help="weights folder, run folder, Hub repository, ViT-MAE folder of"
-        " transformers; or training features of `crate-mae extract`",
-    )  # fmt: skip
+        "weights",
+        help=f"{WEIGHTS}, ViT-MAE folder of transformers;"
+        " or training features of `crate-mae extract`",
+    )
     parser.add_argument("address", help="labelled images, such as parquet:PATH; or test features")
     parser.add_argument("--train-split", help="split to learn from (the source's training split)")
     parser.add_argument("--test-address", help="labelled test images (the same address)")

@@ -37,9 +37,7 @@ def data(words: list[str]) -> int:
 def extract(words: list[str]) -> int:
     """The exit status of `crate-mae extract`."""
     parser = verb_parser("extract", "Features of images, with names, labels and preprocessing.")
-    parser.add_argument(
-        "weights", help="weights folder, run folder, Hub repository, ViT-MAE folder"
-    )
+    parser.add_argument("weights", help=f"{WEIGHTS}, ViT-MAE folder")
     parser.add_argument("images", nargs="+", help="one data address, or image files and folders")
     add_data_options(parser)
     parser.add_argument("--pool", default="mean", choices=["cls", "mean", "both", "tokens"])

@@ -244,7 +244,7 @@ class FinetuneConfig:
     seed: int = 0
     """Fixes initial weights, few-shot choice, data order, augmentation and dropped steps."""
     weights: str | None = None
-    """Weights folder, run folder or Hub repository to start from; null to train from scratch."""
+    """Weights folder, run folder, shipped model or Hub repository; null to train from scratch."""
     model: ModelConfig | None = None
     """The architecture; that of the weights when there are any."""
     vitmae: Match | None = None
