@@ -20,9 +20,10 @@ from crate_mae.data.masked import MaskedBatches
 from crate_mae.data.module import DataConfig, ImageDataModule
 from crate_mae.report import measure, words
 from crate_mae.report.images import held_out
+from crate_mae.report.layers import layer_tables
 from crate_mae.report.page import write_report
 from crate_mae.report.run import Run
-from crate_mae.whitebox.table import read_table
+from crate_mae.whitebox.table import Measurement, read_table
 from report_cases import change, measured_run, read_page
 
 
@@ -149,6 +150,19 @@ def test_every_layer_number_is_the_one_in_the_file(measured: Path) -> None:
     )
     assert noted == len(whole), "a table for every measure"
     assert whole <= set(words.MEASURES), "explain the new measure in report/words.py"
+
+
+def test_a_table_says_of_each_model_what_was_measured() -> None:
+    def row(model: str, tensor: str) -> Measurement:
+        return Measurement(
+            model=model, side="encoder", layer=0, point="sparsify", measure="zero_fraction",
+            mean=0.5, images=1, tensor=tensor, precision="float32",
+        )  # fmt: skip
+
+    ((_, alike),) = layer_tables([row("model", "z'"), row("other", "z'")])
+    assert "Measured: z'." in str(alike.note)
+    ((_, unlike),) = layer_tables([row("model", "z'"), row("other", "codes a")])
+    assert "Measured: z' (this model); codes a (other)." in str(unlike.note)
 
 
 def test_losses_hashes_and_settings_are_those_of_the_run(measured: Path) -> None:

@@ -110,7 +110,8 @@ def _table(measure: str, rows: Sequence[Measurement]) -> Table:
             cells.append(text_cell(None) if row is None else number_cell(row.mean, spread=row.std))
         body.append(cells)
     title, meaning = words.MEASURES.get(measure, (measure.replace("_", " "), ""))
-    note = f"{meaning} Measured: {rows[0].tensor}" if meaning else f"Measured: {rows[0].tensor}"
+    measured = f"Measured: {_tensors(rows)}"
+    note = f"{meaning} {measured}" if meaning else measured
     note += "." if rows[0].eps_squared is None else f"; eps squared {rows[0].eps_squared:g}."
     if any(row.std is not None for row in rows):
         note += f" Mean ± standard deviation over {max(row.images for row in rows):,} images."
@@ -118,6 +119,16 @@ def _table(measure: str, rows: Sequence[Measurement]) -> Table:
         note += f" The first {MAX_LINES} of {len(order)} lines; layers.csv has all."
     heads = ["Side", "Layer", "Point", *("this model" if m == "model" else m for m in models)]
     return Table(caption=title, heads=heads, rows=body, note=note)
+
+
+def _tensors(rows: Sequence[Measurement]) -> str:
+    """What a measure was taken of at its first line, told by model where models differ in it."""
+    first: dict[str, str] = {}
+    for row in rows:
+        first.setdefault("this model" if row.model == "model" else row.model, row.tensor)
+    if len(set(first.values())) == 1:
+        return rows[0].tensor
+    return "; ".join(f"{tensor} ({name})" for name, tensor in first.items())
 
 
 def _introduction(run: Run) -> Paragraph:
