@@ -41,6 +41,7 @@ def _module(
     accumulate: int = 1,
     val_dataset: ImageSource | None = None,
     preprocess: Preprocess | None = None,
+    seed: int = 0,
     **config: Any,
 ) -> ImageDataModule:
     module = ImageDataModule(
@@ -52,6 +53,7 @@ def _module(
         dataset=dataset,
         val_dataset=val_dataset,
         preprocess=preprocess,
+        seed=seed,
     )
     module.open()
     return module
@@ -224,6 +226,26 @@ def test_validation_images_by_split_source_or_data_set() -> None:
     module = _module(Pictures(20), val_share=0.0)
     assert module.val_source is None
     assert module.val_dataloader() == []
+
+
+@pytest.mark.parametrize("where", [{"val_split": "test"}, {"val_source": "digits"}])
+def test_validation_images_are_the_same_whatever_the_seed(where: dict[str, Any]) -> None:
+    """Losses of runs that differ in their seed alone are of the same images."""
+    sources = [_module(limit=20, **where, val_limit=30, seed=seed).val_source for seed in (0, 1)]
+    names = [[source.name(i) for i in range(30)] for source in sources if source is not None]
+    assert names[0] == names[1]
+    trained = [_module(limit=20, **where, seed=seed).train_source for seed in (0, 1)]
+    drawn = [[s.name(i) for i in range(20)] for s in trained if isinstance(s, ImageSource)]
+    assert drawn[0] != drawn[1]
+
+
+def test_validation_images_of_a_data_set_are_the_same_whatever_the_seed() -> None:
+    sources = [
+        _module(Pictures(20), val_dataset=Pictures(30), val_limit=5, seed=seed).val_source
+        for seed in (0, 1)
+    ]
+    names = [[source.name(i) for i in range(5)] for source in sources if source is not None]
+    assert names[0] == names[1]
 
 
 def test_validating_on_training_images_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:

@@ -70,7 +70,7 @@ class DataConfig:
     val_share: float = 0.1
     """Share of the training images held out when there is no validation split; 0 for none."""
     val_limit: int | None = 10_000
-    """At most this many validation images."""
+    """At most this many validation images, the same ones whatever the run's seed."""
     augment: Augment = field(default_factory=Augment)
     """Random changes to training images."""
     mean: list[float] | None = None
@@ -238,16 +238,14 @@ class ImageDataModule(LightningDataModule):
             )
         val: ImageSource | StreamSource | None = None
         if given_val is not None:
-            val = as_source(given_val, config.val_limit, self.seed)
+            val = as_source(given_val, config.val_limit)
         elif config.val_source is not None or config.val_split is not None:
             address = config.val_source or config.source
             if address.startswith("wds:"):
                 raise ValueError(
                     f"validation needs a source of known size, not {address}: name data.val_source"
                 )
-            val = open_source(
-                address, split=config.val_split, limit=config.val_limit, seed=self.seed
-            )
+            val = open_source(address, split=config.val_split, limit=config.val_limit)
             if (val.address, val.split) == (train.address, train.split):
                 logger.warning("validation images are training images: name data.val_split")
         elif config.val_share and isinstance(train, ImageSource):
@@ -487,7 +485,7 @@ def _loader_on_device(batches: Dataset[Any], sampler: Any) -> TimedLoader:
     return TimedLoader(batches, batch_sampler=sampler, collate_fn=cast("Any", whole_batch))
 
 
-def as_source(dataset: Dataset[Any] | ImageSource, limit: int | None, seed: int) -> ImageSource:
+def as_source(dataset: Dataset[Any] | ImageSource, limit: int | None, seed: int = 0) -> ImageSource:
     """The source of a Python dataset; at most `limit` images, drawn by the seed."""
     source = dataset if isinstance(dataset, ImageSource) else wrap_dataset(dataset)
     return source if limit is None else random_subset(source, limit, seed)
