@@ -177,6 +177,7 @@ def _table(given: argparse.Namespace) -> int:
         figure=new_file(given.figure),
         variants=new_file(given.variants),
         docs=given.docs,
+        place=given.place,
     )
     return 0
 
@@ -224,6 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--figure", help="also the curves as a picture (new file)")
     table.add_argument("--variants", help="also the variants' losses as a picture (new file)")
     table.add_argument("--docs", type=Path, help="also between the markers of a Markdown page")
+    table.add_argument("--place", default="quality", help="name of these markers (quality)")
     return parser
 
 

@@ -22,6 +22,8 @@ def as_markdown(found: Mapping[str, Any]) -> str:
 
 
 def _comparison(found: Mapping[str, Any]) -> Iterator[str]:
+    if not any(found["compared"].values()):
+        return
     yield (
         "| | parameters | GFLOPs an image and step | time of a step | loss | PSNR | linear probe"
         " | kNN | probe, 50 a class | probe, 500 a class | seeds |"

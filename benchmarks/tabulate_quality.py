@@ -215,8 +215,9 @@ def write_table(
     figure: Path | None,
     variants: Path | None,
     docs: Path | None,
+    place: str = "quality",
 ) -> None:
-    """Nothing; prints the tables and writes what is asked for, a page between its markers.
+    """Nothing; prints the tables and writes what is asked for, a page between markers of a place.
 
     Raises FileNotFoundError when nothing was run in `out`, FileExistsError for a taken file.
     """
@@ -235,7 +236,7 @@ def write_table(
         variant_losses(comparable_losses(found), variants, emphasised=altered_names(found))
     if docs is not None:
         old = docs.read_text(encoding="utf-8")
-        page = between_markers(old, "quality", f"\n{text}\n", str(docs))
+        page = between_markers(old, place, f"\n{text}\n", str(docs))
         if page is None:
-            raise ValueError(f"{docs} has no place for tables: <!-- quality --> <!-- /quality -->")
+            raise ValueError(f"{docs} has no place for tables: <!-- {place} --> <!-- /{place} -->")
         write_atomically(docs, page)

@@ -498,7 +498,15 @@ def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
     none = ["--leave-out", "ablations", "compared", "--earlier", str(tmp_path / "t.json")]
     assert main([*fresh, *none]) == 0
     assert "2 of 2 jobs done" in capsys.readouterr().out
-    table = ["table", str(tmp_path / "fresh"), "--matrix", str(matrix), "--json"]
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- here -->\n<!-- /here -->\nafter\n")
+    table = ["table", str(tmp_path / "fresh"), "--matrix", str(matrix)]
+    assert main([*table, "--docs", str(page), "--place", "there"]) == 1
+    assert "<!-- there -->" in capsys.readouterr().err
+    assert main([*table, "--docs", str(page), "--place", "here"]) == 0
+    assert page.read_text().startswith("before\n<!-- here -->\n\n| |")
+    assert page.read_text().endswith("|\n\n<!-- /here -->\nafter\n")
+    table.append("--json")
     assert main([*table, str(tmp_path / "again.json")]) == 0
     again = json.loads((tmp_path / "again.json").read_text())
     assert again["earlier"]["date"] == found["date"]
@@ -592,6 +600,9 @@ def test_means_and_ranges_over_seeds_stand_in_the_table() -> None:
     assert "| 0.3000 |  | 40.0 % |" in text
     assert "| 1% | 55.0 % (50.0 to 60.0) |" in text
     assert "trained at" not in text
+    alone = as_markdown({**found, "compared": {"crate": {}}})
+    assert "| variant | parameters |" in alone
+    assert "kNN" not in alone, "no table of models where none is compared"
     found["search"] = {"crate": {"0.001": 0.5, "0.002": 0.4}}
     assert "`crate` was trained at 0.001, the best rate before 0.002 was tried." in as_markdown(
         found
