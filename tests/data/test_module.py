@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from data_cases import MODEL, Pictures, indices, same_batches, write_shards
 from PIL import Image
 from torch.utils.data import Dataset
 
-from crate_mae.data.batches import Batch, Masking, TimedLoader
+from crate_mae.data.batches import Batch, Masking, TimedLoader, stable_index
 from crate_mae.data.cache import CachedSource
 from crate_mae.data.masked import MaskedBatches
 from crate_mae.data.module import (
@@ -22,7 +23,7 @@ from crate_mae.data.module import (
     default_workers,
     split_off,
 )
-from crate_mae.data.sources import ImageSource, subset
+from crate_mae.data.sources import ImageSource, subset, wrap_dataset
 from crate_mae.data.transforms import Augment
 from crate_mae.models.config import ModelConfig, Preprocess
 
@@ -75,8 +76,9 @@ def _validation(module: ImageDataModule) -> list[Batch]:
         ({"val_share": -0.1}, r"data\.val_share"),
         ({"max_broken": 1.5}, r"data\.max_broken must be in \[0, 1\], not 1\.5"),
         ({"workers": -1}, r"data\.workers must be at least 0, not -1"),
-        ({"cache_gib": -1.0}, r"data\.cache_gib must be at least 0"),
-        ({"cache_gib": float("nan")}, r"data\.cache_gib must be at least 0"),
+        ({"cache_gib": -1.0}, r"data\.cache_gib must be a number of GiB, at least 0"),
+        ({"cache_gib": float("nan")}, r"data\.cache_gib must be a number of GiB, at least 0"),
+        ({"cache_gib": float("inf")}, r"data\.cache_gib must be a number of GiB, at least 0"),
         ({"limit": 0}, r"data\.limit must be at least 1, not 0"),
         ({"val_limit": 0}, r"data\.val_limit must be at least 1, not 0"),
         ({"mean": [0.5]}, r"data\.mean and data\.std go together"),
@@ -246,6 +248,31 @@ def test_validation_images_of_a_data_set_are_the_same_whatever_the_seed() -> Non
     ]
     names = [[source.name(i) for i in range(5)] for source in sources if source is not None]
     assert names[0] == names[1]
+
+
+def test_a_channel_of_one_value_is_refused_by_name() -> None:
+    """Whatever the value: for most of them the measured spread is rounding, not 0."""
+    for value in (0, 7, 100, 255):
+        image = torch.randint(0, 256, (1, 8, 8), dtype=torch.uint8)
+        images = [torch.cat([image, torch.full((1, 8, 8), value, dtype=torch.uint8)])] * 20
+        with pytest.raises(ValueError, match=r"channel 1 of .* has one value everywhere, about"):
+            _module(images, model=replace(MODEL, channels=2))  # type: ignore[arg-type]
+
+
+def test_validation_images_are_checked_before_training() -> None:
+    five = [torch.zeros(5, 8, 8) for _ in range(9)]
+    with pytest.raises(ValueError, match="5 channels cannot be turned into"):
+        _module(Pictures(20), val_dataset=wrap_dataset(five))  # type: ignore[arg-type]
+
+
+def test_validating_on_all_images_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:
+    _module(limit=20, val_split="all", val_limit=7)
+    assert "validation images are training images: name data.val_split" in caplog.text
+
+
+def test_names_that_are_not_utf8_have_their_own_numbers() -> None:
+    names = ["a/1.png", "a\udce9/1.png", "a\udcfc/1.png"]
+    assert len({stable_index(name) for name in names}) == 3
 
 
 def test_validating_on_training_images_is_pointed_out(caplog: pytest.LogCaptureFixture) -> None:

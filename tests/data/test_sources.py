@@ -564,8 +564,14 @@ def test_parquet_folders_may_name_the_split_or_nothing_does(
         pq.write_table(_table(pictures), tmp_path / f"{name}.parquet")
     assert (_open(f"parquet:{tmp_path}").split, len(_open(f"parquet:{tmp_path}"))) == ("test", 8)
     pq.write_table(_table(pictures), tmp_path / "other.parquet")
-    everything = _open(f"parquet:{tmp_path}")
-    assert (everything.split, len(everything)) == (None, 12)
+    rest = _open(f"parquet:{tmp_path}")  # never test images unasked
+    assert (rest.split, len(rest), rest.name(0)) == (None, 4, "other.parquet/000000")
+    (tmp_path / "other.parquet").rename(tmp_path / "val.parquet")
+    with pytest.raises(
+        ValueError, match="has the splits test, val and none called train: name one"
+    ):
+        _open(f"parquet:{tmp_path}")
+    assert len(_open(f"parquet:{tmp_path}", split="validation")) == 4
 
 
 def test_parquet_shards_must_agree(tmp_path: Path, pictures: list[bytes]) -> None:

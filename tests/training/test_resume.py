@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -10,7 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from runs import assert_same_run, command_line, final_state, records, small_config, write_recipe
+from runs import (
+    assert_same_run,
+    command_line,
+    final_state,
+    records,
+    small_config,
+    small_finetune,
+    write_recipe,
+)
 
 from crate_mae.data.module import DataConfig
 from crate_mae.data.transforms import Augment
@@ -173,6 +182,62 @@ def test_a_data_set_that_lost_images_cannot_be_continued(tmp_path: Path) -> None
     pretrain(small_config(optim=small), tmp_path / "run", dataset=images, stop_after=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="45 training images, now there are 44"):
         pretrain(small_config(optim=small), tmp_path / "run", dataset=images[:49], resume=True)  # type: ignore[arg-type]
+
+
+def test_final_weights_that_cannot_be_written_end_the_run_until_they_are(
+    whole: Path, tmp_path: Path
+) -> None:
+    """A foreign file in the folder: nothing is lost, no older weights pass for the last ones."""
+    folder = tmp_path / "run"
+    assert not pretrain(small_config(), folder, stop_after=5).finished
+    foreign = folder / "weights" / "notes.txt"
+    foreign.parent.mkdir(exist_ok=True)
+    foreign.write_text("mine")
+    with pytest.raises(OSError, match=r"final weights could not be written .*notes\.txt"):
+        pretrain(small_config(), folder, resume=True)
+    assert foreign.read_text() == "mine"
+    foreign.unlink()
+    assert pretrain(small_config(), folder, resume=True).finished
+    assert_same_run(folder, whole)
+
+
+@pytest.mark.parametrize("content", [b"garbage", b"", None])
+def test_a_damaged_checkpoint_is_named(whole: Path, tmp_path: Path, content: bytes | None) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    last = folder / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:2000] if content is None else content)
+    with pytest.raises(ValueError, match=r"last\.ckpt is damaged or no checkpoint of a run"):
+        pretrain(small_config(), folder, resume=True)
+
+
+@pytest.mark.parametrize(("content", "message"), [("", "is no JSON"), ("{}", "it lacks images")])
+def test_a_damaged_record_of_the_data_is_named(
+    whole: Path, tmp_path: Path, content: str, message: str
+) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    (folder / "data.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"data\.json .*{message}"):
+        pretrain(small_config(), folder, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "../elsewhere"}, "cannot be one"),
+        ({"name": "/elsewhere"}, "cannot be one"),
+        ({"name": ""}, "cannot be one"),
+        ({"name": ".."}, "cannot be one"),
+        ({"seed": -1}, "seed must be from 0 to"),
+        ({"seed": 1 << 31}, "seed must be from 0 to"),
+    ],
+)
+def test_names_that_leave_the_folder_of_runs_and_seeds_out_of_range_are_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_config(**changes)
+    with pytest.raises(ValueError, match=message):
+        small_finetune(**changes)
 
 
 def test_a_checkpoint_holds_no_pickled_objects(whole: Path) -> None:

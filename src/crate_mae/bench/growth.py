@@ -43,6 +43,9 @@ def growing_sizes(job: Job, largest: int) -> list[tuple[int, int]]:
     """
     (height, width), (patch_height, patch_width) = job.config.image_hw, job.config.patch_hw
     most = largest / max(height, width)
+    none = f"images of {height}x{width} cannot grow to {largest} pixels: name a larger size"
+    if most <= 1:
+        raise ValueError(none)
     sizes = [
         (
             nearest_multiple(round(height * most ** (i / (POINTS - 1))), patch_height),
@@ -51,10 +54,8 @@ def growing_sizes(job: Job, largest: int) -> list[tuple[int, int]]:
         for i in range(POINTS)
     ]
     fitting = [size for size in dict.fromkeys(sizes) if max(size) <= largest]
-    if most <= 1 or len(fitting) < 2:
-        raise ValueError(
-            f"images of {height}x{width} cannot grow to {largest} pixels: name a larger size"
-        )
+    if len(fitting) < 2:
+        raise ValueError(none)
     return fitting
 
 

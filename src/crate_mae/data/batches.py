@@ -342,7 +342,7 @@ def whole_batch(batch: Any) -> Any:
 
 def stable_index(name: str) -> int:
     """A number below 2^31 that depends on a sample's name alone."""
-    data = name.encode()
+    data = name.encode("utf-8", "surrogateescape")  # names of files need not be UTF-8
     words = [int.from_bytes(data[i : i + 7], "little") for i in range(0, len(data), 7)]
     return keyed_generator(len(data), *words).initial_seed() & 0x7FFF_FFFF
 

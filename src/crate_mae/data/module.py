@@ -1,6 +1,7 @@
 """From a data configuration to loaders, with everything checked before training starts."""
 
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -95,8 +96,10 @@ class DataConfig:
             raise ValueError(f"data.val_share must be in [0, 1), not {self.val_share}")
         if not 0 <= self.max_broken <= 1:
             raise ValueError(f"data.max_broken must be in [0, 1], not {self.max_broken}")
-        if not self.cache_gib >= 0:
-            raise ValueError(f"data.cache_gib must be at least 0, not {self.cache_gib}")
+        if not 0 <= self.cache_gib < math.inf:
+            raise ValueError(
+                f"data.cache_gib must be a number of GiB, at least 0, not {self.cache_gib}"
+            )
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"data.workers must be at least 0, not {self.workers}")
         if self.on_device and self.workers:
@@ -187,6 +190,9 @@ class ImageDataModule(LightningDataModule):
         self.num_images += 0 if val is None else len(val)
         if isinstance(train, ImageSource):
             self._check_first_image(train)
+        if val is not None:
+            self._check_first_image(val)
+        if isinstance(train, ImageSource):
             train = self._cache(train)
         if self.config.on_device:
             self._kept = self._images_to_keep(train)
@@ -246,7 +252,8 @@ class ImageDataModule(LightningDataModule):
                     f"validation needs a source of known size, not {address}: name data.val_source"
                 )
             val = open_source(address, split=config.val_split, limit=config.val_limit)
-            if (val.address, val.split) == (train.address, train.split):
+            same = val.split == train.split or "all" in (val.split, train.split)
+            if val.address == train.address and same:
                 logger.warning("validation images are training images: name data.val_split")
         elif config.val_share and isinstance(train, ImageSource):
             train, val = split_off(train, config.val_share, VALIDATION_SEED, config.val_limit)

@@ -89,7 +89,15 @@ def measure_statistics(
                 raise ValueError(f"{source.address}, {sample.name}: {error}") from error
     if statistics.count == 0:
         raise ValueError(f"{source.address} holds no image that can be read")
-    return statistics.mean(), statistics.std()
+    mean, std = statistics.mean(), statistics.std()
+    for channel, (middle, spread) in enumerate(zip(mean, std, strict=True)):
+        # Sums of equal values round: to 1e-17 about as often as to 0.
+        if spread <= 1e-6 * max(abs(middle), 1e-3):
+            raise ValueError(
+                f"channel {channel} of {source.address} has one value everywhere, about"
+                f" {middle:.4g}: leave such channels out, or give data.mean and data.std"
+            )
+    return mean, std
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,7 +160,9 @@ def select_shards(
 ) -> tuple[list[Path], str | None]:
     """The files of that split and the split's name, both read off the file and folder names.
 
-    Without a split it is `train` where there is one, and otherwise every file.
+    Without a split it is `train` where there is one, else the files of no split: those of a test or
+    validation split are nobody's training images unasked. Raises NoSuchSplitError where files have
+    other splits alone, more than one of them.
     """
     groups: dict[str | None, list[Path]] = {}
     for file in files:
@@ -168,7 +170,14 @@ def select_shards(
     if split is None:
         if "train" in groups:
             return groups["train"], "train"
-        return list(files), next(iter(groups)) if len(groups) == 1 else None
+        if len(groups) == 1:
+            return list(files), next(iter(groups))
+        if None in groups:
+            return groups[None], None
+        present = ", ".join(sorted(name for name in groups if name is not None))
+        raise NoSuchSplitError(
+            f"{address} has the splits {present} and none called train: name one"
+        )
     chosen = match_split(split, [name for name in groups if name is not None], address)
     return groups[chosen], chosen
 

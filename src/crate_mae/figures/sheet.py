@@ -109,9 +109,10 @@ class Sheet:
         )
 
     def _text(self, x: float, y: float, words: str, *, va: str = "top", **style: Any) -> None:
-        # File names may hold dollar signs, which are no formulas.
+        # File names may hold dollar signs, which are no formulas, and bytes that are not UTF-8.
+        shown = words.encode("utf-8", "backslashreplace").decode()
         self.figure.text(
-            x / self.width, 1 - y / self.height, words, va=va, parse_math=False, **style
+            x / self.width, 1 - y / self.height, shown, va=va, parse_math=False, **style
         )
 
 

@@ -134,6 +134,8 @@ def published_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]
     for key, value in loaded.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ValueError(f"{key!r} is {type(value).__name__}, not a tensor under a name")
+        if value.device.type != "cpu" or value.layout is not torch.strided:
+            raise ValueError(f"{key} is no plain tensor with values of its own")
         # A pickle of a few bytes can repeat one value to any size by a stride of 0.
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ValueError(f"{key} claims {value.numel():,} values and holds fewer")

@@ -187,7 +187,17 @@ class Checkpoints(Callback):
         if trainer.is_global_zero:
             try:
                 module.save_weights(folder, state)
-            except OSError as error:  # the checkpoint holds them too: no reason to stop training
+            except OSError as error:
+                if (
+                    trainer.max_epochs is not None
+                    and trainer.current_epoch + 1 >= trainer.max_epochs
+                ):
+                    # Whoever reads the finished run's weights must not get those of an older step.
+                    raise OSError(
+                        f"the final weights could not be written to {folder} ({error}); with that"
+                        " mended, --resume repeats the last epoch and writes them"
+                    ) from error
+                # The checkpoint holds them too: no reason to stop training.
                 logger.warning("weights not written to %s: %s", folder, error)
 
 

@@ -89,8 +89,9 @@ class TrainerConfig:
     """Only deterministic algorithms, on accelerators too."""
 
     def __post_init__(self) -> None:
-        if self.accumulate < 1:
-            raise ValueError(f"trainer.accumulate must be at least 1, not {self.accumulate}")
+        for name, count in (("accumulate", self.accumulate), ("num_nodes", self.num_nodes)):
+            if count < 1:
+                raise ValueError(f"trainer.{name} must be at least 1, not {count}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +185,7 @@ class PretrainConfig:
     """Logs, checkpoints, pictures."""
 
     def __post_init__(self) -> None:
+        _check_name_and_seed(self.name, self.seed)
         self.masking.check(self.model.grid)
         if self.masking.ratio_max is not None and self.visible_only:
             why = "vitmae" if self.vitmae else "model.mask_tokens=decoder"
@@ -268,6 +270,7 @@ class FinetuneConfig:
     """Logs and checkpoints."""
 
     def __post_init__(self) -> None:
+        _check_name_and_seed(self.name, self.seed)
         data = self.data
         if self.evaluate == "best" and not (data.val_share or data.val_source or data.val_split):
             raise ValueError(
@@ -290,6 +293,16 @@ class FinetuneConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values, as YAML holds them."""
         return dict(plain(self))
+
+
+def _check_name_and_seed(name: str, seed: int) -> None:
+    if not name or name in (".", "..") or set(name) & set("/\\\0"):
+        raise ValueError(
+            f"the name of a run becomes a folder below runs/, so {name!r} cannot be one; --out"
+            " names any other place"
+        )
+    if not 0 <= seed < 1 << 31:
+        raise ValueError(f"seed must be from 0 to {(1 << 31) - 1}, not {seed}")
 
 
 def plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from crate_mae.environment import environment
-from crate_mae.files import write_atomically
+from crate_mae.files import read_json_object, write_atomically
 from crate_mae.models.config import Preprocess
 from crate_mae.training.callbacks import LAST, is_main_process
 from crate_mae.training.config import RunConfig, plain
@@ -117,7 +117,7 @@ def write_facts(
     """
     known = folder / "data.json"
     if resume and known.exists():
-        before = json.loads(known.read_text(encoding="utf-8"))
+        before = _recorded_data(known)
         if before["images"] != facts["images"]:
             raise ValueError(
                 f"this run began with {before['images']} training images, now there are"
@@ -140,7 +140,16 @@ def recorded_preprocess(folder: Path) -> Preprocess | None:
     path = folder / "data.json"
     if not path.exists():
         return None
-    return Preprocess.from_dict(json.loads(path.read_text(encoding="utf-8"))["preprocess"])
+    return Preprocess.from_dict(_recorded_data(path)["preprocess"])
+
+
+def _recorded_data(path: Path) -> dict[str, Any]:
+    """What `data.json` of a run holds; ValueError naming the file where that is damaged."""
+    known = read_json_object(path, max_bytes=1 << 28)  # it lists every unreadable image
+    missing = [key for key in ("images", "fingerprint", "preprocess") if key not in known]
+    if missing:
+        raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}")
+    return known
 
 
 def last_step(folder: Path, name: str = LAST) -> int | None:
@@ -148,8 +157,14 @@ def last_step(folder: Path, name: str = LAST) -> int | None:
     checkpoint = folder / "checkpoints" / name
     if not checkpoint.is_file():
         return None
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    return int(state["global_step"])
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        return int(state["global_step"])
+    except Exception as error:  # torch raises many kinds for a file that is none of its own
+        raise ValueError(
+            f"{checkpoint} is damaged or no checkpoint of a run ({type(error).__name__}): copy"
+            " another of the run's checkpoints over it and resume again"
+        ) from error
 
 
 def last_metrics(folder: Path) -> dict[str, float]:
@@ -167,7 +182,9 @@ def log_file(folder: Path) -> Iterator[None]:
     level = root.level
     handler: logging.Handler = logging.NullHandler()
     if is_main_process():
-        handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+        handler = logging.FileHandler(
+            folder / "log.txt", encoding="utf-8", errors="backslashreplace"
+        )
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root.addHandler(handler)
     root.setLevel(logging.INFO)

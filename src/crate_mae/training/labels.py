@@ -151,7 +151,8 @@ def _validation(config: LabelledDataConfig, train: ImageSource, test: ImageSourc
     if config.val_limit is not None and config.val_limit < len(val):
         val = random_subset(val, config.val_limit, CHOICE_SEED)
     for other, what in ((test, "test"), (train, "training")):
-        if (val.address, val.split) == (other.address, other.split):
+        same = val.split == other.split or "all" in (val.split, other.split)
+        if val.address == other.address and same:
             raise ValueError(
                 f"validation images would be {what} images ({val.address} {val.split}): name"
                 " another data.val_split, or data.val_share to hold out training images"
