@@ -1,6 +1,7 @@
 """Pictures: every format and channel count, pixels where they belong, nothing overwritten."""
 
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -170,6 +171,8 @@ def test_rows_are_limited_and_it_is_said(tmp_path: Path) -> None:
 def test_unusual_names_do_no_harm(tmp_path: Path) -> None:
     names = ["猫と犬 🐈.png", "$\\frac{$\n\t_^"]
     assert reconstruction_sheet(make(), tmp_path / "a.png", names=names).exists()
+    names = [os.fsdecode(b"f\xfc1.png"), "b"]  # Latin-1, as old archives hold it
+    assert "f\\udcfc1.png" in texts(reconstruction_sheet(make(), tmp_path / "a.svg", names=names))
 
 
 def test_perfect_and_broken_predictions(tmp_path: Path) -> None:

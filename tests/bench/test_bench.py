@@ -188,6 +188,9 @@ def test_sizes_grow_evenly_to_the_largest() -> None:
     assert all(side % 16 == 0 for size in sizes for side in size)
     steps = [math.log(b[0] / a[0]) for a, b in itertools.pairwise(sizes)]
     assert max(steps) < 1.2 * min(steps)
+    for largest in (-5, 0, 224):
+        with pytest.raises(ValueError, match=f"224x224 cannot grow to {largest} pixels"):
+            growing_sizes(job, largest)
 
 
 def test_growth_is_fitted_and_stops_where_memory_ends() -> None:

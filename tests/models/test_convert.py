@@ -143,6 +143,15 @@ def test_a_pickle_cannot_claim_more_than_it_holds(tmp_path: Path) -> None:
         published_state(path)
 
 
+@pytest.mark.parametrize(
+    "tensor", [torch.empty(3, device="meta"), torch.ones(2, 2).to_sparse()], ids=["meta", "sparse"]
+)
+def test_tensors_without_values_of_their_own_are_refused(tensor: Tensor) -> None:
+    """A few bytes can name a tensor of any size on the meta device."""
+    with pytest.raises(ValueError, match=r"pos_embed is no plain tensor"):
+        published_state({"pos_embed": tensor})
+
+
 def test_what_the_published_code_cannot_express(tmp_path: Path) -> None:
     save_model(make(tiny(mask_tokens="decoder")), tmp_path / "visible")
     with pytest.raises(ValueError, match="mask tokens in the encoder only"):
