@@ -168,6 +168,7 @@ def test_rows_are_limited_and_it_is_said(tmp_path: Path) -> None:
     assert "image 3" not in words
 
 
+@pytest.mark.usefixtures("svg_words")
 def test_unusual_names_do_no_harm(tmp_path: Path) -> None:
     names = ["猫と犬 🐈.png", "$\\frac{$\n\t_^"]
     assert reconstruction_sheet(make(), tmp_path / "a.png", names=names).exists()

@@ -243,8 +243,9 @@ def test_names_that_leave_the_folder_of_runs_and_seeds_out_of_range_are_refused(
 @pytest.mark.parametrize("name", ["accumulate", "num_nodes"])
 @pytest.mark.parametrize("count", [0, -1])
 def test_counts_of_hardware_below_one_are_refused(name: str, count: int) -> None:
+    given: dict[str, Any] = {name: count}
     with pytest.raises(ValueError, match=rf"trainer\.{name} must be at least 1, not {count}"):
-        TrainerConfig(**{name: count})
+        TrainerConfig(**given)
 
 
 def test_a_checkpoint_holds_no_pickled_objects(whole: Path) -> None:
