@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from crate_mae.bench.steps import Job, make_step
 from crate_mae.models.config import PRESETS
+from speed.steps import Job, make_step
 
 STEPS = 3
 

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crate_mae.files import write_atomically
-from crate_mae.training.folder import load_config_values, load_settings
+from crate_mae.common.files import write_atomically
+from crate_mae.training.run_folder import load_config_values, load_settings
 
 Settings = Mapping[str, Any]
 HERE = Path(__file__).parent

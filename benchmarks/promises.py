@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from crate_mae.bench.harness import speedup
-from crate_mae.bench.subjects import Work
+from speed.harness import speedup
+from speed.subjects import Work
 
 Kind = Literal["speed", "limit", "memory", "growth"]
 

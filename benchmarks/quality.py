@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from altered import ALTERATIONS
-from crate_mae.cli.common import new_file, write_json
-from crate_mae.data.sources import open_source, random_subset
-from crate_mae.data.streams import StreamSource
+from crate_mae.cli.options import new_file, write_json
 from crate_mae.evaluation.backbones import load_completer
 from crate_mae.evaluation.reconstruction import reconstruct_source
+from crate_mae.sources.address import open_source
+from crate_mae.sources.base import random_subset
+from crate_mae.sources.webdataset import StreamSource
 from matrix import EARLIER, TIMES, Job, jobs_of, load_matrix, searched_before, superseded
 from pool import run_jobs
 

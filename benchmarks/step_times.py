@@ -4,15 +4,15 @@ from typing import Any
 
 import torch
 
-from crate_mae.bench.harness import alternate, speedup, summary
-from crate_mae.bench.run import machine
-from crate_mae.bench.steps import Job, training_step, waiter
-from crate_mae.bench.subjects import Completer
+from crate_mae.common.progress import counter
 from crate_mae.models.config import Preprocess
-from crate_mae.progress import counter
 from crate_mae.training.parse import parse_pretrain
-from crate_mae.training.run import model_of
+from crate_mae.training.pretrain import model_of
 from matrix import Matrix, words_of
+from speed.harness import alternate, speedup, summary
+from speed.run_bench import machine
+from speed.steps import Job, training_step, waiter
+from speed.subjects import Completer
 
 
 def timed_steps(

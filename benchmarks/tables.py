@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from crate_mae.bench.tables import result_text
-from crate_mae.files import write_atomically
+from crate_mae.common.files import write_atomically
+from speed.result_text import result_text
 
 PLACES = {"docs/speed.md": "targets", "README.md": "speed"}
 """Which document holds which table, between <!-- NAME --> and <!-- /NAME -->."""

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from crate_mae.environment import environment
+from compared_figures import compared_curves, variant_losses
+from crate_mae.common.environment import environment
+from crate_mae.common.files import write_atomically
 from crate_mae.evaluation.backbones import load_completer
-from crate_mae.evaluation.vitmae import ViTMAE
-from crate_mae.figures.compared import compared_curves, variant_losses
-from crate_mae.files import write_atomically
 from crate_mae.models.cost import counted_flops, model_cost, parameter_count
 from crate_mae.models.masks import num_kept
-from crate_mae.models.weights import TENSORS
-from crate_mae.training.folder import last_metrics, load_config_values
-from crate_mae.training.records import read_metrics
+from crate_mae.training.metrics_log import read_metrics
+from crate_mae.training.run_folder import last_metrics, load_config_values
+from crate_mae.vitmae.model import ViTMAE
+from crate_mae.weights.weights_folder import TENSORS
 from matrix import (
     ALTER,
     EARLIER,

@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from crate_mae.bench.run import machine, run_bench
-from crate_mae.bench.settings import Settings
-from crate_mae.files import write_atomically
+from crate_mae.common.files import write_atomically
+from crate_mae.common.progress import counter
 from crate_mae.models.config import PRESETS
-from crate_mae.progress import counter
 from promises import TARGETS, judged
+from speed.run_bench import machine, run_bench
+from speed.settings import Settings
 from tables import fill_documents, result_page
 
 HERE = Path(__file__).parent

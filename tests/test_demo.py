@@ -14,9 +14,9 @@ from PIL import Image
 
 from crate_mae import demo
 from crate_mae.cli import main
-from crate_mae.training.folder import load_config_values
 from crate_mae.training.parse import recipe
-from crate_mae.training.run import pretrain
+from crate_mae.training.pretrain import pretrain
+from crate_mae.training.run_folder import load_config_values
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from crate_mae.models.autoencoder import CrateMAE, MaskedOutput, build_model
     from crate_mae.models.classifier import CrateClassifier
     from crate_mae.models.config import PRESETS, ModelConfig, Preprocess
-    from crate_mae.models.weights import load_model, save_model
+    from crate_mae.weights.weights_folder import load_model, save_model
 
 __version__ = "0.1.0"
 
@@ -23,8 +23,8 @@ _HOMES = {
     "PRESETS": "crate_mae.models.config",
     "ModelConfig": "crate_mae.models.config",
     "Preprocess": "crate_mae.models.config",
-    "load_model": "crate_mae.models.weights",
-    "save_model": "crate_mae.models.weights",
+    "load_model": "crate_mae.weights.weights_folder",
+    "save_model": "crate_mae.weights.weights_folder",
 }
 
 __all__ = [

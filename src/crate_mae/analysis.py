@@ -7,13 +7,13 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from crate_mae.data.sources import ImageSource
-from crate_mae.environment import environment
+from crate_mae.common.environment import environment
 from crate_mae.evaluation.backbones import random_twin
-from crate_mae.figures.layers import MAX_MODELS, layer_curves, subspace_angles, weight_curves
+from crate_mae.figures.layer_curves import MAX_MODELS, layer_curves, subspace_angles, weight_curves
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
-from crate_mae.models.weights import load_model, weights_hash
+from crate_mae.sources.base import ImageSource
+from crate_mae.weights.weights_folder import load_model, weights_hash
 from crate_mae.whitebox.layerwise import Analysis, Precision, analyse
 from crate_mae.whitebox.measures import EPS_SQUARED
 from crate_mae.whitebox.table import CSV, JSON, Measurement, curve, models_of, write_table

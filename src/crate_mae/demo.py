@@ -8,23 +8,24 @@ import torch
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
-from crate_mae.data.transforms import denormalise, prepare
-from crate_mae.evaluation.attention import attention_maps
+from crate_mae.batches.transforms import denormalise, prepare
+from crate_mae.common.progress import counter
+from crate_mae.common.randomness import keyed_generator
+from crate_mae.dense.attention import attention_maps
+from crate_mae.dense.token_maps import token_map
+from crate_mae.dense.token_pca import fit_token_map
 from crate_mae.evaluation.reconstruction import reconstruct
-from crate_mae.evaluation.token_maps import token_map
-from crate_mae.evaluation.token_pca import fit_token_map
-from crate_mae.figures.attention import attention_sheet
-from crate_mae.figures.reconstruction import reconstruction_sheet
-from crate_mae.figures.tokens import pca_sheet
-from crate_mae.figures.training import training_curves
+from crate_mae.figures.attention_sheet import attention_sheet
+from crate_mae.figures.reconstruction_sheet import reconstruction_sheet
+from crate_mae.figures.run_curves import training_curves
+from crate_mae.figures.token_sheets import pca_sheet
 from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.masks import draw_mask, keyed_generator
-from crate_mae.models.weights import load_autoencoder
-from crate_mae.progress import counter
+from crate_mae.models.masks import draw_mask
 from crate_mae.report.page import write_report
+from crate_mae.training.metrics_log import read_metrics
 from crate_mae.training.parse import parse_pretrain
-from crate_mae.training.records import read_metrics
-from crate_mae.training.run import pretrain
+from crate_mae.training.pretrain import pretrain
+from crate_mae.weights.weights_folder import load_autoencoder
 
 RECIPE = "digits"
 TRAINED = "cifar10-small"

@@ -11,23 +11,23 @@ import torch
 from PIL import Image
 
 from crate_mae.cli import main
-from crate_mae.data.base import ImageSource
 from crate_mae.evaluation import compare as module
 from crate_mae.evaluation import features as features_module
 from crate_mae.evaluation.backbones import random_twin
-from crate_mae.evaluation.compare import compare, compare_features, open_pair
+from crate_mae.evaluation.compare import compare, compare_features
 from crate_mae.evaluation.features import extract_features
 from crate_mae.evaluation.knn import knn
-from crate_mae.evaluation.labelled import few_shot
-from crate_mae.evaluation.metrics import wilson_interval
+from crate_mae.evaluation.metrics import few_shot, wilson_interval
 from crate_mae.evaluation.probe import linear_probe
 from crate_mae.evaluation.rows import Row, comparison_table, confusion_table, grid_table
-from crate_mae.evaluation.vitmae import ViTMAE, vitmae_twin
 from crate_mae.models.autoencoder import CrateMAE, build_model
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import Preprocess
 from crate_mae.models.cost import parameter_count
-from crate_mae.models.weights import save_model
+from crate_mae.sources.address import open_pair
+from crate_mae.sources.base import ImageSource
+from crate_mae.vitmae.model import ViTMAE, vitmae_twin
+from crate_mae.weights.weights_folder import save_model
 
 Pair = tuple[ImageSource, ImageSource]
 

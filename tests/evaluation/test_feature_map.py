@@ -5,11 +5,11 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.manifold import trustworthiness
 
-from crate_mae.data.inputs import open_images
-from crate_mae.data.sources import subset
+from crate_mae.dense.token_pca import principal_axes
 from crate_mae.evaluation.feature_map import check_mappable, feature_map, feature_words
 from crate_mae.evaluation.features import Features
-from crate_mae.evaluation.token_pca import principal_axes
+from crate_mae.sources.base import subset
+from crate_mae.sources.inputs import open_images
 
 
 def features(values: torch.Tensor, labels: torch.Tensor | None) -> Features:

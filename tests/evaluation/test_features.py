@@ -13,9 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from crate_mae.data.images import ImageFacts, Sample, UnreadableImage
-from crate_mae.data.sources import ImageSource, open_source
-from crate_mae.data.transforms import fit
+from crate_mae.batches.transforms import fit
 from crate_mae.evaluation.feature_files import (
     check_target,
     load_facts,
@@ -30,10 +28,13 @@ from crate_mae.evaluation.features import (
     extract_features,
     raw_pixels,
 )
-from crate_mae.evaluation.labelled import few_shot, labelled_pair
+from crate_mae.evaluation.metrics import few_shot, labelled_pair
 from crate_mae.models.autoencoder import CrateMAE, build_model
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import Preprocess
+from crate_mae.sources.address import open_source
+from crate_mae.sources.base import ImageSource
+from crate_mae.sources.images import ImageFacts, Sample, UnreadableImage
 
 SUFFIXES = [".safetensors", ".npz", ".parquet"]
 

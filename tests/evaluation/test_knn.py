@@ -13,7 +13,8 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from crate_mae.evaluation.features import Features
 from crate_mae.evaluation.knn import knn, nearest, vote
-from crate_mae.evaluation.metrics import HELD_OUT, hold_out
+from crate_mae.evaluation.metrics import HELD_OUT
+from crate_mae.sources.splits import hold_out
 
 
 def features(values: torch.Tensor, labels: torch.Tensor) -> Features:

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from crate_mae.evaluation import regression
 from crate_mae.evaluation.features import Features
-from crate_mae.evaluation.metrics import hold_out, wilson_interval
+from crate_mae.evaluation.metrics import wilson_interval
 from crate_mae.evaluation.probe import (
     EPOCHS,
     FIXED_PENALTY,
@@ -28,6 +28,7 @@ from crate_mae.evaluation.probe import (
     Solver,
     linear_probe,
 )
+from crate_mae.sources.splits import hold_out
 
 
 @pytest.fixture(autouse=True)

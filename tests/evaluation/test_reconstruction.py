@@ -11,11 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from crate_mae.data.images import ImageFacts, Sample, UnreadableImage
-from crate_mae.data.sources import ImageSource, open_source, subset
-from crate_mae.data.transforms import normalise
+from crate_mae.batches.transforms import normalise
+from crate_mae.common.randomness import keyed_generator
 from crate_mae.evaluation.reconstruction import (
-    BaselineSums,
     PixelMode,
     fill_from_visible,
     patch_statistics,
@@ -25,7 +23,11 @@ from crate_mae.evaluation.reconstruction import (
 )
 from crate_mae.models.autoencoder import CrateMAE, build_model
 from crate_mae.models.config import Preprocess
-from crate_mae.models.masks import draw_mask, keyed_generator
+from crate_mae.models.loss import BaselineSums
+from crate_mae.models.masks import draw_mask
+from crate_mae.sources.address import open_source
+from crate_mae.sources.base import ImageSource, subset
+from crate_mae.sources.images import ImageFacts, Sample, UnreadableImage
 
 MEAN, STD = (0.4, 0.5), (0.2, 0.3)
 

@@ -12,10 +12,11 @@ from hypothesis import given
 from model_cases import VARIANTS, gap, images_for, make, mask_for, some, tiny
 from torch import Tensor
 
+from crate_mae.common.randomness import keyed_generator
 from crate_mae.models.autoencoder import CrateMAE, MaskedOutput, build_model
 from crate_mae.models.config import PRESETS, ModelConfig, Preprocess
-from crate_mae.models.encoder import masked_mse, place_visible, take_visible
-from crate_mae.models.masks import draw_mask, keyed_generator
+from crate_mae.models.loss import masked_mse
+from crate_mae.models.masks import draw_mask, place_visible, take_visible
 from crate_mae.models.patches import patchify
 
 

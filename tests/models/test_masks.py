@@ -13,12 +13,12 @@ from hypothesis import assume, given
 from model_cases import some
 from torch import Generator, Tensor
 
+from crate_mae.common.randomness import keyed_generator
 from crate_mae.models.masks import (
     MaskKind,
     block_mask,
     draw_mask,
     grid_mask,
-    keyed_generator,
     mask_from_pixels,
     num_kept,
     random_mask,

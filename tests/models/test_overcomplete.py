@@ -11,14 +11,14 @@ from model_cases import gap, images_for, make, some, tiny
 from torch import Tensor
 
 from crate_mae import load_model, save_model
-from crate_mae.bench.arithmetic import WrittenCrate, explicit_attention, three_products
 from crate_mae.models.config import ModelConfig
 from crate_mae.models.cost import model_cost, parameter_count
 from crate_mae.models.layers import DecoderLayer, EncoderLayer
 from crate_mae.models.overcomplete import OvercompleteISTA
-from crate_mae.models.reference import to_reference
 from crate_mae.training.parse import parse_pretrain
+from crate_mae.weights.published import to_reference
 from crate_mae.whitebox.measures import lasso_objective
+from speed.arithmetic import WrittenCrate, explicit_attention, three_products
 
 ETA, LAMBDA = 0.3, 0.4
 

@@ -20,7 +20,7 @@ from model_cases import (
 from torch import Tensor
 
 from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.reference import to_reference
+from crate_mae.weights.published import to_reference
 
 TOLERANCE = 1e-5
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from runs import command_line, final_state, records, small_config, write_recipe
+from training_runs import command_line, final_state, records, small_config, write_recipe
 
 from crate_mae.training.config import OptimConfig, TrainerConfig
-from crate_mae.training.run import pretrain
+from crate_mae.training.pretrain import pretrain
 
 
 def test_two_gloo_processes_equal_one(tmp_path: Path) -> None:

@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from runs import (
+from sklearn.metrics import confusion_matrix
+from torch import Tensor
+from torch.utils.data import Dataset
+from training_runs import (
     MODEL,
     assert_same_run,
     command_line,
@@ -21,26 +24,24 @@ from runs import (
     small_finetune,
     write_recipe,
 )
-from sklearn.metrics import confusion_matrix
-from torch import Tensor
-from torch.utils.data import Dataset
 
+from crate_mae.batches.config import SupervisedAugment
+from crate_mae.batches.transforms import prepare
 from crate_mae.cli import main
-from crate_mae.data.sources import open_source
-from crate_mae.data.transforms import SupervisedAugment, prepare
 from crate_mae.evaluation.metrics import wilson_interval
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import Preprocess
-from crate_mae.models.weights import load_model, save_model
+from crate_mae.sources.address import open_source
 from crate_mae.training.config import (
     CheckpointConfig,
     FinetuneConfig,
     FinetuneOptimConfig,
     TrainerConfig,
 )
+from crate_mae.training.final_test import evaluation_text
 from crate_mae.training.finetune import finetune
-from crate_mae.training.scoring import evaluation_text
+from crate_mae.weights.weights_folder import load_model, save_model
 
 PLAIN = SupervisedAugment(kind="none", flip=False)
 
@@ -153,7 +154,7 @@ def test_the_saved_weights_are_the_average(whole: Path) -> None:
 
 def test_validation_numbers_against_loops(whole: Path) -> None:
     """Loss and accuracy of the saved weights on the held-out images, one by one."""
-    from crate_mae.training.labels import open_labelled
+    from crate_mae.training.labelled_images import open_labelled
 
     images = open_labelled(small_finetune().data, seed=0)
     model, val = load_model(whole), images.val

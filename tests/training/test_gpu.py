@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 from model_cases import gap, golden, golden_model
-from runs import (
+from training_runs import (
     AUGMENT,
     assert_same_run,
     final_state,
@@ -18,7 +18,7 @@ from runs import (
 
 from crate_mae.training.config import TrainerConfig
 from crate_mae.training.finetune import finetune
-from crate_mae.training.run import pretrain
+from crate_mae.training.pretrain import pretrain
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 ACCELERATORS = ["cpu", pytest.param("gpu", marks=needs_gpu)]

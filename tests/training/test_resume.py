@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import (
+from training_runs import (
     assert_same_run,
     command_line,
     final_state,
@@ -21,10 +21,9 @@ from runs import (
     write_recipe,
 )
 
-from crate_mae.data.module import DataConfig
-from crate_mae.data.transforms import Augment
+from crate_mae.batches.config import Augment, DataConfig
 from crate_mae.training.config import OptimConfig, PretrainConfig, RecordConfig, TrainerConfig
-from crate_mae.training.run import pretrain
+from crate_mae.training.pretrain import pretrain
 
 
 @pytest.fixture(scope="module")

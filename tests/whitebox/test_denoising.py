@@ -33,8 +33,16 @@ from crate_mae.whitebox.denoising import (
     subspace_attention,
     subspaces,
 )
-from crate_mae.whitebox.denoising_study import MEASURES, METHODS, Setting, measure, study, sweeps
-from crate_mae.whitebox.denoising_table import study_table, write_study
+from crate_mae.whitebox.denoising_study import (
+    MEASURES,
+    METHODS,
+    Setting,
+    measure,
+    study,
+    study_table,
+    sweeps,
+    write_study,
+)
 from crate_mae.whitebox.measures import compression_gradient
 
 

@@ -13,17 +13,18 @@ import torch
 from model_cases import VARIANTS, golden, golden_model, images_for, make, tiny
 from torch import Tensor
 
-from crate_mae.data.images import ImageFacts, Sample, UnreadableImage
-from crate_mae.data.sources import ImageSource
-from crate_mae.data.torch_datasets import wrap_dataset
 from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.half_steps import half_steps
 from crate_mae.models.overcomplete import OvercompleteISTA
 from crate_mae.models.patches import grid_of
-from crate_mae.whitebox import measures, relations
+from crate_mae.sources.base import ImageSource
+from crate_mae.sources.images import ImageFacts, Sample, UnreadableImage
+from crate_mae.sources.torch_datasets import wrap_dataset
+from crate_mae.whitebox import measures
+from crate_mae.whitebox import mirrors as relations
 from crate_mae.whitebox.geometry import subspace_bases
 from crate_mae.whitebox.layerwise import Precision, analyse
 from crate_mae.whitebox.table import Measurement, curve, models_of, read_table, write_table
-from crate_mae.whitebox.walk import half_steps
 
 
 class Pictures(torch.utils.data.Dataset[tuple[Tensor, int]]):

@@ -10,17 +10,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 import crate_mae
-from crate_mae.cli.bench import bench
-from crate_mae.cli.dense import pca, segment
-from crate_mae.cli.evaluate import knn, probe
-from crate_mae.cli.inspect import data, doctor, extract, info, weights
-from crate_mae.cli.look import attention, map_features, reconstruct
-from crate_mae.cli.measure import analyze
-from crate_mae.cli.plan import plan
-from crate_mae.cli.push import convert, push
-from crate_mae.cli.report import report
-from crate_mae.cli.theory import theory
-from crate_mae.cli.train import demo, finetune, pretrain
+from crate_mae.cli.draw import attention, pca, reconstruct, segment
+from crate_mae.cli.evaluate import extract, knn, map_features, probe
+from crate_mae.cli.inspect import analyze, data, doctor, theory
+from crate_mae.cli.train import demo, finetune, plan, pretrain, report
+from crate_mae.cli.weights import convert, info, push, weights
 
 Verb = Callable[[list[str]], int]
 
@@ -28,11 +22,25 @@ Verb = Callable[[list[str]], int]
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status of one command: 0 done, 1 failed, 2 wrong words, 143 stopped and saved."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    return exit_status(_run, words)
+
+
+def exit_status(command: Verb, words: list[str]) -> int:
+    """The exit status of a command that gets these words; its errors are printed in a line."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("crate_mae").setLevel(logging.INFO)
     try:
-        return _run(words)
+        return command(words)
     except BrokenPipeError:  # whoever read our output has seen enough
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        # These carry a message for the user; anything else is our bug and keeps its traceback.
+        print(f"error: {error}", file=sys.stderr)
         return 1
 
 
@@ -45,24 +53,12 @@ def _run(words: list[str]) -> int:
         return 0
     verb = words.pop(0)
     if verb not in VERBS:
-        from crate_mae.models.config import did_you_mean
+        from crate_mae.common.hints import did_you_mean
 
         print(f"error: no verb {verb!r}{did_you_mean(verb, VERBS)}", file=sys.stderr)
         print(f"       verbs: {', '.join(VERBS)}", file=sys.stderr)
         return 2
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("crate_mae").setLevel(logging.INFO)
-    try:
-        return VERBS[verb][1](words)
-    except BrokenPipeError:
-        raise
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        # These carry a message for the user; anything else is our bug and keeps its traceback.
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return VERBS[verb][1](words)
 
 
 VERBS: dict[str, tuple[str, Verb]] = {
@@ -85,7 +81,6 @@ VERBS: dict[str, tuple[str, Verb]] = {
     "convert": ("a published checkpoint into a weights folder, and back", convert),
     "theory": ("does compression denoise? an experiment on known subspaces", theory),
     "report": ("one HTML page that tells a whole run", report),
-    "bench": ("speed and memory beside other models, by ratios", bench),
     "doctor": ("environment report for bug threads", doctor),
     "demo": ("pre-train on digits, probe and reconstruct, in minutes", demo),
 }

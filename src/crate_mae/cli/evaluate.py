@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crate_mae.cli.common import (
+from crate_mae.cli.options import (
     WEIGHTS,
     add_device,
     counter_for,
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from crate_mae.evaluation.backbones import Backbone
     from crate_mae.evaluation.compare import Measure, Subject
     from crate_mae.evaluation.rows import Method, Row
+import sys
+
+from crate_mae.cli.options import add_data_options, add_picture_options, report_unreadable
 
 FEATURE_FILES = (".safetensors", ".npz", ".parquet")
 MAX_GRIDS = 8
@@ -133,7 +136,7 @@ def _measure(
         rows, facts = _of_images(given, measures, seeds, facts_wanted=target is not None)
     _report(rows, verbose=given.verbose)
     if target is not None:
-        from crate_mae.environment import environment
+        from crate_mae.common.environment import environment
 
         command = ["crate-mae", method, *words]
         settings = {**settings, "seeds": list(seeds), "shots": given.shots}
@@ -151,7 +154,8 @@ def _of_images(
     facts_wanted: bool,
 ) -> "tuple[list[Row], dict[str, Any]]":
     from crate_mae.evaluation.backbones import load_backbone
-    from crate_mae.evaluation.compare import compare, open_pair
+    from crate_mae.evaluation.compare import compare
+    from crate_mae.sources.address import open_pair
 
     model, sha256 = load_backbone(given.weights)
     model.to(device_of(given.device))
@@ -195,9 +199,9 @@ def _vitmae(model: "Backbone", which: str | None) -> "tuple[dict[str, Subject], 
     """The ViT-MAE to compare with, by its name in the table, and what the JSON says of it."""
     if which is None:
         return {}, {}
-    from crate_mae.evaluation.vitmae import vitmae_twin
-    from crate_mae.evaluation.vitmae_files import load_vitmae, vitmae_folder, vitmae_hash
     from crate_mae.models.autoencoder import CrateMAE
+    from crate_mae.vitmae.model import vitmae_twin
+    from crate_mae.vitmae.vitmae_folder import load_vitmae, vitmae_folder, vitmae_hash
 
     if which in ("same", "params"):
         if not isinstance(model, CrateMAE):
@@ -276,3 +280,89 @@ def _layers(text: str) -> tuple[int | None, ...] | str:
     if text == "all":
         return text
     return tuple(None if part == "final" else int(part) for part in text.split(","))
+
+
+def map_features(words: list[str]) -> int:
+    """The exit status of `crate-mae map`."""
+    parser = verb_parser("map", "Features of a labelled set in the plane, coloured by class.")
+    parser.add_argument("weights", help=WEIGHTS)
+    parser.add_argument("address", help="labelled images, such as parquet:PATH")
+    add_data_options(parser, limit=2000)
+    parser.add_argument("--method", default="tsne", choices=["pca", "tsne"], help="(tsne)")
+    parser.add_argument("--pool", default="mean", choices=["cls", "mean"], help="(mean)")
+    parser.add_argument("--perplexity", type=float, default=30.0, help="of t-SNE (30)")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of t-SNE (0)")
+    add_picture_options(parser)
+    add_device(parser)
+    given = parser.parse_args(words)
+
+    from crate_mae.evaluation.feature_map import check_mappable, feature_map, feature_words
+    from crate_mae.evaluation.features import extract_features
+    from crate_mae.figures.feature_plane import feature_map_figure
+    from crate_mae.figures.style import check_figure_target
+    from crate_mae.sources.inputs import open_images
+    from crate_mae.weights.weights_folder import load_model
+
+    check_figure_target(given.out, overwrite=given.overwrite)
+    source = open_images([given.address], split=given.data_split, limit=given.limit)
+    check_mappable(source)
+    model = load_model(given.weights).to(device_of(given.device))
+    features = extract_features(model, source, pool=given.pool, progress=counter_for("features"))
+    report_unreadable(features.unreadable)
+    points = feature_map(
+        features, method=given.method, perplexity=given.perplexity, seed=given.seed
+    )
+    path = feature_map_figure(
+        points,
+        given.out,
+        caption=feature_words(features, model.preprocess.size),
+        overwrite=given.overwrite,
+    )
+    print(f"{len(points.labels)} images, trustworthiness {points.trustworthiness:.3f}")
+    print(f"wrote {path}")
+    return 0
+
+
+def extract(words: list[str]) -> int:
+    """The exit status of `crate-mae extract`."""
+    parser = verb_parser("extract", "Features of images, with names, labels and preprocessing.")
+    parser.add_argument("weights", help=f"{WEIGHTS}, ViT-MAE folder")
+    parser.add_argument("images", nargs="+", help="one data address, or image files and folders")
+    add_data_options(parser)
+    parser.add_argument("--pool", default="mean", choices=["cls", "mean", "both", "tokens"])
+    parser.add_argument(
+        "--layer", type=int, help="encoder layers passed, from 0 (all, and the final norm)"
+    )
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--out", required=True, help=".safetensors, .npz or .parquet")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    add_device(parser)
+    given = parser.parse_args(words)
+
+    from crate_mae.evaluation.backbones import load_backbone
+    from crate_mae.evaluation.feature_files import check_target, save_features
+    from crate_mae.evaluation.features import extract_features
+    from crate_mae.sources.inputs import open_images
+
+    check_target(given.out, overwrite=given.overwrite)
+    source = open_images(given.images, split=given.data_split, limit=given.limit)
+    model, sha256 = load_backbone(given.weights)
+    features = extract_features(
+        model.to(device_of(given.device)),
+        source,
+        pool=given.pool,
+        layer=given.layer,
+        batch_size=given.batch_size,
+        progress=counter_for("features"),
+    )
+    save_features(
+        features,
+        given.out,
+        preprocess=model.preprocess,
+        weights_hash=sha256,
+        overwrite=given.overwrite,
+    )
+    for name, reason in features.unreadable:
+        print(f"passed over: {name} ({reason})", file=sys.stderr)
+    print(f"wrote {given.out}: {tuple(features.values.shape)} float32, pool {given.pool}")
+    return 0

@@ -3,16 +3,19 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crate_mae.cli.common import verb_parser
+from crate_mae.cli.options import verb_parser
 
 if TYPE_CHECKING:
     from crate_mae.training.session import RunSummary
+import sys
+
+from crate_mae.cli.options import add_device, counter_for, device_of, new_file, write_json
 
 
 def pretrain(words: list[str]) -> int:
     """The exit status of `crate-mae pretrain`."""
     from crate_mae.training.parse import parse_pretrain
-    from crate_mae.training.run import pretrain as run
+    from crate_mae.training.pretrain import pretrain as run
 
     config, options = parse_pretrain(words)
     folder = Path(options["resume"] or options["out"] or Path("runs") / config.name)
@@ -30,9 +33,9 @@ def pretrain(words: list[str]) -> int:
 def finetune(words: list[str]) -> int:
     """The exit status of `crate-mae finetune`."""
     from crate_mae.training.callbacks import is_main_process
+    from crate_mae.training.final_test import evaluation_text
     from crate_mae.training.finetune import finetune as run
     from crate_mae.training.parse import parse_finetune
-    from crate_mae.training.scoring import evaluation_text
 
     config, options = parse_finetune(words)
     folder = Path(options["resume"] or options["out"] or Path("runs") / config.name)
@@ -75,3 +78,80 @@ def demo(words: list[str]) -> int:
     found = run_demo(Path(given.out))
     print("stopped; run the demo again to go on" if found is None else found)
     return 143 if found is None else 0
+
+
+def report(words: list[str]) -> int:
+    """The exit status of `crate-mae report`."""
+    parser = verb_parser("report", "One HTML file that tells a whole run, complete in itself.")
+    parser.add_argument("run", help="folder of a run")
+    parser.add_argument("--out", metavar="FILE", help="the page (RUN/report.html)")
+    parser.add_argument(
+        "--no-measure", action="store_true", help="only gather what has been measured already"
+    )
+    parser.add_argument(
+        "--limit", type=int, help="measure with at most this many training images (50000)"
+    )
+    parser.add_argument(
+        "--test-limit", type=int, help="measure with at most this many test images (10000)"
+    )
+    add_device(parser)
+    given = parser.parse_args(words)
+
+    from crate_mae.report.page import write_report
+
+    made = write_report(
+        given.run,
+        given.out,
+        measure=not given.no_measure,
+        limit=given.limit,
+        test_limit=given.test_limit,
+        device=device_of(given.device),
+        progress=counter_for,
+    )
+    for sentence in made.left_out:
+        print(sentence)
+    print(f"wrote {made.path} ({made.path.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+def plan(words: list[str]) -> int:
+    """The exit status of `crate-mae plan`."""
+    parser = verb_parser(
+        "plan",
+        "Steps, operations, memory, time and disk of a run, before it starts, on this machine."
+        " Settings are given as for crate-mae pretrain and finetune: --optim.batch_size 64 ...",
+    )
+    parser.add_argument("config", help="a recipe file, a shipped recipe's name or a run folder")
+    parser.add_argument("--images", type=int, metavar="N", help="training images (counted)")
+    parser.add_argument(
+        "--no-measure", action="store_true", help="arithmetic alone, without real steps"
+    )
+    parser.add_argument(
+        "--tflops",
+        type=float,
+        metavar="N",
+        help="also the hours at this achieved rate of one device, in 10^12 operations a second",
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write the plan as JSON (new file)")
+    given, settings = parser.parse_known_args(words)
+    before = words[words.index(given.config) - 1] if words.index(given.config) else ""
+    if before in settings and before.startswith("--") and "=" not in before:
+        # What was taken for the recipe is the value of a setting.
+        parser.error(f"the recipe comes first: crate-mae plan RECIPE {before} {given.config} ...")
+
+    from crate_mae.plan.plan import plan_run
+    from crate_mae.plan.plan_text import plan_text
+    from crate_mae.plan.recipe import parse_recipe
+
+    target = new_file(given.json)
+    config = parse_recipe(given.config, settings)
+    found = plan_run(
+        config,
+        images=given.images,
+        measure=not given.no_measure,
+        tflops=given.tflops,
+        progress=lambda text: print(text, file=sys.stderr),
+    )
+    print(plan_text(found))
+    write_json(target, found.to_dict())
+    return 0

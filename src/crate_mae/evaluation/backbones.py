@@ -5,23 +5,20 @@ Layers are counted by how many of them the tokens have passed: 0 is what enters 
 what `encode` returns: after the last layer and the final norm, which no number includes.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from crate_mae.evaluation.vitmae import ViTMAE
-from crate_mae.evaluation.vitmae_classifier import (
-    ViTClassifier,
-    load_vit_classifier,
-    vit_classifier_folder,
-)
-from crate_mae.evaluation.vitmae_files import load_vitmae, vitmae_folder, vitmae_hash
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
-from crate_mae.models.weights import load_autoencoder, load_model, weights_hash
+from crate_mae.vitmae.classifier import ViTClassifier, load_vit_classifier, vit_classifier_folder
+from crate_mae.vitmae.model import ViTMAE
+from crate_mae.vitmae.vitmae_folder import load_vitmae, vitmae_folder, vitmae_hash
+from crate_mae.weights.weights_folder import load_autoencoder, load_model, weights_hash
 
 Backbone = CrateMAE | CrateClassifier | ViTMAE | ViTClassifier
 Layers = Sequence[int | None] | Literal["all"]
@@ -120,3 +117,15 @@ def random_twin(model: Backbone, seed: int) -> Backbone:
                 twin = CrateMAE(model.config)
         twin.preprocess = model.preprocess
     return twin.to(next(model.parameters()).device)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A context in which the model is in eval mode; each module's own flag is restored after it."""
+    flags = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag

@@ -6,38 +6,21 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
-from crate_mae.data.few_shot import few_shot_indices
-from crate_mae.data.module import split_off
-from crate_mae.data.sources import ImageSource, open_source, random_subset
-from crate_mae.data.streams import NoSuchSplitError
-from crate_mae.evaluation.backbones import (
-    Backbone,
-    Layers,
-    checked_layers,
-    random_twin,
-)
-from crate_mae.evaluation.features import (
-    FeaturePool,
-    Features,
-    Key,
-    extract_all,
-    raw_pixels,
-)
+from crate_mae.evaluation.backbones import Backbone, Layers, checked_layers, random_twin
+from crate_mae.evaluation.features import FeaturePool, Features, Key, extract_all, raw_pixels
 from crate_mae.evaluation.knn import knn
-from crate_mae.evaluation.labelled import few_shot
+from crate_mae.evaluation.metrics import few_shot
 from crate_mae.evaluation.probe import linear_probe
 from crate_mae.evaluation.rows import Method, Result, Row
 from crate_mae.models.cost import parameter_count
+from crate_mae.sources.base import ImageSource
+from crate_mae.sources.splits import few_shot_indices
 
 Progress = Callable[[str], Callable[[int, int], None] | None]
 Subject = Backbone | Callable[[int], Backbone]
 """A model, or a function that makes one of a seed."""
 
 logger = logging.getLogger(__name__)
-
-TEST_SHARE = 0.2
-CHOICE_SEED = 0
-"""Fixes which images are tested on, and which ones a limit leaves."""
 
 
 class Measure(Protocol):
@@ -54,56 +37,6 @@ class Measure(Protocol):
 
 
 MEASURES: Mapping[Method, Measure] = {"probe": linear_probe, "knn": knn}
-
-
-def open_pair(
-    address: str,
-    *,
-    train_split: str | None = None,
-    test_address: str | None = None,
-    test_split: str | None = None,
-    limit: int | None = None,
-    test_limit: int | None = None,
-) -> tuple[ImageSource, ImageSource]:
-    """(training, test) sources of labelled images.
-
-    Without a test address the test split of the same address is used, else its validation split;
-    of an address without either a random fifth is held out. That fifth and what limits leave are
-    the same for every model and every seed, so that results can be compared. Test images that are
-    training images as well are told of in the log. Raises ValueError for unlabelled images,
-    streams, and two sources with different classes.
-    """
-    train = labelled_source(address, train_split)
-    if test_address is not None or test_split is not None:
-        test = labelled_source(test_address or address, test_split)
-    else:
-        for split in ("test", "validation"):
-            try:
-                test = labelled_source(address, split)
-                break
-            except NoSuchSplitError:
-                continue
-        else:
-            train, test = split_off(train, TEST_SHARE, CHOICE_SEED)
-    if train.class_names != test.class_names:
-        raise ValueError(
-            f"the classes of {train.address} and {test.address} differ:"
-            f" {train.class_names} and {test.class_names}"
-        )
-    if limit is not None:
-        train = random_subset(train, limit, CHOICE_SEED)
-    if test_limit is not None:
-        test = random_subset(test, test_limit, CHOICE_SEED)
-    splits = {train.split, test.split}  # other splits may number their images alike
-    if train.address == test.address and (len(splits) == 1 or "all" in splits):
-        trained = {train.name(index) for index in range(len(train))}
-        shared = sum(test.name(index) in trained for index in range(len(test)))
-        if shared:
-            logger.warning(
-                "%d of %d test images are training images: name another split to test on",
-                shared, len(test),
-            )  # fmt: skip
-    return train, test
 
 
 def compare(
@@ -221,13 +154,3 @@ def _joined(by_seed: Sequence[list[Row]]) -> list[Row]:
         replace(rows[0], results=tuple(result for row in rows for result in row.results))
         for rows in zip(*by_seed, strict=True)
     ]
-
-
-def labelled_source(address: str, split: str | None) -> ImageSource:
-    """The labelled images at an address; ValueError for a stream and for images without labels."""
-    source = open_source(address, split=split)
-    if not isinstance(source, ImageSource):
-        raise ValueError(f"{address} is a stream; a probe needs images that can be counted")
-    if source.class_names is None:
-        raise ValueError(f"{address} has no labels: put images into one folder per class")
-    return source

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crate_mae.evaluation.features import Features, check_file_target
-from crate_mae.files import replacing
+from crate_mae.common.files import check_file_target, replacing
+from crate_mae.evaluation.features import Features
 from crate_mae.models.config import Preprocess
 
 SUFFIXES = (".safetensors", ".npz", ".parquet")

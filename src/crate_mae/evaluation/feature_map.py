@@ -6,9 +6,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from crate_mae.data.sources import ImageSource
+from crate_mae.dense.token_pca import principal_axes
 from crate_mae.evaluation.features import Features
-from crate_mae.evaluation.token_pca import principal_axes
+from crate_mae.sources.base import ImageSource
 
 MapMethod = Literal["pca", "tsne"]
 

@@ -3,22 +3,25 @@
 Nothing is masked and nothing is random.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from crate_mae.data.prepared import UNLABELLED, prepared_batches
-from crate_mae.data.sources import ImageSource
-from crate_mae.data.streams import StreamSource
-from crate_mae.evaluation.backbones import Backbone, Layers, checked_layers, layer_tokens
-from crate_mae.files import check_folder_of
+from crate_mae.batches.prepared import UNLABELLED, prepared_batches
+from crate_mae.evaluation.backbones import (
+    Backbone,
+    Layers,
+    checked_layers,
+    evaluating,
+    layer_tokens,
+)
 from crate_mae.models.classifier import pool_tokens
 from crate_mae.models.config import Preprocess
+from crate_mae.sources.base import ImageSource
+from crate_mae.sources.webdataset import StreamSource
 
 FeaturePool = Literal["mean", "cls", "both", "tokens"]
 Progress = Callable[[int, int], None]
@@ -137,33 +140,6 @@ def raw_pixels(
     key = (None, "pixels")
     found = _collect(source, preprocess, lambda x: {key: x.flatten(1)}, batch_size, progress)
     return found[key]
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """A context in which the model is in eval mode; each module's own flag is restored after it."""
-    flags = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
-
-
-def check_file_target(
-    path: str | Path, suffixes: tuple[str, ...], *, what: str, overwrite: bool
-) -> Path:
-    """The path, once its suffix is one of `suffixes`, no file would be lost and one can be made."""
-    path = Path(path)
-    if path.suffix.lower() not in suffixes:
-        raise ValueError(f"{path}: {what} are written as {', '.join(suffixes)}; change the suffix")
-    if path.is_dir():
-        raise FileExistsError(f"{path} is a folder; name a file")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; name another file or ask for it to be overwritten")
-    check_folder_of(path)
-    return path
 
 
 def _collect(

@@ -12,17 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crate_mae.evaluation.features import Features
-from crate_mae.evaluation.labelled import labelled_pair
 from crate_mae.evaluation.metrics import (
     HELD_OUT,
     GridPoint,
     Measured,
     best_point,
-    can_hold_out,
     edges,
-    hold_out,
+    labelled_pair,
     score,
 )
+from crate_mae.sources.splits import can_hold_out, hold_out
 
 Progress = Callable[[int, int], None]
 Choice = tuple[int, float]

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from crate_mae.evaluation.features import Features
+from crate_mae.sources.splits import few_shot_indices
 
 HELD_OUT = 0.1
 MAX_CONFUSION = 200
@@ -149,31 +150,6 @@ def edges(grid: Sequence[GridPoint]) -> list[str]:
     return found
 
 
-def can_hold_out(labels: Tensor) -> bool:
-    """Whether some class has two images, so that `hold_out` can take one."""
-    return bool((torch.unique(labels, return_counts=True)[1] > 1).any())
-
-
-def hold_out(labels: Tensor, share: float, seed: int) -> Tensor:
-    """A mask (n,), True for about `share` of the images of every class, drawn from `seed`.
-
-    Every class with two images or more gives at least one and keeps at least one; a class with a
-    single image keeps it. Raises ValueError when that leaves nothing to hold out.
-    """
-    generator = Generator().manual_seed(seed)
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label in torch.unique(labels):
-        members = (labels == label).nonzero().flatten()
-        count = max(1, round(share * len(members))) if len(members) > 1 else 0
-        chosen[members[torch.randperm(len(members), generator=generator)[:count]]] = True
-    if not chosen.any():
-        raise ValueError(
-            f"each of the {len(labels)} training images has a class of its own, so none can be held"
-            " out to choose a setting: use at least two images of a class"
-        )
-    return chosen
-
-
 def wilson_interval(right: float, total: int) -> tuple[float, float]:
     """The 95 % Wilson score interval (low, high) of a share of `right` in `total` trials."""
     z = 1.959963984540054
@@ -207,3 +183,58 @@ def _top(counts: Tensor, names: list[str]) -> list[dict[str, Any]]:
             pair = {"true": names[true], "predicted": names[predicted]}
             found.append({**pair, "count": int(count)})
     return found
+
+
+def few_shot(features: Features, shots: int, seed: int) -> Features:
+    """The rows of `shots` labelled images of every class, drawn by the seed.
+
+    Raises ValueError when a class has fewer, naming it, and for unlabelled features.
+    """
+    labels = [None] * len(features.values) if features.labels is None else features.labels.tolist()
+    chosen = few_shot_indices(labels, shots, seed)
+    return replace(
+        features,
+        values=features.values[chosen],
+        labels=torch.tensor([labels[i] for i in chosen]),
+        names=[features.names[i] for i in chosen],
+    )
+
+
+def labelled_pair(train: Features, test: Features) -> tuple[Tensor, Tensor]:
+    """The labels of both sets, (n,) and (m,), once it is sure that they can be measured.
+
+    Raises ValueError for empty, unlabelled, non-finite or token features, for different widths and
+    for a training set of a single class.
+    """
+    labels = _checked(train, "training"), _checked(test, "test")
+    if train.values.shape[1] != test.values.shape[1]:
+        raise ValueError(
+            f"training features are {train.values.shape[1]} wide, test features"
+            f" {test.values.shape[1]}: extract both with the same model and pool"
+        )
+    if len(torch.unique(labels[0])) < 2:
+        raise ValueError(
+            f"all training images are of class {int(labels[0][0])}: use images of at least two"
+            " classes"
+        )
+    return labels
+
+
+def _checked(features: Features, role: str) -> Tensor:
+    values, labels = features.values, features.labels
+    if labels is None:
+        raise ValueError(f"the {role} images have no labels; use a labelled source")
+    if values.ndim != 2:
+        raise ValueError(
+            f"the {role} features have shape {tuple(values.shape)}; one row per image is needed:"
+            " extract with pool 'mean', 'cls' or 'both'"
+        )
+    if not len(values):
+        raise ValueError(f"the {role} set is empty")
+    missing = int((labels < 0).sum())
+    if missing:
+        raise ValueError(f"{missing} of {len(labels)} {role} images have no label; leave them out")
+    if not bool(values.isfinite().all()):
+        row = int((~values.isfinite()).any(dim=1).nonzero()[0])
+        raise ValueError(f"the {role} features of {features.names[row]} are not finite")
+    return labels

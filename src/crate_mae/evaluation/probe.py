@@ -11,19 +11,18 @@ import torch
 from torch import Tensor
 
 from crate_mae.evaluation.features import Features
-from crate_mae.evaluation.labelled import labelled_pair
 from crate_mae.evaluation.metrics import (
     HELD_OUT,
     GridPoint,
     Measured,
     best_point,
-    can_hold_out,
     edges,
-    hold_out,
+    labelled_pair,
     score,
 )
 from crate_mae.evaluation.regression import Regression, standardising
 from crate_mae.evaluation.sgd import LinearGrid
+from crate_mae.sources.splits import can_hold_out, hold_out
 
 Solver = Literal["exact", "sgd"]
 Normalise = Literal["standardise", "batch_norm", "none"]

@@ -7,19 +7,22 @@ Masks are boolean (B, L), True = removed.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from crate_mae.data.images import UnreadableImage, to_channels
-from crate_mae.data.sources import ImageSource
-from crate_mae.data.transforms import denormalise, prepare
-from crate_mae.evaluation.features import evaluating
-from crate_mae.evaluation.vitmae import ViTMAE
+from crate_mae.batches.transforms import denormalise, fit, prepare
+from crate_mae.common.randomness import keyed_generator
+from crate_mae.evaluation.backbones import evaluating
 from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.masks import MaskKind, draw_mask, keyed_generator, num_kept
+from crate_mae.models.config import ModelConfig
+from crate_mae.models.masks import MaskKind, draw_mask, mask_from_pixels, num_kept
 from crate_mae.models.patches import grid_of, patchify, unpatchify
+from crate_mae.sources.base import ImageSource
+from crate_mae.sources.images import UnreadableImage, decode_image, to_channels
+from crate_mae.vitmae.model import ViTMAE
 
 logger = logging.getLogger(__name__)
 
@@ -239,55 +242,6 @@ def fill_from_visible(
     return torch.where(mask[..., None], estimate.to(values.dtype), values)
 
 
-class BaselineSums:
-    """Running sums behind the masked loss of two predictors that any model should beat.
-
-    Float64 in one tensor, `sums`, so that partial results merge by adding (all-reduce with SUM):
-    removed pixels, sum of squares, sum of squares about the own mean of each patch, and the sum of
-    each channel.
-    """
-
-    def __init__(self, channels: int, device: str | torch.device = "cpu") -> None:
-        self.sums = torch.zeros(3 + channels, dtype=torch.float64, device=device)
-
-    def update(self, target: Tensor, mask: Tensor) -> None:
-        """Count in target patches (B, L, P), in pixel order row, column, channel, where removed."""
-        channels = len(self.sums) - 3
-        wide = target.detach().to(self.sums.device, torch.float64)
-        values = wide.reshape(*wide.shape[:2], -1, channels)  # (B, L, h*w, C)
-        removed = mask.to(self.sums.device)[..., None, None]
-        values = values.masked_fill(~removed, 0)
-        centred = values - values.mean(dim=(2, 3), keepdim=True)
-        self.sums += torch.cat(
-            [
-                (removed.sum() * values.shape[2]).double()[None],
-                values.square().sum()[None],
-                centred.square().sum()[None],
-                values.sum(dim=(0, 1, 2)),
-            ]
-        )
-
-    def mean_colour(self) -> float:
-        """Masked loss of predicting the one colour that is best for all that was seen."""
-        pixels = self._pixels()
-        means = self.sums[3:] / pixels
-        return float(self.sums[1] / (pixels * len(means)) - means.square().mean())
-
-    def patch_mean(self) -> float:
-        """Masked loss of predicting each patch's own mean over all of its values.
-
-        Not honest, for it knows the mean. For normalised targets it is the prediction 0, and the
-        loss is just below 1.
-        """
-        return float(self.sums[2] / (self._pixels() * (len(self.sums) - 3)))
-
-    def _pixels(self) -> float:
-        pixels = float(self.sums[0])
-        if pixels == 0:
-            raise ValueError("no removed patch has been counted in yet")
-        return pixels
-
-
 def _joined(parts: list[Reconstruction]) -> Reconstruction:
     def both(name: str) -> Tensor:
         return torch.cat([getattr(part, name) for part in parts])
@@ -331,3 +285,23 @@ def _from_visible(
 
 def _displayed(normalised: Tensor) -> Tensor:
     return (0.5 + normalised / (2 * DISPLAY_DEVIATIONS)).clamp(0, 1)
+
+
+def pixel_mask(path: str | Path, config: ModelConfig) -> Tensor:
+    """The mask (1, L) of an image file whose bright pixels are removed: at least half of white.
+
+    The picture is fitted to the model's image size as images are; a patch is removed when at least
+    half of it is bright. Raises FileNotFoundError, and ValueError for a file that is no image or
+    that removes no patch or every patch.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no mask file {path}")
+    try:
+        grey = fit(to_channels(decode_image(file, str(path)), 1), config.image_hw)[0]
+        bright = grey >= (128 if grey.dtype == torch.uint8 else 0.5)
+        return mask_from_pixels(bright, config.patch_hw)
+    except UnreadableImage as error:
+        raise ValueError(f"the mask {error}") from error
+    except ValueError as error:
+        raise ValueError(f"the mask {path}: {error}") from error

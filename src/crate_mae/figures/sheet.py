@@ -11,7 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from crate_mae.figures.base import DPI
+from crate_mae.figures.style import DPI
 
 
 class Sheet:

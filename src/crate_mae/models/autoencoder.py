@@ -11,15 +11,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from crate_mae.models.config import ModelConfig, Preprocess, resolve_config
-from crate_mae.models.encoder import (
-    Encoder,
-    masked_mse,
-    masked_target,
-    place_visible,
-    take_visible,
-)
+from crate_mae.models.encoder import Encoder
 from crate_mae.models.layers import DecoderLayer, Stack, init_linear
-from crate_mae.models.masks import draw_mask
+from crate_mae.models.loss import masked_mse, masked_target
+from crate_mae.models.masks import draw_mask, place_visible, take_visible
 from crate_mae.models.patches import grid_of
 
 Side = Literal["encoder", "decoder"]

@@ -1,10 +1,11 @@
 """The shape of a model and the facts its images were prepared with; loads without torch."""
 
-import difflib
 import math
 import sys
 from dataclasses import dataclass, fields
 from typing import Any, Literal
+
+from crate_mae.common.hints import did_you_mean
 
 UNWRITTEN = ("overcomplete",)
 """Fields that are not written where they are 1: younger than files that say nothing of them."""
@@ -271,12 +272,6 @@ def checked_keys(owner: type, values: dict[str, Any]) -> dict[str, Any]:
         named = ", ".join(f"{key!r}{did_you_mean(key, known)}" for key in unknown)
         raise ValueError(f"unknown {owner.__name__} field {named}; fields: {', '.join(known)}")
     return values
-
-
-def did_you_mean(word: str, known: Any) -> str:
-    """A hint with the nearest known word, or an empty string."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from crate_mae.models.config import ModelConfig, size_fault
 from crate_mae.models.layers import EncoderLayer, Stack
-from crate_mae.models.patches import grid_of, patchify, sincos_positions
+from crate_mae.models.patches import grid_of, sincos_positions
 
 CACHED_VALUES = 1 << 20
 """Values of the tokens that go through all layers together where a CPU computes features alone."""
@@ -152,62 +152,3 @@ def filtered_patches(images: Tensor, filters: nn.Conv2d) -> Tensor:
     pixels = images.reshape(*images.shape[:2], rows, height, columns, width)
     pixels = pixels.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, L, C h w)
     return F.linear(pixels, filters.weight.flatten(1), filters.bias)
-
-
-def place_visible(visible: Tensor, mask: Tensor, filler: Tensor) -> Tensor:
-    """Patch tokens (B, L, d) with `visible` (B, V, d) where the mask (B, L) is False, else filler.
-
-    `filler` (1, 1, d) is the mask token. Each image must keep V patches, in raster order.
-    """
-    slot = (~mask).long().cumsum(dim=1).sub_(1).clamp_(min=0)
-    spread = visible.gather(1, slot[..., None].expand(-1, -1, visible.shape[-1]))
-    return torch.where(mask[..., None], filler.to(visible.dtype), spread)
-
-
-def take_visible(tokens: Tensor, mask: Tensor, kept: int | None = None) -> Tensor:
-    """The tokens (B, V, d) of `tokens` (B, L, d) where the mask (B, L) is False, in raster order.
-
-    `kept` says what V is, so that an accelerator's queue need not be waited for; without it the
-    mask is counted. Raises ValueError when the images that were counted do not keep the same number
-    of patches V, at least one.
-    """
-    kept = visible_count(mask) if kept is None else kept
-    order = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, :kept]  # False comes before True
-    return tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[-1]))
-
-
-def visible_count(mask: Tensor) -> int:
-    """How many patches V every image of a mask (B, L) keeps; ValueError where they differ or 0."""
-    counts = set((~mask).sum(dim=1).tolist())
-    if len(counts) != 1 or 0 in counts:
-        raise ValueError(
-            "visible-only encoding needs the same number of kept patches in every image,"
-            f" at least one, not {sorted(counts)}; use one mask ratio per batch"
-        )
-    return int(counts.pop())
-
-
-def masked_target(images: Tensor, patch_hw: tuple[int, int], *, normalise: bool) -> Tensor:
-    """What a masked prediction is compared with (B, L, h*w*C), float32 or wider.
-
-    The patches of images (B, C, H, W); normalised, each has its own mean subtracted and is divided
-    by the root of its own unbiased variance + 1e-6 (MAE, section 3).
-    """
-    with torch.autocast(images.device.type, enabled=False):
-        wide = torch.promote_types(images.dtype, torch.float32)
-        patches = patchify(images.to(wide), patch_hw)
-        if not normalise:
-            return patches
-        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-        return (patches - mean) / (variance + 1e-6).sqrt()
-
-
-def masked_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """The squared error (scalar, float32 or wider): per patch, averaged over removed patches only.
-
-    `prediction`, `target` (B, L, P); `mask` (B, L), True = removed (MAE, section 3).
-    """
-    with torch.autocast(prediction.device.type, enabled=False):
-        wide = torch.promote_types(prediction.dtype, torch.float32)
-        per_patch = F.mse_loss(prediction.to(wide), target.to(wide), reduction="none").mean(dim=-1)
-        return (per_patch * mask).sum() / mask.sum()

@@ -4,8 +4,6 @@ Every function takes its randomness as an argument and removes exactly the same 
 from every image: all but `int(L * (1 - ratio))`, the published rule.
 """
 
-import hashlib
-import struct
 from typing import Literal, get_args
 
 import torch
@@ -124,16 +122,6 @@ def mask_from_pixels(pixels: Tensor, patch_hw: tuple[int, int], *, covered: floa
     return mask
 
 
-def keyed_generator(*key: int) -> Generator:
-    """A CPU generator that depends on whole numbers alone, such as (seed, epoch, sample).
-
-    The same key gives the same draws on every machine, worker and rank.
-    """
-    packed = struct.pack(f"<{len(key)}q", *key)
-    seed = int.from_bytes(hashlib.blake2b(packed, digest_size=4).digest(), "little")
-    return Generator().manual_seed(seed)
-
-
 def _bayer(order: int) -> Tensor:
     matrix = torch.zeros(1, 1, dtype=torch.long)
     while matrix.shape[0] < order:
@@ -144,3 +132,36 @@ def _bayer(order: int) -> Tensor:
             ]
         )
     return matrix
+
+
+def place_visible(visible: Tensor, mask: Tensor, filler: Tensor) -> Tensor:
+    """Patch tokens (B, L, d) with `visible` (B, V, d) where the mask (B, L) is False, else filler.
+
+    `filler` (1, 1, d) is the mask token. Each image must keep V patches, in raster order.
+    """
+    slot = (~mask).long().cumsum(dim=1).sub_(1).clamp_(min=0)
+    spread = visible.gather(1, slot[..., None].expand(-1, -1, visible.shape[-1]))
+    return torch.where(mask[..., None], filler.to(visible.dtype), spread)
+
+
+def take_visible(tokens: Tensor, mask: Tensor, kept: int | None = None) -> Tensor:
+    """The tokens (B, V, d) of `tokens` (B, L, d) where the mask (B, L) is False, in raster order.
+
+    `kept` says what V is, so that an accelerator's queue need not be waited for; without it the
+    mask is counted. Raises ValueError when the images that were counted do not keep the same number
+    of patches V, at least one.
+    """
+    kept = visible_count(mask) if kept is None else kept
+    order = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, :kept]  # False comes before True
+    return tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def visible_count(mask: Tensor) -> int:
+    """How many patches V every image of a mask (B, L) keeps; ValueError where they differ or 0."""
+    counts = set((~mask).sum(dim=1).tolist())
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(
+            "visible-only encoding needs the same number of kept patches in every image,"
+            f" at least one, not {sorted(counts)}; use one mask ratio per batch"
+        )
+    return int(counts.pop())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from crate_mae.environment import processor
+from crate_mae.common.environment import processor
 from crate_mae.training.config import TrainerConfig
 
 CGROUP = Path("/sys/fs/cgroup")

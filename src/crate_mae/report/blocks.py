@@ -1,9 +1,10 @@
 """The parts that a page is made of, as plain values; every text in them is escaped later."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
+
+from crate_mae.runs.contents import is_finite
 
 NOTHING = "\u2013"
 
@@ -139,15 +140,3 @@ def percent_cell(value: Any, *, bar: Bar | None = None) -> Cell:
     if not is_finite(value):
         return text_cell(value)
     return Cell(text=f"{value:.2%}", value=float(value), bar=bar)
-
-
-def is_number(value: Any) -> TypeGuard[int | float]:
-    """Whether a value from a file is a number of usual size, finite or not, and no truth value."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return isinstance(value, float) or abs(value) < 1 << 63
-
-
-def is_finite(value: Any) -> TypeGuard[int | float]:
-    """Whether a value is a number, and finite."""
-    return is_number(value) and math.isfinite(value)

@@ -11,10 +11,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 import crate_mae
-from crate_mae.files import write_atomically
-from crate_mae.report.measure import Progress, measure_missing
-from crate_mae.report.run import Run, read_run
+from crate_mae.common.files import write_atomically
 from crate_mae.report.sections import sections_of
+from crate_mae.runs.contents import Run, read_run
+from crate_mae.runs.measure_missing import Progress, measure_missing
 
 NAME = "report.html"
 MARK = '<meta name="generator" content="crate-mae report">'

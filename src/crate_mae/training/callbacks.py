@@ -15,9 +15,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from crate_mae.files import replacing
+from crate_mae.common.files import replacing
 from crate_mae.training.config import CheckpointConfig
-from crate_mae.training.module import TrainingModule
+from crate_mae.training.training_module import TrainingModule
 
 logger = logging.getLogger(__name__)
 

@@ -3,12 +3,10 @@
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, Protocol
 
-from crate_mae.data.batches import Masking
-from crate_mae.data.labelled import LabelledDataConfig
-from crate_mae.data.module import DataConfig
-from crate_mae.evaluation.vitmae import Match
+from crate_mae.batches.config import DataConfig, LabelledDataConfig, Masking
 from crate_mae.models.classifier import Pool
 from crate_mae.models.config import ModelConfig
+from crate_mae.vitmae.model import Match
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 

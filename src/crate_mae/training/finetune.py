@@ -8,29 +8,29 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from crate_mae.data.labelled import LabelledBatches
-from crate_mae.data.module import ImageDataModule
-from crate_mae.data.sources import ImageSource
+from crate_mae.batches.data_module import ImageDataModule
+from crate_mae.batches.labelled import LabelledBatches
+from crate_mae.common.progress import counter
 from crate_mae.evaluation.backbones import Backbone, load_backbone
-from crate_mae.evaluation.vitmae import ViTMAE
-from crate_mae.evaluation.vitmae_classifier import ViTClassifier
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import ModelConfig, Preprocess, size_fault
-from crate_mae.progress import counter
+from crate_mae.sources.base import ImageSource
 from crate_mae.training.callbacks import Monitor, is_main_process
+from crate_mae.training.classification import Classification
 from crate_mae.training.config import FinetuneConfig
-from crate_mae.training.folder import (
+from crate_mae.training.final_test import conclude_with_test
+from crate_mae.training.labelled_images import LabelledImages, open_labelled
+from crate_mae.training.run_folder import (
     changed_keys,
     check_start,
     last_step,
     load_config_values,
     recorded_preprocess,
 )
-from crate_mae.training.labels import LabelledImages, open_labelled
-from crate_mae.training.scoring import conclude_with_test
 from crate_mae.training.session import Links, Plan, RunSummary, batch_per_device, conduct
-from crate_mae.training.supervised import Classification
+from crate_mae.vitmae.classifier import ViTClassifier
+from crate_mae.vitmae.model import ViTMAE
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,15 @@ from typing import Any, NoReturn, TypeVar
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 import crate_mae
-from crate_mae.data.batches import Masking
-from crate_mae.data.labelled import LabelledDataConfig
-from crate_mae.data.module import DataConfig
-from crate_mae.data.transforms import Augment, SupervisedAugment
-from crate_mae.models.config import PRESETS, ModelConfig, did_you_mean
+from crate_mae.batches.config import (
+    Augment,
+    DataConfig,
+    LabelledDataConfig,
+    Masking,
+    SupervisedAugment,
+)
+from crate_mae.common.hints import did_you_mean
+from crate_mae.models.config import PRESETS, ModelConfig
 from crate_mae.training.config import (
     CheckpointConfig,
     FinetuneConfig,
@@ -24,7 +28,7 @@ from crate_mae.training.config import (
     RecordConfig,
     TrainerConfig,
 )
-from crate_mae.training.folder import load_config_values, load_settings
+from crate_mae.training.run_folder import load_config_values, load_settings
 
 ConfigT = TypeVar("ConfigT")
 

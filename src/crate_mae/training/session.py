@@ -20,9 +20,9 @@ from lightning.pytorch.strategies import FSDPStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.distributed.fsdp import MixedPrecision
 
-from crate_mae.data.module import ImageDataModule
-from crate_mae.files import write_atomically
-from crate_mae.precision import float32_products
+from crate_mae.batches.data_module import ImageDataModule
+from crate_mae.common.files import write_atomically
+from crate_mae.common.precision import float32_products
 from crate_mae.training.callbacks import (
     LAST,
     AtomicCheckpointIO,
@@ -33,11 +33,11 @@ from crate_mae.training.callbacks import (
     is_main_process,
 )
 from crate_mae.training.config import RunConfig, TrainerConfig
-from crate_mae.training.folder import last_metrics, last_step, log_file, write_facts
-from crate_mae.training.guard import NonFiniteError
-from crate_mae.training.module import TrainingModule
-from crate_mae.training.records import MetricsLog
+from crate_mae.training.metrics_log import MetricsLog
+from crate_mae.training.nonfinite import NonFiniteError
+from crate_mae.training.run_folder import last_metrics, last_step, log_file, write_facts
 from crate_mae.training.speed import Speed, progress_callbacks
+from crate_mae.training.training_module import TrainingModule
 
 logger = logging.getLogger(__name__)
 

@@ -10,17 +10,18 @@ from typing import Literal, get_args
 
 import torch
 
-from crate_mae.data.prepared import prepared_batches
-from crate_mae.data.sources import ImageSource
-from crate_mae.evaluation.features import evaluating
+from crate_mae.batches.prepared import prepared_batches
+from crate_mae.evaluation.backbones import evaluating
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.half_steps import half_steps
+from crate_mae.sources.base import ImageSource
+from crate_mae.whitebox.classes import Classes
 from crate_mae.whitebox.measures import EPS_SQUARED
-from crate_mae.whitebox.meter import LayerMeter
-from crate_mae.whitebox.relations import Classes, Mirrors
+from crate_mae.whitebox.mirrors import Mirrors
+from crate_mae.whitebox.step_rows import LayerMeter
 from crate_mae.whitebox.table import Measurement
-from crate_mae.whitebox.walk import half_steps
-from crate_mae.whitebox.weights import weight_measurements
+from crate_mae.whitebox.weight_rows import weight_measurements
 
 Precision = Literal["float32", "float64"]
 

@@ -8,7 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
-from crate_mae.files import write_atomically
+from crate_mae.common.files import write_atomically
 
 Side = Literal["encoder", "decoder"]
 JSON, CSV = "layers.json", "layers.csv"

@@ -1,0 +1,249 @@
+"""Batches for training: what a batch holds depends on (seed, epoch, sample) alone.
+
+Not on the number of workers, devices or restarts. Order, augmentation and mask each have their own
+stream of random numbers, so that changing one leaves the others as they were.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from time import perf_counter
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torchvision.transforms import v2
+
+from crate_mae.batches.config import Masking
+from crate_mae.batches.transforms import normalised_batch
+from crate_mae.common.randomness import AUGMENT, LAP, keyed_generator, seed_globally
+from crate_mae.models.config import Preprocess
+from crate_mae.sources.base import ImageSource
+from crate_mae.sources.images import Sample, UnreadableImage, to_channels
+from crate_mae.sources.webdataset import Record, StreamSource, decode_record
+
+logger = logging.getLogger(__name__)
+
+
+class ImageBatch(TypedDict):
+    """What every batch holds."""
+
+    images: Tensor
+    """(B, C, H, W) float32, normalised."""
+    index: Tensor
+    """(B,) int64, position of each sample in its source (a stable hash for streams)."""
+    names: list[str]
+    broken: list[tuple[str, str]]
+    """(name, reason) of images that could not be read and were passed over."""
+
+
+class Batch(ImageBatch):
+    """A batch for masked training; `mask` is True where a patch is removed."""
+
+    mask: Tensor
+    """(B, L) boolean."""
+
+
+Numbered = tuple[int, int, Sample]
+"""A sample with its epoch and its index."""
+MakeBatch = Callable[[list[Numbered], list[tuple[str, str]]], Any]
+"""From numbered samples and what could not be read to a batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchMaker:
+    """Turns samples into batches: channels, transform, normalisation, mask."""
+
+    transform: v2.Transform | Callable[[Tensor], Tensor]
+    preprocess: Preprocess
+    masking: Masking
+    grid: tuple[int, int]
+    seed: int
+
+    def __call__(self, samples: list[Numbered], broken: list[tuple[str, str]]) -> Batch:
+        """The batch of (epoch, index, sample) triples; global random state is left as it was."""
+        masks = [
+            self.masking.draw(self.grid, self.seed, epoch, index) for epoch, index, _ in samples
+        ]
+        return Batch(
+            images=transformed_images(samples, self.transform, self.preprocess, self.seed),
+            mask=torch.stack(masks),
+            index=torch.tensor([index for _, index, _ in samples]),
+            names=[sample.name for _, _, sample in samples],
+            broken=broken,
+        )
+
+
+def transformed_images(
+    samples: list[Numbered],
+    transform: v2.Transform | Callable[[Tensor], Tensor],
+    preprocess: Preprocess,
+    seed: int,
+) -> Tensor:
+    """The transformed, normalised images (B, C, H, W) of samples.
+
+    The transform draws from torch's global generator, which is seeded for each sample and put back
+    afterwards. Raises ValueError naming an image whose channels do not fit.
+    """
+    images = []
+    with torch.random.fork_rng(devices=[]):
+        for epoch, index, sample in samples:
+            try:
+                image = to_channels(sample.image, preprocess.channels)
+            except ValueError as error:
+                raise ValueError(f"{sample.name}: {error}") from error
+            seed_globally(AUGMENT, seed, epoch, index)
+            images.append(transform(image))
+    return normalised_batch(images, preprocess)
+
+
+class SourceBatches(Dataset[Any]):
+    """Whole batches from a map-style source, by lists of (epoch, index).
+
+    An unreadable image is replaced by the next readable one and named in `broken`.
+    """
+
+    def __init__(self, source: ImageSource, make: MakeBatch) -> None:
+        self.source = source
+        self.make = make
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Any:
+        broken: list[tuple[str, str]] = []
+        samples = [(epoch, index, self._readable(index, broken)) for epoch, index in keys]
+        return self.make(samples, broken)
+
+    def _readable(self, index: int, broken: list[tuple[str, str]]) -> Sample:
+        for step in range(len(self.source)):
+            try:
+                return self.source.load((index + step) % len(self.source))
+            except UnreadableImage as error:
+                broken.append((error.name, error.reason))
+        raise ValueError(f"no readable image in {self.source.address}: {_listed(broken)}")
+
+
+class MaskedStream(IterableDataset[Batch]):
+    """Whole batches from a stream of shards, continued after `position` batches.
+
+    Batches are dealt to workers in turn. A worker whose shards run out begins a share of the next
+    order, so with shards of unequal length some images come twice in an epoch and others not at
+    all; which ones depends on the number of workers and devices.
+
+    To continue, each worker passes over the images it has already given without decoding them.
+    That is exact for the same workers and devices if `known_broken` names the unreadable images
+    met so far; one that is missing there counts as an image given, and moves the rest by one.
+    """
+
+    def __init__(
+        self,
+        source: StreamSource,
+        make: BatchMaker,
+        *,
+        batch_size: int,
+        batches_per_epoch: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.source, self.make = source, make
+        self.batch_size, self.batches_per_epoch = batch_size, batches_per_epoch
+        self.rank, self.world_size = rank, world_size
+        self.position = 0
+        self.known_broken: frozenset[str] = frozenset()
+        if batches_per_epoch < 1:
+            raise ValueError(f"the images of {source.address} do not fill one step")
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        epoch, done = divmod(self.position, self.batches_per_epoch)
+        worker = (worker + done) % workers  # the loader asks its first worker first
+        mine = range(worker, self.batches_per_epoch, workers)
+        taken = sum(batch < done for batch in mine)
+        samples = self._endless(epoch, worker, workers, taken * self.batch_size)
+        broken: list[tuple[str, str]] = []
+        pending: list[tuple[int, int, Sample]] = []
+        left = len(mine) - taken
+        while left:
+            sample = next(samples)
+            if isinstance(sample, UnreadableImage):
+                broken.append((sample.name, sample.reason))
+                continue
+            pending.append((epoch, stable_index(sample.name), sample))
+            if len(pending) == self.batch_size:
+                yield self.make(pending, broken)
+                pending, broken = [], []
+                left -= 1
+
+    def _endless(
+        self, epoch: int, worker: int, workers: int, skip: int
+    ) -> Iterator[Sample | UnreadableImage]:
+        """Samples without end, after passing over `skip` readable ones."""
+        for lap in count():
+            readable = False
+            for record in self._records(epoch + lap * LAP, worker, workers):
+                if skip:
+                    counts = record.name not in self.known_broken
+                    skip -= counts
+                    readable = readable or counts
+                    continue
+                item = decode_record(record)
+                readable = readable or isinstance(item, Sample)
+                yield item
+            if not readable:
+                raise ValueError(f"no readable image for worker {worker} in {self.source.address}")
+
+    def _records(self, epoch: int, worker: int, workers: int) -> Iterator[Record]:
+        return self.source.records(
+            epoch=epoch,
+            seed=self.make.seed,
+            shuffle=True,
+            rank=self.rank,
+            world_size=self.world_size,
+            worker=worker,
+            num_workers=workers,
+        )
+
+
+class TimedLoader(DataLoader[Any]):
+    """A DataLoader that adds up the seconds its consumer has waited for batches."""
+
+    waited = 0.0
+    before_iteration: Callable[[], None] | None = None
+
+    def __iter__(self) -> Any:
+        if self.before_iteration is not None:
+            self.before_iteration()
+        return self._timed(super().__iter__())
+
+    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            start = perf_counter()
+            batch = next(batches, None)
+            self.waited += perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+
+def whole_batch(batch: Any) -> Any:
+    """The batch itself: data sets here hand out batches, not samples."""
+    return batch
+
+
+def stable_index(name: str) -> int:
+    """A number below 2^31 that depends on a sample's name alone."""
+    data = name.encode("utf-8", "surrogateescape")  # names of files need not be UTF-8
+    words = [int.from_bytes(data[i : i + 7], "little") for i in range(0, len(data), 7)]
+    return keyed_generator(len(data), *words).initial_seed() & 0x7FFF_FFFF
+
+
+def _listed(broken: list[tuple[str, str]], limit: int = 5) -> str:
+    named = "; ".join(f"{name} ({reason})" for name, reason in broken[:limit])
+    return named + (f" and {len(broken) - limit} more" if len(broken) > limit else "")

@@ -1,0 +1,203 @@
+"""The settings of data: which images, how they are changed for training, how they are masked."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from crate_mae.common.randomness import MASK, keyed_generator
+from crate_mae.models.masks import MaskKind, draw_mask, num_kept
+
+VALIDATION_SEED = 20_240_404  # held-out images and their masks, the same whatever the run's seed
+
+
+AugmentKind = Literal["resized_crop", "pad_crop", "none"]
+
+
+RAND_AUGMENT_MOST = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Random changes to training images; the defaults are MAE's."""
+
+    kind: AugmentKind = "resized_crop"
+    """"resized_crop" (MAE), "pad_crop" (pad, then crop back: for small images) or "none"."""
+    min_scale: float = 0.2
+    """Smallest area share of a random resized crop."""
+    padding: int = 4
+    """Pixels added on each side before the crop of "pad_crop" (edges reflected)."""
+    flip: bool = True
+    """Whether half of the images are mirrored left to right."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(AugmentKind):
+            raise ValueError(
+                f"augment.kind must be one of {', '.join(get_args(AugmentKind))}, not {self.kind!r}"
+            )
+        if not 0 < self.min_scale <= 1:
+            raise ValueError(f"augment.min_scale must be in (0, 1], not {self.min_scale}")
+        if self.padding < 0:
+            raise ValueError(f"augment.padding must be at least 0, not {self.padding}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedAugment(Augment):
+    """Random changes to labelled training images: those of `Augment`, and stronger ones."""
+
+    rand_augment: int = 0
+    """RandAugment: two random operations of this strength, from 0 (off) to 10; MAE uses 9."""
+    erasing: float = 0.0
+    """Share of the images in which one rectangle becomes noise, after normalisation."""
+    mixup: float = 0.0
+    """Blend pairs of images and labels, by a share drawn from Beta(mixup, mixup); 0 for never."""
+    cutmix: float = 0.0
+    """Paste a rectangle of one image of a pair into the other and mix the labels by its area, which
+    is drawn from Beta(cutmix, cutmix); 0 for never. With both, a pair gets one or the other."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.rand_augment <= RAND_AUGMENT_MOST:
+            raise ValueError(
+                f"augment.rand_augment must be from 0 to {RAND_AUGMENT_MOST},"
+                f" not {self.rand_augment}"
+            )
+        if not 0 <= self.erasing <= 1:
+            raise ValueError(f"augment.erasing must be in [0, 1], not {self.erasing}")
+        for name in ("mixup", "cutmix"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"augment.{name} must be at least 0, not {getattr(self, name)}")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images and labels are mixed in pairs."""
+        return self.mixup > 0 or self.cutmix > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masking:
+    """Which patches are removed from an image."""
+
+    kind: MaskKind = "random"
+    """"random" (published), "block" or "grid"."""
+    ratio: float = 0.75
+    """Share of patches removed; the lower end when `ratio_max` is set."""
+    ratio_max: float | None = None
+    """Upper end of a range from which each image's ratio is drawn evenly."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(MaskKind):
+            raise ValueError(
+                f"masking.kind must be one of {', '.join(get_args(MaskKind))}, not {self.kind!r}"
+            )
+        if self.ratio_max is not None and not self.ratio <= self.ratio_max:
+            raise ValueError(
+                f"masking.ratio_max {self.ratio_max} is below masking.ratio {self.ratio}"
+            )
+
+    def check(self, grid: tuple[int, int]) -> None:
+        """Nothing; raises ValueError when a ratio keeps or removes no patch of the grid."""
+        for ratio in (self.ratio, self.ratio if self.ratio_max is None else self.ratio_max):
+            num_kept(grid[0] * grid[1], ratio)
+
+    def draw(self, grid: tuple[int, int], *key: int) -> Tensor:
+        """The mask (L,) of the whole numbers in `key`, such as (seed, epoch, sample)."""
+        generator = keyed_generator(MASK, *key)
+        ratio = self.ratio
+        if self.ratio_max is not None:
+            ratio += (self.ratio_max - ratio) * float(torch.rand((), generator=generator))
+        return draw_mask(self.kind, grid, ratio, generator)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, how they are changed for training and how they are loaded."""
+
+    source: str = "digits"
+    """Address of the training images, such as imagefolder:PATH or parquet:PATH."""
+    split: str | None = None
+    """Split of the source; the source's training split when not given."""
+    limit: int | None = None
+    """Use this many images only (a fixed random choice)."""
+    val_source: str | None = None
+    """Address of the validation images; the training source when not given."""
+    val_split: str | None = None
+    """Split that validates; without one, `val_share` of the training images is held out."""
+    val_share: float = 0.1
+    """Share of the training images held out when there is no validation split; 0 for none."""
+    val_limit: int | None = 10_000
+    """At most this many validation images, the same ones whatever the run's seed."""
+    augment: Augment = field(default_factory=Augment)
+    """Random changes to training images."""
+    mean: list[float] | None = None
+    """Per-channel mean on the [0, 1] scale; measured on the training images when not given."""
+    std: list[float] | None = None
+    """Per-channel standard deviation on the [0, 1] scale; measured when not given."""
+    workers: int | None = None
+    """Loader processes per device; chosen from the cores and the data when not given."""
+    cache_gib: float = 2.0
+    """Keep the decoded images in memory while they take at most this much, in each process."""
+    on_device: bool = False
+    """Keep the decoded images on the training device and augment whole batches there: for small
+    images and fast devices. Other random crops and masks than without, drawn in the same way."""
+    max_broken: float = 0.01
+    """Stop when more than this share of the images cannot be read."""
+
+    def __post_init__(self) -> None:
+        for name, limit in (("limit", self.limit), ("val_limit", self.val_limit)):
+            if limit is not None and limit < 1:
+                raise ValueError(f"data.{name} must be at least 1, not {limit}")
+        if not 0 <= self.val_share < 1:
+            raise ValueError(f"data.val_share must be in [0, 1), not {self.val_share}")
+        if not 0 <= self.max_broken <= 1:
+            raise ValueError(f"data.max_broken must be in [0, 1], not {self.max_broken}")
+        if not 0 <= self.cache_gib < math.inf:
+            raise ValueError(
+                f"data.cache_gib must be a number of GiB, at least 0, not {self.cache_gib}"
+            )
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"data.workers must be at least 0, not {self.workers}")
+        if self.on_device and self.workers:
+            raise ValueError(
+                f"data.on_device needs no loader processes: leave data.workers {self.workers} out"
+            )
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("data.mean and data.std go together: give both or neither")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledDataConfig(DataConfig):
+    """Which labelled images, how many of their labels are used, and which images test."""
+
+    shots: int | None = None
+    """Use this many labelled images of each class (few-shot), drawn by the seed."""
+    share: float | None = None
+    """Use this share of the labelled images of each class, such as 0.01, drawn by the seed."""
+    val_share: float = 0.0
+    """Share of the training images of each class held out for validation; 0 for none."""
+    test_source: str | None = None
+    """Address of the test images; the training source when not given."""
+    test_split: str | None = None
+    """Split that tests; "test", else "validation", else a held-out fifth when not given."""
+    test_limit: int | None = None
+    """At most this many test images (a fixed random choice)."""
+    augment: SupervisedAugment = field(default_factory=SupervisedAugment)
+    """Random changes to training images and labels."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, count in (("shots", self.shots), ("test_limit", self.test_limit)):
+            if count is not None and count < 1:
+                raise ValueError(f"data.{name} must be at least 1, not {count}")
+        if self.share is not None and not 0 < self.share <= 1:
+            raise ValueError(f"data.share must be above 0 and at most 1, not {self.share}")
+        if self.shots is not None and self.share is not None:
+            raise ValueError("data.shots and data.share both say how many labels: give one")
+        augment = self.augment
+        if self.on_device and (augment.rand_augment or augment.erasing):
+            raise ValueError(
+                "data.on_device crops, flips and mixes alone: set augment.rand_augment and"
+                " augment.erasing to 0, or leave it out"
+            )

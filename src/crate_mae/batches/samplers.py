@@ -1,0 +1,69 @@
+"""The order of samples: which (epoch, index) pairs a batch holds, by arithmetic alone."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+from crate_mae.common.randomness import ORDER, keyed_generator
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Lists of (epoch, sample index) for one device, in an order that (seed, epoch) fixes.
+
+    Optimiser step s of an epoch always sees the same samples, however many devices and
+    accumulation steps share them. Iterating goes on from `position()`, the number of batches that
+    this device has already trained on, in any epoch; the incomplete last step is left out.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_samples: int,
+        batch_size: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        position: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.rank, self.world_size = rank, world_size
+        self.seed = seed
+        self.position = position
+        steps = num_samples // (batch_size * accumulate * world_size)
+        self.batches_per_epoch = steps * accumulate
+        if not steps:
+            raise ValueError(
+                f"{num_samples} images do not fill one step of {batch_size} x {accumulate}"
+                f" accumulated x {world_size} devices"
+            )
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, first = divmod(self.position(), self.batches_per_epoch)
+        generator = keyed_generator(ORDER, self.seed, epoch)
+        order = torch.randperm(self.num_samples, generator=generator).tolist()
+        for batch in range(first, self.batches_per_epoch):
+            start = (batch * self.world_size + self.rank) * self.batch_size
+            yield [(epoch, index) for index in order[start : start + self.batch_size]]
+
+
+class FixedBatches(Sampler[list[tuple[int, int]]]):
+    """Lists of (0, sample index) that cover every sample exactly once over all ranks, in order."""
+
+    def __init__(
+        self, *, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        mine = list(range(rank, num_samples, world_size))
+        self.batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self.batches:
+            yield [(0, index) for index in batch]

@@ -1,0 +1,139 @@
+"""Images to model input: random transforms for training, fixed ones for everything else.
+
+All work on tensors (C, H, W), uint8 or float32 on the [0, 1] scale, with any number of channels,
+and keep the dtype; `normalise` makes the float32 batch that a model takes.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as tv
+
+from crate_mae.batches.config import RAND_AUGMENT_MOST, Augment, SupervisedAugment
+from crate_mae.models.config import Preprocess
+
+
+def training_transform(augment: Augment, size: tuple[int, int]) -> v2.Transform:
+    """A transform of images (C, H, W) to (C, *size); it draws from torch's global generator."""
+    steps: list[v2.Transform] = []
+    if augment.kind == "resized_crop":
+        crop = v2.RandomResizedCrop(
+            size,
+            scale=(augment.min_scale, 1.0),
+            interpolation=InterpolationMode.BICUBIC,
+            antialias=True,
+        )
+        steps.append(v2.Lambda(partial(_cropped, crop=crop)))
+    else:
+        steps.append(v2.Lambda(partial(fit, size=size)))  # picklable, for workers
+        if augment.kind == "pad_crop":
+            # Reflection cannot reach further than the image itself.
+            padding = min(augment.padding, size[0] - 1, size[1] - 1)
+            steps.append(v2.RandomCrop(size, padding=padding, padding_mode="reflect"))
+    if augment.flip:
+        steps.append(v2.RandomHorizontalFlip())
+    return v2.Compose(steps)
+
+
+def supervised_transform(augment: SupervisedAugment, preprocess: Preprocess) -> v2.Transform:
+    """`training_transform`, then RandAugment when it is on.
+
+    RandAugment's strength is a share of each operation's range (10 is all of it); pixels that it
+    moves in from outside have the mean colour. Needs one or three channels: ValueError.
+    """
+    basic = training_transform(augment, preprocess.size)
+    if not augment.rand_augment:
+        return basic
+    if preprocess.channels not in (1, 3):
+        raise ValueError(
+            f"augment.rand_augment needs images of 1 or 3 channels, not {preprocess.channels}"
+        )
+    build = partial(
+        v2.RandAugment,
+        magnitude=augment.rand_augment,
+        num_magnitude_bins=RAND_AUGMENT_MOST + 1,
+        interpolation=InterpolationMode.BILINEAR,
+    )
+    change = partial(
+        _rand_augmented,
+        of_bytes=build(fill=[255 * mean for mean in preprocess.mean]),
+        of_floats=build(fill=list(preprocess.mean)),
+    )
+    return v2.Compose([basic, v2.Lambda(change)])
+
+
+def mixing(augment: SupervisedAugment, num_classes: int) -> v2.Transform | None:
+    """What turns a pair's images (2, C, H, W) and labels (2,) into mixed ones; None when off.
+
+    Labels become (2, num_classes), the share of each class. Draws from torch's global generator.
+    """
+    kinds = ((v2.MixUp, augment.mixup), (v2.CutMix, augment.cutmix))
+    chosen = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha]
+    return v2.RandomChoice(chosen) if chosen else None
+
+
+def fit(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """The centre of an image (C, H, W), scaled so that it just covers `size`: (C, *size).
+
+    Deterministic, keeps the aspect ratio, bicubic with antialiasing; the identity when sizes agree.
+    """
+    height, width = image.shape[-2:]
+    if (height, width) == size:
+        return image
+    scale = max(size[0] / height, size[1] / width)
+    scaled = [max(size[0], round(height * scale)), max(size[1], round(width * scale))]
+    resized = tv.resize(image, scaled, interpolation=InterpolationMode.BICUBIC, antialias=True)
+    centre: Tensor = tv.center_crop(resized, list(size))
+    return _within_range(centre, image)
+
+
+def normalise(images: Tensor, preprocess: Preprocess) -> Tensor:
+    """Model input (..., C, H, W), float32, from images of that shape, uint8 or in [0, 1]."""
+    mean, std = (_per_channel(v, images.device) for v in (preprocess.mean, preprocess.std))
+    scaled = images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+    return (scaled - mean) / std
+
+
+def denormalise(images: Tensor, preprocess: Preprocess) -> Tensor:
+    """Images on the [0, 1] scale, float32, from model input (..., C, H, W); nothing is clipped."""
+    mean, std = (_per_channel(v, images.device) for v in (preprocess.mean, preprocess.std))
+    return images.float() * std + mean
+
+
+def prepare(images: Sequence[Tensor], preprocess: Preprocess) -> Tensor:
+    """Model input (B, C, H, W) for decoded images of any sizes: fixed fit, then normalised."""
+    return normalised_batch([fit(image, preprocess.size) for image in images], preprocess)
+
+
+def normalised_batch(images: Sequence[Tensor], preprocess: Preprocess) -> Tensor:
+    """Model input (B, C, H, W) for images (C, H, W) of one size; their dtypes may differ."""
+    if len({image.dtype for image in images}) == 1:
+        return normalise(torch.stack(list(images)), preprocess)
+    # Stacking would turn bytes into floats without scaling them.
+    return torch.stack([normalise(image, preprocess) for image in images])
+
+
+def _rand_augmented(image: Tensor, of_bytes: v2.Transform, of_floats: v2.Transform) -> Tensor:
+    changed: Tensor = (of_bytes if image.dtype == torch.uint8 else of_floats)(image)
+    return changed
+
+
+def _cropped(image: Tensor, crop: v2.Transform) -> Tensor:
+    return _within_range(crop(image), image)
+
+
+def _within_range(resized: Tensor, image: Tensor) -> Tensor:
+    """Bicubic overshoots; a float image must not leave the range it had."""
+    if not image.dtype.is_floating_point:
+        return resized
+    return resized.clamp(float(image.min()), float(image.max()))
+
+
+@lru_cache(maxsize=64)
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Kept, as sending them to a GPU would wait for all that it still has to do."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)

@@ -1,0 +1,352 @@
+"""Verbs that draw: reconstruct, attention, map."""
+
+import argparse
+from pathlib import Path
+
+from crate_mae.cli.options import (
+    WEIGHTS,
+    add_data_options,
+    add_dense_options,
+    add_device,
+    add_picture_options,
+    counter_for,
+    device_of,
+    new_file,
+    report_unreadable,
+    seed_number,
+    verb_parser,
+    whole_numbers,
+    write_json,
+)
+
+
+def reconstruct(words: list[str]) -> int:
+    """The exit status of `crate-mae reconstruct`."""
+    parser = verb_parser("reconstruct", "Original, masked, prediction, both, error: one picture.")
+    parser.add_argument("weights", help=WEIGHTS)
+    parser.add_argument("images", nargs="+", help="image files, folders, or one data address")
+    add_data_options(parser, limit=8)
+    parser.add_argument(
+        "--mask-ratio",
+        type=float,
+        nargs="+",
+        default=[0.75],
+        metavar="SHARE",
+        help="share removed (0.75); several are set side by side",
+    )
+    parser.add_argument(
+        "--mask-kind",
+        nargs="+",
+        default=["random"],
+        choices=["random", "block", "grid"],
+        help="how patches are chosen (random); several are set side by side",
+    )
+    parser.add_argument("--mask", metavar="FILE", help="image whose bright pixels are removed")
+    parser.add_argument("--seed", type=seed_number, default=0, help="fixes the masks (0)")
+    parser.add_argument(
+        "--pixels",
+        choices=["visible", "oracle", "raw"],
+        help="way back to pixels for models with normalised targets (visible)",
+    )
+    add_picture_options(parser)
+    add_device(parser)
+    given = parser.parse_args(words)
+
+    from crate_mae.evaluation.backbones import load_completer
+    from crate_mae.evaluation.reconstruction import pixel_mask, reconstruct_settings
+    from crate_mae.figures.reconstruction_sheet import reconstruction_sheet, settings_sheet
+    from crate_mae.figures.style import check_figure_target
+    from crate_mae.sources.inputs import open_images
+
+    check_figure_target(given.out, overwrite=given.overwrite)
+    source = open_images(given.images, split=given.data_split, limit=given.limit)
+    model = load_completer(given.weights).to(device_of(given.device))
+    results, names = reconstruct_settings(
+        model,
+        source,
+        kinds=given.mask_kind,
+        ratios=given.mask_ratio,
+        seed=given.seed,
+        mask=None if given.mask is None else pixel_mask(given.mask, model.config),
+        mode=given.pixels,
+    )
+    if len(results) == 1:
+        ((_, result),) = results
+        path = reconstruction_sheet(result, given.out, names=names, overwrite=given.overwrite)
+    else:
+        path = settings_sheet(results, given.out, names=names, overwrite=given.overwrite)
+    for setting, result in results:
+        at = f" ({setting})" if len(results) > 1 else ""
+        for name, psnr, mse in zip(names, result.psnr.tolist(), result.mse.tolist(), strict=True):
+            print(f"{name}{at}: PSNR {psnr:.2f} dB, MSE {mse:.5f} on removed patches")
+    print(f"wrote {path}")
+    return 0
+
+
+def attention(words: list[str]) -> int:
+    """The exit status of `crate-mae attention`."""
+    parser = verb_parser(
+        "attention", "Where the class token, or a patch, attends: a picture for each image."
+    )
+    parser.add_argument("weights", help=WEIGHTS)
+    parser.add_argument("images", nargs="+", help="image files, folders, or one data address")
+    add_data_options(parser, limit=4)
+    parser.add_argument(
+        "--layers",
+        type=whole_numbers,
+        metavar="N,N",
+        help="layers from 0, negative from the last, or all (all)",
+    )
+    parser.add_argument("--heads", type=whole_numbers, metavar="N,N", help="heads, or all (all)")
+    parser.add_argument(
+        "--query", type=_query, default="class", metavar="class|ROW,COLUMN", help="who asks (class)"
+    )
+    parser.add_argument("--side", default="encoder", choices=["encoder", "decoder"])
+    parser.add_argument(
+        "--mass",
+        type=float,
+        metavar="SHARE",
+        help="show the fewest patches that hold this share of the attention, such as 0.6",
+    )
+    add_dense_options(parser)
+    add_picture_options(parser, several=True)
+    add_device(parser)
+    given = parser.parse_args(words)
+
+    from crate_mae.dense.attention import attention_maps, head_numbers
+    from crate_mae.dense.thresholds import checked_mass
+    from crate_mae.dense.token_maps import shown_images
+    from crate_mae.figures.attention_sheet import attention_sheet
+    from crate_mae.figures.style import check_figure_target
+    from crate_mae.sources.inputs import open_images
+    from crate_mae.weights.weights_folder import load_model
+
+    if given.mass is not None:
+        checked_mass(given.mass)
+    source = open_images(given.images, split=given.data_split, limit=given.limit)
+    targets = _numbered(given.out, len(source))
+    for target in targets:
+        check_figure_target(target, overwrite=given.overwrite)
+    model = load_model(given.weights).to(device_of(given.device))
+    config = model.config
+    count = config.num_heads if given.side == "encoder" else config.decoder_num_heads
+    heads = head_numbers(given.heads, count)
+    found = shown_images(model, source, size=given.size, stride=given.stride)
+    report_unreadable(found.unreadable)
+    maps = attention_maps(
+        model,
+        found.images,
+        layers=given.layers,
+        query=given.query,
+        side=given.side,
+        stride=given.stride,
+        progress=counter_for("attention"),
+    )
+    for index, (name, target) in enumerate(zip(found.names, targets, strict=False)):
+        path = attention_sheet(
+            maps,
+            found.shown,
+            target,
+            image=index,
+            heads=heads,
+            mass=given.mass,
+            name=name,
+            overwrite=given.overwrite,
+        )
+        print(f"wrote {path}: {name}")
+    return 0
+
+
+def _query(text: str) -> str | tuple[int, ...]:
+    if text == "class":
+        return text
+    place = whole_numbers(text)
+    if place is None or len(place) != 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither class nor ROW,COLUMN")
+    return tuple(place)
+
+
+def _numbered(out: str, count: int) -> list[Path]:
+    path = Path(out)
+    if count == 1:
+        return [path]
+    return [path.with_stem(f"{path.stem}-{number}") for number in range(1, count + 1)]
+
+
+def pca(words: list[str]) -> int:
+    """The exit status of `crate-mae pca`."""
+    parser = verb_parser("pca", "Tokens coloured by their principal components, on one basis.")
+    _add_images(parser)
+    parser.add_argument(
+        "--foreground",
+        nargs="?",
+        const="otsu",
+        type=_cut,
+        metavar="QUANTILE",
+        help="fit and colour foreground only, cut by Otsu's threshold or at a quantile",
+    )
+    parser.add_argument("--flip", action="store_true", help="take the other side as foreground")
+    parser.add_argument("--clip", type=float, help="share of scores clipped at either end (0.01)")
+    parser.add_argument("--per-image", action="store_true", help="a basis for each image")
+    parser.add_argument("--basis", metavar="FILE", help="use a saved basis; nothing is fitted")
+    parser.add_argument("--save-basis", metavar="FILE", help="keep the basis, as .safetensors")
+    add_picture_options(parser)
+    given = parser.parse_args(words)
+    fitting = (given.layer, given.tensor, given.foreground, given.clip)
+    if given.basis and (any(v is not None for v in fitting) or given.per_image or given.flip):
+        parser.error("--basis brings its layer, tensor, foreground and scale: give none of them")
+    if given.per_image and given.save_basis:
+        parser.error("--per-image makes many bases: --save-basis keeps one")
+    if given.flip and given.foreground is None:
+        parser.error("--flip turns the foreground round: give --foreground, too")
+
+    from crate_mae.dense.basis_files import check_basis_target, load_basis, save_basis
+    from crate_mae.dense.token_maps import shown_images, token_map
+    from crate_mae.dense.token_pca import fit_token_map
+    from crate_mae.figures.style import check_figure_target
+    from crate_mae.figures.token_sheets import pca_sheet
+    from crate_mae.sources.inputs import open_images
+    from crate_mae.weights.weights_folder import load_model, weights_hash
+
+    check_figure_target(given.out, overwrite=given.overwrite)
+    if given.save_basis:
+        check_basis_target(given.save_basis, overwrite=given.overwrite)
+    source = open_images(given.images, split=given.data_split, limit=given.limit)
+    sha256 = weights_hash(given.weights)
+    saved = load_basis(given.basis, weights_hash=sha256) if given.basis else None
+    model = load_model(given.weights).to(device_of(given.device))
+    found = shown_images(model, source, size=given.size, stride=given.stride)
+    report_unreadable(found.unreadable)
+    tokens = token_map(
+        model,
+        found.images,
+        layer=given.layer if saved is None else saved.layer,
+        kind=(given.tensor or "tokens") if saved is None else saved.kind,
+        stride=given.stride,
+        progress=counter_for("tokens"),
+    )
+    bases = (
+        [saved]
+        if saved is not None
+        else fit_token_map(
+            tokens,
+            each=given.per_image,
+            quantile=0.01 if given.clip is None else given.clip,
+            foreground=given.foreground is not None,
+            threshold=None if given.foreground == "otsu" else given.foreground,
+            flip=given.flip,
+        )
+    )
+    path = pca_sheet(
+        tokens,
+        bases if given.per_image else bases[0],
+        found.shown,
+        given.out,
+        names=found.names,
+        overwrite=given.overwrite,
+    )
+    print(f"wrote {path}")
+    if given.save_basis:
+        kept = save_basis(
+            bases[0], given.save_basis, weights_hash=sha256, overwrite=given.overwrite
+        )
+        print(f"wrote {kept}")
+    return 0
+
+
+def segment(words: list[str]) -> int:
+    """The exit status of `crate-mae segment`."""
+    parser = verb_parser(
+        "segment", "Foreground without labels, from tokens or attention; with masks, its IoU."
+    )
+    _add_images(parser)
+    parser.add_argument("--masks", metavar="FOLDER", help="true masks, named as the images are")
+    parser.add_argument("--method", default="pca", choices=["pca", "attention"], help="(pca)")
+    parser.add_argument("--per-image", action="store_true", help="pca: each image by itself")
+    parser.add_argument("--flip", action="store_true", help="pca: take the other side")
+    parser.add_argument(
+        "--threshold", type=float, metavar="QUANTILE", help="pca: cut there (Otsu's threshold)"
+    )
+    parser.add_argument("--head", type=int, help="attention: this head (the mean of all)")
+    parser.add_argument("--mass", type=float, help="attention: share of it to keep (0.6)")
+    parser.add_argument("--json", metavar="FILE", help="also write the numbers as JSON (new file)")
+    add_picture_options(parser)
+    given = parser.parse_args(words)
+    by_pca = {"--per-image": given.per_image, "--flip": given.flip, "--tensor": given.tensor,
+              "--threshold": given.threshold is not None}  # fmt: skip
+    by_attention = {"--head": given.head is not None, "--mass": given.mass is not None}
+    strange = by_attention if given.method == "pca" else by_pca
+    if any(strange.values()):
+        named = ", ".join(flag for flag, used in strange.items() if used)
+        parser.error(f"{named} does not belong to --method {given.method}")
+
+    from crate_mae.dense.segment_source import SegmentSettings, segment_source
+    from crate_mae.figures.style import check_figure_target
+    from crate_mae.figures.token_sheets import segmentation_sheet
+    from crate_mae.sources.inputs import open_images
+    from crate_mae.weights.weights_folder import load_model, weights_hash
+
+    check_figure_target(given.out, overwrite=given.overwrite)
+    target = new_file(given.json)
+    if target is not None and target.absolute() == Path(given.out).absolute():
+        parser.error("--out and --json name one file: give each its own")
+    source = open_images(given.images, split=given.data_split, limit=given.limit)
+    settings = SegmentSettings(
+        method=given.method,
+        layer=given.layer,
+        kind=given.tensor or "tokens",
+        each=given.per_image,
+        flip=given.flip,
+        threshold=given.threshold,
+        head=given.head,
+        mass=0.6 if given.mass is None else given.mass,
+        size=given.size,
+        stride=given.stride,
+    )
+    model = load_model(given.weights).to(device_of(given.device))
+    found = segment_source(
+        model, source, settings, masks=given.masks, progress=counter_for(given.method)
+    )
+    report_unreadable(found.unreadable)
+    path = segmentation_sheet(
+        found.segmentation,
+        found.shown,
+        given.out,
+        truth=found.truth,
+        scores=found.scores,
+        names=found.names,
+        overwrite=given.overwrite,
+    )
+    print(found.table())
+    write_json(target, {"weights_sha256": weights_hash(given.weights), **found.to_dict()})
+    print(f"wrote {path}")
+    return 0
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("weights", help=WEIGHTS)
+    parser.add_argument("images", nargs="+", help="image files, folders, or one data address")
+    add_data_options(parser, limit=8)
+    parser.add_argument(
+        "--layer",
+        type=int,
+        help="encoder layers the tokens have passed, from 0 (all, and the final norm); of"
+        " attention the layer itself, from 0 (the last)",
+    )
+    parser.add_argument(
+        "--tensor",
+        choices=["tokens", "compressed", "subspace"],
+        help="tokens between layers or, inside the layer numbered, after its MSSA half step or in"
+        " its subspaces (tokens)",
+    )
+    add_dense_options(parser)
+    add_device(parser)
+
+
+def _cut(text: str) -> str | float:
+    if text == "otsu":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither otsu nor a quantile") from None

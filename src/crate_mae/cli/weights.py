@@ -1,0 +1,179 @@
+"""Verbs that hand weights on: push, convert."""
+
+import argparse
+import sys
+
+from crate_mae.cli.options import WEIGHTS, new_file, print_json, verb_parser
+
+
+def push(words: list[str]) -> int:
+    """The exit status of `crate-mae push`."""
+    parser = verb_parser("push", "Weights with a model card to the Hugging Face Hub, or a folder.")
+    parser.add_argument("weights", help=WEIGHTS)
+    parser.add_argument("repo", nargs="?", metavar="OWNER/REPO", help="where they go")
+    parser.add_argument("--private", action="store_true", help="only the owner can see it")
+    parser.add_argument("--message", metavar="TEXT", help="of the commit")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch (main)")
+    parser.add_argument("--licence", metavar="ID", help="such as mit or cc-by-4.0")
+    parser.add_argument(
+        "--data-name", metavar="TEXT", help="what the training images are, in words"
+    )
+    parser.add_argument(
+        "--results",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="results for the card, from probe --json or knn --json",
+    )
+    parser.add_argument("--notes", metavar="FILE", help="Markdown of your own, put into the card")
+    parser.add_argument("--card", metavar="FILE", help="a card of your own in place of ours")
+    parser.add_argument("--overwrite", action="store_true", help="replace another model")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="list what would be sent, and send nothing"
+    )
+    parser.add_argument(
+        "--to-folder", metavar="DIR", help="write what would be sent into a new folder instead"
+    )
+    given = parser.parse_args(words)
+    if given.repo is None and given.to_folder is None:
+        parser.error("name OWNER/REPO, or write to a folder with --to-folder DIR")
+    if given.card and (given.notes or given.results or given.data_name):
+        parser.error("--card is the whole card: --notes, --results and --data-name go into ours")
+
+    from huggingface_hub import HfApi
+
+    from crate_mae.publish import hub
+    from crate_mae.publish.package import build_package, check_folder, write_folder
+
+    sends = not (given.dry_run or given.to_folder)
+    api = HfApi()
+    if given.repo is not None:
+        hub.check_repository(given.repo)
+    folder = None if given.to_folder is None else check_folder(given.to_folder)
+    if sends:
+        print(f"as {hub.check_token(api)}")
+    package = build_package(
+        given.weights,
+        name=given.repo if folder is None or given.repo else folder.name,
+        licence=given.licence,
+        data_name=given.data_name,
+        card=given.card,
+        notes=given.notes,
+        results=given.results,
+    )
+    for name, size in package.sizes().items():
+        print(f"{size:>14,}  {name}")
+    print(f"SHA-256 {package.sha256}")
+    for sentence in (*package.left_out, *package.doubts):
+        print(f"note: {sentence}", file=sys.stderr)
+    if given.dry_run:
+        print("nothing was sent")
+    elif folder is not None:
+        print(f"wrote {write_folder(package, folder)}")
+    else:
+        sent = hub.push(
+            package,
+            given.repo,
+            api=api,
+            private=given.private,
+            message=given.message,
+            revision=given.revision,
+            overwrite=given.overwrite,
+        )
+        print(f"sent to {sent.url}\ncommit  {sent.commit_url}")
+    return 0
+
+
+def convert(words: list[str]) -> int:
+    """The exit status of `crate-mae convert`."""
+    parser = verb_parser(
+        "convert", "A published checkpoint into a weights folder; --to-reference: the way back."
+    )
+    parser.add_argument("source", help=".pth or .safetensors; with --to-reference, our weights")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--out", metavar="FOLDER", help="new weights folder")
+    target.add_argument(
+        "--to-reference", metavar="FILE", help="new .safetensors or .pth with published key names"
+    )
+    parser.add_argument("--num-heads", type=int, metavar="N", help="of the encoder (needed)")
+    parser.add_argument("--decoder-num-heads", type=int, metavar="N", help="(as the encoder)")
+    parser.add_argument("--step-size", type=float, default=0.1, help="eta of ISTA (0.1)")
+    parser.add_argument("--sparsity", type=float, default=0.5, help="lambda of ISTA (0.5)")
+    parser.add_argument(
+        "--norm-pix-loss", action="store_true", help="it was trained on normalised patches"
+    )
+    given = parser.parse_args(words)
+    return _to_reference(given) if given.to_reference else _from_reference(given)
+
+
+def _from_reference(given: argparse.Namespace) -> int:
+    from crate_mae.weights.published import HEADS, convert_checkpoint
+
+    if given.num_heads is None:
+        raise ValueError(f"the file does not hold the number of heads: give --num-heads ({HEADS})")
+    made = convert_checkpoint(
+        given.source,
+        given.out,
+        num_heads=given.num_heads,
+        decoder_num_heads=given.decoder_num_heads,
+        step_size=given.step_size,
+        sparsity=given.sparsity,
+        norm_pix_loss=given.norm_pix_loss,
+    )
+    print(made.text())
+    return 0
+
+
+def _to_reference(given: argparse.Namespace) -> int:
+    from crate_mae.weights.published import write_reference
+
+    target = new_file(given.to_reference)
+    assert target is not None
+    count = write_reference(given.source, target)
+    print(f"wrote {target}: {count} tensors under the published names")
+    return 0
+
+
+def info(words: list[str]) -> int:
+    """The exit status of `crate-mae info`."""
+    parser = verb_parser("info", "What a weights folder holds.")
+    parser.add_argument("weights", help=WEIGHTS)
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    given = parser.parse_args(words)
+
+    from crate_mae.weights.info import describe_weights, weights_table
+
+    facts = describe_weights(given.weights)
+    print_json(facts) if given.json else print(weights_table(facts))
+    return 0
+
+
+def weights(words: list[str]) -> int:
+    """The exit status of `crate-mae weights`."""
+    parser = verb_parser("weights", "Models that come with the package: list, card, verify.")
+    parser.add_argument("action", nargs="?", default="list", choices=["list", "card", "verify"])
+    parser.add_argument("name", nargs="?", help="of a shipped model; verify: all without a name")
+    given = parser.parse_args(words)
+
+    from crate_mae.common.hints import did_you_mean
+    from crate_mae.weights.shipped import SHIPPED
+
+    if given.name is not None and given.name not in SHIPPED:
+        hint = did_you_mean(given.name, SHIPPED)
+        raise ValueError(f"no shipped model {given.name!r}{hint}; shipped: {', '.join(SHIPPED)}")
+    if given.action == "card" and given.name is None:
+        raise ValueError(f"name the model whose card you want: {', '.join(SHIPPED)}")
+    chosen = [SHIPPED[given.name]] if given.name else list(SHIPPED.values())
+    damaged = []
+    for one in chosen:
+        if given.action == "list":
+            print(f"{one.name:<16} {one.summary}")
+        elif given.action == "card":
+            print(one.card, end="")
+        elif faults := one.damaged():
+            damaged.append(f"{one.name} ({', '.join(faults)})")
+        else:
+            print(f"{one.name}: whole, SHA-256 {one.sha256}")
+    if damaged:
+        raise ValueError(f"other content than was shipped: {', '.join(damaged)}; install again")
+    return 0

@@ -1,0 +1,162 @@
+"""Foreground without labels, from tokens or from attention, and how well it fits a truth.
+
+No mask looks at the truth. What does (the better of the two sides, the best head) is called oracle.
+Shapes: B images of H x W pixels.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crate_mae.dense.attention import AttentionMaps, head_numbers
+from crate_mae.dense.layout import Layout, to_pixels
+from crate_mae.dense.thresholds import mass_mask
+from crate_mae.dense.token_maps import TokenMap
+from crate_mae.dense.token_pca import find_foreground
+from crate_mae.models.patches import patchify
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """Foreground masks and the scores they were cut from."""
+
+    masks: Tensor
+    """(B, H, W) boolean, True = foreground."""
+    scores: Tensor
+    """(B, H, W) float32, higher = more foreground."""
+    rule: str
+    """How scores became masks, in words."""
+    source: str
+    """What was scored: layer, tensor, resolution."""
+
+    def words(self) -> str:
+        """What was done, as a caption says it."""
+        return f"{self.rule}. Measured on {self.source}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Intersection over union of predicted and true foreground, image by image."""
+
+    iou: Tensor
+    """(B,) of the masks as predicted."""
+    oracle: Tensor
+    """(B,) of the better of each mask and its complement, chosen with the truth."""
+    everything: Tensor
+    """(B,) of calling every pixel foreground: the share of true foreground."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Means and single values, plain for JSON."""
+        values = {
+            "iou": self.iou,
+            "oracle_side_iou": self.oracle,
+            "everything_iou": self.everything,
+        }
+        means = {f"mean_{name}": float(value.mean()) for name, value in values.items()}
+        return {**means, **{name: value.tolist() for name, value in values.items()}}
+
+
+def segment_tokens(
+    tokens: TokenMap, *, each: bool = False, quantile: float | None = None, flip: bool = False
+) -> Segmentation:
+    """Masks from the first principal component of tokens, cut by Otsu's threshold or a quantile.
+
+    Component, threshold and side are found once for all images or, with `each`, for every image by
+    itself; the side is the one found less often on the border, or with `flip` the other. Scores
+    are interpolated to pixels before they are cut.
+    Raises ValueError as `find_foreground`.
+    """
+    return _cut(tokens.values, tokens.layout, tokens.words(), each, quantile, flip)
+
+
+def segment_pixels(
+    images: Tensor,
+    layout: Layout,
+    *,
+    each: bool = False,
+    quantile: float | None = None,
+    flip: bool = False,
+) -> Segmentation:
+    """The baseline without a model: `segment_tokens` of the raw pixels (B, C, H, W) of patches."""
+    plain = Layout(
+        image_hw=layout.image_hw,
+        patch_hw=layout.patch_hw,
+        stride=layout.patch_hw,
+        trained_hw=layout.trained_hw,
+    )
+    patches = patchify(images, layout.patch_hw).reshape(len(images), *plain.grid, -1)
+    return _cut(patches, plain, "raw pixels of patches", each, quantile, flip)
+
+
+def segment_attention(
+    maps: AttentionMaps, *, layer: int = -1, head: int | None = None, mass: float = 0.6
+) -> Segmentation:
+    """Masks of the pixels that hold `mass` of a query's attention, from one head or the mean head.
+
+    `layer` is a place in `maps.layers`, `head` counts from 0 (None: the mean over heads). The
+    attention on patches is interpolated to pixels; the fewest pixels that hold the mass are kept.
+    Raises ValueError for a head or mass that does not exist.
+    """
+    weights = maps.others[:, layer]
+    if head is None:
+        chosen, who = weights.mean(dim=1), "mean over heads"
+    else:
+        (number,) = head_numbers([head], weights.shape[1])
+        chosen, who = weights[:, number], f"head {number}"
+    scores = to_pixels(chosen, maps.layout, smooth=True).clamp(min=0)
+    masks = mass_mask(scores.flatten(1), mass).view_as(scores)
+    return Segmentation(
+        masks=masks,
+        scores=scores,
+        rule=f"Foreground: the fewest pixels that hold {mass:.0%} of the attention, {who}",
+        source=f"layer {maps.layers[layer]}, {maps.words()}",
+    )
+
+
+def intersection_over_union(predicted: Tensor, truth: Tensor) -> Tensor:
+    """The share (B,), float64, of pixels in either mask (B, H, W) that are in both.
+
+    Two empty masks agree: 1. Raises ValueError for masks that are not boolean or differ in shape.
+    """
+    if predicted.dtype != torch.bool or truth.dtype != torch.bool:
+        raise ValueError(f"masks must be boolean, not {predicted.dtype} and {truth.dtype}")
+    if predicted.shape != truth.shape or predicted.ndim != 3:
+        raise ValueError(
+            f"masks must be two of one shape (B, H, W), not {tuple(predicted.shape)} and"
+            f" {tuple(truth.shape)}"
+        )
+    both = (predicted & truth).sum(dim=(1, 2)).double()
+    either = (predicted | truth).sum(dim=(1, 2)).double()
+    return torch.where(either > 0, both / either, 1.0)
+
+
+def agreement(masks: Tensor, truth: Tensor) -> Agreement:
+    """How masks (B, H, W) fit the truth (B, H, W), with the oracle's choice and a trivial mask.
+
+    Raises as `intersection_over_union`.
+    """
+    iou = intersection_over_union(masks, truth)
+    return Agreement(
+        iou=iou,
+        oracle=torch.maximum(iou, intersection_over_union(~masks, truth)),
+        everything=intersection_over_union(torch.ones_like(masks), truth),
+    )
+
+
+def _cut(
+    values: Tensor, layout: Layout, source: str, each: bool, quantile: float | None, flip: bool
+) -> Segmentation:
+    groups = [image[None] for image in values] if each else [values]
+    margins = []
+    rule = ""
+    for group in groups:
+        foreground = find_foreground(group, quantile=quantile, flip=flip)
+        margins.append(foreground.margin(group))
+        rule = foreground.rule
+    scores = to_pixels(torch.cat(margins), layout, smooth=True)
+    together = "each image by itself" if each else f"{len(values)} images together"
+    return Segmentation(
+        masks=scores > 0, scores=scores, rule=f"Foreground: {rule}, {together}", source=source
+    )

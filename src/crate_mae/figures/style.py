@@ -1,0 +1,68 @@
+"""What every figure shares: where it may be saved, the palette, the way to disk.
+
+Pictures are PNG, PDF or SVG by the suffix; nothing of a run (time, machine) is written into them,
+and there is no global plotting state.
+"""
+
+import warnings
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from crate_mae.common.files import check_file_target, replacing
+
+FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
+DPI = 100
+
+# Okabe and Ito's palette, told apart with any colour vision.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+
+
+def check_figure_target(path: str | Path, *, overwrite: bool = False) -> Path:
+    """The path, once a figure can be saved there: call it before any work.
+
+    Raises ValueError for a suffix other than .png, .pdf or .svg, and FileExistsError for a file
+    that is there, unless `overwrite` is set.
+    """
+    return check_file_target(path, FIGURE_SUFFIXES, what="figures", overwrite=overwrite)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, laid out without overlaps, with no window behind it."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def tidy(axes: Axes) -> None:
+    """Nothing; gives axes a light grid and takes the upper and right frame away."""
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """The path, once the whole figure is there; undated, so that equal data give equal files."""
+    kind = path.suffix.lower()[1:]
+    undated: dict[str, dict[str, Any]] = {
+        "png": {},
+        "pdf": {"CreationDate": None},
+        "svg": {"Date": None},
+    }
+    with replacing(path) as fresh, warnings.catch_warnings():
+        # Names in any script; a letter that the font lacks is drawn as a box.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(fresh, format=kind, dpi=DPI, metadata=undated[kind])
+    return path
+
+
+def save_captioned(figure: Figure, path: Path, words: str) -> Path:
+    """The path, once the figure is there with these words below it, wrapped to its width."""
+    width = int(figure.get_size_inches()[0] * 17)
+    figure.supxlabel(fill(words, width), fontsize=8, x=0.01, ha="left", color="#333333")
+    return save_figure(figure, path)

@@ -1,0 +1,190 @@
+"""What a recipe trains: its size, its cost, and a real step of it on generated images."""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from crate_mae.evaluation.backbones import load_backbone
+from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.config import ModelConfig, Preprocess
+from crate_mae.models.cost import counted_flops, model_cost, parameter_count
+from crate_mae.models.masks import num_kept
+from crate_mae.training.classification import Classification
+from crate_mae.training.config import FinetuneConfig, PretrainConfig
+from crate_mae.training.finetune import resolved
+from crate_mae.training.masked_completion import MaskedCompletion
+from crate_mae.training.optim import can_fuse
+from crate_mae.training.training_module import TrainingModule
+from crate_mae.vitmae.classifier import ViTClassifier
+from crate_mae.vitmae.model import ViTMAE, build_vitmae, twin_config
+
+RunSettings = PretrainConfig | FinetuneConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A run as far as its cost goes; what it computes on is generated."""
+
+    config: RunSettings
+    """With the architecture filled in."""
+    image_hw: tuple[int, int]
+    """Height and width that training images are brought to."""
+    classes: int = 0
+    """Classes of a supervised run."""
+
+    @property
+    def model(self) -> ModelConfig:
+        """The architecture."""
+        assert self.config.model is not None
+        return self.config.model
+
+    @property
+    def tokens(self) -> tuple[int, int | None]:
+        """Tokens per image in the encoder and in the decoder (None without one)."""
+        (height, width), (rows, columns) = self.image_hw, self.model.patch_hw
+        every = 1 + (height // rows) * (width // columns)
+        if isinstance(self.config, FinetuneConfig):
+            return every, None
+        kept = num_kept(every - 1, self.config.masking.ratio)
+        return (1 + kept if self.config.visible_only else every), every
+
+    @property
+    def average(self) -> bool:
+        """Whether a running average of the weights is kept."""
+        return isinstance(self.config, FinetuneConfig) and self.config.optim.ema is not None
+
+    def parameters(self) -> int:
+        """Trainable parameters."""
+        if self.config.vitmae is not None:
+            return parameter_count(self._network())  # that library needs values
+        with torch.device("meta"):
+            return parameter_count(self._network())
+
+    def flops(self, images: int) -> int:
+        """Floating-point operations of one pass forward and backward on so many images.
+
+        All that is done: with `trainer.recompute`, layers are computed twice.
+        """
+        if self.config.vitmae is not None:  # which has no folded map: every image costs the same
+            module, batch = self.module(), self.batch(1)
+            return images * counted_flops(lambda: torch.autograd.backward(module.loss(batch)))
+        if isinstance(self.config, FinetuneConfig):
+            with torch.device("meta"):  # the head's initial values cannot be drawn without values
+                module = self.module()
+            with FakeTensorMode(allow_non_fake_inputs=True), torch.random.fork_rng(devices=[]):
+                module.to_empty(device="cpu")
+                batch = self.batch(images)
+                return counted_flops(lambda: torch.autograd.backward(module.loss(batch)))
+        return model_cost(
+            self.model,
+            batch=images,
+            ratio=self.config.masking.ratio,
+            recompute=self.config.trainer.recompute,
+        ).step
+
+    def module(self) -> TrainingModule:
+        """The module of such a run, with fresh weights."""
+        config = self.config
+        network = self._network().train()
+        if config.trainer.recompute:
+            network.recompute_layers()
+        if isinstance(config, FinetuneConfig):
+            assert isinstance(network, CrateClassifier | ViTClassifier)
+            return Classification(network, optim=config.optim, seed=config.seed)
+        assert isinstance(network, CrateMAE | ViTMAE)
+        kept = num_kept(self.model.num_patches, config.masking.ratio)
+        return MaskedCompletion(
+            network,
+            kept=kept if config.visible_only else None,
+            optim=config.optim,
+            seed=config.seed,
+        )
+
+    def _network(self) -> CrateMAE | CrateClassifier | ViTMAE | ViTClassifier:
+        config = self.config
+        if isinstance(config, FinetuneConfig) and config.vitmae is not None:
+            return ViTClassifier(self.model, config.vitmae, num_classes=self.classes)
+        if isinstance(config, FinetuneConfig):
+            return CrateClassifier(self.model, num_classes=self.classes, pool=config.pool)
+        if config.vitmae is None:
+            return CrateMAE(self.model)
+        twin = twin_config(self.model, config.vitmae)
+        prepared = Preprocess.identity(self.model)
+        return build_vitmae(twin, preprocess=prepared, seed=config.seed)
+
+    def batch(self, images: int) -> dict[str, Any]:
+        """A generated batch as the run's own module takes it, on the CPU."""
+        pixels = torch.randn(images, self.model.channels, *self.image_hw)
+        config = self.config
+        if isinstance(config, PretrainConfig):
+            draw = functools.partial(config.masking.draw, self.model.grid, config.seed, 0)
+            return {"images": pixels, "mask": torch.stack([draw(i) for i in range(images)])}
+        targets = torch.zeros(images, dtype=torch.int64)
+        if config.data.augment.mixes:
+            targets = torch.full((images, self.classes), 1 / self.classes)
+        drops = config.optim.drop_path > 0
+        keep = torch.ones(self.model.depth, images) if drops else None
+        return {"images": pixels, "targets": targets, "keep": keep}
+
+
+def subject_of(config: RunSettings) -> Subject:
+    """The subject of a configuration; a supervised one takes its architecture from its weights.
+
+    How many classes it has is for the caller to fill in.
+    Raises ValueError for a supervised run without architecture, and what loading weights raises.
+    """
+    if isinstance(config, PretrainConfig):
+        if config.vitmae is not None:
+            twin_config(config.model, config.vitmae)
+        return Subject(config=config, image_hw=config.model.image_hw)
+    if config.weights is None and config.model is None:
+        raise ValueError(
+            "this recipe names no architecture: add --weights WEIGHTS, or --from-scratch SIZE with"
+            " a preset such as base"
+        )
+    origin = None if config.weights is None else load_backbone(config.weights)[0]
+    whole = resolved(config, origin)
+    assert whole.model is not None
+    own = whole.model.image_hw if origin is None else origin.preprocess.size
+    return Subject(config=whole, image_hw=config.image_hw or own)
+
+
+def make_step(subject: Subject, images: int, device: str, precision: str) -> Callable[[], None]:
+    """One micro-batch of a run: forward, backward, clipping, AdamW, in Lightning's order."""
+    config = subject.config
+    module = subject.module().to(device)
+    batch = {
+        key: value.to(device) if isinstance(value, torch.Tensor) else value
+        for key, value in subject.batch(images).items()
+    }
+    optim = config.optim
+    optimizer = module.adamw(fused=can_fuse(device, precision))
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    clip = float("inf") if optim.clip is None else optim.clip
+
+    def step() -> None:
+        with _precision(precision, device):
+            loss = module.loss(batch)
+        # The gradients of the step before live until here; accumulated ones for longer.
+        if config.trainer.accumulate == 1:
+            optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(trained, clip)
+        optimizer.step()
+        if isinstance(module, Classification) and module.average is not None:
+            module.average.update_parameters(module.model)
+
+    return step
+
+
+def _precision(precision: str, device: str) -> contextlib.AbstractContextManager[object]:
+    if precision == "32-true":
+        return contextlib.nullcontext()
+    kind = torch.bfloat16 if precision == "bf16-mixed" else torch.float16
+    return torch.autocast(device, dtype=kind)

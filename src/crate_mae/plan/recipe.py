@@ -1,0 +1,122 @@
+"""A recipe of any kind and settings beside it, parsed as the run itself would parse them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from crate_mae.batches.config import VALIDATION_SEED, DataConfig, LabelledDataConfig
+from crate_mae.plan.real_step import RunSettings
+from crate_mae.sources.address import open_source
+from crate_mae.sources.splits import split_off
+from crate_mae.sources.torchvision_datasets import open_torchvision
+from crate_mae.sources.webdataset import StreamSource
+from crate_mae.training.config import (
+    FinetuneConfig,
+    FinetuneOptimConfig,
+    OptimConfig,
+    PretrainConfig,
+)
+from crate_mae.training.labelled_images import open_labelled
+from crate_mae.training.parse import parse_finetune, parse_pretrain, recipe
+from crate_mae.training.run_folder import CONFIG, load_config_values, load_settings
+
+
+def parse_recipe(name: str, words: Sequence[str] = ()) -> RunSettings:
+    """The configuration of a recipe file, a shipped recipe's name or a run folder.
+
+    `words` are settings as on the command line of the run, and win over the recipe. Raises
+    FileNotFoundError for an unknown recipe, with the nearest name, and ValueError for a file
+    without settings; faults in settings end the process with status 2 and a message.
+    """
+    path = Path(name)
+    if path.is_dir() and (path / CONFIG).is_file():
+        file, values = path / CONFIG, load_config_values(path)
+    else:
+        file = path if path.is_file() else recipe(name)
+        values = load_settings(file)
+    arguments = ["--config", str(file), *words]
+    if is_supervised(values, words):
+        return parse_finetune(arguments)[0]
+    return parse_pretrain(arguments)[0]
+
+
+def is_supervised(values: dict[str, Any], words: Sequence[str] = ()) -> bool:
+    """Whether nested settings, or options beside them, are of a supervised run alone."""
+    given = set(values)
+    for section, part in values.items():
+        given |= {f"{section}.{key}" for key in part} if isinstance(part, dict) else set()
+    for word in words:
+        if word.startswith("--"):
+            given.add(word[2:].partition("=")[0])
+    return not given.isdisjoint(_SUPERVISED_ONLY)
+
+
+def _names(owner: type, prefix: str = "") -> set[str]:
+    return {prefix + field.name for field in fields(owner)}
+
+
+_SUPERVISED_ONLY = (
+    {"from-scratch"}
+    | (_names(FinetuneConfig) - _names(PretrainConfig))
+    | (_names(LabelledDataConfig, "data.") - _names(DataConfig, "data."))
+    | (_names(FinetuneOptimConfig, "optim.") - _names(OptimConfig, "optim."))
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """The training images of a run."""
+
+    count: int
+    origin: str
+    """Where the count comes from."""
+    classes: int | None = None
+    """Classes of a supervised run."""
+
+
+def count_images(config: PretrainConfig | FinetuneConfig) -> Images:
+    """The training images that a run of this configuration would have.
+
+    Sources are opened as the run opens them, with the same images held out, but nothing is decoded
+    and nothing downloaded. Raises FileNotFoundError for data that are not on this machine, naming
+    the two ways on, and what opening them raises.
+    """
+    try:
+        _check_present(config.data)
+        if isinstance(config, FinetuneConfig):
+            images = open_labelled(config.data, seed=config.seed)
+            return Images(
+                count=len(images.train), origin=images.train.address,
+                classes=len(images.class_names),
+            )  # fmt: skip
+        return _unlabelled(config.data, config.seed)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}; plan without the data by --images N, or say where they are with"
+            " --data.source"
+        ) from error
+
+
+def _unlabelled(data: DataConfig, seed: int) -> Images:
+    train = open_source(data.source, split=data.split, limit=data.limit, seed=seed)
+    if isinstance(train, StreamSource):
+        return Images(count=train.count(), origin=train.address)
+    if data.val_share and data.val_source is None and data.val_split is None:
+        train, _ = split_off(train, data.val_share, VALIDATION_SEED, data.val_limit)
+    return Images(count=len(train), origin=train.address)
+
+
+def _check_present(data: DataConfig) -> None:
+    """Nothing; raises FileNotFoundError for an address that opening would download."""
+    named = {data.source: data.split}
+    if data.val_source is not None:
+        named[data.val_source] = data.val_split
+    if isinstance(data, LabelledDataConfig) and data.test_source is not None:
+        named[data.test_source] = data.test_split
+    for address, split in named.items():
+        scheme, _, rest = address.partition(":")
+        if scheme == "torchvision":
+            open_torchvision(rest, split, download=False)
+        if scheme == "hf":
+            raise FileNotFoundError(f"{address} may have to be fetched, which planning does not do")

@@ -1,0 +1,151 @@
+"""What is published of weights: a list of files, and the same files in a folder.
+
+What leaves the machine is named here, file by file: weights, card, recipe, metrics. Never
+checkpoints, logs, command lines, the environment, or a path of this machine.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from crate_mae.common.files import check_folder_of
+from crate_mae.publish.card import licence_of, loaded_names, model_card, with_metadata, with_name
+from crate_mae.publish.facts import METRICS, RECIPE, gather, recipe_text
+from crate_mae.weights.shipped import CARD, SHIPPED
+from crate_mae.weights.weights_folder import FILES, replacing_folder
+
+OURS = (*FILES, CARD, RECIPE, METRICS)
+MAX_TEXT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """What is published: names, and where the content of each lies or what it is."""
+
+    files: dict[str, Path | bytes]
+    sha256: str
+    """Of the tensor file."""
+    left_out: tuple[str, ...]
+    """What the card does not tell and why, in sentences."""
+    doubts: tuple[str, ...] = ()
+    """What should be looked at in a card that was there before, in sentences."""
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file."""
+        return {
+            name: len(content) if isinstance(content, bytes) else content.stat().st_size
+            for name, content in self.files.items()
+        }
+
+
+def check_licence(licence: str | None) -> str | None:
+    """The licence's identifier as the Hub writes it, such as "mit"; ValueError for other words."""
+    if licence is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{1,40}", licence.lower()):
+        raise ValueError(
+            f"{licence!r} is no licence identifier: write one such as mit, apache-2.0, cc-by-4.0"
+            " or other"
+        )
+    return None if licence is None else licence.lower()
+
+
+def build_package(
+    weights: str | Path,
+    *,
+    name: str,
+    title: str | None = None,
+    licence: str | None = None,
+    data_name: str | None = None,
+    card: str | Path | None = None,
+    notes: str | Path | None = None,
+    results: Sequence[str | Path] = (),
+) -> Package:
+    """The files to publish of a run folder, a weights folder or a shipped model.
+
+    `name` is how `load_model` will find them. `card` is a file with a card of your own, `notes` one
+    with words that go into ours, `results` as in `gather`. A folder that was published before
+    brings its card, with `name` in place of the old one, unless there is something new to tell:
+    then it is made anew under the old licence or the new one. Raises what `gather` raises,
+    ValueError for a licence or text that is none and for a card that names another licence, and
+    FileNotFoundError for a file that is not there.
+    """
+    licence = check_licence(licence)
+    own = None if card is None else _text(card)
+    added = None if notes is None else _text(notes)
+    facts = gather(weights, results)
+    # A shipped model's own name gives these very weights anywhere.
+    names = {name, *(key for key, made in SHIPPED.items() if made.sha256 == facts.sha256)}
+    doubts = []
+    if own is None and facts.card is not None:
+        if added or results or title or data_name:
+            licence = licence or licence_of(facts.card)
+            doubts.append(
+                "The card beside the weights is made anew: words of yours in it are lost."
+            )
+        elif names.issuperset(loaded_names(facts.card)):
+            own = facts.card
+        else:
+            own = with_name(facts.card, name)
+    if own is None:
+        text = model_card(
+            facts, name=name, title=title, licence=licence, data_name=data_name, notes=added
+        )
+    else:
+        text = with_metadata(own, facts, licence=licence)
+        if others := [other for other in loaded_names(text) if other not in names]:
+            doubts.append(f"The card loads {', '.join(others)}; these weights will be {name}.")
+    files: dict[str, Path | bytes] = {file: facts.folder / file for file in FILES}
+    files[CARD] = text.encode()
+    if facts.recipe is not None:
+        files[RECIPE] = recipe_text(facts.recipe).encode()
+    if len(facts.metrics) > 2:  # more than hash and size
+        files[METRICS] = (json.dumps(facts.metrics, indent=2) + "\n").encode()
+    return Package(files=files, sha256=facts.sha256, left_out=facts.left_out, doubts=tuple(doubts))
+
+
+def write_folder(package: Package, folder: str | Path) -> Path:
+    """The folder's whole path, now with exactly the files that would be sent; all or none.
+
+    An empty folder is filled and stays itself: somebody may stand in it, or it may be a mount.
+    Raises what `check_folder` raises.
+    """
+    folder = check_folder(folder)
+    whole = folder / f".{folder.name}.whole" if folder.exists() else folder
+    with replacing_folder(whole) as fresh:
+        for name, content in package.files.items():
+            if isinstance(content, bytes):
+                (fresh / name).write_bytes(content)
+            else:
+                shutil.copyfile(content, fresh / name)
+    if whole != folder:
+        for name in package.files:
+            (whole / name).rename(folder / name)
+        whole.rmdir()
+    return folder
+
+
+def check_folder(folder: str | Path) -> Path:
+    """The whole path, links followed, of a folder that is new or empty.
+
+    Raises FileExistsError for anything else, and what `check_folder_of` raises for a place where
+    nothing can be written.
+    """
+    path = Path(folder).resolve()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{folder} exists and is not overwritten; name a new folder")
+    check_folder_of(path / CARD)
+    return path
+
+
+def _text(path: str | Path) -> str:
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no text file {file}")
+    if file.stat().st_size > MAX_TEXT_BYTES:
+        raise ValueError(f"{file} is larger than {MAX_TEXT_BYTES} bytes: no card is so long")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text in UTF-8") from error

@@ -1,0 +1,106 @@
+"""What may leave a machine: settings and results without the places where somebody's files lie."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from crate_mae.sources.address import is_address
+from crate_mae.weights.shipped import SHIPPED
+from crate_mae.weights.weights_folder import HUB_NAME
+
+PATH = "PATH"
+"""Stands where a path was."""
+
+WEIGHTS_KEYS = ("weights", "init_from")
+SOURCE_KEYS = ("source", "val_source", "test_source", "tested_on")
+
+_SPLITS = r"(?: (train|trainval|test|val|valid|validation|all|held out))?"
+_HUB_DATASET = re.compile(rf"({HUB_NAME})(?::[\w.-]+)?", re.ASCII)
+
+
+def public_address(address: str, *, near: Path | None = None) -> str:
+    """A data address of which a name stays and a path becomes PATH.
+
+    `digits`, `torchvision:NAME` and `hf:OWNER/NAME` are names that anybody can open. Folders, files
+    and shards, also those on other machines, keep their scheme alone; what has no known scheme
+    keeps nothing.
+
+    `hf:` also opens local folders, and a run does not write down which it was. So `hf:NAME`, which
+    any folder may be called, never stays, and `hf:OWNER/NAME` only where no such path exists below
+    the working folder or below `near`, the run's folder, or any folder above it. A folder of two
+    names that has been removed since, or lies apart from both, cannot be told from a name.
+    """
+    scheme, _, rest = address.partition(":")
+    if address == "digits":
+        return address
+    name = rest.partition(":")[0]
+    if scheme == "torchvision" and re.fullmatch(r"\w+", name, re.ASCII):
+        return f"{scheme}:{name}"
+    if scheme == "hf" and _HUB_DATASET.fullmatch(rest) and not _exists(name, near):
+        return address
+    return f"{scheme}:{PATH}" if is_address(address) or scheme == "dataset" else PATH
+
+
+def _exists(name: str, near: Path | None) -> bool:
+    above = () if near is None else (near.resolve(), *near.resolve().parents)
+    return any((folder / name).exists() for folder in (Path(), *above))
+
+
+def public_text(text: str, *, near: Path | None = None) -> str:
+    """A text as it is, unless it is a data address (see `public_address`) or holds a path: PATH.
+
+    An address may be followed by the name of its split, which stays. A text with a slash or
+    backslash in it, or a tilde at its beginning, counts as a path; shipped models are names.
+    """
+    if is_address(_address_and_split(text)[0]):
+        return public_source(text, near=near)
+    if text in SHIPPED:
+        return text
+    return PATH if re.search(r"[/\\]|^~", text) else text
+
+
+def public_source(text: str, *, near: Path | None = None) -> str:
+    """A text known to be a data address, with its split or without, as `public_address` has it."""
+    address, split = _address_and_split(text)
+    return " ".join(filter(None, (address and public_address(address, near=near), split)))
+
+
+def _address_and_split(text: str) -> tuple[str, str | None]:
+    found = re.fullmatch(rf"(.*?){_SPLITS}", text, re.DOTALL)
+    assert found is not None
+    return found[1], found[2]
+
+
+def public_weights(name: str) -> str:
+    """The name of weights that come with the package; PATH for any other.
+
+    A repository's name is a relative path too (`runs/mine`), and a run does not write down which
+    of them it was, so neither stays.
+    """
+    return name if name in SHIPPED else PATH
+
+
+def public_values(values: Any, *, near: Path | None = None, key: Any = None) -> Any:
+    """The same nested values with every text in them made public; keys stay.
+
+    Below WEIGHTS_KEYS by `public_weights` and below SOURCE_KEYS by `public_source`, since a plain
+    word is somebody's folder there; everywhere else by `public_text`. `key` is where `values`
+    stand, `near` as in `public_address`.
+    """
+    if isinstance(values, dict):
+        return {name: public_values(value, near=near, key=name) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [public_values(value, near=near, key=key) for value in values]
+    if not isinstance(values, str):
+        return values
+    if key in WEIGHTS_KEYS:
+        return public_weights(values)
+    return (public_source if key in SOURCE_KEYS else public_text)(values, near=near)
+
+
+def hub_dataset(address: Any) -> str | None:
+    """The Hub's name of the data set that an address such as `hf:OWNER/NAME` names, or None."""
+    if not isinstance(address, str) or not address.startswith("hf:"):
+        return None
+    public = public_address(address)
+    return None if public == f"hf:{PATH}" else public.removeprefix("hf:").partition(":")[0]

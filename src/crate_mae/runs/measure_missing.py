@@ -1,0 +1,221 @@
+"""What a report needs and a run folder lacks: measured once, kept in the run folder."""
+
+import json
+import logging
+from collections.abc import Callable
+
+from crate_mae.analysis import RANDOM
+from crate_mae.analysis import analyse_subjects
+from crate_mae.analysis import open_subjects
+from crate_mae.evaluation.compare import compare
+from crate_mae.evaluation.reconstruction import reconstruct_source
+from crate_mae.evaluation.rows import comparison_table
+from crate_mae.figures.reconstruction_sheet import reconstruction_sheet
+from crate_mae.common.files import write_atomically
+from crate_mae.weights.weights_folder import load_autoencoder
+from crate_mae.weights.weights_folder import weights_hash
+from crate_mae.runs.contents import ANALYSIS
+from crate_mae.runs.contents import EVALUATION
+from crate_mae.runs.contents import RECONSTRUCTION
+from crate_mae.runs.contents import SHEET
+from crate_mae.runs.contents import Run
+from crate_mae.runs.contents import read_results
+from crate_mae.sources.base import ImageSource
+from dataclasses import dataclass
+from crate_mae.runs.contents import Run
+from crate_mae.batches.config import VALIDATION_SEED
+from crate_mae.sources.base import random_subset
+from crate_mae.sources.splits import split_off
+from crate_mae.sources.address import open_pair
+from crate_mae.sources.address import open_source
+
+logger = logging.getLogger(__name__)
+
+PICTURES = 8
+ANALYSED = 500
+"""Images of the layer analysis: enough that its means stand still in the third digit."""
+
+Progress = Callable[[str], Callable[[int, int], None] | None]
+
+
+def measure_missing(
+    run: Run,
+    *,
+    limit: int | None = None,
+    test_limit: int | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> None:
+    """Nothing; measures what the run folder lacks or holds of other weights, and keeps it there.
+
+    Reconstructions, linear probe and nearest neighbours beside a random twin and raw pixels (at
+    most `limit` training and `test_limit` test images, by default MAX_TRAIN and MAX_TEST), and the
+    layer analysis. Results of the weights that lie there now are measured again only when a limit
+    is given and they were measured with another. What cannot be measured becomes one of the run's
+    problems, in words. A supervised run has made its own test and keeps it.
+    """
+    if run.weights is None:
+        return
+
+    def attempt(what: str, work: Callable[[], None]) -> None:
+        logger.info("measuring %s", what)
+        try:
+            work()
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            run.problems.append(f"Left out, {what}: {_reason(error)}")
+
+    if not run.is_classifier:
+        if not _kept(run, run.reconstruction, SHEET):
+            attempt("reconstructions", lambda: _reconstruct(run, device))
+        if not _kept(run, run.evaluation, EVALUATION, limit=limit, test_limit=test_limit):
+            most = (limit or MAX_TRAIN, test_limit or MAX_TEST)
+            attempt("probe and nearest neighbours", lambda: _evaluate(run, *most, device, progress))
+    if not _kept(run, run.layer_facts or None, ANALYSIS):
+        attempt("layer analysis", lambda: _analyse(run, device, progress))
+    read_results(run)
+
+
+def _kept(run: Run, result: dict[str, object] | None, name: str, **asked: int | None) -> bool:
+    """Whether a result is there, of the present weights, and made with what is asked for."""
+    if result is None or run.stale(result) or not (run.folder / name).exists():
+        return False
+    return all(value is None or result.get(key) == value for key, value in asked.items())
+
+
+def _reconstruct(run: Run, device: str) -> None:
+    sha256 = weights_hash(run.folder)
+    images = held_out(run, PICTURES)
+    if (run.folder / SHEET).exists() and "sha256" not in (run.reconstruction or {}):
+        raise FileExistsError(_not_ours(run, SHEET))
+    model = load_autoencoder(run.folder).to(device)
+    kind, ratio = run.setting("masking.kind"), run.number("masking.ratio")
+    result, names = reconstruct_source(model, images.source, kind=kind, ratio=ratio)
+    _check_unchanged(run, sha256)
+    reconstruction_sheet(result, run.folder / SHEET, names=names, overwrite=True)
+    facts = {
+        "sha256": sha256,
+        "data": images.source.address,
+        "split": images.source.split,
+        "trained_on": images.trained_on,
+        "images": len(names),
+        "kind": kind,
+        "ratio": ratio,
+        "mode": result.mode,
+        "mse": [float(value) for value in result.mse],
+        "psnr": [float(value) for value in result.psnr],
+    }
+    write_atomically(run.folder / RECONSTRUCTION, json.dumps(facts, indent=2) + "\n")
+
+
+def _evaluate(
+    run: Run, limit: int, test_limit: int, device: str, progress: Progress | None
+) -> None:
+    old = run.evaluation
+    if (run.folder / EVALUATION).exists() and (old is None or not {"sha256", "rows"} <= set(old)):
+        raise FileExistsError(_not_ours(run, EVALUATION))
+    sha256 = weights_hash(run.folder)
+    model = load_autoencoder(run.folder).to(device)
+    train, test = labelled_pair(run, limit=limit, test_limit=test_limit)
+    rows = compare(model, train, test, progress=progress)
+    _check_unchanged(run, sha256)
+    values = {"sha256": sha256, "limit": limit, "test_limit": test_limit}
+    values |= {"rows": [row.to_dict() for row in rows]}
+    write_atomically(run.folder / EVALUATION, json.dumps(values, indent=2) + "\n")
+    write_atomically(run.folder / "evaluation.txt", comparison_table(rows) + "\n")
+
+
+def _analyse(run: Run, device: str, progress: Progress | None) -> None:
+    subjects = open_subjects(str(run.folder / "weights"), [RANDOM])
+    for subject in subjects:
+        subject.model.to(device)
+    source = held_out(run, ANALYSED).source
+    folder = run.folder / ANALYSIS
+    analyse_subjects(subjects, source, folder, overwrite=True, progress=progress)
+
+
+def _not_ours(run: Run, name: str) -> str:
+    return f"{name} is none of ours and is not overwritten; move it out of {run.folder}"
+
+
+def _check_unchanged(run: Run, sha256: str) -> None:
+    if weights_hash(run.folder) != sha256:
+        raise RuntimeError("the run wrote new weights meanwhile; make the report again")
+
+
+def _reason(error: Exception) -> str:
+    words = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return words if words.endswith((".", "!", "?")) else f"{words}."
+
+
+MAX_TRAIN, MAX_TEST = 50_000, 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Images to look at, and whether the run was trained on them."""
+
+    source: ImageSource
+    trained_on: bool
+
+
+def held_out(run: Run, count: int) -> HeldOut:
+    """A random choice of the images a run validates on, or tests on when it is supervised.
+
+    Training images where it has neither. Of a named split they are those that `--data-split` and
+    `--limit` choose on the command line.
+    Raises ValueError for streams and for data that no address can open again, and what opening
+    raises.
+    """
+    address = run_address(run)
+    other, split = run.looked_at
+    named = other or address
+    if named != address or split:
+        source = _counted(named, split)
+        trained_on = (named, source.split) == (address, run.data.get("split"))
+        return HeldOut(source=random_subset(source, count), trained_on=trained_on)
+    train = _counted(address, run.setting("data.split"))
+    if (limit := run.count("data.limit")) is not None:
+        train = random_subset(train, limit, run.count("seed") or 0)
+    share = 0.0 if run.is_classifier else run.number("data.val_share")
+    if not share:
+        return HeldOut(source=random_subset(train, count), trained_on=True)
+    _, rest = split_off(train, share, VALIDATION_SEED, run.count("data.val_limit"))
+    return HeldOut(source=random_subset(rest, count), trained_on=False)
+
+
+def labelled_pair(run: Run, *, limit: int, test_limit: int) -> tuple[ImageSource, ImageSource]:
+    """(training, test) images with labels, as the run's settings name them, at most so many.
+
+    Raises as `open_pair` and `held_out`.
+    """
+    address = run_address(run)
+    own = run.count("data.limit")
+    return open_pair(
+        address,
+        train_split=run.setting("data.split"),
+        test_address=run.setting("data.val_source"),
+        test_split=run.setting("data.val_split"),
+        limit=limit if own is None else min(limit, own),
+        test_limit=test_limit,
+    )
+
+
+def run_address(run: Run) -> str:
+    """The address of the training images; ValueError when none can open them again."""
+    trained_on = str(run.data.get("source") or "")
+    if trained_on.startswith("dataset:"):
+        raise ValueError(
+            f"the run was trained on a data set made in Python ({trained_on}), which no address"
+            " opens"
+        )
+    address = run.setting("data.source")
+    if not isinstance(address, str):
+        raise ValueError("the run's settings name no data source")
+    return address
+
+
+def _counted(address: str, split: str | None) -> ImageSource:
+    source = open_source(address, split=split)
+    if not isinstance(source, ImageSource):
+        raise ValueError(f"{address} is a stream, whose images cannot be chosen")
+    return source

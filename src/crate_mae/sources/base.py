@@ -1,0 +1,175 @@
+"""What every source of images offers, and what the openers share."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from crate_mae.sources.images import ImageFacts, Sample
+
+IMAGE_KEYS = ("image", "img", "pixel_values")
+LABEL_KEYS = ("label", "labels", "fine_label", "class", "target", "targets")
+
+
+class ImageSource(ABC):
+    """Images that can be asked for by number; `load` decodes, everything else avoids it."""
+
+    address: str
+    split: str | None
+    class_names: tuple[str, ...] | None
+    """One name for each class number, or None when the images carry no labels."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def load(self, index: int) -> Sample:
+        """The decoded image with label and name; raises UnreadableImage."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """A name that is unique in the source and does not depend on where the source lies."""
+
+    @abstractmethod
+    def label(self, index: int) -> int | None:
+        """The class number, or None for an image without one."""
+
+    @abstractmethod
+    def facts(self, index: int) -> ImageFacts:
+        """Mode and size, from the header where there is one; raises UnreadableImage."""
+
+    def fingerprint(self) -> str:
+        """A hex digest of names, labels and sizes (arrays in memory: of their values)."""
+        digest = hashlib.sha256(json.dumps(self.class_names).encode())
+        for index in range(len(self)):
+            digest.update(json.dumps(self._identity(index)).encode())
+        for block in self._content():
+            digest.update(block)
+        return digest.hexdigest()
+
+    def _identity(self, index: int) -> tuple[str | int | None, ...]:
+        return self.name(index), self.label(index)
+
+    def _content(self) -> Iterator[bytes]:
+        """What the fingerprint covers beside the entry of each image."""
+        return iter(())
+
+
+class LabelledSource(ImageSource):
+    """A source whose labels are known beforehand; a negative label means none."""
+
+    def __init__(
+        self, address: str, split: str | None, labels: Any, class_names: Sequence[str] | None
+    ) -> None:
+        self.address, self.split = address, split
+        self._labels, self.class_names = checked_labels(labels, class_names, address)
+
+    def label(self, index: int) -> int | None:
+        if self._labels is None or self._labels[index] < 0:
+            return None
+        return int(self._labels[index])
+
+
+def checked_labels(
+    labels: Any, class_names: Sequence[str] | None, address: str
+) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    """The labels as integers with a name for every class, or None twice if nothing is labelled."""
+    values = None if labels is None else np.asarray(labels)
+    if values is None or values.size == 0 or int(values.max()) < 0:
+        return None, None
+    highest = int(values.max())
+    if highest > MAX_LABEL:
+        raise ValueError(f"{address} has a label {highest}, above the limit of {MAX_LABEL}")
+    names = tuple(map(str, range(highest + 1))) if class_names is None else tuple(class_names)
+    if highest >= len(names):
+        raise ValueError(f"{address} has a label {highest} but only {len(names)} class names")
+    return values.astype(np.int64), names
+
+
+def existing_path(rest: str, scheme: str) -> Path:
+    path = Path(rest).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{scheme}:{rest}: there is no file or folder {path}")
+    return path
+
+
+def labels_of(source: ImageSource) -> list[int]:
+    """The class number of every image of a source; ValueError when some have none."""
+    if source.class_names is None:
+        raise ValueError(f"{source.address} has no labels: put images into one folder per class")
+    labels: list[int] = []
+    without: list[int] = []
+    for index in range(len(source)):
+        label = source.label(index)
+        if label is None:
+            without.append(index)
+        else:
+            labels.append(label)
+    if without:
+        raise ValueError(
+            f"{len(without)} of {len(source)} images of {source.address} have no label, such as"
+            f" {source.name(without[0])}: leave them out"
+        )
+    return labels
+
+
+MAX_LABEL = 1_000_000
+
+
+def random_subset(source: ImageSource, limit: int, seed: int = 0) -> ImageSource:
+    """That many images of the source, drawn by the seed and kept in order; all if it has fewer."""
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1, not {limit}")
+    if limit >= len(source):
+        return source
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
+    return subset(source, sorted(order[:limit].tolist()))
+
+
+def subset(source: ImageSource, indices: Sequence[int]) -> ImageSource:
+    """The source cut down to these indices, in this order; names, labels and classes stay."""
+    for index in indices:
+        if not 0 <= index < len(source):
+            raise ValueError(f"index {index} is outside {source.address} of {len(source)} images")
+    return _Subset(source, np.asarray(indices, dtype=np.int64))
+
+
+class _Subset(ImageSource):
+    """Some images of another source, which is never itself a subset."""
+
+    _source: ImageSource
+    _indices: np.ndarray
+
+    def __init__(self, source: ImageSource, indices: np.ndarray) -> None:
+        if isinstance(source, _Subset):
+            indices = source._indices[indices]
+            source = source._source
+        self.address, self.split = source.address, source.split
+        self.class_names = source.class_names
+        self._source, self._indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def load(self, index: int) -> Sample:
+        return self._source.load(int(self._indices[index]))
+
+    def name(self, index: int) -> str:
+        return self._source.name(int(self._indices[index]))
+
+    def label(self, index: int) -> int | None:
+        return self._source.label(int(self._indices[index]))
+
+    def facts(self, index: int) -> ImageFacts:
+        return self._source.facts(int(self._indices[index]))
+
+    def _identity(self, index: int) -> tuple[str | int | None, ...]:
+        return self._source._identity(int(self._indices[index]))
+
+    def _content(self) -> Iterator[bytes]:
+        return self._source._content()

@@ -1,0 +1,111 @@
+"""Folders of image files: names, splits and classes come from the folders' names."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from crate_mae.sources.base import ImageSource, LabelledSource, existing_path
+from crate_mae.sources.images import ImageFacts, Sample, decode_image, image_suffixes, probe_image
+from crate_mae.sources.splits import SPLIT_NAMES, match_split
+
+
+class FolderSource(LabelledSource):
+    """One file for each image; labels are first-level folders."""
+
+    def __init__(
+        self, address: str, root: Path, suffixes: Iterable[str], split: str | None
+    ) -> None:
+        names = files_below(root, frozenset(suffixes), address)
+        names, chosen = _select_split(names, split, address)
+        labels, class_names = _folder_classes(names, depth=0 if chosen is None else 1)
+        super().__init__(address, chosen, labels, class_names)
+        self._root, self._names = root, names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        return self._names[index]
+
+    def load(self, index: int) -> Sample:
+        name = self.name(index)
+        return Sample(
+            image=decode_image(self._path(index), name), label=self.label(index), name=name
+        )
+
+    def facts(self, index: int) -> ImageFacts:
+        return probe_image(self._path(index), self.name(index))
+
+    def _path(self, index: int) -> Path:
+        return self._root / self.name(index)
+
+    def _identity(self, index: int) -> tuple[str | int | None, ...]:
+        return self.name(index), self.label(index), self._path(index).stat().st_size
+
+
+def open_folder(rest: str, split: str | None) -> ImageSource:
+    root = existing_path(rest, "imagefolder")
+    if not root.is_dir():
+        raise ValueError(f"imagefolder:{rest} is a file: name the folder that holds the images")
+    return FolderSource(f"imagefolder:{rest}", root, image_suffixes(), split)
+
+
+def files_below(root: Path, suffixes: frozenset[str], address: str) -> list[str]:
+    """Sorted names, relative to root, of the files (or links to files) with one of the suffixes."""
+    names, folder_links = [], 0
+    for name, entry in _walk(root):
+        if entry.is_symlink() and entry.is_dir():
+            folder_links += 1
+        elif f".{name.rpartition('.')[2]}".lower() in suffixes and entry.is_file():
+            names.append(name)
+    if not names:
+        links = f" ({folder_links} links to folders are not followed)" * bool(folder_links)
+        shown = ", ".join(sorted(suffixes)) if len(suffixes) < 5 else "image"
+        raise ValueError(f"{address} holds no {shown} files{links}")
+    return sorted(names)
+
+
+def _walk(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Every entry that is not hidden or a folder, with its name relative to root.
+
+    Links to folders are not entered, so the walk always ends.
+    """
+    pending = [""]
+    while pending:
+        prefix = pending.pop()
+        with os.scandir(root / prefix) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(f"{prefix}{entry.name}/")
+                else:
+                    yield f"{prefix}{entry.name}", entry
+
+
+def _select_split(
+    names: list[str], split: str | None, address: str
+) -> tuple[list[str], str | None]:
+    """The names below the folder of that split, if the folder is divided into splits at all."""
+    tops = {name.partition("/")[0] for name in names if "/" in name}
+    splits = {top for top in tops if top.lower() in SPLIT_NAMES}
+    # One class may well be called "train"; a train folder beside a test folder is no class.
+    divided = bool(splits) and (splits == tops or (len(splits) > 1 and "train" in splits))
+    if not divided:
+        if split is not None:
+            match_split(split, (), address)
+        return names, None
+    chosen = match_split("train" if split is None else split, splits, address)
+    return [name for name in names if name.startswith(f"{chosen}/")], chosen
+
+
+def _folder_classes(
+    names: Sequence[str], depth: int
+) -> tuple[list[int] | None, tuple[str, ...] | None]:
+    """Labels and class names, if every file lies below a folder at that depth."""
+    parts = [name.split("/") for name in names]
+    if any(len(part) < depth + 2 for part in parts):
+        return None, None
+    classes = sorted({part[depth] for part in parts})
+    number = {name: index for index, name in enumerate(classes)}
+    return [number[part[depth]] for part in parts], tuple(classes)

@@ -1,0 +1,81 @@
+"""What a command line calls images: files, folders, or one address."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from crate_mae.sources.address import is_address, open_source
+from crate_mae.sources.base import ImageSource
+from crate_mae.sources.folders import files_below
+from crate_mae.sources.images import (
+    ImageFacts,
+    Sample,
+    decode_image,
+    image_suffixes,
+    probe_image,
+)
+
+
+class FileList(ImageSource):
+    """The image files that were named, each once, in that order, unlabelled."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.address, self.split, self.class_names = "files", None, None
+        self.paths = list(dict.fromkeys(paths))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def load(self, index: int) -> Sample:
+        """The decoded file; raises UnreadableImage."""
+        name = self.name(index)
+        return Sample(image=decode_image(self.paths[index], name), label=None, name=name)
+
+    def name(self, index: int) -> str:
+        """The path as it was given, or below the folder that was given."""
+        return str(self.paths[index])
+
+    def label(self, index: int) -> int | None:
+        """Always None."""
+        return None
+
+    def facts(self, index: int) -> ImageFacts:
+        """Mode and size from the header; raises UnreadableImage."""
+        return probe_image(self.paths[index], self.name(index))
+
+    def _identity(self, index: int) -> tuple[str | int | None, ...]:
+        return self.name(index), None, self.paths[index].stat().st_size
+
+
+def open_images(
+    inputs: Sequence[str], *, split: str | None = None, limit: int | None = None
+) -> ImageSource:
+    """A source of one address, or of image files and folders (searched recursively).
+
+    Of an address, `limit` keeps a random choice; of files and folders, the first ones. Raises
+    FileNotFoundError for a path that does not exist and ValueError when nothing is found or the
+    address is a stream.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, not {limit}")
+    if len(inputs) == 1 and is_address(inputs[0]):
+        source = open_source(inputs[0], split=split, limit=limit)
+        if not isinstance(source, ImageSource):
+            raise ValueError(f"{inputs[0]} is a stream; name files, a folder or another address")
+        return source
+    if split is not None:
+        raise ValueError(f"split {split!r} needs a data address, not files or folders")
+    paths: list[Path] = []
+    for given in inputs:
+        path = Path(given)
+        if not path.exists():
+            if is_address(given):
+                raise ValueError(f"{given} is a data address: name it alone, without other images")
+            raise FileNotFoundError(f"no image, folder or known address at {given}")
+        paths += _images_in(path) if path.is_dir() else [path]
+    if not paths:
+        raise ValueError("no images were named")
+    return FileList(list(dict.fromkeys(paths))[:limit])
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return [folder / name for name in files_below(folder, image_suffixes(), str(folder))]

@@ -1,0 +1,104 @@
+"""The test at the end of a supervised run: once, on the weights as they were saved."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crate_mae.common.files import file_hash, write_atomically
+from crate_mae.common.progress import counter
+from crate_mae.evaluation.features import extract_features
+from crate_mae.evaluation.metrics import Score, score
+from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.classifier import CrateClassifier
+from crate_mae.sources.base import ImageSource
+from crate_mae.training.callbacks import BEST, LAST, is_main_process
+from crate_mae.training.config import FinetuneConfig
+from crate_mae.training.labelled_images import LabelledImages
+from crate_mae.training.run_folder import last_step
+from crate_mae.vitmae.classifier import ViTClassifier, load_vit_classifier
+from crate_mae.weights.weights_folder import TENSORS, load_model
+
+EVALUATION = "evaluation.json"
+
+
+def score_classifier(
+    model: CrateClassifier | ViTClassifier,
+    test: ImageSource,
+    train_labels: torch.Tensor,
+    *,
+    device: torch.device | str | None = None,
+) -> tuple[Score, dict[str, Any]]:
+    """The score on test images, and {top5_accuracy, unreadable}.
+
+    Answers are among the classes that had training images. `top5_accuracy` is None below ten
+    classes.
+    """
+    progress = counter("testing") if is_main_process() else None
+    features = extract_features(model, test, pool=model.pool, device=device, progress=progress)
+    assert features.labels is not None
+    with torch.inference_mode():
+        scores = model.head(features.values.to(model.head.weight.device)).cpu()
+    known = torch.zeros(scores.shape[1], dtype=torch.bool)
+    known[train_labels] = True
+    scores = scores.masked_fill(~known, -torch.inf)
+    found = score(features, features.labels, train_labels, scores.argmax(dim=1))
+    top5 = None
+    if scores.shape[1] >= 10:
+        best = scores.topk(5, dim=1)
+        hits = (best.indices == features.labels[:, None]) & torch.isfinite(best.values)
+        hits = hits.any(dim=1)
+        top5 = int(hits.sum()) / len(hits)
+    unreadable = [list(pair) for pair in features.unreadable]
+    return found, {"top5_accuracy": top5, "unreadable": unreadable}
+
+
+def conclude_with_test(
+    config: FinetuneConfig, folder: Path, images: LabelledImages, device: torch.device
+) -> dict[str, float]:
+    """The test metrics; `evaluation.json` is written, or read when the test has been made."""
+    target = folder / EVALUATION
+    if not target.exists():
+        name = "weights" if config.evaluate == "last" else "weights-best"
+        weights = folder / name
+        model: CrateMAE | CrateClassifier | ViTClassifier
+        model = load_vit_classifier(weights) if config.vitmae else load_model(weights)
+        assert not isinstance(model, CrateMAE)
+        found, further = score_classifier(model, images.test, images.train_labels, device=device)
+        facts = {
+            "weights": name,
+            "sha256": file_hash(weights / TENSORS),
+            "step": last_step(folder, LAST if config.evaluate == "last" else BEST),
+            "pool": config.pool,
+            "tested_on": " ".join(filter(None, (images.test.address, images.test.split))),
+            **asdict(found),
+            **further,
+            "data": json.loads((folder / "data.json").read_text(encoding="utf-8")),
+            "settings": config.to_dict(),
+        }
+        write_atomically(target, json.dumps(facts, indent=2) + "\n")
+    accuracy = json.loads(target.read_text(encoding="utf-8"))["accuracy"]
+    return {"test/accuracy": float(accuracy)}
+
+
+def evaluation_text(folder: Path) -> str:
+    """What `evaluation.json` of a run says, as lines of text: accuracy, classes, mistakes."""
+    found = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
+    low, high = found["interval"]
+    lines = [
+        f"test accuracy {found['accuracy']:.2%} (95 % interval {low:.1%} to {high:.1%}) on"
+        f" {found['num_test']} images of {found['tested_on']}, {found['weights']} at step"
+        f" {found['step']}; the most frequent class alone gives {found['chance']:.2%}"
+    ]
+    if found["top5_accuracy"] is not None:
+        lines.append(f"among the five highest scores: {found['top5_accuracy']:.2%}")
+    measured = {k: v for k, v in found["per_class"].items() if v is not None}
+    for what, reverse in (("lowest", False), ("highest", True)):
+        ends = sorted(measured.items(), key=lambda item: item[1], reverse=reverse)[:3]
+        lines.append(f"{what} by class: " + ", ".join(f"{k} {v:.1%}" for k, v in ends))
+    mistakes = [f"{m['true']} as {m['predicted']} ({m['count']})" for m in found["top_confusions"]]
+    if mistakes:
+        lines.append("most frequent mistakes: " + ", ".join(mistakes[:3]))
+    return "\n".join(lines)

@@ -1,0 +1,70 @@
+"""Masked completion as a LightningModule: the loss, and validation with baselines."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crate_mae.batches.assembly import Batch
+from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.loss import BaselineSums
+from crate_mae.training.nonfinite import locate_nonfinite
+from crate_mae.training.training_module import TrainingModule
+from crate_mae.vitmae.model import ViTMAE
+
+
+class MaskedCompletion(TrainingModule):
+    """Trains a CrateMAE, or its black-box twin, to complete masked images."""
+
+    model: CrateMAE | ViTMAE
+    baselines: dict[str, float] | None = None
+
+    def __init__(
+        self, model: CrateMAE | ViTMAE, *, kept: int | None = None, **settings: Any
+    ) -> None:
+        super().__init__(model, **settings)
+        self.kept = kept
+        """Patches that every mask keeps, where that is one number for all."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The masked loss of a batch."""
+        output = self.model(batch["images"], mask=batch["mask"], kept=self.kept)
+        loss: Tensor = output.loss
+        return loss
+
+    def locate_nonfinite(self, batch: Batch) -> str:
+        """Where the way to a batch's loss stops being finite."""
+        if isinstance(self.model, ViTMAE):
+            return "the loss of ViT-MAE, whose layers are not looked into"
+        return locate_nonfinite(self.model, batch["images"], batch["mask"])
+
+    # -- validation ---------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Nothing; forgets the sums of the last validation."""
+        # loss x removed patches, removed patches
+        self._val_sums = torch.zeros(2, dtype=torch.float64)
+        self._sums = BaselineSums(self.model.config.channels)
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        """Nothing; adds a batch to the fixed-mask loss and to the trivial baselines."""
+        self.images.note_broken(batch["broken"])
+        output = self.model(batch["images"], mask=batch["mask"], kept=self.kept)
+        removed = batch["mask"].sum()
+        self._val_sums += torch.stack([output.loss * removed, removed]).cpu().double()
+        if self.baselines is None:  # images and masks never change, so once is enough
+            self._sums.update(self.model.target(batch["images"]).cpu(), batch["mask"].cpu())
+
+    def on_validation_epoch_end(self) -> None:
+        """Nothing; logs the loss beside the two baselines, over all ranks."""
+        for part in self._gather(list(self.images.broken.items())):
+            self.images.note_broken(part)
+        if self.baselines is None:
+            self._sums.sums = torch.stack(self._gather(self._sums.sums)).sum(dim=0)
+            self.baselines = {
+                "val/mean_colour": self._sums.mean_colour(),
+                "val/patch_mean": self._sums.patch_mean(),
+            }
+        total, removed = torch.stack(self._gather(self._val_sums)).sum(dim=0).tolist()
+        # Already the same everywhere: Lightning's own reduction would only average equal numbers.
+        self.log_dict({"val/loss": total / removed, **self.baselines}, sync_dist=True)

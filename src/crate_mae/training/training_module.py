@@ -1,0 +1,211 @@
+"""What every training run shares: its step, its guard, its optimiser, stopping together."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from crate_mae.batches.assembly import ImageBatch
+from crate_mae.batches.data_module import ImageDataModule
+from crate_mae.common.randomness import random_state, set_random_state
+from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.classifier import CrateClassifier
+from crate_mae.training.config import OptimConfig
+from crate_mae.training.nonfinite import NonFiniteError, locate_nonfinite_gradient
+from crate_mae.training.optim import can_fuse, decayed_names, parameter_groups, warmup_cosine
+from crate_mae.vitmae.classifier import ViTClassifier, save_vit_classifier
+from crate_mae.vitmae.model import ViTMAE
+from crate_mae.vitmae.vitmae_folder import save_vitmae
+from crate_mae.weights.weights_folder import save_model
+
+
+class TrainingModule(LightningModule, ABC):
+    """Trains a model on the batches of an ImageDataModule; a subclass says with which loss.
+
+    `stop_wanted` is asked after every batch, on all ranks together; `stopping` is the answer.
+    """
+
+    weights_prefix = "model."
+    """Where the weights to be saved stand in the state of this module."""
+
+    model: CrateMAE | CrateClassifier | ViTMAE | ViTClassifier
+
+    def __init__(
+        self,
+        model: CrateMAE | CrateClassifier | ViTMAE | ViTClassifier,
+        *,
+        optim: OptimConfig,
+        seed: int,
+        last_checkpoint: Callable[[], str | None] = lambda: None,
+        stop_wanted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.optim = optim
+        self.seed = seed
+        self.last_checkpoint = last_checkpoint
+        self.stop_wanted = stop_wanted
+        self.stopping = False
+        self.decayed = decayed_names(model)
+        self._losses: list[Tensor] = []
+        self._names: list[str] = []
+        self.leave_buffers_alone()
+
+    @abstractmethod
+    def loss(self, batch: Any) -> Tensor:
+        """The loss (scalar) of a batch."""
+
+    @abstractmethod
+    def locate_nonfinite(self, batch: Any) -> str:
+        """Where the way to a batch's loss stops being finite."""
+
+    def learning_rate_share(self, name: str) -> float:
+        """The share of the learning rate that a parameter trains with."""
+        return 1.0
+
+    @property
+    def images(self) -> ImageDataModule:
+        """The data module this run trains on."""
+        return cast("ImageDataModule", cast("Any", self.trainer).datamodule)
+
+    def leave_buffers_alone(self) -> None:
+        """Nothing; keeps a distributed run from broadcasting buffers, after one was added.
+
+        They are the same on every rank. Without this, each forward pass would broadcast them, and
+        ranks with one validation batch more would wait for ever.
+        """
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
+
+    def save_weights(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """Nothing; writes or replaces a weights folder with the tensors of a whole state."""
+        prefix = self.weights_prefix
+        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if isinstance(self.model, ViTMAE):
+            save_vitmae(self.model, folder, state=own, overwrite=True)
+        elif isinstance(self.model, ViTClassifier):
+            save_vit_classifier(self.model, folder, state=own)
+        else:
+            save_model(self.model, folder, state=own, overwrite=True)
+
+    # -- training -----------------------------------------------------------------------------
+
+    def training_step(self, batch: ImageBatch, _: int) -> Tensor:
+        """The loss of a batch, once it is known to be finite on every rank."""
+        data = self.images
+        data.batches_seen += 1
+        self._names = batch["names"]
+        loss = self.loss(batch)
+        broken = not bool(torch.isfinite(loss))
+        some_broken, self.stopping, some_unread = self._agree(
+            broken, self.stop_wanted(), bool(batch["broken"])
+        )
+        if some_unread:
+            for part in self._gather(batch["broken"]):
+                data.note_broken(part)
+        data.stop_if_broken()
+        if some_broken:
+            where = self.locate_nonfinite(batch) if broken else None
+            raise self._non_finite("the loss", where)
+        self._losses.append(loss.detach())
+        if len(self._losses) == data.accumulate:
+            mean = torch.stack(self._losses).mean()
+            self._losses = []
+            self.log("train/loss", mean, on_step=True, on_epoch=False, sync_dist=True)
+        return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Nothing; clips the norm of all gradients and raises when that norm is not finite."""
+        clip = math.inf if self.optim.clip is None else self.optim.clip
+        if isinstance(self.trainer.strategy, FSDPStrategy):
+            norm = cast("Any", self.trainer.strategy.model).clip_grad_norm_(clip)
+        else:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
+        broken = not bool(torch.isfinite(norm))
+        scaled = self.trainer.precision == "16-mixed"  # its loss scaler skips such steps
+        if self._agree(broken)[0] and not scaled:
+            where = locate_nonfinite_gradient(self.model) if broken else None
+            raise self._non_finite("the gradient", where)
+        rate = torch.tensor(optimizer.param_groups[0]["lr"])
+        self.log_dict({"train/grad_norm": norm, "train/lr": rate}, on_step=True, on_epoch=False)
+
+    def adamw(self, *, fused: bool) -> AdamW:
+        """AdamW over all that trains, at the peak learning rate, decaying matrices alone."""
+        optim = self.optim
+        groups = parameter_groups(
+            self.model,
+            optim.weight_decay,
+            self.decayed,
+            learning_rate=optim.peak_lr,
+            share_of=self.learning_rate_share,
+        )
+        return AdamW(groups, betas=optim.betas, fused=fused)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with the per-step schedule."""
+        optim = self.optim
+        per_epoch = self.images.steps_per_epoch
+        total = per_epoch * optim.epochs
+        warmup = round(per_epoch * optim.warmup_epochs)
+        optimizer = self.adamw(fused=can_fuse(self.device.type, self.trainer.precision))
+
+        def share(step: int) -> float:
+            return warmup_cosine(step, total=total, warmup=warmup, final=optim.min_lr_ratio)
+
+        schedule = {"scheduler": LambdaLR(optimizer, share), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    # -- stopping together, and the random state ------------------------------------------------
+
+    def _agree(self, *flags: bool) -> list[bool]:
+        """Each flag, True on every rank as soon as it is True on one."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return list(flags)
+        joined = torch.tensor(flags, dtype=torch.int32, device=self.device)
+        dist.all_reduce(joined, op=dist.ReduceOp.MAX)
+        return [bool(flag) for flag in joined.tolist()]
+
+    def _gather(self, item: Any) -> list[Any]:
+        """The item of every rank, in the order of ranks."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return [item]
+        items: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(items, item)
+        return items
+
+    def _non_finite(self, what: str, where: str | None) -> NonFiniteError:
+        """The same error on every rank, about the first rank on which something broke."""
+        report = {
+            "what": what,
+            "step": self.global_step,
+            "epoch": self.current_epoch,
+            "seed": self.seed,
+            "rank": self.global_rank,
+            "began_in": where,
+            "samples": self._names,
+            "checkpoint": self.last_checkpoint(),
+        }
+        reports = self._gather(report)
+        return NonFiniteError(next(found for found in reports if found["began_in"] is not None))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Nothing; adds the state of all random generators as plain values."""
+        checkpoint["random"] = random_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Nothing; sets all random generators to where they were."""
+        set_random_state(checkpoint["random"])

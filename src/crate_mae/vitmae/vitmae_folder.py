@@ -1,0 +1,175 @@
+"""ViT-MAE folders: transformers' `save_pretrained`, with our preprocessing beside it."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crate_mae.common.files import file_hash, read_json_object
+from crate_mae.models.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, Preprocess
+from crate_mae.vitmae.model import ViTMAE, position_tables, sizes_of, transformers_library
+from crate_mae.weights.tensors import IncompleteWeightsError
+from crate_mae.weights.weights_folder import CONFIG, PREPROCESS, TENSORS, replacing_folder
+
+MODEL_TYPE = "vit_mae"
+
+
+def save_vitmae(
+    model: ViTMAE,
+    folder: str | Path,
+    *,
+    overwrite: bool = False,
+    state: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """The folder, now holding a model that `load_vitmae` and transformers read back.
+
+    `state` replaces the model's own tensors. Written whole or not at all; raises FileExistsError as
+    `save_model` does.
+    """
+    own = None if state is None else {k.removeprefix("model."): v for k, v in state.items()}
+    with replacing_folder(folder, overwrite=overwrite) as fresh, _quiet():
+        model.model.save_pretrained(fresh, state_dict=own)
+        text = json.dumps(model.preprocess.to_dict(), indent=2) + "\n"
+        (fresh / PREPROCESS).write_text(text, encoding="utf-8")
+    return Path(folder)
+
+
+def vitmae_folder(name: str | Path) -> Path | None:
+    """The folder itself, or `weights` inside it, when transformers saved a ViT-MAE there."""
+    for folder in (Path(name), Path(name) / "weights"):
+        path = folder / CONFIG
+        if path.is_file() and read_json_object(path).get("model_type") == MODEL_TYPE:
+            return folder
+    return None
+
+
+def vitmae_hash(folder: str | Path) -> str:
+    """The SHA-256 (hex) of the tensor file of a ViT-MAE folder."""
+    return file_hash(Path(folder) / TENSORS)
+
+
+def load_vitmae(name: str | Path) -> ViTMAE:
+    """The ViT-MAE, in eval mode, of a folder written by `save_vitmae` or by `save_pretrained`.
+
+    Read from `model.safetensors` alone, from this disk alone; no code of the folder runs. Images
+    are prepared as `preprocess.json` says, else by mean and std of transformers' own
+    `preprocessor_config.json`, else by ImageNet's. Raises FileNotFoundError for what is no such
+    folder, IncompleteWeightsError when tensors are missing or do not fit, and ValueError for
+    configurations that cannot be run.
+    """
+    folder = vitmae_folder(name)
+    if folder is None:
+        raise FileNotFoundError(f"{name} is no folder that holds a ViT-MAE of transformers")
+    if not (folder / TENSORS).is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {TENSORS}: save the model with save_pretrained, as one safetensors"
+            " file (pickled weights are not read)"
+        )
+    preprocess = _preprocess(folder, _checked(read_json_object(folder / CONFIG), folder))
+    build = transformers_library().ViTMAEForPreTraining.from_pretrained
+    try:
+        with _quiet():
+            model, found = build(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # reported below, in our words
+                output_loading_info=True,
+            )
+    except Exception as error:  # of a damaged file, whatever its reader meets first
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{folder}: transformers cannot build this ViT-MAE ({type(error).__name__}: {reason});"
+            f" {CONFIG} or {TENSORS} is damaged"
+        ) from error
+    faults = [
+        f"{len(found[key])} {word}: {', '.join(sorted(map(str, found[key]))[:5])}"
+        for key, word in (
+            ("missing_keys", "missing"),
+            ("unexpected_keys", "unexpected"),
+            ("mismatched_keys", "re-shaped"),
+        )
+        if found[key]
+    ]
+    if faults:
+        raise IncompleteWeightsError(f"{folder / TENSORS} does not fit: {'; '.join(faults)}")
+    if not position_tables(model)[0].any():
+        raise ValueError(
+            f"{folder}: the encoder's position table is all zero, so that the model cannot tell"
+            " patches apart by place: it was built by transformers from a configuration and never"
+            " given its sin-cos table. Build it with crate_mae.evaluation.vitmae.build_vitmae."
+        )
+    return ViTMAE(model, preprocess).eval()
+
+
+def _checked(values: dict[str, Any], folder: Path) -> ModelConfig:
+    """The sizes of a transformers configuration: within our limits, and no more than the file has.
+
+    Tensors that do not fit are allocated before they can be reported, so that must come first.
+    """
+    config = transformers_library().ViTMAEConfig().to_dict() | values
+    try:
+        sizes = sizes_of(config)
+        least = 0
+        for side, depth in (("", sizes.depth), ("decoder_", sizes.decoder_depth)):
+            width, inner = config[f"{side}hidden_size"], config[f"{side}intermediate_size"]
+            if not all(type(n) is int and n > 0 for n in (width, inner)):
+                raise ValueError(f"{side}hidden_size {width!r}, {side}intermediate_size {inner!r}")
+            least += depth * (4 * width * width + 2 * width * inner)
+        held = (folder / TENSORS).stat().st_size
+        if 2 * least > held:  # two bytes are the narrowest number that is read
+            raise ValueError(f"{least:,} parameters cannot lie in a file of {held:,} bytes")
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
+    return sizes
+
+
+def _preprocess(folder: Path, config: ModelConfig) -> Preprocess:
+    if (folder / PREPROCESS).is_file():
+        preprocess = _built(
+            folder / PREPROCESS, Preprocess.from_dict, read_json_object(folder / PREPROCESS)
+        )
+        if (preprocess.size, preprocess.channels) != (config.image_hw, config.channels):
+            raise ValueError(
+                f"{folder / PREPROCESS} is for {preprocess.channels} channels of"
+                f" {preprocess.size}, the model for {config.channels} of {config.image_hw}"
+            )
+        return preprocess
+    theirs = folder / "preprocessor_config.json"
+    values = read_json_object(theirs) if theirs.is_file() else {}
+    mean, std = values.get("image_mean", IMAGENET_MEAN), values.get("image_std", IMAGENET_STD)
+    if not isinstance(mean, list | tuple) or not isinstance(std, list | tuple):
+        raise ValueError(f"{theirs}: image_mean and image_std must be lists, not {mean!r}, {std!r}")
+    if len(mean) != config.channels:
+        raise ValueError(
+            f"{folder} does not say how its images of {config.channels} channels were prepared:"
+            f" add {PREPROCESS} with size, channels, mean and std"
+        )
+    values = {"size": config.image_hw, "channels": config.channels, "mean": mean, "std": std}
+    return _built(theirs, Preprocess.from_dict, values)
+
+
+def _built(path: Path, build: Callable[[dict[str, Any]], Preprocess], values: Any) -> Preprocess:
+    try:
+        return build(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """A context without the progress bars of transformers."""
+    logging = transformers_library().utils.logging
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()

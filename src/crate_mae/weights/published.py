@@ -1,0 +1,349 @@
+"""Published CRATE-MAE checkpoints in and out: their key names, wrappings and sizes.
+
+The published files hold two tensors the model never uses (`pos_embed`, `decoder_embed.*`); they
+are passed over by name. `eta`, `lambda` and the head counts are not in the file: they are
+arguments here, as they were of the model.
+"""
+
+import argparse
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from crate_mae.common.files import replacing
+from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.config import IMAGENET_MEAN, IMAGENET_STD, PRESETS, ModelConfig, Preprocess
+from crate_mae.models.patches import sincos_positions
+from crate_mae.weights.tensors import load_exactly, read_safetensors
+from crate_mae.weights.weights_folder import load_autoencoder, save_model, weights_hash
+
+UNUSED = ("pos_embed", "decoder_embed.weight", "decoder_embed.bias")
+POSITIONS = "decoder_pos_embed"
+
+_ENCODER_LAYER = {
+    "norm1": "layers.0.0.norm",
+    "mssa.subspaces": "layers.0.0.fn.qkv",
+    "mssa.output": "layers.0.0.fn.to_out.0",
+    "norm2": "layers.0.1.norm",
+    "ista.dictionary": "layers.0.1.fn.weight",
+}
+_DECODER_LAYER = {
+    "norm1": "layers.0.0.norm",
+    "synthesis": "layers.0.0.fn",
+    "norm2": "layers.0.1.norm",
+    "mssa.subspaces": "layers.0.1.fn.qkv",
+    "mssa.output": "layers.0.1.fn.to_out.0",
+}
+_TOP = {
+    "encoder.patch_embed": "patch_embed.proj",
+    "encoder.class_token": "cls_token",
+    "encoder.norm": "norm",
+    "mask_token": "mask_token",
+    "decoder_norm": "decoder_norm",
+    "prediction": "decoder_pred",
+}
+
+
+def from_reference(
+    path_or_state: str | Path | Mapping[str, Any],
+    *,
+    num_heads: int,
+    decoder_num_heads: int | None = None,
+    step_size: float = 0.1,
+    sparsity: float = 0.5,
+    norm_pix_loss: bool = False,
+) -> CrateMAE:
+    """The model of a published checkpoint: a `.pth` or `.safetensors` path, or a state dict.
+
+    Sizes come from the tensors; the heads (the published sizes use 6 tiny, 12 small and base,
+    16 large; the decoder's count defaults to the encoder's), the step size, the sparsity and the
+    kind of target do not stand in the file. A training script's wrapping (`{"model": ...}`) and
+    the prefixes `module.` and `_orig_mod.` are taken off. Pickled files are read with
+    `weights_only=True` plus `argparse.Namespace`, which such scripts store, and nothing else.
+
+    The preprocessing is set to ImageNet's mean and std for three channels.
+    Raises FileNotFoundError, and ValueError for files that are no complete checkpoint: encoder
+    only, missing, unexpected or re-shaped tensors (by name), or a foreign position table.
+    """
+    state = published_state(path_or_state)
+    config = _infer_config(
+        state,
+        num_heads=num_heads,
+        decoder_num_heads=num_heads if decoder_num_heads is None else decoder_num_heads,
+        step_size=step_size,
+        sparsity=sparsity,
+        norm_pix_loss=norm_pix_loss,
+    )
+    names = {theirs: ours for ours, theirs in _names(config).items()}
+    renamed = {
+        names.get(key, key): value
+        for key, value in state.items()
+        if key not in UNUSED and key != POSITIONS
+    }
+    model = CrateMAE(config)
+    load_exactly(model, renamed, origin="the published checkpoint", names=_names(config))
+    if config.channels == 3:
+        model.preprocess = Preprocess(size=config.image_hw, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return model
+
+
+def to_reference(model: CrateMAE) -> dict[str, Tensor]:
+    """The model's weights under the published key names, with the position table.
+
+    Cloned tensors. A tied output map is written out as the separate map the published code has
+    (transposed U, zero bias), which computes the same. The two unused published tensors are left
+    out. Raises ValueError when the published code cannot express the model: mask tokens that enter
+    in the decoder, an overcomplete dictionary, or a tied output map with a single head.
+    """
+    config = model.config
+    if config.mask_tokens != "encoder":
+        raise ValueError("the published code has mask tokens in the encoder only")
+    if config.overcomplete != 1:
+        raise ValueError(
+            f"the published code has as many atoms as dimensions, not {config.overcomplete} times"
+            " as many (overcomplete)"
+        )
+    if config.output_projection == "tied" and 1 in (config.num_heads, config.decoder_num_heads):
+        raise ValueError("the published code has no output map with one head, so none can be tied")
+    names = _names(config)
+    state = {names[k]: v.detach().clone() for k, v in model.state_dict().items()}
+    if config.output_projection == "tied":
+        for key in [key for key in state if key.endswith("qkv.weight")]:
+            output = key.replace("qkv", "to_out.0")
+            state[output] = state[key].mT.clone()
+            state[output.replace("weight", "bias")] = torch.zeros_like(state[key][0])
+    state[POSITIONS] = model.encoder.positions.detach().clone()[None]
+    return state
+
+
+def published_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors by their published names, out of a file or mapping in any wrapping.
+
+    Raises FileNotFoundError, and ValueError for files that hold anything but plain tensors and
+    values, for entries that are no tensors, and for tensors that claim more values than they hold.
+    """
+    loaded: Any = source if isinstance(source, Mapping) else _read(Path(source))
+    for wrapper in ("model", "state_dict", "module"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise ValueError("no state dict found: expected tensors by name, or them under 'model'")
+    state = {}
+    for key, value in loaded.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ValueError(f"{key!r} is {type(value).__name__}, not a tensor under a name")
+        if value.device.type != "cpu" or value.layout is not torch.strided:
+            raise ValueError(f"{key} is no plain tensor with values of its own")
+        # A pickle of a few bytes can repeat one value to any size by a stride of 0.
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError(f"{key} claims {value.numel():,} values and holds fewer")
+        state[re.sub(r"^(?:module\.|_orig_mod\.)+", "", key)] = value
+    return state
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint file at {path}")
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a hostile or broken file fails in too many ways to list
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{path} could not be read as plain tensors: {reason}. Only tensors, plain values and"
+            " argparse.Namespace are accepted; convert anything else where you trust it."
+        ) from error
+
+
+def _infer_config(state: dict[str, Tensor], **given: Any) -> ModelConfig:
+    def shape(key: str, ndim: int) -> tuple[int, ...]:
+        if key not in state or state[key].ndim != ndim:
+            found = f"of shape {tuple(state[key].shape)}" if key in state else "missing"
+            raise ValueError(f"this is no CRATE-MAE checkpoint: {key} is {found}")
+        return tuple(state[key].shape)
+
+    def count(stack: str) -> int:
+        found = {
+            int(m[1]) for key in state if (m := re.match(rf"{stack}\.(\d{{1,4}})\.layers\.", key))
+        }
+        if found != set(range(len(found))):
+            raise ValueError(f"{stack} are numbered {sorted(found)}, not 0 to {len(found) - 1}")
+        return len(found)
+
+    dim, channels, *patch = shape("patch_embed.proj.weight", 4)
+    depth, decoder_depth = count("blocks"), count("decoder_blocks")
+    if not decoder_depth:
+        decoder = len(_names(ModelConfig(dim=dim, depth=depth or 1, **_heads(given))))
+        raise ValueError(
+            f"this checkpoint holds an encoder only (0 decoder layers; a full one has {decoder}"
+            " tensors or more). Reconstruction needs a full checkpoint."
+        )
+    shape(POSITIONS, 3)
+    grid = _infer_grid(state[POSITIONS])
+    return ModelConfig(
+        image_size=(grid[0] * patch[0], grid[1] * patch[1]),
+        patch_size=(patch[0], patch[1]),
+        channels=channels,
+        dim=dim,
+        depth=depth,
+        decoder_depth=decoder_depth,
+        **given,
+    )
+
+
+def _heads(given: dict[str, Any]) -> dict[str, Any]:
+    return {key: given[key] for key in ("num_heads", "decoder_num_heads")}
+
+
+def _infer_grid(table: Tensor) -> tuple[int, int]:
+    """The grid (rows, columns) whose sin-cos table this is; ValueError when it is none."""
+    num_patches, dim = table.shape[1] - 1, table.shape[2]
+    grids = [
+        (rows, num_patches // rows) for rows in range(1, num_patches + 1) if num_patches % rows == 0
+    ]
+    grids.sort(key=lambda grid: abs(grid[0] - grid[1]))
+    if dim % 4 == 0 and table.is_floating_point():
+        atol = max(1e-4, torch.finfo(table.dtype).eps)  # checkpoints may be in half precision
+        for grid in grids:
+            if torch.allclose(sincos_positions(dim, grid), table[0].float(), atol=atol, rtol=0):
+                return grid
+    raise ValueError(
+        f"{POSITIONS} of shape {tuple(table.shape)} is no sin-cos table of any grid of"
+        f" {num_patches} patches: the checkpoint was trained with other positions"
+    )
+
+
+def _names(config: ModelConfig) -> dict[str, str]:
+    """Published key by our key, for every tensor of a model of this configuration."""
+    stems = dict(_TOP)
+    for stack, theirs, depth, table in (
+        ("encoder.layers", "blocks", config.depth, _ENCODER_LAYER),
+        ("decoder", "decoder_blocks", config.decoder_depth, _DECODER_LAYER),
+    ):
+        for index in range(depth):
+            for ours, reference in table.items():
+                stems[f"{stack}.{index}.{ours}"] = f"{theirs}.{index}.{reference}"
+    with torch.device("meta"):
+        keys = CrateMAE(config).state_dict().keys()
+
+    def published(key: str) -> str:
+        if key in stems:
+            return stems[key]
+        stem, leaf = key.rsplit(".", 1)
+        return f"{stems[stem]}.{leaf}"
+
+    return {key: published(key) for key in keys}
+
+
+PUBLISHED = ("tiny", "small", "base", "large")
+
+
+HEADS = ", ".join(f"{PRESETS[name].num_heads} for {name}" for name in PUBLISHED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What came of a checkpoint."""
+
+    folder: Path
+    config: ModelConfig
+    parameters: int
+    sha256: str
+    """Of the new tensor file."""
+    passed_over: list[str]
+    """Names and shapes of what the file holds and the model does not need."""
+
+    @property
+    def preset(self) -> str | None:
+        """The published size of the same widths, depths, image and patches; None for others."""
+        sizes = ("image_size", "patch_size", "channels", "dim", "depth", "decoder_depth")
+        mine = self.config.to_dict()
+        for name in PUBLISHED:
+            published = PRESETS[name].to_dict()
+            if all(mine[key] == published[key] for key in sizes):
+                return name
+        return None
+
+    def text(self) -> str:
+        """All of it for people, with a warning where the heads are not those of its size."""
+        config = self.config
+        image, patch = (" x ".join(map(str, hw)) for hw in (config.image_hw, config.patch_hw))
+        lines = [
+            f"size        {self.preset or 'none of the published ones'}: width {config.dim},"
+            f" {config.depth} + {config.decoder_depth} layers, {image} pixels in"
+            f" patches of {patch}, {config.channels} channels",
+            f"parameters  {self.parameters:,}",
+            f"heads       {config.num_heads} + {config.decoder_num_heads}, as given",
+            f"passed over {', '.join(self.passed_over) or 'nothing'}",
+            f"SHA-256     {self.sha256}",
+            f"wrote       {self.folder}",
+        ]
+        expected = None if self.preset is None else PRESETS[self.preset].num_heads
+        if expected is not None and {config.num_heads, config.decoder_num_heads} != {expected}:
+            lines.append(
+                f"warning     the published {self.preset} model has {expected} heads: with another"
+                " number every tensor fits and every result is wrong"
+            )
+        return "\n".join(lines)
+
+
+def convert_checkpoint(
+    file: str | Path, out: str | Path, *, num_heads: int, **options: Any
+) -> Conversion:
+    """What came of a published checkpoint, now a weights folder at `out`, new or empty.
+
+    `options` as in `from_reference`, which reads the file (tensors alone, nothing is executed).
+    Raises FileExistsError for a folder with content, before anything is read, what
+    `from_reference` raises, and ValueError when a weight is not finite.
+    """
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and is not overwritten; name a new folder")
+    state = published_state(file)
+    model = from_reference(state, num_heads=num_heads, **options)
+    broken = [key for key, value in model.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"{file} holds values that are not finite, in {', '.join(broken[:3])}")
+    save_model(model, folder)
+    return Conversion(
+        folder=folder,
+        config=model.config,
+        parameters=sum(p.numel() for p in model.parameters()),
+        sha256=weights_hash(folder),
+        passed_over=[
+            f"{key} {tuple(state[key].shape)}"
+            + (" (the table is computed)" if key == POSITIONS else " (never used)")
+            for key in state
+            if key in (*UNUSED, POSITIONS)
+        ],
+    )
+
+
+def write_reference(weights: str | Path, file: str | Path) -> int:
+    """How many tensors went into a new file with the published names.
+
+    `.safetensors` holds the tensors, `.pth` holds them under "model", as a training script saves
+    them. Raises ValueError for another suffix, for a classifier and for a model that the published
+    code cannot express (see `to_reference`), and FileExistsError for a file that is there.
+    """
+    path = Path(file)
+    if path.suffix not in (".safetensors", ".pth"):
+        raise ValueError(f"{path} must end in .safetensors or .pth")
+    if path.exists():
+        raise FileExistsError(f"{path} exists and is not overwritten; name another file")
+    model: CrateMAE = load_autoencoder(weights)
+    state = {key: value.contiguous() for key, value in to_reference(model).items()}
+    with replacing(path) as fresh:
+        if path.suffix == ".pth":
+            torch.save({"model": state}, fresh)
+        else:
+            save_file(state, fresh, metadata={"format": "pt"})
+    return len(state)

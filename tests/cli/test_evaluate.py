@@ -1,0 +1,192 @@
+"""The verbs probe, knn and extract, and every command and snippet of docs/evaluation.md."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+import torch
+
+from crate_mae import build_model, save_model
+from crate_mae.cli import main
+from crate_mae.evaluation.feature_files import load_facts
+from crate_mae.models.config import Preprocess
+from crate_mae.vitmae.model import vitmae_twin
+from crate_mae.vitmae.vitmae_folder import save_vitmae, vitmae_hash
+from crate_mae.weights.weights_folder import load_autoencoder, weights_hash
+
+PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+FEW = ["--limit", "100", "--test-limit", "60"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = build_model(
+        "debug", image_size=8, patch_size=2, channels=1, dim=16, num_heads=2, decoder_num_heads=2
+    )
+    model.preprocess = Preprocess(size=(8, 8), channels=1, mean=(0.3,), std=(0.4,))
+    return save_model(model, tmp_path_factory.mktemp("work") / "runs" / "demo" / "weights")
+
+
+def test_the_pages_commands_and_snippets_run(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(weights.parents[2])
+    # Few images can be separated, where the minimum is far away: not what is asked here.
+    monkeypatch.setattr("crate_mae.evaluation.regression.MAX_STEPS", 20)
+    pattern = r"^    crate-mae ([^\n]+)$|```python\n(.*?)```"
+    parts = re.findall(pattern, PAGE, re.MULTILINE | re.DOTALL)
+    commands = [shlex.split(command) for command, _ in parts if command]
+    assert len(commands) == 16
+    assert sum(bool(code) for _, code in parts) == 1
+    short = ["--optim.epochs", "1", "--optim.warmup_epochs", "0", "--data.limit", "160"]
+    for command, code in parts:
+        if code:
+            exec(code, {})
+            continue
+        verb, *words = shlex.split(command)
+        few = FEW if verb != "extract" and "digits" in words else []
+        few = short if verb in ("pretrain", "finetune") else few
+        assert main([verb, *words, *few]) == 0, command
+    assert json.loads(Path("probe.json").read_text())["rows"][0]["pool"] == "both"
+
+
+def test_the_page_names_every_key(weights: Path, tmp_path: Path) -> None:
+    named = set(re.findall(r"`(\w+)`", PAGE[PAGE.index("## JSON") :]))
+    for verb, more in (("probe", ["--solver", "sgd", "--epochs", "2"]), ("knn", []), ("probe", [])):
+        target = tmp_path / f"{verb}{len(more)}.json"
+        words = [verb, str(weights), "digits", *FEW, *more, "--seeds", "2", "--json", str(target)]
+        assert main([*words, "--no-baselines"]) == 0
+        facts = json.loads(target.read_text())
+        assert set(facts) <= named
+        assert set(facts["rows"][0]) <= named
+
+
+def test_what_a_json_file_tells(weights: Path, tmp_path: Path) -> None:
+    target = tmp_path / "rows.json"
+    words = ["knn", str(weights), "digits", *FEW, "--seeds", "2", "--seed", "5", "--json"]
+    assert main([*words, str(target), "--layers", "0,final", "--k", "1,3"]) == 0
+    facts = json.loads(target.read_text())
+    assert facts["sha256"] == weights_hash(weights)
+    assert facts["command"][:3] == ["crate-mae", "knn", str(weights)]
+    assert facts["settings"] == {"k": [1, 3], "seeds": [5, 6], "shots": None}
+    assert facts["data"]["train"]["count"] == 100
+    assert facts["data"]["test"]["split"] == "test"
+    assert len(facts["data"]["test"]["fingerprint"]) == 64
+    assert facts["environment"]["torch"] == torch.__version__
+    layers = [(row["subject"], row["layer"]) for row in facts["rows"]]
+    assert layers == [
+        ("model", 0), ("model", None), ("random twin", 0), ("random twin", None),
+        ("raw pixels", None),
+    ]  # fmt: skip
+    assert {len(row["runs"]) for row in facts["rows"]} == {2}
+
+
+def test_a_vitmae_beside_and_in_place_of_the_weights(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twin = vitmae_twin(load_autoencoder(weights), seed=4)
+    folder = save_vitmae(twin, tmp_path / "vit")
+    target = tmp_path / "rows.json"
+    words = ["knn", str(weights), "digits", *FEW, "--vitmae", str(folder), "--json", str(target)]
+    assert main(words) == 0
+    assert "kNN, ViT-MAE" in capsys.readouterr().out
+    facts = json.loads(target.read_text())
+    assert facts["others"]["ViT-MAE"]["sha256"] == vitmae_hash(folder)
+    beside = next(row for row in facts["rows"] if row["subject"] == "ViT-MAE")
+    target.unlink()
+    assert main(["knn", str(folder), "digits", *FEW, "--json", str(target)]) == 0
+    facts = json.loads(target.read_text())
+    assert facts["sha256"] == vitmae_hash(folder)
+    assert facts["rows"][0]["accuracy"] == beside["accuracy"]
+    assert [row["subject"] for row in facts["rows"]] == ["model", "random twin", "raw pixels"]
+    assert main(["probe", str(folder), "digits", "--vitmae", "same"]) == 1
+    assert "needs CRATE-MAE weights" in capsys.readouterr().err
+    out = tmp_path / "layer.parquet"
+    words = ["extract", str(folder), "digits", "--limit", "9", "--layer", "1", "--out", str(out)]
+    assert main(words) == 0
+    assert load_facts(out)["layer"] == 1
+    assert load_facts(out)["weights_sha256"] == vitmae_hash(folder)
+
+
+def test_verbose_shows_every_grid_and_mistakes(
+    weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["knn", str(weights), "digits", *FEW, "--pool", "cls,mean,both", "--layers", "all"]
+    assert main([*words, "--no-baselines"]) == 0
+    brief = capsys.readouterr().out
+    assert brief.count("held-out images (* chosen)") == 8
+    assert "4 more grids: --verbose" in brief
+    assert main([*words, "--no-baselines", "--verbose"]) == 0
+    full = capsys.readouterr().out
+    assert full.count("held-out images (* chosen)") == 12
+    assert full.count("most frequent mistakes") == 12
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["probe", "W", "digits", "--epochs", "3"], "--epochs is not for the solver exact"),
+        (["probe", "W", "digits", "--solver", "sgd", "--penalties", "1"], "--penalties is not for"),
+        (["probe", "W", "digits", "--normalise", "batch_norm"], "use solver sgd"),
+        (["probe", "W", "digits", "--layers", "9"], "layers [9] do not exist"),
+        (["knn", "W", "digits", "--seeds", "0"], "--seeds must be at least 1"),
+        (["knn", "W", "digits", "--shots", "5000"], "5000 images of every class"),
+        (["knn", "W", "digits", "--device", "abacus"], "device 'abacus' cannot be used here"),
+        (["knn", "W", "digits", "--vitmae", "nothing"], "no folder that holds a ViT-MAE"),
+        (["knn", "W", "digits", "--json", "W"], "not overwritten"),
+        (["knn", "a.npz", "digits"], "should hold test features"),
+        (["knn", "a.npz", "b.npz"], "there is no file a.npz"),
+        (["knn", "a.npz", "b.npz", "--pool", "cls"], "--pool is for images"),
+    ],
+)
+def test_what_is_refused(
+    weights: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(weights) if word == "W" else word for word in words]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["knn", "--k", "0"], "k must be"),
+        (["knn", "--temperatures", "nan"], "temperature must be above 0"),
+        (["knn", "--shots", "0"], "shots must be at least 1"),
+        (["knn", "--shots", "5000"], "5000 images of every class"),
+        (["probe", "--penalties=-1"], "penalties must be"),
+        (["probe", "--solver", "sgd", "--learning-rates", "inf"], "learning rates must be"),
+        (["probe", "--solver", "sgd", "--weight-decays=-1"], "weight decays must be"),
+        (["probe", "--solver", "sgd", "--epochs", "0"], "at least 1 epoch"),
+    ],
+)
+def test_settings_are_checked_before_features_are_computed(
+    weights: Path,
+    words: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    work = Mock(side_effect=RuntimeError("features were computed first"))
+    monkeypatch.setattr("crate_mae.evaluation.compare.extract_all", work)
+    assert main([words[0], str(weights), "digits", *words[1:]]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--pool", "max"],
+        ["--layers", "last"],
+        ["--k", "a"],
+        ["--seed", "-1"],
+        ["--seed", str(10**23)],
+    ],
+)
+def test_words_that_cannot_be_read(weights: Path, words: list[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["knn", str(weights), "digits", *words])
+    assert left.value.code == 2

@@ -1,0 +1,254 @@
+"""Foreground: thresholds and masses by definition, overlaps by hand, truth found and refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from model_cases import images_for, make, tiny
+from PIL import Image
+from torch import Tensor
+
+from crate_mae.dense.attention import AttentionMaps, attention_maps
+from crate_mae.dense.layout import Layout, layout_of
+from crate_mae.dense.segment_source import SegmentSettings, load_masks, mask_files, segment_source
+from crate_mae.dense.segmentation import (
+    agreement,
+    intersection_over_union,
+    segment_attention,
+    segment_pixels,
+    segment_tokens,
+)
+from crate_mae.dense.thresholds import mass_mask, otsu_threshold
+from crate_mae.dense.token_maps import TokenMap
+from crate_mae.models.config import Preprocess
+from crate_mae.sources.inputs import open_images
+
+some = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def between_by_loops(values: list[float], threshold: float) -> float:
+    low = [v for v in values if v <= threshold]
+    high = [v for v in values if v > threshold]
+    if not low or not high:
+        return -1.0
+    return len(low) * len(high) * (sum(low) / len(low) - sum(high) / len(high)) ** 2
+
+
+@some
+@given(st.lists(st.integers(-50, 50), min_size=2, max_size=30).filter(lambda v: len(set(v)) > 1))
+def test_otsu_is_the_best_of_all_splits(values: list[int]) -> None:
+    numbers = [float(v) for v in values]
+    found = otsu_threshold(torch.tensor(numbers))
+    best = max(between_by_loops(numbers, threshold) for threshold in numbers)
+    assert between_by_loops(numbers, found) == pytest.approx(best, rel=1e-9)
+
+
+def test_otsu_by_hand() -> None:
+    assert otsu_threshold(torch.tensor([0.0, 0.0, 1.0, 9.0, 10.0])) == 5.0
+    assert otsu_threshold(torch.tensor([[1e9, 1e9 + 64]])) == 1e9 + 32
+    for wrong in ([1.0, 1.0], [], [0.0, float("nan")]):
+        with pytest.raises(ValueError, match="no threshold"):
+            otsu_threshold(torch.tensor(wrong))
+
+
+def test_mass_by_hand() -> None:
+    weights = torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.25, 0.25, 0.25, 0.25], [0.0, 0.0, 0.0, 0.0]])
+    expected = {
+        0.4: ["0100", "1100", "0000"],
+        0.41: ["0101", "1100", "0000"],
+        0.7: ["0101", "1110", "0000"],
+        0.9: ["0111", "1111", "0000"],
+        1.0: ["1111", "1111", "0000"],
+    }
+    for mass, rows in expected.items():
+        found = ["".join(str(int(v)) for v in row) for row in mass_mask(weights, mass).tolist()]
+        assert found == rows, mass
+    for mass in (0.0, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="mass"):
+            mass_mask(weights, mass)
+    with pytest.raises(ValueError, match="at least 0"):
+        mass_mask(-weights, 0.5)
+
+
+@some
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.floats(0.01, 1))
+def test_a_mass_is_held_by_the_fewest(values: list[int], mass: float) -> None:
+    weights = torch.tensor(values, dtype=torch.float64)
+    kept = mass_mask(weights, mass)
+    assert float(weights[kept].sum()) >= mass * float(weights.sum()) - 1e-3
+    one_less = sorted((v for v, k in zip(values, kept.tolist(), strict=True) if k), reverse=True)
+    if one_less:
+        assert sum(one_less[:-1]) < mass * sum(values)
+        assert min(one_less) >= max(
+            (v for v, k in zip(values, kept.tolist(), strict=True) if not k), default=0
+        )
+
+
+def masks(*rows: str) -> Tensor:
+    return torch.tensor([[[c == "1" for c in line] for line in row.split()] for row in rows])
+
+
+def test_intersection_over_union_by_hand() -> None:
+    predicted = masks("1100 1100", "1111 1111", "0000 0000", "0000 0000")
+    truth = masks("0110 0110", "1100 0000", "0000 0000", "1000 0000")
+    assert intersection_over_union(predicted, truth).tolist() == [2 / 6, 2 / 8, 1.0, 0.0]
+    both = agreement(predicted, truth)
+    assert both.oracle.tolist() == [2 / 6, 2 / 8, 1.0, 1 / 8]
+    assert both.everything.tolist() == [0.5, 0.25, 0.0, 1 / 8]
+    plain = json.loads(json.dumps(both.to_dict()))
+    assert plain["mean_iou"] == pytest.approx((2 / 6 + 2 / 8 + 1) / 4)
+    with pytest.raises(ValueError, match="one shape"):
+        intersection_over_union(predicted, truth[:2])
+    with pytest.raises(ValueError, match="boolean"):
+        intersection_over_union(predicted, truth.float())
+
+
+def squares(images: int = 3) -> tuple[Tensor, Tensor]:
+    """Grey images (B, 1, 16, 16) with a bright square, and where it is."""
+    pictures = 0.1 * torch.rand(images, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    truth = torch.zeros(images, 16, 16, dtype=torch.bool)
+    for index in range(images):
+        truth[index, 4 : 10 + 2 * (index % 2), 4:12] = True
+    return torch.where(truth[:, None], 0.9, pictures), truth
+
+
+LAYOUT = Layout(image_hw=(16, 16), patch_hw=(2, 2), stride=(2, 2), trained_hw=(16, 16))
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_squares_are_found_whatever_their_sign(each: bool) -> None:
+    pictures, truth = squares()
+    for sign in (1, -1):
+        found = segment_pixels(sign * pictures, LAYOUT, each=each)
+        assert agreement(found.masks, truth).iou.min() > 0.75
+        turned = segment_pixels(sign * pictures, LAYOUT, each=each, flip=True)
+        assert agreement(turned.masks, ~truth).iou.min() > 0.75
+    values = torch.nn.functional.avg_pool2d(pictures, 2).movedim(1, -1).repeat(1, 1, 1, 2)
+    tokens = TokenMap(values=values, layer=None, kind="tokens", layout=LAYOUT)
+    assert agreement(segment_tokens(tokens, each=each).masks, truth).iou.min() > 0.75
+
+
+def test_attention_is_cut_by_its_mass() -> None:
+    weights = torch.full((1, 1, 2, 65), 0.001)
+    weights[0, 0, 1, 1 + 8 * 3 + 4] = 0.9  # head 1 looks at patch (3, 4)
+    maps = AttentionMaps(weights=weights, layers=(0,), side="encoder", query="class", layout=LAYOUT)
+    found = segment_attention(maps, head=1, mass=0.5)
+    rows, columns = found.masks[0].nonzero().T
+    assert {int(rows.min()), int(rows.max())} <= {5, 6, 7, 8}
+    assert {int(columns.min()), int(columns.max())} <= {7, 8, 9, 10}
+    spread = segment_attention(maps, head=0, mass=0.5).masks.double().mean()
+    assert float(spread) == pytest.approx(0.5)
+    assert "mean over heads" in segment_attention(maps).words()
+    with pytest.raises(ValueError, match="heads"):
+        segment_attention(maps, head=2)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three images with their masks, in images/ and masks/."""
+    pictures, truth = squares()
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for index in range(3):
+        grey = (pictures[index, 0].numpy() * 255).astype(np.uint8)
+        Image.fromarray(grey).save(tmp_path / "images" / f"{index}.bmp")
+        drawn = truth[index].numpy().astype(np.uint8) * (1 if index else 255)
+        Image.fromarray(drawn).save(tmp_path / "masks" / f"{index}.png")
+    return tmp_path
+
+
+def test_masks_of_a_folder(folder: Path) -> None:
+    source = open_images([str(folder / "images")])
+    files = mask_files(source, folder / "masks")
+    assert [files[source.name(i)].name for i in range(3)] == ["0.png", "1.png", "2.png"]
+    assert load_masks(list(files.values()), (16, 16)).equal(squares()[1])
+    assert load_masks(list(files.values()), (8, 8)).shape == (3, 8, 8)
+    address = open_images([f"imagefolder:{folder / 'images'}"])
+    assert list(mask_files(address, folder / "masks")) == ["0.bmp", "1.bmp", "2.bmp"]
+
+
+def test_masks_that_do_not_belong(folder: Path) -> None:
+    source = open_images([str(folder / "images")])
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        mask_files(source, folder / "no")
+    first = folder / "masks" / "0.png"
+    good = first.read_bytes()
+    Image.new("L", (16, 15), 255).save(first)
+    with pytest.raises(ValueError, match=r"15x16 pixels, its image .* 16x16: they must agree"):
+        mask_files(source, folder / "masks")
+    first.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"the mask .*empty"):
+        mask_files(source, folder / "masks")
+    first.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no mask for .*0\.bmp"):
+        mask_files(source, folder / "masks")
+    outside = folder / "outside.png"
+    outside.write_bytes(good)
+    first.symlink_to(outside)
+    with pytest.raises(ValueError, match="leads out of"):
+        mask_files(source, folder / "masks")
+    first.unlink()
+    Image.new("L", (16, 16)).save(first)
+    with pytest.raises(ValueError, match="none of the 1 masks marks a pixel"):
+        load_masks([first], (16, 16))
+    (folder / "more").mkdir()
+    Image.new("L", (16, 16)).save(folder / "more" / "0.bmp")
+    doubled = open_images([str(folder / "images"), str(folder / "more")])
+    with pytest.raises(ValueError, match="would share the mask"):
+        mask_files(doubled, folder / "masks")
+
+
+@pytest.mark.parametrize("method", ["pca", "attention"])
+def test_a_whole_source(folder: Path, method: str) -> None:
+    model = make(tiny(image_size=16, patch_size=4, channels=1))
+    model.preprocess = Preprocess(size=(16, 16), channels=1, mean=(0.3,), std=(0.4,))
+    source = open_images([str(folder / "images")])
+    wanted = SegmentSettings(method=method, stride=2)  # type: ignore[arg-type]
+    found = segment_source(model, source, wanted, masks=folder / "masks")
+    assert found.truth is not None
+    assert found.scores is not None
+    assert found.truth.equal(squares()[1])
+    assert found.scores.iou.equal(intersection_over_union(found.segmentation.masks, found.truth))
+    plain = json.loads(json.dumps(found.to_dict()))
+    assert plain["settings"]["method"] == method
+    table = found.table()
+    assert "everything called foreground" in table
+    if method == "pca":
+        assert "raw pixels" in table
+        assert found.heads is None
+    else:
+        assert "oracle: best head" in table
+        assert found.heads is not None
+        assert len(found.heads) == 3
+        for head, mean in enumerate(found.heads):
+            single = SegmentSettings(method="attention", stride=2, head=head)
+            alone = segment_source(model, source, single, masks=folder / "masks")
+            assert alone.scores is not None
+            assert float(alone.scores.iou.mean()) == mean
+    bare = segment_source(model, source, wanted)
+    assert bare.scores is None
+    assert "IoU" not in bare.table()
+    assert bare.segmentation.masks.equal(found.segmentation.masks), "no mask looks at the truth"
+
+
+def test_settings_are_checked_before_the_model_runs(folder: Path) -> None:
+    model = make(tiny(image_size=16, patch_size=4, channels=1))
+    source = open_images([str(folder / "images")])
+    for wanted, message in (
+        (SegmentSettings(mass=0.0), "mass"),
+        (SegmentSettings(method="attention", head=9), "heads"),
+        (SegmentSettings(size=(17, 16)), "nearest size 16x16"),
+        (SegmentSettings(stride=7), "stride"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            segment_source(model, source, wanted)
+
+
+def test_layouts_agree_with_the_models() -> None:
+    model = make(tiny())
+    maps = attention_maps(model, images_for(model.config), layers=[0])
+    assert maps.layout == layout_of(model.config, (8, 12))

@@ -1,0 +1,85 @@
+"""The pictures of compression beside denoising, and the verb that makes them."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from crate_mae.cli import main
+from crate_mae.figures.theory_curves import AXES, MEASURE_WORDS, theory_curves, theory_moves
+from crate_mae.whitebox.denoising_study import MEASURES, METHODS, study, sweeps
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    return study(sweeps(quick=True)[:6], seeds=2, num_tokens=8)  # the first two axes
+
+
+def test_every_named_measure_is_measured() -> None:
+    assert set(MEASURE_WORDS) <= set(MEASURES)
+    assert set(AXES) == {axis for axis, _ in sweeps()}
+
+
+@pytest.mark.parametrize("measure", ["turning", "error", "rate"])
+def test_curves_name_their_axes_and_lines(
+    rows: list[dict[str, Any]], tmp_path: Path, measure: str
+) -> None:
+    path = theory_curves(rows, tmp_path / "curves.svg", measure=measure)
+    texts = ElementTree.parse(path).getroot().iter("{http://www.w3.org/2000/svg}g")
+    groups = [group.get("id", "") for group in texts]
+    assert sum(group.startswith("axes_") for group in groups) == 2
+    again = theory_curves(rows, tmp_path / "again.svg", measure=measure)
+    assert "exact denoiser" in path.read_text()
+    assert len(again.read_text()) == len(path.read_text())
+
+
+def test_a_picture_is_drawn_and_never_overwritten(
+    rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    path = theory_curves(rows, tmp_path / "a.png", measure="outside")
+    assert np.asarray(Image.open(path).convert("L")).std() > 5
+    with pytest.raises(FileExistsError, match="exists"):
+        theory_curves(rows, path, measure="outside")
+    with pytest.raises(ValueError, match="suffix"):
+        theory_moves(tmp_path / "a.gif")
+    with pytest.raises(ValueError, match="no row has the measure 'beauty'"):
+        theory_curves(rows, tmp_path / "b.png", measure="beauty")
+
+
+def test_moves_depend_on_the_seed_alone(tmp_path: Path) -> None:
+    first, same = (theory_moves(tmp_path / f"{n}.png").read_bytes() for n in "ab")
+    assert first == same
+    assert theory_moves(tmp_path / "c.png", seed=1).read_bytes() != first
+
+
+def test_the_verb_writes_table_numbers_and_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "theory"
+    words = ["theory", "--out", str(out), "--quick", "--seeds", "1", "--tokens", "16"]
+    assert main([*words, "--seed", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n{method} " in shown for method in METHODS)
+    names = {path.name for path in out.iterdir()}
+    pictures = {f"theory-{n}.png" for n in ("alignment", "turning", "error", "outside", "moves")}
+    assert names == {"theory.csv", "theory.json", *pictures}
+    content = json.loads((out / "theory.json").read_text())
+    assert content["parameters"]["seed"] == 3
+    with (out / "theory.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 24 * len(METHODS) * len(MEASURES)
+    assert main(words) == 1
+    assert "has content and is not overwritten" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--tokens", "0"]])
+def test_the_verb_refuses_before_it_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: list[str]
+) -> None:
+    assert main(["theory", "--out", str(tmp_path / "a"), *wrong]) == 1
+    assert "at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()

@@ -1,0 +1,122 @@
+"""The summary of a report: key numbers and verdicts of runs made by hand, with known answers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crate_mae.report.blocks import Items
+from crate_mae.report.summary import beside_baselines, key_numbers, status, verdicts
+from crate_mae.runs.contents import Run, headline
+
+
+def line(subject: str, accuracy: float, low: float, high: float, **more: Any) -> dict[str, Any]:
+    """A line of a comparison."""
+    return {"subject": subject, "method": "probe", "accuracy": accuracy,
+            "interval": [low, high], **more}  # fmt: skip
+
+
+def made(**changes: Any) -> Run:
+    """A run of a hundred images in batches of ten, three epochs, two validations."""
+    values: dict[str, Any] = {
+        "folder": Path("made"),
+        "config": {"masking": {}, "model": {}, "optim": {"batch_size": 10, "epochs": 3}},
+        "config_text": "",
+        "data": {"images": 105},
+        "records": [
+            {"step": 4, "val/loss": 0.9, "val/mean_colour": 1.0, "speed/images_per_s": 30.0},
+            {"step": 5, "speed/images_per_s": 10.0},
+            {"step": 6, "speed/images_per_s": 500.0},
+            {"step": 9, "val/loss": 0.25, "val/mean_colour": 1.0, "val/patch_mean": 0.2},
+            {"step": 11, "val/loss": float("nan")},
+        ],
+    }
+    return Run(**(values | changes))
+
+
+def titles(run: Run) -> dict[str, list[str]]:
+    """Sentences by the title they stand under."""
+    return {
+        block.title: list(block.sentences) for block in verdicts(run) if isinstance(block, Items)
+    }
+
+
+@pytest.mark.parametrize(
+    ("base", "better", "told"),
+    [
+        (line("random twin", 0.5, 0.45, 0.55), True, "20.0 points above random twin (50.0%)."),
+        (line("random twin", 0.9, 0.85, 0.95), False, "20.0 points below random twin (90.0%)."),
+        (line("raw pixels", 0.66, 0.6, 0.72), None, "the intervals overlap"),
+        (line("raw pixels", 0.74, 0.7, 0.8), None, "4.0 points below raw pixels"),
+        (line("raw pixels", 0.5, 0.45, 0.65), None, "the intervals overlap"),
+    ],
+)
+def test_a_model_is_better_only_where_intervals_part(
+    base: dict[str, Any], better: bool | None, told: str
+) -> None:
+    ((sentence, found),) = beside_baselines([line("model", 0.7, 0.65, 0.75), base], "probe")
+    assert found is better
+    assert told in sentence
+    assert sentence.startswith("Linear probe: 70.0%, ")
+
+
+def test_without_an_interval_nothing_is_clear() -> None:
+    rows = [line("model", 0.9, 0.85, 0.95), line("raw pixels", 0.1, 0.0, 0.2) | {"interval": None}]
+    assert [better for _, better in beside_baselines(rows, "probe")] == [None]
+    assert beside_baselines(rows, "knn") == []
+
+
+def test_the_first_line_counts_and_not_the_best() -> None:
+    rows = [line("model", 0.6, 0.5, 0.7), line("model", 0.9, 0.8, 1.0, layer=2)]
+    assert headline(rows, "probe", "model") is rows[0]
+    assert headline(rows, "probe", "raw pixels") is None
+
+
+def test_completion_is_set_beside_one_colour_and_the_patch_means() -> None:
+    found = titles(made())
+    assert list(found) == ["Better than the baseline", "No clear difference, or not a fair match"]
+    (better,), (beside,) = found.values()
+    assert "75% below that of the best single colour (0.25 against 1)" in better
+    assert "above the error of knowing each removed patch's true mean, 0.2" in beside
+    records = [{"step": 1, "val/loss": 1.5, "val/mean_colour": 1.0, "val/patch_mean": 2.0}]
+    found = titles(made(records=records))
+    assert "50% above that of the best single colour" in found["Worse than the baseline"][0]
+    assert "it predicts structure within patches" in found["Better than the baseline"][0]
+    normed = {"masking": {}, "model": {"norm_pix_loss": True}}
+    found = titles(made(records=records, config=normed))
+    assert list(found) == ["Worse than the baseline"], "a normalised loss has no patch means"
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "title"),
+    [(0.3, "Better than the baseline"), (0.1, "Worse than the baseline")],
+)
+def test_a_supervised_run_is_set_beside_the_most_frequent_class(
+    accuracy: float, title: str
+) -> None:
+    run = made(config={}, evaluation={"accuracy": accuracy, "chance": 0.2})
+    assert list(titles(run)) == [title]
+    numbers = {number.label: number for number in key_numbers(run)}
+    assert numbers["test accuracy"].value == f"{accuracy:.1%}"
+    assert numbers["test accuracy"].note == "most frequent class 20.0%"
+
+
+def test_key_numbers_are_last_finite_values_and_medians() -> None:
+    rows = [line("model", 0.7, 0.6, 0.8), line("random twin", 0.4, 0.3, 0.5)]
+    run = made(evaluation={"rows": rows})
+    numbers = {number.label: (number.value, number.note) for number in key_numbers(run)}
+    assert numbers["validation loss"][0] == "0.25"
+    assert numbers["validation loss"][1].endswith("one colour gets 1")
+    assert numbers["linear probe"] == ("70.0%", "random twin 40.0%")
+    assert numbers["images per second"] == ("30", "median of training")
+    assert numbers["training images"] == ("105", "seen up to 3 times each")
+    assert "parameters" not in numbers, "there are no weights"
+
+
+def test_the_status_counts_whole_batches() -> None:
+    assert status(made(summary={"step": 30})) == ("Finished after 30 optimiser steps.", True)
+    sentence, finished = status(made())
+    assert not finished
+    assert sentence.startswith("Step 12 of 30. This run is not finished")
+    assert "not finite" in status(made(nonfinite={"step": 11}))[0]
+    assert status(made(data={}))[0].startswith("Step 12. ")

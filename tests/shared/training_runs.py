@@ -1,0 +1,122 @@
+"""Small runs that the training tests share."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from crate_mae.batches.config import (
+    Augment,
+    DataConfig,
+    LabelledDataConfig,
+    Masking,
+    SupervisedAugment,
+)
+from crate_mae.models.config import ModelConfig
+from crate_mae.training.config import (
+    CheckpointConfig,
+    FinetuneConfig,
+    FinetuneOptimConfig,
+    OptimConfig,
+    PretrainConfig,
+    RecordConfig,
+    TrainerConfig,
+)
+
+MODEL = ModelConfig(
+    image_size=8,
+    patch_size=2,
+    channels=1,
+    dim=16,
+    depth=1,
+    num_heads=2,
+    decoder_depth=1,
+    decoder_num_heads=2,
+)
+
+
+def small_config(**changes: Any) -> PretrainConfig:
+    """Three epochs of five steps on 160 digits; any section can be replaced."""
+    base = PretrainConfig(
+        name="small",
+        model=MODEL,
+        data=DataConfig(
+            source="digits", limit=200, augment=Augment(kind="pad_crop", padding=1), workers=0
+        ),
+        masking=Masking(),
+        optim=OptimConfig(epochs=3, batch_size=32, base_lr=1e-2, warmup_epochs=1),
+        trainer=TrainerConfig(accelerator="cpu", devices=1),
+        record=RecordConfig(log_every=1, checkpoint_steps=2, reconstruct_epochs=0),
+    )
+    return replace(base, **changes)
+
+
+AUGMENT = SupervisedAugment(
+    kind="pad_crop", padding=1, flip=False, rand_augment=3, erasing=0.25, mixup=0.8, cutmix=1.0
+)
+
+
+def small_finetune(**changes: Any) -> FinetuneConfig:
+    """Three epochs of five steps on 160 digits, with everything random switched on."""
+    base = FinetuneConfig(
+        name="small",
+        model=replace(MODEL, depth=2),
+        data=LabelledDataConfig(
+            source="digits", limit=200, val_share=0.2, test_limit=60, augment=AUGMENT, workers=0
+        ),
+        optim=FinetuneOptimConfig(
+            epochs=3, batch_size=32, base_lr=1e-2, warmup_epochs=1, layer_decay=0.5, drop_path=0.5,
+            label_smoothing=0.1, ema=0.6,
+        ),
+        trainer=TrainerConfig(accelerator="cpu", devices=1),
+        record=CheckpointConfig(log_every=1, checkpoint_steps=2),
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+def final_state(folder: Path) -> dict[str, Tensor]:
+    """The weights of a run's last checkpoint."""
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    state: dict[str, Tensor] = checkpoint["state_dict"]
+    return state
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a run, without those that depend on the clock."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.startswith(("time", "speed"))}
+        for line in lines
+    ]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Weights bit for bit, and every logged number."""
+    first, second = final_state(a), final_state(b)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert records(a) == records(b)
+
+
+def write_recipe(config: PretrainConfig | FinetuneConfig, path: Path) -> Path:
+    """The configuration as a recipe file."""
+    path.write_text(yaml.safe_dump(config.to_dict()))
+    return path
+
+
+def command_line(*words: str | Path, **environment: str) -> subprocess.Popen[str]:
+    """`crate-mae` in a process of its own, on one thread, so that sums are in a fixed order."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "crate_mae", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
