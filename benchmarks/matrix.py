@@ -160,7 +160,7 @@ def superseded(matrix: Matrix, out: Path) -> list[str]:
 
 
 def searched_before(matrix: Matrix, out: Path, losses: Mapping[str, Mapping[str, Any]]) -> None:
-    """Nothing; losses of an earlier search, by model and rate, count as tried in `out` then."""
+    """Losses of an earlier search, by model and rate, count as tried in `out` then."""
     for model in matrix.models:
         for rate in matrix.rates:
             loss = losses.get(model, {}).get(f"{rate:g}")

@@ -217,7 +217,7 @@ def write_table(
     docs: Path | None,
     place: str = "quality",
 ) -> None:
-    """Nothing; prints the tables and writes what is asked for, a page between markers of a place.
+    """Print the tables and write what is asked for, a page between markers of a place.
 
     Raises FileNotFoundError when nothing was run in `out`, FileExistsError for a taken file.
     """

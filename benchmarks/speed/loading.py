@@ -164,7 +164,7 @@ def _read(data: ImageDataModule, seconds: float) -> float:
 
 
 def check_enough(addresses: Sequence[str], batch: int) -> None:
-    """Nothing; raises ValueError for an address with fewer images than a batch of so many.
+    """Raise ValueError for an address with fewer images than a batch of so many.
 
     Raises what opening an address raises; no image is read.
     """

@@ -131,7 +131,7 @@ def test_a_supervised_recipe_builds_and_takes_a_step(path: Path, tmp_path: Path)
 
 
 def random_images(folder: Path, count: int, size: tuple[int, int]) -> None:
-    """Nothing; writes that many random colour images."""
+    """Write that many random colour images."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     for index in range(count):

@@ -70,7 +70,7 @@ class Page(HTMLParser):
         assert not self._open, f"left open: {self._open}"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Nothing; notes a tag."""
+        """Note a tag."""
         found = dict(attrs)
         self.attributes |= set(found)
         if tag not in VOID:
@@ -102,12 +102,12 @@ class Page(HTMLParser):
             (self.scripts if tag == "script" else self.styles).append("")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Nothing; notes a tag that closes itself."""
+        """Note a tag that closes itself."""
         assert tag in VOID, tag
         self.handle_starttag(tag, attrs)
 
     def handle_endtag(self, tag: str) -> None:
-        """Nothing; the tag must be the one that was opened last."""
+        """Check that the tag is the one that was opened last."""
         assert self._open.pop() == tag, tag
         if tag in ("th", "td"):
             text = self._cells.pop()
@@ -116,7 +116,7 @@ class Page(HTMLParser):
             )
 
     def handle_data(self, data: str) -> None:
-        """Nothing; gathers text where it belongs."""
+        """Gather text where it belongs."""
         inside = self._open[-1] if self._open else ""
         if inside in ("script", "style"):
             (self.scripts if inside == "script" else self.styles)[-1] += data
@@ -143,7 +143,7 @@ def read_page(path: Path) -> Page:
 
 
 def change(path: Path, edit: Callable[[Any], None]) -> None:
-    """Nothing; edits the values of a JSON file."""
+    """Edit the values of a JSON file."""
     values = json.loads(path.read_text())
     edit(values)
     path.write_text(json.dumps(values))

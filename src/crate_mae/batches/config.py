@@ -98,7 +98,7 @@ class Masking:
             )
 
     def check(self, grid: tuple[int, int]) -> None:
-        """Nothing; raises ValueError when a ratio keeps or removes no patch of the grid."""
+        """Raise ValueError when a ratio keeps or removes no patch of the grid."""
         for ratio in (self.ratio, self.ratio if self.ratio_max is None else self.ratio_max):
             num_kept(grid[0] * grid[1], ratio)
 

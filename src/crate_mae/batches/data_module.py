@@ -54,7 +54,7 @@ class BatchKind(Protocol):
     """What is made of the samples: masked or labelled batches."""
 
     def check(self, model: ModelConfig) -> None:
-        """Nothing; raises ValueError when such batches do not suit the model."""
+        """Raise ValueError when such batches do not suit the model."""
 
     def training_maker(self, data: "ImageDataModule") -> MakeBatch:
         """What turns training samples into batches: random, but fixed by the sample."""
@@ -113,7 +113,7 @@ class ImageDataModule(LightningDataModule):
     # -- opening: checks first, then statistics, then the cache -------------------------------
 
     def open(self) -> None:
-        """Nothing; opens and checks the sources, measures mean and std, fills the cache.
+        """Open and check the sources, measure mean and std, fill the cache.
 
         Safe to call again. Raises ValueError for data that cannot train this model and
         TooManyBrokenImagesError.
@@ -284,7 +284,7 @@ class ImageDataModule(LightningDataModule):
     # -- broken images ------------------------------------------------------------------------
 
     def note_broken(self, broken: list[tuple[str, str]]) -> None:
-        """Nothing; names unreadable images in the log, each once."""
+        """Name unreadable images in the log, each once."""
         for name, reason in broken:
             if name not in self.broken:
                 self.broken[name] = reason
@@ -296,7 +296,7 @@ class ImageDataModule(LightningDataModule):
         return len(self.broken) > self.config.max_broken * self.num_images
 
     def stop_if_broken(self) -> None:
-        """Nothing; raises TooManyBrokenImagesError above the allowed share, with the list."""
+        """Raise TooManyBrokenImagesError above the allowed share, with the list."""
         if not self.too_many_broken:
             return
         allowed, total = self.config.max_broken, self.num_images
@@ -419,7 +419,7 @@ class ImageDataModule(LightningDataModule):
         return {"batches_seen": self.batches_seen, "broken": dict(self.broken)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing; goes on from the position that `state_dict` gave."""
+        """Go on from the position that `state_dict` gave."""
         self.batches_seen = int(state_dict["batches_seen"])
         self.broken = dict(state_dict["broken"])
 

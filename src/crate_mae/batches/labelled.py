@@ -100,7 +100,7 @@ class LabelledBatches:
     """
 
     def check(self, model: ModelConfig) -> None:
-        """Nothing; raises ValueError when an augmentation does not take the model's channels."""
+        """Raise ValueError when an augmentation does not take the model's channels."""
         supervised_transform(self.augment, Preprocess.identity(model))
 
     def training_maker(self, data: ImageDataModule) -> LabelledMaker:

@@ -19,7 +19,7 @@ class MaskedBatches:
     masking: Masking = field(default_factory=Masking)
 
     def check(self, model: ModelConfig) -> None:
-        """Nothing; raises ValueError when a mask keeps or removes no patch of the model's grid."""
+        """Raise ValueError when a mask keeps or removes no patch of the model's grid."""
         self.masking.check(model.grid)
 
     def training_maker(self, data: ImageDataModule) -> BatchMaker:

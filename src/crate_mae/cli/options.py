@@ -18,7 +18,7 @@ def verb_parser(verb: str, summary: str) -> argparse.ArgumentParser:
 
 
 def add_data_options(parser: argparse.ArgumentParser, limit: int | None = None) -> None:
-    """Nothing; adds --data-split and --limit."""
+    """Add --data-split and --limit."""
     default = "all" if limit is None else limit
     parser.add_argument("--data-split", help="split of the data address")
     parser.add_argument(
@@ -27,19 +27,19 @@ def add_data_options(parser: argparse.ArgumentParser, limit: int | None = None) 
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Nothing; adds --device."""
+    """Add --device."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
 
 
 def add_picture_options(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    """Nothing; adds --out and --overwrite."""
+    """Add --out and --overwrite."""
     more = "; several images: FILE-1, FILE-2, ..." if several else ""
     parser.add_argument("--out", required=True, metavar="FILE", help=f".png, .pdf or .svg{more}")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
 
 def add_dense_options(parser: argparse.ArgumentParser) -> None:
-    """Nothing; adds --size and --stride, the two ways to more tokens."""
+    """Add --size and --stride, the two ways to more tokens."""
     parser.add_argument(
         "--size",
         type=image_size,
@@ -79,7 +79,7 @@ def seed_number(text: str) -> int:
 
 
 def report_unreadable(unreadable: list[tuple[str, str]]) -> None:
-    """Nothing; tells of the images that were passed over, on the error stream."""
+    """Tell of the images that were passed over, on the error stream."""
     for name, reason in unreadable:
         print(f"passed over: {name} ({reason})", file=sys.stderr)
 
@@ -124,12 +124,12 @@ def new_file(name: str | None) -> Path | None:
 
 
 def write_json(path: Path | None, values: dict[str, Any]) -> None:
-    """Nothing; writes values as JSON and says so; does nothing without a path."""
+    """Write values as JSON and say so; do nothing without a path."""
     if path is not None:
         write_atomically(path, json.dumps(values, indent=2) + "\n")
         print(f"wrote {path}")
 
 
 def print_json(values: dict[str, Any]) -> None:
-    """Nothing; prints values as JSON."""
+    """Print values as JSON."""
     print(json.dumps(values, indent=2))

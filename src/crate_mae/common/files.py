@@ -12,7 +12,7 @@ MAX_JSON_BYTES = 1 << 20
 
 
 def check_folder_of(path: Path) -> None:
-    """Nothing; raises NotADirectoryError or PermissionError when no file can be made at `path`.
+    """Raise NotADirectoryError or PermissionError when no file can be made at `path`.
 
     Its folder may still be missing: then the nearest one that is there counts.
     """
@@ -43,7 +43,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Nothing; replaces a text file in one step."""
+    """Replace a text file in one step."""
     with replacing(path) as fresh:
         fresh.write_text(text, encoding="utf-8")
 

@@ -155,7 +155,7 @@ def _measure(
     warmup: int,
     steps: int,
 ) -> None:
-    """Nothing; sends ("measured", fields of PeakMemory) or (name of an error, its message)."""
+    """Send ("measured", fields of PeakMemory) or (name of an error, its message)."""
     with contextlib.suppress(OSError):  # should memory run out, this process is the one to go
         Path("/proc/self/oom_score_adj").write_text("1000")
     try:
@@ -198,14 +198,14 @@ class _ProcessGauge:
         return _status("VmRSS") if STATUS.exists() else _lifetime_peak()
 
     def reset(self) -> None:
-        """Nothing; the peak counts from here, where the system lets it."""
+        """Let the peak count from here, where the system allows it."""
         try:
             CLEAR.write_text("5")
         except OSError:
             self.method = "peak of a fresh process over its whole life"
 
     def wait(self) -> None:
-        """Nothing; work on a CPU is done when its call returns."""
+        """Do nothing: work on a CPU is done when its call returns."""
 
     def peak(self) -> int:
         """Bytes held at the peak since the reset."""
@@ -227,11 +227,11 @@ class _GpuGauge:
         return int(torch.cuda.memory_allocated(self.device))
 
     def reset(self) -> None:
-        """Nothing; the peak counts from here."""
+        """Let the peak count from here."""
         torch.cuda.reset_peak_memory_stats(self.device)
 
     def wait(self) -> None:
-        """Nothing; the GPU has done all that was asked of it."""
+        """Wait until the GPU has done all that was asked of it."""
         torch.cuda.synchronize(self.device)
 
     def peak(self) -> int:

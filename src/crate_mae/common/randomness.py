@@ -22,7 +22,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Nothing; restores what `random_state` gave."""
+    """Restore what `random_state` gave."""
     torch.set_rng_state(state["torch"].cpu())
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([item.cpu() for item in state["cuda"]])
@@ -82,5 +82,5 @@ LAP = 1_000_003  # more epochs than any run has: what a second lap adds to the e
 
 
 def seed_globally(*key: int) -> None:
-    """Nothing; starts torch's global CPU generator at a point that the key alone fixes."""
+    """Start torch's global CPU generator at a point that the key alone fixes."""
     torch.default_generator.manual_seed(keyed_generator(*key).initial_seed())

@@ -83,7 +83,7 @@ def layout_of(config: ModelConfig, image_hw: Pair, stride: int | Pair | None = N
 
 
 def warn_of_many(layout: Layout) -> None:
-    """Nothing; says in the log that so many tokens take long, and what would take less."""
+    """Say in the log that so many tokens take long, and what would take less."""
     count = layout.grid[0] * layout.grid[1]
     if count > MANY_TOKENS:
         logger.warning(
@@ -119,7 +119,7 @@ def to_pixels(values: Tensor, layout: Layout, *, smooth: bool) -> Tensor:
 
 
 def check_room(values: int, what: str) -> None:
-    """Nothing; raises ValueError when so many float32 values would not fit in 2 GiB."""
+    """Raise ValueError when so many float32 values would not fit in 2 GiB."""
     if values > MAX_VALUES:
         raise ValueError(
             f"the {what} would take {values * 4 / 2**30:.1f} GiB at once, more than"

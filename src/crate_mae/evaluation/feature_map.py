@@ -80,7 +80,7 @@ def feature_map(
 
 
 def check_mappable(source: ImageSource) -> None:
-    """Nothing; raises ValueError for a source without labels or too large, before any is read."""
+    """Raise ValueError for a source without labels or too large, before any is read."""
     if all(source.label(index) is None for index in range(len(source))):
         raise ValueError(
             f"the images of {source.address} have no labels to colour by; use a labelled source"

@@ -142,7 +142,7 @@ def knn(
 def check_knn(
     *, k: Sequence[int] = NEIGHBOURS, temperatures: Sequence[float] = TEMPERATURES
 ) -> None:
-    """Nothing; raises ValueError for settings that `knn` would refuse, before there are features.
+    """Raise ValueError for settings that `knn` would refuse, before there are features.
 
     That k is more than the training images is seen only there.
     """

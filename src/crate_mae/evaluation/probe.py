@@ -220,7 +220,7 @@ def check_probe(
     epochs: int = EPOCHS,
     batch_size: int = BATCH_SIZE,
 ) -> None:
-    """Nothing; raises ValueError for settings that `linear_probe` refuses, before any features."""
+    """Raise ValueError for settings that `linear_probe` refuses, before any features."""
     for name, value, choices in (
         ("solver", solver, get_args(Solver)),
         ("normalise", normalise, get_args(Normalise)),

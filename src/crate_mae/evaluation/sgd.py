@@ -52,7 +52,7 @@ class LinearGrid:
         batch_size: int,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Nothing; minimises every setting's cross-entropy on features (n, d), classes (n,).
+        """Minimise every setting's cross-entropy on features (n, d), classes (n,).
 
         SGD with momentum 0.9; the rate falls to zero on a half cosine, step by step; the decay is
         of weights, not of biases. Batches are drawn anew in every epoch, the same for all settings;

@@ -99,7 +99,7 @@ def _spotlight(image: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 
 def _frame(axes: Axes, maps: AttentionMaps) -> None:
-    """Nothing; frames the patch that asks, white within black so that it shows on any colour."""
+    """Frame the patch that asks, white within black so that it shows on any colour."""
     if maps.query == "class":
         return
     (row, column), layout = maps.query, maps.layout

@@ -203,7 +203,7 @@ def _found(rows: Sequence[Measurement], panel: _Panel) -> bool:
 def _half_steps(
     axes: Axes, rows: Sequence[Measurement], panel: _Panel, names: list[str], *, labels: bool
 ) -> None:
-    """Nothing; draws tokens at the three points of every layer, joined within a layer only."""
+    """Draw tokens at the three points of every layer, joined within a layer only."""
     ticks: dict[float, str] = {}
     start = 0.0
     for side, points in _POINTS.items():

@@ -69,7 +69,7 @@ class Sheet:
         return self.figure
 
     def label(self, row: int, name: str, value: str) -> None:
-        """Nothing; writes the name of a row and its figure of merit left of it."""
+        """Write the name of a row and its figure of merit left of it."""
         right, middle = self.margin + self.label_width - 10, self._top(row) + self.cell[0] / 2
         self._text(right, middle - 1, shortened(name), ha="right", va="bottom", size=9)
         self._text(right, middle + 1, value, ha="right", va="top", size=9, color="#555555")
@@ -85,7 +85,7 @@ class Sheet:
     def colour_bar(
         self, colours: ScalarMappable, words: str, *, row: int = 0, tall: bool = True
     ) -> None:
-        """Nothing; draws a scale right of a row, `tall` over several rows where they are low."""
+        """Draw a scale right of a row, `tall` over several rows where they are low."""
         left = self.margin + self.label_width + len(self.columns) * self.pitch[1] + 4
         height = self.cell[0]
         if tall:

@@ -39,7 +39,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def tidy(axes: Axes) -> None:
-    """Nothing; gives axes a light grid and takes the upper and right frame away."""
+    """Give axes a light grid and take the upper and right frame away."""
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

@@ -92,7 +92,7 @@ class CrateMAE(nn.Module):
         return features
 
     def recompute_layers(self, recompute: bool = True) -> None:
-        """Nothing; sets whether training recomputes layers in the backward pass to save memory."""
+        """Set whether training recomputes layers in the backward pass to save memory."""
         self.encoder.layers.recompute = self.decoder.recompute = recompute
 
     def embed_masked(self, images: Tensor, mask: Tensor, kept: int | None = None) -> Tensor:

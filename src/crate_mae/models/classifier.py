@@ -46,7 +46,7 @@ class CrateClassifier(nn.Module):
         return classifier
 
     def recompute_layers(self, recompute: bool = True) -> None:
-        """Nothing; sets whether training recomputes layers in the backward pass to save memory."""
+        """Set whether training recomputes layers in the backward pass to save memory."""
         self.encoder.layers.recompute = recompute
 
     def encode(self, images: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ class Encoder(nn.Module):
         return table.to(self.positions.device, self.positions.dtype)
 
     def check_images(self, images: Tensor) -> None:
-        """Nothing; raises ValueError when images are not (B, C, H, W) as this model needs them."""
+        """Raise ValueError when images are not (B, C, H, W) as this model needs them."""
         channels = self.config.channels
         if images.ndim != 4 or images.shape[1] != channels:
             raise ValueError(

@@ -286,7 +286,7 @@ class DecoderLayer(nn.Module):
 
 
 def init_linear(linear: nn.Linear) -> None:
-    """Nothing; sets Xavier uniform weights and a zero bias, the published initial values."""
+    """Set Xavier uniform weights and a zero bias, the published initial values."""
     nn.init.xavier_uniform_(linear.weight)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)

@@ -108,7 +108,7 @@ def _unlabelled(data: DataConfig, seed: int) -> Images:
 
 
 def _check_present(data: DataConfig) -> None:
-    """Nothing; raises FileNotFoundError for an address that opening would download."""
+    """Raise FileNotFoundError for an address that opening would download."""
     named = {data.source: data.split}
     if data.val_source is not None:
         named[data.val_source] = data.val_split

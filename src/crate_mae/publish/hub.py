@@ -47,7 +47,7 @@ class HubApi(Protocol):
         ...
 
     def create_branch(self, repo_id: str, *, branch: str, exist_ok: bool) -> None:
-        """Nothing; makes a branch from main."""
+        """Make a branch from main."""
 
     def create_commit(
         self,

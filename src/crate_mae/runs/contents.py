@@ -132,7 +132,7 @@ def read_run(folder: str | Path) -> Run:
 
 
 def read_results(run: Run) -> None:
-    """Nothing; reads what has been measured of the run, again when called again."""
+    """Read what has been measured of the run, again when called again."""
     run.evaluation = _values(run, EVALUATION, expected=False)
     run.reconstruction = _values(run, RECONSTRUCTION, expected=False)
     if (run.folder / ANALYSIS / LAYERS).is_file() and _fits(run, f"{ANALYSIS}/{LAYERS}"):

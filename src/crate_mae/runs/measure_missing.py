@@ -46,7 +46,7 @@ def measure_missing(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> None:
-    """Nothing; measures what the run folder lacks or holds of other weights, and keeps it there.
+    """Measure what the run folder lacks or holds of other weights, and keep it there.
 
     Reconstructions, linear probe and nearest neighbours beside a random twin and raw pixels (at
     most `limit` training and `test_limit` test images, by default MAX_TRAIN and MAX_TEST), and the

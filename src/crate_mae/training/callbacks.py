@@ -30,7 +30,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        """Nothing; writes beside the target, flushes to disk, then replaces the target."""
+        """Write beside the target, flush to disk, then replace the target."""
         with replacing(Path(path)) as fresh:
             torch.save(checkpoint, fresh)
 
@@ -64,7 +64,7 @@ class StopSignals(Callback):
             signal.signal(number, handler)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing; takes the signals back from the Trainer.
+        """Take the signals back from the Trainer.
 
         Its own handlers communicate from inside the signal in a distributed run, and on SLURM
         write a checkpoint of their own that a later run would pick up.
@@ -130,24 +130,24 @@ class Checkpoints(Callback):
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing; takes over the best monitored value."""
+        """Take over the best monitored value."""
         self.best = float(state_dict["best"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing; notes where this session started."""
+        """Note where this session started."""
         self._started_at = trainer.global_step
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Nothing; leaves the run when the last batch was saved for that."""
+        """Leave the run when the last batch was saved for that."""
         if self._leaving:
             raise StopRequestedError
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Nothing; saves within the epoch when due."""
+        """Save within the epoch when due."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches != 0:
             return
         step = trainer.global_step
@@ -162,7 +162,7 @@ class Checkpoints(Callback):
                 self._save_weights(trainer, pl_module, self.weights)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing; saves the last, the best and the kept checkpoints and the weights."""
+        """Save the last, the best and the kept checkpoints and the weights."""
         assert isinstance(pl_module, TrainingModule)
         epoch = trainer.current_epoch + 1
         value = self.monitor.value(trainer.callback_metrics)

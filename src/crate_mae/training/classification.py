@@ -83,18 +83,18 @@ class Classification(TrainingModule):
         optimizer: Optimizer | Any,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Nothing; takes the step, then moves the average, before anything is saved."""
+        """Take the step, then move the average, before anything is saved."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.average is not None:
             self.average.update_parameters(self.model)
 
     def on_validation_epoch_start(self) -> None:
-        """Nothing; forgets the sums of the last validation."""
+        """Forget the sums of the last validation."""
         # summed loss, images answered correctly, images
         self._val_sums = torch.zeros(3, dtype=torch.float64)
 
     def validation_step(self, batch: LabelledBatch, _: int) -> None:
-        """Nothing; adds a batch to the loss, without smoothing, and to the accuracy."""
+        """Add a batch to the loss, without smoothing, and to the accuracy."""
         self.images.note_broken(batch["broken"])
         scores, labels = self.best_guess(batch["images"]), batch["labels"]
         loss = F.cross_entropy(scores, labels, reduction="sum")
@@ -103,7 +103,7 @@ class Classification(TrainingModule):
         self._val_sums += torch.stack([loss.cpu(), right.cpu(), count]).double()
 
     def on_validation_epoch_end(self) -> None:
-        """Nothing; logs loss and accuracy over all ranks."""
+        """Log loss and accuracy over all ranks."""
         for part in self._gather(list(self.images.broken.items())):
             self.images.note_broken(part)
         loss, right, count = torch.stack(self._gather(self._val_sums)).sum(dim=0).tolist()

@@ -41,13 +41,13 @@ class MaskedCompletion(TrainingModule):
     # -- validation ---------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        """Nothing; forgets the sums of the last validation."""
+        """Forget the sums of the last validation."""
         # loss x removed patches, removed patches
         self._val_sums = torch.zeros(2, dtype=torch.float64)
         self._sums = BaselineSums(self.model.config.channels)
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        """Nothing; adds a batch to the fixed-mask loss and to the trivial baselines."""
+        """Add a batch to the fixed-mask loss and to the trivial baselines."""
         self.images.note_broken(batch["broken"])
         output = self.model(batch["images"], mask=batch["mask"], kept=self.kept)
         removed = batch["mask"].sum()
@@ -56,7 +56,7 @@ class MaskedCompletion(TrainingModule):
             self._sums.update(self.model.target(batch["images"]).cpu(), batch["mask"].cpu())
 
     def on_validation_epoch_end(self) -> None:
-        """Nothing; logs the loss beside the two baselines, over all ranks."""
+        """Log the loss beside the two baselines, over all ranks."""
         for part in self._gather(list(self.images.broken.items())):
             self.images.note_broken(part)
         if self.baselines is None:

@@ -40,17 +40,17 @@ class MetricsLog(Logger):
     def log_hyperparams(
         self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
     ) -> None:
-        """Nothing: the run folder holds the whole configuration."""
+        """Do nothing: the run folder holds the whole configuration."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Nothing; appends one line with step, time and metrics."""
+        """Append one line with step, time and metrics."""
         record = {"step": step, "time": round(time(), 3), **metrics}
         self._lines.append(json.dumps(record))
 
     @rank_zero_only
     def save(self) -> None:
-        """Nothing; writes the waiting lines."""
+        """Write the waiting lines."""
         if not self._lines:
             return
         with (self.folder / JSONL).open("a", encoding="utf-8") as file:
@@ -62,13 +62,13 @@ class MetricsLog(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Nothing; writes what waits and the CSV."""
+        """Write what waits and the CSV."""
         self.save()
         write_csv(self.folder)
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Nothing; drops records of optimiser steps after `step`, and a half-written line."""
+        """Drop records of optimiser steps after `step`, and a half-written line."""
         records = read_metrics(self.folder)
         kept = [json.dumps(record) + "\n" for record in records if record["step"] < step]
         write_atomically(self.folder / JSONL, "".join(kept))
@@ -87,7 +87,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_csv(folder: Path) -> None:
-    """Nothing; writes `metrics.csv`, one column for every metric of the run."""
+    """Write `metrics.csv`, one column for every metric of the run."""
     records = read_metrics(folder)
     columns = list(dict.fromkeys(key for record in records for key in record))
     with replacing(folder / CSV) as fresh, fresh.open("w", newline="", encoding="utf-8") as file:

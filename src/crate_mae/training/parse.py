@@ -37,7 +37,7 @@ class SettingsParser(ArgumentParser):
     """A parser whose errors are one line: what is wrong, and the nearest known name."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Nothing; ends the process with status 2."""
+        """End the process with status 2."""
         known = [option for action in self._actions for option in action.option_strings]
         hints = [did_you_mean(word, known) for word in message.split() if word.startswith("--")]
         print(f"error: {message}{''.join(hints[:1])}", file=sys.stderr)

@@ -22,7 +22,7 @@ class Reconstructions(Callback):
         self.every, self.count = every, count
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing; draws when due and at the end; a failed drawing is logged, not fatal."""
+        """Draw when due and at the end; a failed drawing is logged, not fatal."""
         epoch = trainer.current_epoch + 1
         due = self.every and (epoch % self.every == 0 or epoch == trainer.max_epochs)
         # Sharded weights are whole only inside a step, so they are not drawn here.
@@ -34,7 +34,7 @@ class Reconstructions(Callback):
             logger.warning("no reconstruction drawn at epoch %d: %s", epoch, error)
 
     def draw(self, trainer: Trainer, module: LightningModule, name: str, title: str) -> None:
-        """Nothing; writes one sheet."""
+        """Write one sheet."""
         assert isinstance(module, MaskedCompletion)
         batch = self._batch(trainer)
         if batch is None:

@@ -111,7 +111,7 @@ def write_facts(
     command: list[str] | None,
     resume: bool,
 ) -> None:
-    """Nothing; writes configuration, command, environment and what the data are.
+    """Write configuration, command, environment and what the data are.
 
     Raises ValueError when a resumed run meets another number of training images.
     """

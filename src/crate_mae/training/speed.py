@@ -23,13 +23,13 @@ class Speed(Callback):
         self._marks: list[tuple[float, int, float]] = []
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing; starts timing afresh, so that validation does not count as training."""
+        """Start timing afresh, so that validation does not count as training."""
         self._marks = []
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Nothing; logs the speed over the last steps."""
+        """Log the speed over the last steps."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         self._marks = [
             *self._marks[-self.window :],
@@ -77,12 +77,12 @@ class Lines(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Nothing; prints when half a minute has passed."""
+        """Print when half a minute has passed."""
         if perf_counter() >= self._next:
             self._line(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing; prints the epoch's line."""
+        """Print the epoch's line."""
         self._line(trainer)
 
     @rank_zero_only

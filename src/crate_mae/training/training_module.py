@@ -78,7 +78,7 @@ class TrainingModule(LightningModule, ABC):
         return cast("ImageDataModule", cast("Any", self.trainer).datamodule)
 
     def leave_buffers_alone(self) -> None:
-        """Nothing; keeps a distributed run from broadcasting buffers, after one was added.
+        """Keep a distributed run from broadcasting buffers, after one was added.
 
         They are the same on every rank. Without this, each forward pass would broadcast them, and
         ranks with one validation batch more would wait for ever.
@@ -86,7 +86,7 @@ class TrainingModule(LightningModule, ABC):
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
     def save_weights(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        """Nothing; writes or replaces a weights folder with the tensors of a whole state."""
+        """Write or replace a weights folder with the tensors of a whole state."""
         prefix = self.weights_prefix
         own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         if isinstance(self.model, ViTMAE):
@@ -128,7 +128,7 @@ class TrainingModule(LightningModule, ABC):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Nothing; clips the norm of all gradients and raises when that norm is not finite."""
+        """Clip the norm of all gradients; raise NonFiniteError when that norm is not finite."""
         clip = math.inf if self.optim.clip is None else self.optim.clip
         if isinstance(self.trainer.strategy, FSDPStrategy):
             norm = cast("Any", self.trainer.strategy.model).clip_grad_norm_(clip)
@@ -203,9 +203,9 @@ class TrainingModule(LightningModule, ABC):
         return NonFiniteError(next(found for found in reports if found["began_in"] is not None))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Nothing; adds the state of all random generators as plain values."""
+        """Add the state of all random generators as plain values."""
         checkpoint["random"] = random_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Nothing; sets all random generators to where they were."""
+        """Set all random generators to where they were."""
         set_random_state(checkpoint["random"])

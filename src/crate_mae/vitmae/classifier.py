@@ -78,7 +78,7 @@ class ViTClassifier(nn.Module):
         return classifier
 
     def recompute_layers(self) -> None:
-        """Nothing; makes training recompute layers in the backward pass to save memory."""
+        """Make training recompute layers in the backward pass to save memory."""
         self.twin.recompute_layers()
 
     def encode(self, images: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def load_vit_classifier(folder: str | Path) -> ViTClassifier:
 
 
 def _check_filled(config: ModelConfig, match: Match, tensors: Mapping[str, Tensor]) -> None:
-    """Nothing; raises ValueError for more layers or wider ones than so many values can fill.
+    """Raise ValueError for more layers or wider ones than so many values can fill.
 
     A file from elsewhere may tell any size, and what it tells is built before it is compared.
     """

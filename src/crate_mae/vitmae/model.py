@@ -69,7 +69,7 @@ class ViTMAE(nn.Module):
         return masked_target(images, config.patch_hw, normalise=config.norm_pix_loss)
 
     def recompute_layers(self) -> None:
-        """Nothing; makes training recompute layers in the backward pass to save memory."""
+        """Make training recompute layers in the backward pass to save memory."""
         enable = getattr(self.model, "activation_checkpointing_enable", None)
         (enable or self.model.gradient_checkpointing_enable)()  # its name in older transformers
 

@@ -19,7 +19,7 @@ def load_exactly(
     origin: str,
     names: Mapping[str, str] | None = None,
 ) -> None:
-    """Nothing; copies `tensors` into `model` when names and shapes match one to one.
+    """Copy `tensors` into `model` when names and shapes match one to one.
 
     `names` gives the names that messages use, where the origin has others than the model.
     Raises IncompleteWeightsError with counts and names otherwise, and ValueError for tensors that
@@ -42,7 +42,7 @@ def check_match(
     origin: str,
     names: Mapping[str, str] | None = None,
 ) -> None:
-    """Nothing; raises IncompleteWeightsError unless `found` names and shapes are the model's.
+    """Raise IncompleteWeightsError unless `found` names and shapes are the model's.
 
     The model may lie on the meta device. `names` as in `load_exactly`.
     """

@@ -55,7 +55,7 @@ class Classes:
         self._dealt, self._given = known[order], 0
 
     def update(self, steps: Sequence[HalfStep], labels: Tensor) -> None:
-        """Nothing; takes in the codes of every encoder layer and the final features."""
+        """Take in the codes of every encoder layer and the final features."""
         codes = [step.after for step in steps if step.name == "sparsify"]
         # Images without a label get none here either: both are measured on the same images.
         dealt, labelled = labels.clone(), labels != UNLABELLED

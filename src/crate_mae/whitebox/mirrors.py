@@ -47,7 +47,7 @@ class Mirrors:
         self._found: dict[tuple[int, str], Agreement] = {}
 
     def update(self, steps: Sequence[HalfStep]) -> None:
-        """Nothing; takes in all half steps of one batch."""
+        """Take in all half steps of one batch."""
         if not self.mirrored:
             return
         self._images += len(steps[0].before)

@@ -53,7 +53,7 @@ class LayerMeter:
         self._atoms: dict[tuple[Side, int, str], Tensor] = {}
 
     def update(self, step: HalfStep) -> None:
-        """Nothing; takes in one half step of one batch."""
+        """Take in one half step of one batch."""
         if step.name in ("compress", "expand"):
             self._tokens(step, "input", step.before)
         self._tokens(step, step.name, step.after)

@@ -16,7 +16,7 @@ class RunningMean:
         self._squares = torch.zeros((), dtype=torch.float64)
 
     def update(self, values: Tensor) -> None:
-        """Nothing; takes in values (B, ...): statistics are over B, for each of the rest."""
+        """Take in values (B, ...): statistics are over B, for each of the rest."""
         batch = values.detach().double().cpu()
         mean = batch.mean(dim=0)
         squares = (batch - mean).square().sum(dim=0)
@@ -43,7 +43,7 @@ class Agreement:
         self._moments = torch.zeros(3, dim, dim, dtype=torch.float64)  # X^T X, Y^T Y, X^T Y
 
     def update(self, found: Tensor, expected: Tensor) -> None:
-        """Nothing; takes in tokens X = `found` and Y = `expected`, both (..., d)."""
+        """Take in tokens X = `found` and Y = `expected`, both (..., d)."""
         X, Y = (t.detach().double().cpu().flatten(0, -2) for t in (found, expected))
         self.count += len(X)
         self._sums += torch.stack([X.sum(dim=0), Y.sum(dim=0)])
@@ -95,7 +95,7 @@ class ClassMoments:
         self.moments = torch.zeros(num_classes, dim, dim, dtype=torch.float64)
 
     def update(self, features: Tensor, labels: Tensor) -> None:
-        """Nothing; takes in features (B, d) with labels (B,), without those labelled below 0."""
+        """Take in features (B, d) with labels (B,), without those labelled below 0."""
         rows, labels = features.detach().double().cpu(), labels.cpu()
         for label in torch.unique(labels[labels >= 0]).tolist():
             members = rows[labels == label]
