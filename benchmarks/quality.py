@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from altered import ALTERATIONS
+from altered import ALTERATIONS, alter
 from crate_mae.cli.options import new_file, write_json
-from crate_mae.evaluation.backbones import load_completer
+from crate_mae.evaluation.backbones import load_masked_autoencoder
 from crate_mae.evaluation.reconstruction import reconstruct_source
 from crate_mae.sources.address import open_source
 from crate_mae.sources.base import random_subset
@@ -131,8 +131,8 @@ def _complete(given: argparse.Namespace) -> int:
 
     target = new_file(given.json)
     if given.alter is not None:
-        ALTERATIONS[given.alter]()
-    model = load_completer(given.run_folder)
+        alter(given.alter)
+    model = load_masked_autoencoder(given.run_folder)
     source = open_source(given.source, split="test")
     if isinstance(source, StreamSource):
         raise ValueError(f"{given.source} is a stream: name a source whose images can be chosen")

@@ -65,7 +65,7 @@ def recorded(cifar10: str, folder: Path) -> dict[str, Any]:
             "--record.log_every", "10", "--stop-after", str(STEPS), ends=143,
         ),
         "vitmae": _losses(
-            folder / "vitmae", "pretrain", "--config", "digits", "--vitmae", "same",
+            folder / "vitmae", "pretrain", "--config", "digits", "--vitmae", "configuration",
             "--optim.epochs", "4", "--optim.warmup_epochs", "1", "--optim.base_lr", "1e-3",
         ),
         "classifier": _losses(

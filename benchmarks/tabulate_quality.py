@@ -14,7 +14,7 @@ from safetensors import safe_open
 from compared_figures import compared_curves, variant_losses
 from crate_mae.common.environment import environment
 from crate_mae.common.files import write_atomically
-from crate_mae.evaluation.backbones import load_completer
+from crate_mae.evaluation.backbones import load_masked_autoencoder
 from crate_mae.models.cost import counted_flops, model_cost, parameter_count
 from crate_mae.models.masks import num_kept
 from crate_mae.training.metrics_log import read_metrics
@@ -130,7 +130,7 @@ def _run(folder: Path, *, altered: bool = False) -> dict[str, Any] | None:
         facts["parameters"] = _stored_parameters(folder / "weights" / TENSORS)
         cost = completion.get("gflops_per_image")
     else:
-        model = load_completer(folder)
+        model = load_masked_autoencoder(folder)
         facts["parameters"] = parameter_count(model)
         cost = flops_per_image_of(folder, model) / 1e9
     if cost is not None:

@@ -13,7 +13,7 @@ from crate_mae import build_model, save_model
 from crate_mae.analysis import analyse_subjects, open_subjects, summary_table
 from crate_mae.cli import main
 from crate_mae.figures import style as base
-from crate_mae.figures.layer_curves import layer_curves, subspace_angles, weight_curves
+from crate_mae.figures.layer_curves import draw_layers, draw_subspace_angles, draw_weights
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import Preprocess
 from crate_mae.sources.inputs import open_images
@@ -110,8 +110,8 @@ def test_decoders_behind_encoders_of_other_depths_are_drawn_in_one_place(
         return path
 
     monkeypatch.setattr(base, "save_figure", keep)
-    weight_curves(rows, tmp_path / "w.png")
-    layer_curves(rows, tmp_path / "l.png")
+    draw_weights(rows, tmp_path / "w.png")
+    draw_layers(rows, tmp_path / "l.png")
     for figure in drawn:
         words = [label.get_text() for label in figure.axes[2].get_xticklabels()]
         assert len(words) == 5, "three encoder and two decoder layers, each place once"
@@ -167,13 +167,13 @@ def test_figures_refuse_what_they_cannot_draw(weights: Path, tmp_path: Path) -> 
     rows, _ = analyse_subjects(open_subjects(str(weights), []), source, tmp_path / "a")
     assert "model, encoder" in summary_table(rows)
     target = tmp_path / "x.png"
-    for draw in (layer_curves, weight_curves):
+    for draw in (draw_layers, draw_weights):
         with pytest.raises(ValueError, match="nothing to draw"):
             draw([], target)
         with pytest.raises(ValueError, match="suffix"):
             draw(rows, tmp_path / "x.txt")
     with pytest.raises(ValueError, match="no subspaces"):
-        subspace_angles({}, target)
+        draw_subspace_angles({}, target)
     draw(rows, target)
     with pytest.raises(FileExistsError, match="exists"):
         draw(rows, target)

@@ -76,7 +76,7 @@ class WrittenCrate(nn.Module):
         tokens = self._layers(self._placed(patches))
         for layer in model.decoder:
             y = layer.synthesis(layer.norm1(tokens))
-            tokens = y - self._mssa(layer.norm2(y), layer.mssa)
+            tokens = y - self._mssa(layer.norm2(y), cast("MSSA", layer.mssa))
         prediction = model.prediction(model.decoder_norm(tokens))[:, 1:]
         with torch.autocast(images.device.type, enabled=False):
             error = ((prediction.float() - self._target(images)) ** 2).mean(dim=-1)
@@ -99,7 +99,7 @@ class WrittenCrate(nn.Module):
     def _layers(self, tokens: Tensor) -> Tensor:
         encoder = self.model.encoder
         for layer in encoder.layers:
-            h = tokens + self._mssa(layer.norm1(tokens), layer.mssa)
+            h = tokens + self._mssa(layer.norm1(tokens), cast("MSSA", layer.mssa))
             tokens = self._ista(layer.norm2(h), cast("ISTA", layer.ista))
         normed: Tensor = encoder.norm(tokens)
         return normed

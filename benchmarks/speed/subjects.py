@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from crate_mae.common.hints import did_you_mean
 from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.backbone import MaskedAutoencoder
 from crate_mae.models.config import ModelConfig, Preprocess
 from crate_mae.models.masks import num_kept
-from crate_mae.vitmae.model import ViTMAE, build_vitmae, twin_config
+from crate_mae.vitmae.model import build_vitmae, vitmae_config
 from speed.arithmetic import (
     Attend,
     GradientStep,
@@ -61,7 +62,7 @@ class Subject:
 class Completer(nn.Module):
     """A masked autoencoder of ours or ViT-MAE, as the library runs it: a `Runner`."""
 
-    def __init__(self, model: CrateMAE | ViTMAE, ratio: float) -> None:
+    def __init__(self, model: MaskedAutoencoder, ratio: float) -> None:
         super().__init__()
         self.model = model
         # Told, so that no GPU is waited for.
@@ -101,7 +102,7 @@ def _written(
 
 
 def _vitmae(config: ModelConfig, ratio: float, *, published: bool = False) -> nn.Module:
-    settings = twin_config(config)
+    settings = vitmae_config(config)
     if published:  # the decoder of all of MAE's sizes, and transformers' default
         settings.decoder_hidden_size = 512
         settings.decoder_intermediate_size = 2048
@@ -217,7 +218,7 @@ def _hindrance(name: str, config: ModelConfig) -> ImportError | ValueError | Non
         return ImportError(f"{name} needs {library}, which is not installed: {INSTALL}")
     if library == "transformers":
         try:
-            twin_config(config)
+            vitmae_config(config)
         except ValueError as error:
             return error
     return None

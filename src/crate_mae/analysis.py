@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from crate_mae.common.environment import environment
-from crate_mae.evaluation.backbones import random_twin
-from crate_mae.figures.layer_curves import MAX_MODELS, layer_curves, subspace_angles, weight_curves
+from crate_mae.figures.layer_curves import (
+    MAX_MODELS,
+    draw_layers,
+    draw_subspace_angles,
+    draw_weights,
+)
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.sources.base import ImageSource
@@ -73,9 +77,8 @@ def open_subjects(
     subjects = [Subject(name="model", model=model, sha256=weights_hash(weights))]
     for other in compare:
         if other == RANDOM:
-            twin = random_twin(model, seed)
-            assert isinstance(twin, CrateMAE | CrateClassifier)  # it is of the model's own kind
-            subjects.append(Subject(name="random twin", model=twin, sha256=None))
+            fresh = model.untrained(seed).to(next(model.parameters()).device)
+            subjects.append(Subject(name="random twin", model=fresh, sha256=None))
         else:
             taken = {subject.name for subject in subjects}
             base = Path(other).name or other
@@ -142,9 +145,9 @@ def draw_analysis(
     paths = []
     for kind in KINDS:
         paths += [
-            layer_curves(rows, folder / f"layers{kind}", overwrite=True),
-            weight_curves(rows, folder / f"weights{kind}", overwrite=True),
-            subspace_angles(overlaps, folder / f"angles{kind}", overwrite=True),
+            draw_layers(rows, folder / f"layers{kind}", overwrite=True),
+            draw_weights(rows, folder / f"weights{kind}", overwrite=True),
+            draw_subspace_angles(overlaps, folder / f"angles{kind}", overwrite=True),
         ]
     return paths
 

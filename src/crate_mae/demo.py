@@ -15,10 +15,10 @@ from crate_mae.dense.attention import attention_maps
 from crate_mae.dense.token_maps import token_map
 from crate_mae.dense.token_pca import fit_token_map
 from crate_mae.evaluation.reconstruction import reconstruct
-from crate_mae.figures.attention_sheet import attention_sheet
-from crate_mae.figures.reconstruction_sheet import reconstruction_sheet
-from crate_mae.figures.run_curves import training_curves
-from crate_mae.figures.token_sheets import pca_sheet
+from crate_mae.figures.attention_sheet import draw_attention
+from crate_mae.figures.reconstruction_sheet import draw_reconstruction
+from crate_mae.figures.run_curves import draw_training
+from crate_mae.figures.token_sheets import draw_pca
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.masks import draw_mask
 from crate_mae.report.page import write_report
@@ -64,7 +64,7 @@ def run_demo(folder: Path) -> str | None:
         summary = pretrain(config, folder, resume=resume, command=["crate-mae", "demo"])
         if not summary.finished:
             return None
-    training_curves(read_metrics(folder), folder / "training.png", overwrite=True)
+    draw_training(read_metrics(folder), folder / "training.png", overwrite=True)
     report = write_report(folder, progress=counter)
     if report.left_out:
         raise RuntimeError(f"{report.path} is not complete: {' '.join(report.left_out)}")
@@ -87,11 +87,11 @@ def show_trained(folder: Path) -> str:
         f"{name}, {square.shape[-1]} px"
         for (name, _, _), square in zip(_SQUARES, squares, strict=True)
     ]
-    reconstruction_sheet(completed, folder / PICTURES[0], names=names, overwrite=True)
+    draw_reconstruction(completed, folder / PICTURES[0], names=names, overwrite=True)
 
     wide = _fitted(list(photographs.values()), model, _WIDE)
     tokens = token_map(model, wide)
-    pca_sheet(
+    draw_pca(
         tokens,
         fit_token_map(tokens)[0],
         denormalise(wide, model.preprocess).clamp(0, 1),
@@ -100,7 +100,7 @@ def show_trained(folder: Path) -> str:
         overwrite=True,
     )
     flower = _fitted([photographs["flower"]], model, _ATTENDED)
-    attention_sheet(
+    draw_attention(
         attention_maps(model, flower, query=_BLOSSOM),
         denormalise(flower, model.preprocess).clamp(0, 1),
         folder / PICTURES[2],

@@ -7,12 +7,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
+from torch import Tensor
 
-from altered import ALTERATIONS
+from altered import ALTERATIONS, alter
 from altered import main as altered
+from crate_mae import build_model
+from crate_mae.models import autoencoder, encoder
+from crate_mae.models.config import ModelConfig
+from crate_mae.models.layers import DecoderLayer, EncoderLayer, Synthesis
 from crate_mae.training.config import OptimConfig, PretrainConfig
 from crate_mae.training.parse import parse_finetune, parse_pretrain
 from matrix import (
@@ -306,86 +313,52 @@ def test_faults_of_a_matrix_are_named(
 # -- alterations ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        ("signed", "negative"),
-        ("skip", "encoder"),
-        ("decoder-skip", "decoder"),
-        ("both-skips", "encoder"),
-        ("own-values", "attention"),
-        ("own-attention", "attention"),
-        ("encoder-mlp", "mlp"),
-        ("overcomplete", "overcomplete"),
-        ("mlp", "mlp"),
-        ("one-step", "steps"),
-        ("four-steps", "steps"),
-        ("signed-overcomplete", "steps"),
-        ("own-synthesis", "synthesis"),
-    ],
-)
-def test_alterations_change_what_they_say(name: str, change: str) -> None:
-    """In a process of its own, as they change the classes for good."""
-    code = f"""
-import torch
-from altered import ALTERATIONS
-from crate_mae.models.layers import ISTA, MSSA, DecoderLayer, EncoderLayer
-torch.manual_seed(0)
-common = {{"dim": 8, "num_heads": 2, "output_projection": "free"}}
-encoder = EncoderLayer(**common, step_size=0.1, sparsity=0.5)
-decoder, z = DecoderLayer(**common), torch.randn(2, 3, 8)
-codes, y = encoder.sparsify(z), decoder.expand(z)
-ALTERATIONS[{name!r}]()
-if {change!r} == "negative":
-    g = encoder.norm2(z) @ encoder.ista.folded_map()
-    expected = torch.where(g > 0.05, g - 0.05, torch.where(g < -0.05, g + 0.05, 0))
-    torch.testing.assert_close(encoder.sparsify(z), expected)
-if {change!r} == "overcomplete":
-    encoder = EncoderLayer(**common, step_size=0.1, sparsity=0.5)
+ETA, LAMBDA = 0.1, 0.5
+
+
+def altered_layers(name: str, **fields: Any) -> tuple[EncoderLayer, DecoderLayer, Tensor]:
+    """One encoder and one decoder layer of an alteration, and tokens."""
+    torch.manual_seed(0)
+    small = {"dim": 8, "num_heads": 2, "decoder_num_heads": 2, "depth": 1, "decoder_depth": 1}
+    config = ModelConfig(**{**small, "step_size": ETA, "sparsity": LAMBDA, **fields})
+    operators = ALTERATIONS[name]
+    (encoder,), (decoder,) = operators.encoder_layers(config), operators.decoder_layers(config)
+    return encoder, decoder, torch.randn(2, 3, 8)
+
+
+def lasso_codes(x: Tensor, D: Tensor, steps: int, *, signed: bool = False) -> Tensor:
+    """Proximal gradient of |x - a D^T|^2 / 2 + lambda |a|_1 from 0, an atom a column of D."""
+    a = torch.zeros(*x.shape[:-1], D.shape[1])
+    for _ in range(steps):
+        a = a - ETA * (a @ D.T - x) @ D
+        a = a.sign() * (a.abs() - ETA * LAMBDA).clamp(min=0) if signed else a - ETA * LAMBDA
+        a = a if signed else a.clamp(min=0)
+    assert a.count_nonzero() > 0
+    return a
+
+
+def test_signed_codes_shrink_from_both_sides() -> None:
+    encoder, _, z = altered_layers("signed")
     D, x = encoder.ista.dictionary, encoder.norm2(z)
-    assert D.shape == (32, 8)
-    a = torch.zeros(2, 3, 32)
-    for _ in range(2):  # proximal gradient of |x - a D|^2 / 2 + 0.5 |a|_1 over a >= 0, step 0.1
-        a = (a - 0.1 * (a @ D - x) @ D.T - 0.1 * 0.5).clamp(min=0)
-    torch.testing.assert_close(encoder.sparsify(z), z + encoder.back(a))
-    assert a.count_nonzero() > 0
-if {change!r} in ("steps", "synthesis"):
-    wide = EncoderLayer(**common, step_size=0.1, sparsity=0.5, overcomplete=4)
-    D, x = wide.ista.dictionary, wide.norm2(z)
-    assert D.shape == (8, 32)
-    a = torch.zeros(2, 3, 32)
-    for _ in range({{"one-step": 1, "four-steps": 4}}.get({name!r}, 2)):
-        a = a - 0.1 * (a @ D.T - x) @ D
-        if {name!r} == "signed-overcomplete":
-            a = a.sign() * (a.abs() - 0.1 * 0.5).clamp(min=0)
-        else:
-            a = (a - 0.1 * 0.5).clamp(min=0)
-    torch.testing.assert_close(wide.codes(z), a)
-    assert a.count_nonzero() > 0
-    if {change!r} == "synthesis":
-        torch.testing.assert_close(wide.ista.back.weight, D)  # D itself before training
-        assert wide.ista.back.weight is not D
-        with torch.no_grad():
-            wide.ista.back.weight.mul_(3)
-        assert "ista.back.weight" in dict(wide.named_parameters())
-        torch.testing.assert_close(wide.sparsify(z), z + 3 * a @ D.T)
-        assert hasattr(DecoderLayer(**common, overcomplete=4).synthesis, "back")
-    else:
-        torch.testing.assert_close(wide.sparsify(z), z + a @ D.T)
-if {change!r} == "mlp":
-    encoder = EncoderLayer(**common, step_size=0.1, sparsity=0.5)
-    first, _, second = encoder.mlp
-    hidden = torch.nn.functional.gelu(first(encoder.norm2(z)))
-    torch.testing.assert_close(encoder.sparsify(z), z + second(hidden))
-    assert "ista" not in dict(encoder.named_children())
-    decoder = DecoderLayer(**common)
-    if {name!r} == "mlp":
-        first, _, second = decoder.mlp
-        hidden = torch.nn.functional.gelu(first(decoder.norm1(z)))
-        torch.testing.assert_close(decoder.expand(z), z + second(hidden))
-    assert hasattr(decoder, "synthesis") == ({name!r} == "encoder-mlp")
-if {change!r} == "attention":
-    mssa = MSSA(dim=8, num_heads=2, output_projection="free")
+    g = x + ETA * (x - x @ D.T) @ D
+    bound = ETA * LAMBDA
+    expected = torch.where(g > bound, g - bound, torch.where(g < -bound, g + bound, 0))
+    torch.testing.assert_close(encoder.sparsify(z), expected)
+
+
+@pytest.mark.parametrize("name", ["skip", "decoder-skip", "both-skips"])
+def test_skips_add_what_entered_the_half_step(name: str) -> None:
+    encoder, decoder, z = altered_layers(name)
+    codes, y = encoder.ista(encoder.norm2(z)), decoder.synthesis(decoder.norm1(z))
+    in_encoder, in_decoder = name != "decoder-skip", name != "skip"
+    torch.testing.assert_close(encoder.sparsify(z), z + codes if in_encoder else codes)
+    torch.testing.assert_close(decoder.expand(z), z + y if in_decoder else y)
+
+
+@pytest.mark.parametrize("name", ["own-values", "own-attention"])
+def test_attention_with_projections_of_its_own(name: str) -> None:
+    encoder, _, z = altered_layers(name)
+    mssa: Any = encoder.mssa
     parts = [mssa.subspaces, getattr(mssa, "key", mssa.subspaces), mssa.value]
     q, k, v = (part(z).view(2, 3, 2, 4) for part in parts)
     heads = torch.empty_like(q)
@@ -394,13 +367,66 @@ if {change!r} == "attention":
             weights = (q[b, :, head] @ k[b, :, head].T / 2).softmax(-1)
             heads[b, :, head] = weights @ v[b, :, head]
     torch.testing.assert_close(mssa(z), mssa.output(heads.flatten(-2)))
-    assert hasattr(mssa, "key") == ({name!r} == "own-attention")
-if {change!r} == "encoder":
-    torch.testing.assert_close(encoder.sparsify(z), z + codes)
-if {change!r} == "decoder" or {name!r} == "both-skips":
-    torch.testing.assert_close(decoder.expand(z), z + y)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE)
+    assert hasattr(mssa, "key") == (name == "own-attention")
+
+
+@pytest.mark.parametrize("name", ["mlp", "encoder-mlp"])
+def test_mlps_in_place_of_sparse_steps(name: str) -> None:
+    encoder, decoder, z = altered_layers(name)
+    layers: Any = encoder.ista.layers
+    hidden = torch.nn.functional.gelu(layers[0](encoder.norm2(z)))
+    torch.testing.assert_close(encoder.sparsify(z), z + layers[2](hidden))
+    assert hasattr(decoder.synthesis, "layers") == (name == "mlp")
+    if name == "mlp":
+        layers = decoder.synthesis.layers
+        hidden = torch.nn.functional.gelu(layers[0](decoder.norm1(z)))
+        torch.testing.assert_close(decoder.expand(z), z + layers[2](hidden))
+
+
+def test_overcomplete_codes_return_by_a_matrix_of_their_own() -> None:
+    encoder, decoder, z = altered_layers("overcomplete")
+    ista: Any = encoder.ista
+    assert ista.dictionary.shape == (8, 32)
+    codes = lasso_codes(encoder.norm2(z), ista.dictionary, 2)
+    torch.testing.assert_close(encoder.sparsify(z), z + ista.back(codes))
+    assert isinstance(decoder.synthesis, Synthesis)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("one-step", 1), ("four-steps", 4), ("signed-overcomplete", 2)]
+)
+def test_other_steps_of_overcomplete_layers(name: str, steps: int) -> None:
+    encoder, decoder, z = altered_layers(name, overcomplete=4)
+    for layer, x, made in (
+        (encoder.ista, encoder.norm2(z), encoder.sparsify(z)),
+        (decoder.synthesis, decoder.norm1(z), decoder.expand(z)),
+    ):
+        D = layer.dictionary
+        codes = lasso_codes(x, D, steps, signed=name == "signed-overcomplete")
+        torch.testing.assert_close(made, z + codes @ D.T)
+
+
+def test_an_own_synthesis_starts_as_the_dictionary_and_is_another_matrix() -> None:
+    encoder, decoder, z = altered_layers("own-synthesis", overcomplete=4)
+    ista: Any = encoder.ista
+    torch.testing.assert_close(ista.back.weight, ista.dictionary)  # D itself before training
+    assert ista.back.weight is not ista.dictionary
+    with torch.no_grad():
+        ista.back.weight.mul_(3)
+    codes = lasso_codes(encoder.norm2(z), ista.dictionary, 2)
+    torch.testing.assert_close(encoder.sparsify(z), z + 3 * codes @ ista.dictionary.T)
+    assert "ista.back.weight" in dict(encoder.named_parameters())
+    assert hasattr(decoder.synthesis, "back")
+
+
+def test_an_altered_process_builds_altered_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (autoencoder, encoder):
+        monkeypatch.setattr(module, "operators_of", module.operators_of)
+    alter("own-synthesis")
+    assert "back" in str(build_model("debug", overcomplete=2))
+    assert "back" not in str(build_model("debug"))  # it is of overcomplete layers alone
+    alter("own-values")
+    assert "value" in str(build_model("debug"))
 
 
 def test_an_unknown_alteration_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

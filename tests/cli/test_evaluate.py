@@ -11,10 +11,11 @@ import torch
 
 from crate_mae import build_model, save_model
 from crate_mae.cli import main
+from crate_mae.common.files import file_hash
 from crate_mae.evaluation.feature_files import load_facts
 from crate_mae.models.config import Preprocess
-from crate_mae.vitmae.model import vitmae_twin
-from crate_mae.vitmae.vitmae_folder import save_vitmae, vitmae_hash
+from crate_mae.vitmae.model import vitmae_baseline
+from crate_mae.vitmae.vitmae_folder import save_vitmae
 from crate_mae.weights.weights_folder import load_autoencoder, weights_hash
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
@@ -88,19 +89,19 @@ def test_what_a_json_file_tells(weights: Path, tmp_path: Path) -> None:
 def test_a_vitmae_beside_and_in_place_of_the_weights(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    twin = vitmae_twin(load_autoencoder(weights), seed=4)
+    twin = vitmae_baseline(load_autoencoder(weights), seed=4)
     folder = save_vitmae(twin, tmp_path / "vit")
     target = tmp_path / "rows.json"
     words = ["knn", str(weights), "digits", *FEW, "--vitmae", str(folder), "--json", str(target)]
     assert main(words) == 0
     assert "kNN, ViT-MAE" in capsys.readouterr().out
     facts = json.loads(target.read_text())
-    assert facts["others"]["ViT-MAE"]["sha256"] == vitmae_hash(folder)
+    assert facts["others"]["ViT-MAE"]["sha256"] == file_hash(folder / "model.safetensors")
     beside = next(row for row in facts["rows"] if row["subject"] == "ViT-MAE")
     target.unlink()
     assert main(["knn", str(folder), "digits", *FEW, "--json", str(target)]) == 0
     facts = json.loads(target.read_text())
-    assert facts["sha256"] == vitmae_hash(folder)
+    assert facts["sha256"] == file_hash(folder / "model.safetensors")
     assert facts["rows"][0]["accuracy"] == beside["accuracy"]
     assert [row["subject"] for row in facts["rows"]] == ["model", "random twin", "raw pixels"]
     assert main(["probe", str(folder), "digits", "--vitmae", "same"]) == 1
@@ -109,7 +110,7 @@ def test_a_vitmae_beside_and_in_place_of_the_weights(
     words = ["extract", str(folder), "digits", "--limit", "9", "--layer", "1", "--out", str(out)]
     assert main(words) == 0
     assert load_facts(out)["layer"] == 1
-    assert load_facts(out)["weights_sha256"] == vitmae_hash(folder)
+    assert load_facts(out)["weights_sha256"] == file_hash(folder / "model.safetensors")
 
 
 def test_verbose_shows_every_grid_and_mistakes(

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from model_cases import VARIANTS, gap, images_for, make, tiny
 
 from crate_mae.dense.attention import attention_maps, head_numbers, query_index
-from crate_mae.models.autoencoder import Side
 from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.layers import Side
 
 
 @pytest.mark.parametrize("name", VARIANTS)

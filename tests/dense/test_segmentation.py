@@ -14,7 +14,7 @@ from torch import Tensor
 
 from crate_mae.dense.attention import AttentionMaps, attention_maps
 from crate_mae.dense.layout import Layout, layout_of
-from crate_mae.dense.segment_source import SegmentSettings, load_masks, mask_files, segment_source
+from crate_mae.dense.segment_source import SegmentSettings, load_masks, mask_files, segment_images
 from crate_mae.dense.segmentation import (
     agreement,
     intersection_over_union,
@@ -208,7 +208,7 @@ def test_a_whole_source(folder: Path, method: str) -> None:
     model.preprocess = Preprocess(size=(16, 16), channels=1, mean=(0.3,), std=(0.4,))
     source = open_images([str(folder / "images")])
     wanted = SegmentSettings(method=method, stride=2)  # type: ignore[arg-type]
-    found = segment_source(model, source, wanted, masks=folder / "masks")
+    found = segment_images(model, source, wanted, masks=folder / "masks")
     assert found.truth is not None
     assert found.scores is not None
     assert found.truth.equal(squares()[1])
@@ -226,10 +226,10 @@ def test_a_whole_source(folder: Path, method: str) -> None:
         assert len(found.heads) == 3
         for head, mean in enumerate(found.heads):
             single = SegmentSettings(method="attention", stride=2, head=head)
-            alone = segment_source(model, source, single, masks=folder / "masks")
+            alone = segment_images(model, source, single, masks=folder / "masks")
             assert alone.scores is not None
             assert float(alone.scores.iou.mean()) == mean
-    bare = segment_source(model, source, wanted)
+    bare = segment_images(model, source, wanted)
     assert bare.scores is None
     assert "IoU" not in bare.table()
     assert bare.segmentation.masks.equal(found.segmentation.masks), "no mask looks at the truth"
@@ -245,7 +245,7 @@ def test_settings_are_checked_before_the_model_runs(folder: Path) -> None:
         (SegmentSettings(stride=7), "stride"),
     ):
         with pytest.raises(ValueError, match=message):
-            segment_source(model, source, wanted)
+            segment_images(model, source, wanted)
 
 
 def test_layouts_agree_with_the_models() -> None:

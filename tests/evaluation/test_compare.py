@@ -13,10 +13,10 @@ from PIL import Image
 from crate_mae.cli import main
 from crate_mae.evaluation import compare as module
 from crate_mae.evaluation import features as features_module
-from crate_mae.evaluation.backbones import random_twin
-from crate_mae.evaluation.compare import compare, compare_features
+from crate_mae.evaluation.backbones import random_baseline
+from crate_mae.evaluation.compare import compare_features, compare_models
 from crate_mae.evaluation.features import extract_features
-from crate_mae.evaluation.knn import knn
+from crate_mae.evaluation.knn import nearest_neighbours
 from crate_mae.evaluation.metrics import few_shot, wilson_interval
 from crate_mae.evaluation.probe import linear_probe
 from crate_mae.evaluation.rows import Row, comparison_table, confusion_table, grid_table
@@ -26,7 +26,7 @@ from crate_mae.models.config import Preprocess
 from crate_mae.models.cost import parameter_count
 from crate_mae.sources.address import open_pair
 from crate_mae.sources.base import ImageSource
-from crate_mae.vitmae.model import ViTMAE, vitmae_twin
+from crate_mae.vitmae.model import vitmae_baseline
 from crate_mae.weights.weights_folder import save_model
 
 Pair = tuple[ImageSource, ImageSource]
@@ -52,15 +52,15 @@ def key(row: Row) -> tuple[str, str, str, int | None]:
 
 
 def test_rows_are_the_measures_of_the_features(model: CrateMAE, pair: Pair) -> None:
-    rows = compare(model, *pair)
+    rows = compare_models(model, *pair)
     subjects = ("model", "random twin", "raw pixels")
     assert [(r.method, r.subject) for r in rows] == [
         (method, subject) for method in ("probe", "knn") for subject in subjects
     ]
     train, test = (extract_features(model, source) for source in pair)
     assert rows[0].results == (linear_probe(train, test),)
-    assert rows[3].results == (knn(train, test),)
-    twin = random_twin(model, 0)
+    assert rows[3].results == (nearest_neighbours(train, test),)
+    twin = random_baseline(model, 0)
     train, test = (extract_features(twin, source) for source in pair)
     assert rows[1].results == (linear_probe(train, test),)
     count = sum(p.numel() for p in model.parameters())
@@ -79,10 +79,10 @@ def test_layers_pools_and_seeds(
         return extract(subject, *words, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "extract_all", counted)
-    rows = compare(
+    rows = compare_models(
         model,
         *pair,
-        measures={"knn": knn},
+        measures={"knn": nearest_neighbours},
         pools=("cls", "both"),
         layers=(0, None),
         seeds=(3, 4, 5),
@@ -96,7 +96,7 @@ def test_layers_pools_and_seeds(
     ]
     row = next(row for row in rows if key(row) == ("knn", "model", "both", 0))
     train, test = (extract_features(model, s, pool="both", layer=0) for s in pair)
-    expected = [knn(few_shot(train, 4, seed), test, seed=seed) for seed in (3, 4, 5)]
+    expected = [nearest_neighbours(few_shot(train, 4, seed), test, seed=seed) for seed in (3, 4, 5)]
     assert list(row.results) == expected
     accuracies = [result.accuracy for result in expected]
     assert row.accuracy == fmean(accuracies)
@@ -104,13 +104,13 @@ def test_layers_pools_and_seeds(
     assert row.interval == wilson_interval(fmean(accuracies) * 80, 80)
     assert {result.num_train for result in row.results} == {40}
     twin = next(row for row in rows if key(row) == ("knn", "random twin", "cls", None))
-    known, unknown = (extract_features(random_twin(model, 4), s, pool="cls") for s in pair)
-    assert twin.results[1] == knn(few_shot(known, 4, 4), unknown, seed=4)
+    known, unknown = (extract_features(random_baseline(model, 4), s, pool="cls") for s in pair)
+    assert twin.results[1] == nearest_neighbours(few_shot(known, 4, 4), unknown, seed=4)
 
 
 def test_a_row_as_plain_values(model: CrateMAE, pair: Pair) -> None:
-    measures = {"probe": partial(linear_probe, penalties=(1.0, 0.1)), "knn": knn}
-    rows = compare(model, *pair, measures=measures, seeds=(0, 1), baselines=False)  # type: ignore[arg-type]
+    measures = {"probe": partial(linear_probe, penalties=(1.0, 0.1)), "knn": nearest_neighbours}
+    rows = compare_models(model, *pair, measures=measures, seeds=(0, 1), baselines=False)  # type: ignore[arg-type]
     for row in rows:
         plain = row.to_dict()
         assert json.loads(json.dumps(plain)) == {
@@ -131,15 +131,13 @@ def test_a_row_as_plain_values(model: CrateMAE, pair: Pair) -> None:
 
 
 def test_other_models_share_the_protocol(model: CrateMAE, pair: Pair) -> None:
-    trained = vitmae_twin(model, seed=9)
+    trained = vitmae_baseline(model, seed=9)
 
-    def drawn(seed: int) -> ViTMAE:
-        return vitmae_twin(model, "parameters", seed=seed)
-
-    rows = compare(
+    drawn = partial(vitmae_baseline, model, "parameters")
+    rows = compare_models(
         model,
         *pair,
-        measures={"knn": knn},
+        measures={"knn": nearest_neighbours},
         layers="all",
         others={"ViT-MAE": trained, "untrained": drawn},
         baselines=False,
@@ -147,7 +145,7 @@ def test_other_models_share_the_protocol(model: CrateMAE, pair: Pair) -> None:
     assert len(rows) == 3 * 4
     at = {key(row): row for row in rows}
     train, test = (extract_features(trained, s, layer=2) for s in pair)
-    assert at["knn", "ViT-MAE", "mean", 2].results == (knn(train, test),)
+    assert at["knn", "ViT-MAE", "mean", 2].results == (nearest_neighbours(train, test),)
     assert at["knn", "ViT-MAE", "mean", 2].dim == 16
 
 
@@ -156,11 +154,11 @@ def test_layers_are_checked_before_any_work(model: CrateMAE, pair: Pair) -> None
         raise AssertionError(what)
 
     with pytest.raises(ValueError, match=r"layers \[7\] do not exist"):
-        compare(model, *pair, layers=(7,), progress=never)
+        compare_models(model, *pair, layers=(7,), progress=never)
     with pytest.raises(ValueError, match="at least one measure"):
-        compare(model, *pair, measures={})
+        compare_models(model, *pair, measures={})
     with pytest.raises(ValueError, match="images of every class were asked for"):
-        compare(model, *pair, shots=100)
+        compare_models(model, *pair, shots=100)
 
 
 def test_progress_names_the_subject_and_the_part(model: CrateMAE, pair: Pair) -> None:
@@ -173,14 +171,14 @@ def test_progress_names_the_subject_and_the_part(model: CrateMAE, pair: Pair) ->
 
         return hear
 
-    compare(model, *pair, measures={"knn": knn}, progress=progress)
+    compare_models(model, *pair, measures={"knn": nearest_neighbours}, progress=progress)
     assert heard["model, train"] == 200
     assert heard["raw pixels, test"] == 80
     assert "random twin, knn" in heard
 
 
 def test_the_table(model: CrateMAE, pair: Pair) -> None:
-    rows = compare(model, *pair)
+    rows = compare_models(model, *pair)
     text = comparison_table(rows)
     lines = text.splitlines()
     assert lines[0].split() == [
@@ -199,8 +197,14 @@ def test_the_table(model: CrateMAE, pair: Pair) -> None:
     assert "200 training images, 80 test images (digits test), 10 classes" in text
     assert f"{rows[0].result.chance:.2%}" in text
     assert "layer" not in lines[0]
-    several = compare(
-        model, *pair, measures={"knn": knn}, layers="all", pools=("cls",), seeds=(0, 1), shots=1
+    several = compare_models(
+        model,
+        *pair,
+        measures={"knn": nearest_neighbours},
+        layers="all",
+        pools=("cls",),
+        seeds=(0, 1),
+        shots=1,
     )
     text = comparison_table(several)
     assert text.splitlines()[0].split()[:2] == ["pool", "layer"]
@@ -214,7 +218,7 @@ def test_the_whole_grid_is_printed(model: CrateMAE, pair: Pair) -> None:
     train, test = (extract_features(model, source) for source in pair)
     measures = {
         "probe": partial(linear_probe, solver="sgd", epochs=2),
-        "knn": partial(knn, k=(1, 3), temperatures=(0.1, 1.0)),
+        "knn": partial(nearest_neighbours, k=(1, 3), temperatures=(0.1, 1.0)),
     }
     rows = compare_features(train, test, measures=measures)  # type: ignore[arg-type]
     for row in rows:
@@ -225,7 +229,7 @@ def test_the_whole_grid_is_printed(model: CrateMAE, pair: Pair) -> None:
         assert f"{row.result.num_held_out} held-out images" in text
     assert "k = 3" in grid_table(rows[1])
     (fixed,) = compare_features(
-        train, test, measures={"knn": partial(knn, k=(3,), temperatures=(1,))}
+        train, test, measures={"knn": partial(nearest_neighbours, k=(3,), temperatures=(1,))}
     )
     assert "the setting was fixed, k = 3, T 1" in grid_table(fixed)
     mistakes = confusion_table(rows[0])
@@ -264,12 +268,12 @@ def test_test_images_that_are_training_images_are_told_of(
 def test_the_twin_of_a_classifier_is_one() -> None:
     model = build_model("debug")
     classifier = CrateClassifier.from_pretrained(model, num_classes=7, pool="cls")
-    twin = random_twin(classifier, 3)
+    twin = random_baseline(classifier, 3)
     assert isinstance(twin, CrateClassifier)
     assert twin.head.out_features == 7
     assert twin.pool == "cls"
     assert parameter_count(twin) == parameter_count(classifier)
-    other = random_twin(model, 3)
+    other = random_baseline(model, 3)
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(twin.eval().encode(images), other.eval().encode(images))

@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from sklearn.manifold import trustworthiness
 
 from crate_mae.dense.token_pca import principal_axes
-from crate_mae.evaluation.feature_map import check_mappable, feature_map, feature_words
+from crate_mae.evaluation.feature_map import check_mappable, feature_words, project_features
 from crate_mae.evaluation.features import Features
 from crate_mae.sources.base import subset
 from crate_mae.sources.inputs import open_images
@@ -31,7 +31,7 @@ def groups() -> Features:
 
 
 def test_components() -> None:
-    found = feature_map(groups(), method="pca")
+    found = project_features(groups(), method="pca")
     mean, axes, explained = principal_axes(groups().values, 2)
     assert found.points.equal((groups().values.double() - mean) @ axes.mT)
     assert f"{float(explained[0]):.0%}" in found.settings
@@ -41,8 +41,8 @@ def test_components() -> None:
 
 
 def test_tsne_keeps_groups_apart_and_is_repeatable() -> None:
-    found = feature_map(groups(), perplexity=10, seed=3)
-    again = feature_map(groups(), perplexity=10, seed=3)
+    found = project_features(groups(), perplexity=10, seed=3)
+    again = project_features(groups(), perplexity=10, seed=3)
     assert found.points.equal(again.points)
     assert "perplexity 10, seed 3" in found.settings
     distances = torch.cdist(found.points, found.points).fill_diagonal_(torch.inf)
@@ -68,7 +68,7 @@ def test_what_is_refused() -> None:
         (features(whole.values * torch.inf, whole.labels), {}, "not finite"),
     ):
         with pytest.raises(ValueError, match=message):
-            feature_map(wrong, **options)
+            project_features(wrong, **options)
 
 
 def test_words_and_labels() -> None:

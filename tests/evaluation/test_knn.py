@@ -12,7 +12,7 @@ from sklearn.metrics import confusion_matrix
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from crate_mae.evaluation.features import Features
-from crate_mae.evaluation.knn import knn, nearest, vote
+from crate_mae.evaluation.knn import nearest, nearest_neighbours, vote
 from crate_mae.evaluation.metrics import HELD_OUT
 from crate_mae.sources.splits import hold_out
 
@@ -55,7 +55,7 @@ def answers_by_loops(
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 def test_accuracy_by_loops(temperature: float) -> None:
     train, test = clouds(90), clouds(60, seed=1)
-    result = knn(train, test, k=(1, 3, 8, 80), temperatures=(temperature,))
+    result = nearest_neighbours(train, test, k=(1, 3, 8, 80), temperatures=(temperature,))
     assert train.labels is not None
     assert test.labels is not None
     for k in (1, 3, 8, 80):
@@ -78,7 +78,7 @@ def test_held_out_accuracy_by_loops() -> None:
     train = clouds(90)
     assert train.labels is not None
     held = hold_out(train.labels, HELD_OUT, 0)
-    result = knn(train, clouds(8, seed=1), k=(5, 9), temperatures=(0.07, 1.0))
+    result = nearest_neighbours(train, clouds(8, seed=1), k=(5, 9), temperatures=(0.07, 1.0))
     assert result.num_held_out == int(held.sum())
     assert len(result.grid) == 4
     for point in result.grid:
@@ -108,7 +108,7 @@ def test_answers_are_those_of_sklearn(k: int, temperature: float) -> None:
     )
     reference.fit(train.values.double().numpy(), train.labels.numpy())
     answers = reference.predict(test.values.double().numpy())
-    result = knn(train, test, k=(k,), temperatures=(temperature,))
+    result = nearest_neighbours(train, test, k=(k,), temperatures=(temperature,))
     assert result.accuracy == np.mean(answers == test.labels.numpy())
     expected = confusion_matrix(test.labels.numpy(), answers)
     assert result.confusion is not None
@@ -174,43 +174,43 @@ def test_the_search_is_exact() -> None:
 @pytest.mark.parametrize("block", [1, 7, 1000])
 def test_blocks_do_not_change_the_result(block: int) -> None:
     train, test = clouds(90), clouds(40, seed=1)
-    assert knn(train, test, block=block) == knn(train, test)
+    assert nearest_neighbours(train, test, block=block) == nearest_neighbours(train, test)
 
 
 def test_k_is_not_chosen_on_the_test_set() -> None:
     train = clouds(90)
     other = features(torch.randn(40, 5), torch.arange(40) % 4)
-    first, second = knn(train, clouds(40, seed=1)), knn(train, other)
+    first, second = nearest_neighbours(train, clouds(40, seed=1)), nearest_neighbours(train, other)
     assert first.grid == second.grid
     assert first.setting == second.setting
 
 
 def test_the_result_is_plain() -> None:
-    result = knn(clouds(90), clouds(40, seed=1), k=(1, 5)).to_dict()
+    result = nearest_neighbours(clouds(90), clouds(40, seed=1), k=(1, 5)).to_dict()
     assert json.loads(json.dumps(result))["by_k"] == {str(k): v for k, v in result["by_k"].items()}
 
 
 def test_more_neighbours_than_images_are_skipped_and_said() -> None:
-    result = knn(clouds(24), clouds(12, seed=1))
+    result = nearest_neighbours(clouds(24), clouds(12, seed=1))
     assert result.skipped_k == [50, 100, 200]
     assert sorted(result.by_k) == [1, 5, 10, 20]
     with pytest.raises(ValueError, match=r"k = \[50\] is more than the 20 training images"):
-        knn(clouds(24), clouds(12, seed=1), k=(50,))
+        nearest_neighbours(clouds(24), clouds(12, seed=1), k=(50,))
 
 
 @pytest.mark.parametrize("k", [(), (0,), (-1, 5)])
 def test_wrong_k(k: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        knn(clouds(24), clouds(12, seed=1), k=k)
+        nearest_neighbours(clouds(24), clouds(12, seed=1), k=k)
 
 
 def test_wrong_temperature() -> None:
     with pytest.raises(ValueError, match="temperature must be above 0, not \\[0\\]"):
-        knn(clouds(24), clouds(12, seed=1), temperatures=(0,))
+        nearest_neighbours(clouds(24), clouds(12, seed=1), temperatures=(0,))
 
 
 def test_one_image_of_every_class_leaves_the_nearest() -> None:
-    result = knn(clouds(4), clouds(40, seed=1))
+    result = nearest_neighbours(clouds(4), clouds(40, seed=1))
     assert result.setting == {"k": 1, "temperature": 0.07}
     assert (result.grid, result.num_held_out) == ([], 0)
     assert list(result.by_k) == [1]
@@ -219,11 +219,11 @@ def test_one_image_of_every_class_leaves_the_nearest() -> None:
 def test_zero_features_are_similar_to_nothing() -> None:
     train, test = clouds(24), clouds(12, seed=1)
     blank = features(torch.zeros(12, 5), torch.arange(12) % 4)
-    assert 0 <= knn(train, blank).accuracy <= 1
-    assert knn(train, test).chance == 0.25
+    assert 0 <= nearest_neighbours(train, blank).accuracy <= 1
+    assert nearest_neighbours(train, test).chance == 0.25
 
 
 def test_unseen_classes_are_wrong() -> None:
     test = clouds(12, seed=1)
     assert test.labels is not None
-    assert knn(clouds(24), features(test.values, test.labels + 10)).accuracy == 0
+    assert nearest_neighbours(clouds(24), features(test.values, test.labels + 10)).accuracy == 0

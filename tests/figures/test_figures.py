@@ -17,8 +17,8 @@ from PIL import Image
 
 from compared_figures import compared_curves, variant_losses
 from crate_mae.evaluation.reconstruction import Reconstruction, psnr
-from crate_mae.figures.reconstruction_sheet import reconstruction_sheet, settings_sheet
-from crate_mae.figures.run_curves import training_curves
+from crate_mae.figures.reconstruction_sheet import draw_reconstruction, draw_settings
+from crate_mae.figures.run_curves import draw_training
 from crate_mae.figures.style import check_figure_target
 
 
@@ -72,8 +72,8 @@ def shown_at(picture: np.ndarray, block: np.ndarray) -> tuple[int, int] | None:
 def test_formats(tmp_path: Path, suffix: str) -> None:
     starts = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
     for path in (
-        reconstruction_sheet(make(), tmp_path / "new" / f"sheet{suffix}"),
-        training_curves(METRICS, tmp_path / f"curves{suffix}"),
+        draw_reconstruction(make(), tmp_path / "new" / f"sheet{suffix}"),
+        draw_training(METRICS, tmp_path / f"curves{suffix}"),
     ):
         assert path.read_bytes().startswith(starts[suffix.lower()])
         assert [p for p in path.parent.iterdir() if "partial" in p.name] == []
@@ -82,7 +82,7 @@ def test_formats(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_every_pixel_of_a_small_image_is_a_whole_square(tmp_path: Path, channels: int) -> None:
     result = make(channels=channels)
-    picture = pixels(reconstruction_sheet(result, tmp_path / "a.png"))
+    picture = pixels(draw_reconstruction(result, tmp_path / "a.png"))
     places = []
     for panel in (result.original, result.masked, result.prediction, result.pasted):
         image = panel[1][:3] if channels > 1 else panel[1].expand(3, -1, -1)
@@ -97,14 +97,14 @@ def test_every_pixel_of_a_small_image_is_a_whole_square(tmp_path: Path, channels
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 12])
 @pytest.mark.parametrize("size", [(8, 8), (32, 32), (4, 40), (40, 4)])
 def test_sizes_and_channels(tmp_path: Path, channels: int, size: tuple[int, int]) -> None:
-    path = reconstruction_sheet(make(1, channels, size), tmp_path / "a.png")
+    path = draw_reconstruction(make(1, channels, size), tmp_path / "a.png")
     assert min(pixels(path).shape[:2]) > 100
 
 
 def test_photographs_keep_their_size_and_large_ones_shrink(tmp_path: Path) -> None:
-    photo = reconstruction_sheet(make(1, 3, (224, 224)), tmp_path / "a.png")
+    photo = draw_reconstruction(make(1, 3, (224, 224)), tmp_path / "a.png")
     assert len(pixels(photo)) > 224
-    large = reconstruction_sheet(make(1, 3, (900, 600)), tmp_path / "b.png")
+    large = draw_reconstruction(make(1, 3, (900, 600)), tmp_path / "b.png")
     assert len(pixels(large)) < 600
 
 
@@ -131,7 +131,7 @@ def svg_words() -> Iterator[None]:
 def test_the_words_of_a_sheet(tmp_path: Path) -> None:
     result = replace(make(3, 4), mse=torch.tensor([0.1, 0.01, 0.001]))
     result = replace(result, psnr=psnr(result.mse))
-    path = reconstruction_sheet(
+    path = draw_reconstruction(
         result, tmp_path / "a.svg", names=["a $x$.png", "b", "c" * 80], title="The title"
     )
     words = texts(path)
@@ -155,14 +155,14 @@ def test_the_words_of_a_sheet(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("svg_words")
 def test_normalised_units_show_no_psnr(tmp_path: Path) -> None:
     nothing = torch.full((2,), torch.nan)
-    path = reconstruction_sheet(replace(make(), mse=nothing, psnr=nothing), tmp_path / "a.svg")
+    path = draw_reconstruction(replace(make(), mse=nothing, psnr=nothing), tmp_path / "a.svg")
     assert "no PSNR" in texts(path)
     assert "MSE" not in texts(path)
 
 
 @pytest.mark.usefixtures("svg_words")
 def test_rows_are_limited_and_it_is_said(tmp_path: Path) -> None:
-    words = texts(reconstruction_sheet(make(5), tmp_path / "a.svg", max_rows=2))
+    words = texts(draw_reconstruction(make(5), tmp_path / "a.svg", max_rows=2))
     assert "The first 2 of 5 images" in words
     assert "image 2" in words
     assert "image 3" not in words
@@ -171,25 +171,25 @@ def test_rows_are_limited_and_it_is_said(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("svg_words")
 def test_unusual_names_do_no_harm(tmp_path: Path) -> None:
     names = ["猫と犬 🐈.png", "$\\frac{$\n\t_^"]
-    assert reconstruction_sheet(make(), tmp_path / "a.png", names=names).exists()
+    assert draw_reconstruction(make(), tmp_path / "a.png", names=names).exists()
     names = [os.fsdecode(b"f\xfc1.png"), "b"]  # Latin-1, as old archives hold it
-    assert "f\\udcfc1.png" in texts(reconstruction_sheet(make(), tmp_path / "a.svg", names=names))
+    assert "f\\udcfc1.png" in texts(draw_reconstruction(make(), tmp_path / "a.svg", names=names))
 
 
 def test_perfect_and_broken_predictions(tmp_path: Path) -> None:
     for value in (0.0, math.nan, math.inf):
         result = make()
         odd = replace(result, prediction=result.prediction * value, error=result.error * value)
-        reconstruction_sheet(odd, tmp_path / "a.png", overwrite=True)
+        draw_reconstruction(odd, tmp_path / "a.png", overwrite=True)
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="1 names for 2 images"):
-        reconstruction_sheet(make(), tmp_path / "a.png", names=["a"])
+        draw_reconstruction(make(), tmp_path / "a.png", names=["a"])
     with pytest.raises(ValueError, match="nothing to draw"):
-        reconstruction_sheet(make(), tmp_path / "a.png", max_rows=0)
+        draw_reconstruction(make(), tmp_path / "a.png", max_rows=0)
     with pytest.raises(ValueError, match="no row of the metrics"):
-        training_curves([{"step": 1, "train/loss": math.nan}], tmp_path / "a.png")
+        draw_training([{"step": 1, "train/loss": math.nan}], tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -200,29 +200,29 @@ def test_targets_are_checked_before_work(tmp_path: Path) -> None:
     path.write_bytes(b"mine")
     draws: list[Callable[[], Path]] = [
         lambda: check_figure_target(path),
-        lambda: reconstruction_sheet(make(), path),
-        lambda: training_curves(METRICS, path),
+        lambda: draw_reconstruction(make(), path),
+        lambda: draw_training(METRICS, path),
     ]
     for draw in draws:
         with pytest.raises(FileExistsError, match="exists"):
             draw()
     assert path.read_bytes() == b"mine"
-    reconstruction_sheet(make(), path, overwrite=True)
+    draw_reconstruction(make(), path, overwrite=True)
     assert path.read_bytes() != b"mine"
 
 
 def test_no_global_plotting_state(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
-    reconstruction_sheet(make(), tmp_path / "a.png")
-    training_curves(METRICS, tmp_path / "b.png")
+    draw_reconstruction(make(), tmp_path / "a.png")
+    draw_training(METRICS, tmp_path / "b.png")
     assert dict(matplotlib.rcParams) == before
     pyplot = sys.modules.get("matplotlib.pyplot")  # another test may have imported it
     assert pyplot is None or not pyplot.get_fignums()
 
 
 def test_the_same_picture_twice(tmp_path: Path) -> None:
-    first = reconstruction_sheet(make(), tmp_path / "a.png").read_bytes()
-    assert reconstruction_sheet(make(), tmp_path / "b.png").read_bytes() == first
+    first = draw_reconstruction(make(), tmp_path / "a.png").read_bytes()
+    assert draw_reconstruction(make(), tmp_path / "b.png").read_bytes() == first
 
 
 @pytest.mark.parametrize(
@@ -236,13 +236,13 @@ def test_the_same_picture_twice(tmp_path: Path) -> None:
     ],
 )
 def test_curves_of_what_is_there(tmp_path: Path, metrics: list[dict[str, float]]) -> None:
-    assert training_curves(metrics, tmp_path / "a.png").stat().st_size > 5000
+    assert draw_training(metrics, tmp_path / "a.png").stat().st_size > 5000
 
 
 @pytest.mark.usefixtures("svg_words")
 def test_the_words_of_the_curves(tmp_path: Path) -> None:
-    words = texts(training_curves(METRICS, tmp_path / "a.svg"))
-    bare = texts(training_curves([{"step": 1, "train/loss": 0.5}], tmp_path / "b.svg"))
+    words = texts(draw_training(METRICS, tmp_path / "a.svg"))
+    bare = texts(draw_training([{"step": 1, "train/loss": 0.5}], tmp_path / "b.svg"))
     for expected in ("training loss", "validation loss", "mean colour (0.9)", "(0.4)", "step"):
         assert expected in words
     assert "learning rate" in words
@@ -255,11 +255,11 @@ def test_accuracy_has_a_panel_of_its_own(tmp_path: Path) -> None:
     tuned: list[dict[str, float]] = [
         {"step": step, "val/loss": 1.0 / step, "val/accuracy": 1 - 1 / step} for step in range(2, 9)
     ]
-    words = texts(training_curves(tuned, tmp_path / "a.svg"))
+    words = texts(draw_training(tuned, tmp_path / "a.svg"))
     for expected in ("validation accuracy (best 87.5%, last 87.5%)", "accuracy", "loss"):
         assert expected in words
     assert "masked loss" not in words
-    assert "masked loss" in texts(training_curves(METRICS, tmp_path / "b.svg"))
+    assert "masked loss" in texts(draw_training(METRICS, tmp_path / "b.svg"))
 
 
 @pytest.mark.usefixtures("svg_words")
@@ -267,7 +267,7 @@ def test_settings_stand_side_by_side(tmp_path: Path) -> None:
     first = replace(make(3), mse=torch.tensor([0.1, 0.1, 0.1]), psnr=torch.tensor([10.0] * 3))
     second = replace(make(3), psnr=torch.tensor([20.0, 22.0, 24.0]))
     settings = [("random 50%", first), ("grid 90%", second)]
-    words = texts(settings_sheet(settings, tmp_path / "a.svg", names=["x", "y", "z"], max_rows=2))
+    words = texts(draw_settings(settings, tmp_path / "a.svg", names=["x", "y", "z"], max_rows=2))
     for expected in (
         "random 50% 10.0 dB; grid 90% 22.0 dB",
         "random 50%",
@@ -276,8 +276,8 @@ def test_settings_stand_side_by_side(tmp_path: Path) -> None:
         "The first 2 of 3 images",
     ):
         assert expected in words, expected
-    one = pixels(settings_sheet(settings[:1], tmp_path / "one.png"))
-    two = pixels(settings_sheet(settings, tmp_path / "two.png"))
+    one = pixels(draw_settings(settings[:1], tmp_path / "one.png"))
+    two = pixels(draw_settings(settings, tmp_path / "two.png"))
     assert two.shape[1] > one.shape[1] + 150
     place = [shown_at(two, _enlarged(panel[1])) for panel in (first.masked, second.pasted)]
     assert None not in place
@@ -293,7 +293,7 @@ def test_settings_that_do_not_fit(tmp_path: Path) -> None:
         ([("a", make())], {"names": ["x"]}, "1 names for 2 images"),
     ):
         with pytest.raises(ValueError, match=message):
-            settings_sheet(settings, tmp_path / "a.png", **options)
+            draw_settings(settings, tmp_path / "a.png", **options)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from crate_mae.cli import main
-from crate_mae.figures.theory_curves import AXES, MEASURE_WORDS, theory_curves, theory_moves
+from crate_mae.figures.theory_curves import AXES, MEASURE_WORDS, draw_theory, draw_theory_moves
 from crate_mae.whitebox.denoising_study import MEASURES, METHODS, study, sweeps
 
 
@@ -29,11 +29,11 @@ def test_every_named_measure_is_measured() -> None:
 def test_curves_name_their_axes_and_lines(
     rows: list[dict[str, Any]], tmp_path: Path, measure: str
 ) -> None:
-    path = theory_curves(rows, tmp_path / "curves.svg", measure=measure)
+    path = draw_theory(rows, tmp_path / "curves.svg", measure=measure)
     texts = ElementTree.parse(path).getroot().iter("{http://www.w3.org/2000/svg}g")
     groups = [group.get("id", "") for group in texts]
     assert sum(group.startswith("axes_") for group in groups) == 2
-    again = theory_curves(rows, tmp_path / "again.svg", measure=measure)
+    again = draw_theory(rows, tmp_path / "again.svg", measure=measure)
     assert "exact denoiser" in path.read_text()
     assert len(again.read_text()) == len(path.read_text())
 
@@ -41,20 +41,20 @@ def test_curves_name_their_axes_and_lines(
 def test_a_picture_is_drawn_and_never_overwritten(
     rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    path = theory_curves(rows, tmp_path / "a.png", measure="outside")
+    path = draw_theory(rows, tmp_path / "a.png", measure="outside")
     assert np.asarray(Image.open(path).convert("L")).std() > 5
     with pytest.raises(FileExistsError, match="exists"):
-        theory_curves(rows, path, measure="outside")
+        draw_theory(rows, path, measure="outside")
     with pytest.raises(ValueError, match="suffix"):
-        theory_moves(tmp_path / "a.gif")
+        draw_theory_moves(tmp_path / "a.gif")
     with pytest.raises(ValueError, match="no row has the measure 'beauty'"):
-        theory_curves(rows, tmp_path / "b.png", measure="beauty")
+        draw_theory(rows, tmp_path / "b.png", measure="beauty")
 
 
 def test_moves_depend_on_the_seed_alone(tmp_path: Path) -> None:
-    first, same = (theory_moves(tmp_path / f"{n}.png").read_bytes() for n in "ab")
+    first, same = (draw_theory_moves(tmp_path / f"{n}.png").read_bytes() for n in "ab")
     assert first == same
-    assert theory_moves(tmp_path / "c.png", seed=1).read_bytes() != first
+    assert draw_theory_moves(tmp_path / "c.png", seed=1).read_bytes() != first
 
 
 def test_the_verb_writes_table_numbers_and_pictures(

@@ -20,9 +20,9 @@ from crate_mae.dense.segmentation import Segmentation, agreement
 from crate_mae.dense.token_maps import TokenMap
 from crate_mae.dense.token_pca import TokenBasis, fit_token_map
 from crate_mae.evaluation.feature_map import FeatureMap
-from crate_mae.figures.attention_sheet import attention_sheet
-from crate_mae.figures.feature_plane import feature_map_figure
-from crate_mae.figures.token_sheets import pca_sheet, segmentation_sheet
+from crate_mae.figures.attention_sheet import draw_attention
+from crate_mae.figures.feature_plane import draw_feature_map
+from crate_mae.figures.token_sheets import draw_pca, draw_segmentation
 
 LAYOUT = Layout(image_hw=(8, 12), patch_hw=(4, 4), stride=(4, 4), trained_hw=(8, 12))
 
@@ -73,7 +73,7 @@ def maps(**changes: Any) -> AttentionMaps:
 
 
 def test_attention_has_a_panel_for_each_head_and_their_mean(tmp_path: Path) -> None:
-    path = attention_sheet(maps(), pictures(), tmp_path / "a.svg", name="a $x$")
+    path = draw_attention(maps(), pictures(), tmp_path / "a.svg", name="a $x$")
     words = texts(path)
     for expected in (
         "a $x$",
@@ -90,13 +90,13 @@ def test_attention_has_a_panel_for_each_head_and_their_mean(tmp_path: Path) -> N
         assert expected in words, expected
     bars = 2
     assert panels(path) == 1 + 2 * 4 + bars
-    some = attention_sheet(maps(), pictures(), tmp_path / "b.svg", heads=[-1], image=1)
+    some = draw_attention(maps(), pictures(), tmp_path / "b.svg", heads=[-1], image=1)
     assert panels(some) == 1 + 2 * 2 + bars
     assert "head 0" not in texts(some)
 
 
 def test_attention_is_drawn_at_its_patch_on_the_layers_scale(tmp_path: Path) -> None:
-    picture = pixels(attention_sheet(maps(layers=(0, 1)), pictures(), tmp_path / "a.png"))
+    picture = pixels(draw_attention(maps(layers=(0, 1)), pictures(), tmp_path / "a.png"))
     brightest = holds(picture, colormaps["viridis"](1.0))
     cell = 120 // 12 * 4
     assert brightest >= cell * cell  # patch (1, 2) of head 1, and the second layer's ties
@@ -108,15 +108,15 @@ def test_a_patch_that_asks_is_framed_and_left_out_of_the_scale(tmp_path: Path) -
     weights = torch.full((1, 1, 1, 7), 0.02)
     weights[..., 1] = 0.88  # patch (0, 0) keeps most for itself
     asked = maps(weights=weights, layers=(0,), query=(0, 0))
-    path = attention_sheet(asked, pictures(count=1), tmp_path / "a.svg")
+    path = draw_attention(asked, pictures(count=1), tmp_path / "a.svg")
     words = texts(path)
     assert "Attention of patch (0, 0)" in words
     assert "The framed patch asks" in words
     assert "own 88%" in words
-    picture = pixels(attention_sheet(asked, pictures(count=1), tmp_path / "a.png"))
+    picture = pixels(draw_attention(asked, pictures(count=1), tmp_path / "a.png"))
     everywhere = holds(picture, colormaps["viridis"](1.0))
     assert everywhere > 2 * 5 * 40 * 40 * 0.8, "the other patches reach the top of the scale"
-    masked = attention_sheet(asked, pictures(count=1), tmp_path / "b.svg", mass=0.6)
+    masked = draw_attention(asked, pictures(count=1), tmp_path / "b.svg", mass=0.6)
     assert "hold 60% of the attention on other patches" in texts(masked)
 
 
@@ -124,7 +124,7 @@ def test_a_mass_shows_the_image_where_it_lies(tmp_path: Path) -> None:
     red = torch.zeros(1, 3, 8, 12)
     red[:, 0] = 1
     alone = maps(weights=maps().weights[:1, :1], layers=(0,))
-    picture = pixels(attention_sheet(alone, red, tmp_path / "a.png", mass=0.5, heads=[1]))
+    picture = pixels(draw_attention(alone, red, tmp_path / "a.png", mass=0.5, heads=[1]))
     # The whole image (6 patches), head 1 (1 patch) and the mean, in which patch (1, 2) has 0.317 of
     # 0.65, just under half, so that one more is needed. A note lies over a part of one patch.
     cell = 4 * 15
@@ -138,12 +138,12 @@ def test_attention_arguments(tmp_path: Path) -> None:
         ({"mass": 0.0}, "mass"),
     ):
         with pytest.raises(ValueError, match=message):
-            attention_sheet(maps(), pictures(), tmp_path / "a.png", **options)
+            draw_attention(maps(), pictures(), tmp_path / "a.png", **options)
     with pytest.raises(ValueError, match="1 images"):
-        attention_sheet(maps(), pictures(count=1), tmp_path / "a.png")
+        draw_attention(maps(), pictures(count=1), tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
     for channels in (1, 2, 5):
-        attention_sheet(maps(), pictures(channels), tmp_path / f"{channels}.png")
+        draw_attention(maps(), pictures(channels), tmp_path / f"{channels}.png")
 
 
 def tokens(count: int = 2, width: int = 5) -> TokenMap:
@@ -154,7 +154,7 @@ def tokens(count: int = 2, width: int = 5) -> TokenMap:
 def test_components_by_colour_and_one_by_one(tmp_path: Path) -> None:
     found = tokens()
     (basis,) = fit_token_map(found, quantile=0.05)
-    path = pca_sheet(found, basis, pictures(), tmp_path / "a.svg", names=["p", "q"])
+    path = draw_pca(found, basis, pictures(), tmp_path / "a.svg", names=["p", "q"])
     words = texts(path)
     for expected in (
         "components",
@@ -165,7 +165,7 @@ def test_components_by_colour_and_one_by_one(tmp_path: Path) -> None:
     ):
         assert expected in words, expected
     assert panels(path) == 2 * 5
-    picture = pixels(pca_sheet(found, basis, pictures(), tmp_path / "a.png"))
+    picture = pixels(draw_pca(found, basis, pictures(), tmp_path / "a.png"))
     for row in range(2):
         for colour in basis.levels(found.values)[row].reshape(-1, 3)[:3]:
             assert holds(picture, colour.numpy()) > 30 * 30
@@ -174,21 +174,21 @@ def test_components_by_colour_and_one_by_one(tmp_path: Path) -> None:
 def test_background_is_white_and_bases_may_differ(tmp_path: Path) -> None:
     found = tokens()
     bases = fit_token_map(found, each=True, foreground=True, threshold=0.34)
-    words = texts(pca_sheet(found, bases, pictures(), tmp_path / "a.svg"))
+    words = texts(draw_pca(found, bases, pictures(), tmp_path / "a.svg"))
     assert "A basis for each image" in words
     assert "0.34 quantile of the first component" in words
     assert "foreground" in words
     dark = pictures() * 0
-    with_step = pixels(pca_sheet(found, bases, dark, tmp_path / "b.png"))
+    with_step = pixels(draw_pca(found, bases, dark, tmp_path / "b.png"))
     plain = [replace(one, foreground=None) for one in bases]
-    without = pixels(pca_sheet(found, plain, dark, tmp_path / "c.png", max_rows=2))
+    without = pixels(draw_pca(found, plain, dark, tmp_path / "c.png", max_rows=2))
     assert holds(with_step, (1, 1, 1)) > holds(without, (1, 1, 1)) * 0.9 + 4 * 40 * 40
 
 
 def test_narrow_tokens_have_fewer_components(tmp_path: Path) -> None:
     found = tokens(width=2)
     (basis,) = fit_token_map(found)
-    assert panels(pca_sheet(found, basis, pictures(), tmp_path / "a.svg")) == 2 * 4
+    assert panels(draw_pca(found, basis, pictures(), tmp_path / "a.svg")) == 2 * 4
 
 
 def test_token_arguments(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_token_arguments(tmp_path: Path) -> None:
     ]
     for bases, shown, options, message in wrong:
         with pytest.raises(ValueError, match=message):
-            pca_sheet(found, bases, shown, tmp_path / "a.png", **options)
+            draw_pca(found, bases, shown, tmp_path / "a.png", **options)
 
 
 def test_foreground_beside_the_truth(tmp_path: Path) -> None:
@@ -214,11 +214,11 @@ def test_foreground_beside_the_truth(tmp_path: Path) -> None:
     found = Segmentation(
         masks=masks, scores=masks.float() + 0.1, rule="Foreground: by hand", source="nothing"
     )
-    bare = segmentation_sheet(found, pictures(), tmp_path / "a.svg")
+    bare = draw_segmentation(found, pictures(), tmp_path / "a.svg")
     assert panels(bare) == 2 * 3
     assert "IoU" not in texts(bare)
     scores = agreement(masks, truth)
-    full = segmentation_sheet(found, pictures(), tmp_path / "b.svg", truth=truth, scores=scores)
+    full = draw_segmentation(found, pictures(), tmp_path / "b.svg", truth=truth, scores=scores)
     assert panels(full) == 2 * 4
     for expected in (
         "IoU 0.50",
@@ -229,7 +229,7 @@ def test_foreground_beside_the_truth(tmp_path: Path) -> None:
     ):
         assert expected in texts(full), expected
     with pytest.raises(ValueError, match="belong to the 2 masks"):
-        segmentation_sheet(found, pictures(), tmp_path / "c.png", truth=truth[:1])
+        draw_segmentation(found, pictures(), tmp_path / "c.png", truth=truth[:1])
 
 
 def points(classes: int, labels: Tensor | None = None, method: str = "pca") -> FeatureMap:
@@ -247,12 +247,12 @@ def points(classes: int, labels: Tensor | None = None, method: str = "pca") -> F
 
 
 def test_classes_have_colours_markers_and_counts(tmp_path: Path) -> None:
-    path = feature_map_figure(points(10), tmp_path / "a.svg", caption="Features: some.")
+    path = draw_feature_map(points(10), tmp_path / "a.svg", caption="Features: some.")
     words = texts(path)
     for expected in ("kind $0 (5)", "kind $9 (5)", "Features: some.", "50 images", "0.88"):
         assert expected in words, expected
     assert "other" not in words
-    picture = pixels(feature_map_figure(points(10), tmp_path / "a.png"))
+    picture = pixels(draw_feature_map(points(10), tmp_path / "a.png"))
     colours = ("#0072B2", "#D55E00", "#009E73")
     for colour in colours:
         rgb = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -262,13 +262,13 @@ def test_classes_have_colours_markers_and_counts(tmp_path: Path) -> None:
 
 def test_many_classes_and_missing_labels(tmp_path: Path) -> None:
     labels = torch.cat([torch.arange(14).repeat(3), torch.tensor([2, 2, 13])])
-    words = texts(feature_map_figure(points(14, labels, "tsne"), tmp_path / "a.svg"))
+    words = texts(draw_feature_map(points(14, labels, "tsne"), tmp_path / "a.svg"))
     assert "4 other classes" in words
     assert "10 most frequent of 14 classes" in words
     assert "kind $2 (5)" in words
     assert "kind $13 (4)" in words
     assert "Distances between groups" in words
-    few = texts(feature_map_figure(points(2, torch.tensor([0, 1, -1, -1, 0])), tmp_path / "b.svg"))
+    few = texts(draw_feature_map(points(2, torch.tensor([0, 1, -1, -1, 0])), tmp_path / "b.svg"))
     assert "no label" in few
 
 
@@ -280,17 +280,17 @@ def test_targets_are_kept(tmp_path: Path) -> None:
     masks = torch.zeros(2, 8, 12, dtype=torch.bool)
     cut = Segmentation(masks=masks, scores=masks.float(), rule="r", source="s")
     draws: list[Callable[[], Path]] = [
-        lambda: attention_sheet(maps(), pictures(), path),
-        lambda: pca_sheet(found, basis, pictures(), path),
-        lambda: segmentation_sheet(cut, pictures(), path),
-        lambda: feature_map_figure(points(3), path),
+        lambda: draw_attention(maps(), pictures(), path),
+        lambda: draw_pca(found, basis, pictures(), path),
+        lambda: draw_segmentation(cut, pictures(), path),
+        lambda: draw_feature_map(points(3), path),
     ]
     for draw in draws:
         with pytest.raises(FileExistsError):
             draw()
     assert path.read_bytes() == b"mine"
-    assert segmentation_sheet(cut, pictures(), path, overwrite=True).read_bytes() != b"mine"
+    assert draw_segmentation(cut, pictures(), path, overwrite=True).read_bytes() != b"mine"
     with pytest.raises(ValueError, match=r"\.png, \.pdf, \.svg"):
-        feature_map_figure(points(3), tmp_path / "a.gif")
-    pdf = pca_sheet(found, basis, pictures(), tmp_path / "a.pdf")
+        draw_feature_map(points(3), tmp_path / "a.gif")
+    pdf = draw_pca(found, basis, pictures(), tmp_path / "a.pdf")
     assert pdf.read_bytes().startswith(b"%PDF")

@@ -548,11 +548,8 @@ def test_public_names_are_the_models_own() -> None:
 
     assert crate_mae.CrateMAE is CrateMAE
     assert crate_mae.build_model is build_model
-    assert set(crate_mae.__all__) <= set(dir(crate_mae))
-    for name in crate_mae.__all__:
-        assert getattr(crate_mae, name).__class__ is not None
-    with pytest.raises(AttributeError, match="no attribute 'CrateMAEE'"):
-        crate_mae.CrateMAEE  # noqa: B018
+    with pytest.raises(AttributeError, match="No crate_mae attribute CrateMAEE"):
+        getattr(crate_mae, "CrateMAEE")  # noqa: B009
 
 
 @pytest.mark.parametrize("mask_tokens", ["encoder", "decoder"])

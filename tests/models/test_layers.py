@@ -12,7 +12,18 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
-from model_cases import VARIANTS, gap, gradients, images_for, make, mask_for, some, tiny
+from model_cases import (
+    VARIANTS,
+    decoder_layer,
+    encoder_layer,
+    gap,
+    gradients,
+    images_for,
+    make,
+    mask_for,
+    some,
+    tiny,
+)
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import ModelConfig
-from crate_mae.models.layers import ISTA, MSSA, DecoderLayer, EncoderLayer, attend, init_linear
+from crate_mae.models.layers import ISTA, MSSA, attend, init_linear
 
 ETA, LAMBDA = 0.3, 0.4
 
@@ -42,18 +53,12 @@ def ista_by_definition(ista: ISTA, x: Tensor) -> Tensor:
     return torch.stack(codes).reshape(x.shape)
 
 
-def encoder_layer(dim: int = 12) -> EncoderLayer:
-    return EncoderLayer(
-        dim=dim, num_heads=3, step_size=ETA, sparsity=LAMBDA, output_projection="free"
-    )
-
-
 # --- half steps -------------------------------------------------------------------------------
 
 
 def test_encoder_half_steps_compose_to_the_layer() -> None:
     torch.manual_seed(0)
-    layer, z = encoder_layer(), torch.randn(2, 5, 12)
+    layer, z = encoder_layer(tiny()), torch.randn(2, 5, 12)
     assert torch.equal(layer(z), layer.sparsify(layer.compress(z)))
     assert torch.equal(layer.compress(z), z + layer.mssa(layer.norm1(z)))
     h = layer.compress(z)
@@ -64,7 +69,7 @@ def test_encoder_half_steps_compose_to_the_layer() -> None:
 
 def test_decoder_half_steps_compose_to_the_layer() -> None:
     torch.manual_seed(0)
-    layer = DecoderLayer(dim=12, num_heads=2, output_projection="free")
+    layer = decoder_layer(tiny())
     z = torch.randn(2, 5, 12)
     assert torch.equal(layer(z), layer.decompress(layer.expand(z)))
     y = layer.expand(z)

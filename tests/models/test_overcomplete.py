@@ -7,13 +7,12 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
-from model_cases import gap, images_for, make, some, tiny
+from model_cases import decoder_layer, encoder_layer, gap, images_for, make, some, tiny
 from torch import Tensor
 
 from crate_mae import load_model, save_model
 from crate_mae.models.config import ModelConfig
 from crate_mae.models.cost import model_cost, parameter_count
-from crate_mae.models.layers import DecoderLayer, EncoderLayer
 from crate_mae.models.overcomplete import OvercompleteISTA
 from crate_mae.training.parse import parse_pretrain
 from crate_mae.weights.published import to_reference
@@ -89,9 +88,9 @@ def test_gradients_are_those_of_the_equations() -> None:
 
 def test_layers_add_what_the_codes_stand_for() -> None:
     torch.manual_seed(0)
-    common: dict[str, Any] = {"dim": 8, "num_heads": 2, "output_projection": "free"}
-    sparse: dict[str, Any] = {"step_size": ETA, "sparsity": LAMBDA, "overcomplete": 4}
-    encoder, decoder = EncoderLayer(**common, **sparse), DecoderLayer(**common, **sparse)
+    common: dict[str, Any] = {"dim": 8, "num_heads": 2, "step_size": ETA, "sparsity": LAMBDA}
+    config = tiny(**common, overcomplete=4)
+    encoder, decoder = encoder_layer(config), decoder_layer(config)
     z = torch.randn(2, 3, 8)
     codes = encoder.codes(z)
     assert codes.shape == (2, 3, 32)
@@ -101,7 +100,7 @@ def test_layers_add_what_the_codes_stand_for() -> None:
     assert decoder.synthesis.sparsity == LAMBDA
     own = decoder.synthesis.codes(decoder.norm1(z)) @ decoder.dictionary.mT
     assert gap(decoder.expand(z), z + own) < 1e-6
-    plain = EncoderLayer(**common, step_size=ETA, sparsity=LAMBDA)
+    plain = encoder_layer(tiny(**common))
     assert torch.equal(plain.codes(z), plain.sparsify(z))
 
 
@@ -132,15 +131,15 @@ def test_costs_are_counted() -> None:
     assert difference == products - folded
 
 
-def test_the_configuration_of_published_layers_is_written_as_ever() -> None:
-    assert "overcomplete" not in ModelConfig().to_dict()
+def test_the_configuration_is_written_and_read_back() -> None:
+    assert ModelConfig().to_dict()["overcomplete"] == 1
     config = tiny(overcomplete=2)
     assert config.to_dict()["overcomplete"] == 2
     assert ModelConfig.from_dict(config.to_dict()) == config
     recipe, _ = parse_pretrain(["--config", "cifar10", "--model.overcomplete", "4"])
     assert recipe.to_dict()["model"]["overcomplete"] == 4
     plain, _ = parse_pretrain(["--config", "cifar10"])
-    assert "overcomplete" not in plain.to_dict()["model"]
+    assert plain.to_dict()["model"]["overcomplete"] == 1
 
 
 @pytest.mark.parametrize("times", [0, -1, 1.5, True, 65])

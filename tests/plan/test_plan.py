@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -464,7 +465,8 @@ def test_computing_layers_again_costs_operations(name: str, vitmae: bool) -> Non
 def test_a_masked_twin_is_planned_as_it_runs(changes: list[str]) -> None:
     config = parse_recipe("digits", ["--vitmae", "configuration", *changes])
     plan = plan_run(config, measure=False)
-    model, images = subject_of(config).module().model, torch.rand(2, 1, 8, 8)
+    model: Any = subject_of(config).module().model
+    images = torch.rand(2, 1, 8, 8)
     mask = torch.zeros(2, 16, dtype=torch.bool)
     mask[:, ::2] = True
     real = counted_flops(lambda: torch.autograd.backward(model(images, mask).loss))

@@ -5,6 +5,7 @@ token by token in float64, from the equations alone. It shares no code with the 
 """
 
 import math
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import ModelConfig
+from crate_mae.models.layers import DecoderLayer, EncoderLayer
+from crate_mae.models.operators import operators_of
 from crate_mae.weights.published import from_reference
 
 GOLDEN = Path(__file__).parent / "golden" / "crate_mae_reference.safetensors"
@@ -52,6 +55,16 @@ def tiny(**overrides: Any) -> ModelConfig:
         "decoder_num_heads": 2,
     }
     return ModelConfig(**{**small, **overrides})
+
+
+def encoder_layer(config: ModelConfig) -> EncoderLayer:
+    """One encoder layer of a configuration, with fresh weights."""
+    return next(iter(operators_of(config).encoder_layers(replace(config, depth=1))))
+
+
+def decoder_layer(config: ModelConfig) -> DecoderLayer:
+    """One decoder layer of a configuration, with fresh weights."""
+    return next(iter(operators_of(config).decoder_layers(replace(config, decoder_depth=1))))
 
 
 VARIANTS = {

@@ -17,7 +17,7 @@ from PIL import Image
 import crate_mae.sources.describe as report_module
 from crate_mae.sources.address import open_source
 from crate_mae.sources.base import ImageSource
-from crate_mae.sources.describe import PixelStatistics, describe, measure_statistics
+from crate_mae.sources.describe import PixelStatistics, describe_source, measure_statistics
 from crate_mae.sources.torch_datasets import wrap_dataset
 from crate_mae.sources.webdataset import StreamSource
 
@@ -127,7 +127,7 @@ def test_a_report_on_a_folder(folder: tuple[Path, list[np.ndarray]]) -> None:
     root, images = folder
     source = open_source(f"imagefolder:{root}")
     calls: list[tuple[int, int]] = []
-    report = describe(source, progress=lambda done, total: calls.append((done, total)))
+    report = describe_source(source, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(n, 6) for n in range(1, 7)]
     assert (report.address, report.split) == (f"imagefolder:{root}", None)
     assert (report.count, report.examined, report.readable) == (6, 6, 4)
@@ -150,7 +150,7 @@ def test_a_report_on_a_folder(folder: tuple[Path, list[np.ndarray]]) -> None:
 
 
 def test_the_report_as_json_and_as_text(folder: tuple[Path, list[np.ndarray]]) -> None:
-    report = describe(open_source(f"imagefolder:{folder[0]}"))
+    report = describe_source(open_source(f"imagefolder:{folder[0]}"))
     loaded = json.loads(json.dumps(report.to_dict()))
     assert loaded["channel_counts"] == {"3": 3, "1": 1}
     assert loaded["unreadable"][1] == ["b/empty.jpg", "the file is empty"]
@@ -164,7 +164,7 @@ def test_long_lists_are_cut_and_odd_names_escaped(write: Write, tmp_path: Path) 
     for number in range(25):
         write(f"{'long' * 30 if number else 'x'}{number:02d}.png", b"nothing")
     write("\x1b[2J\n.png", b"nothing")
-    report = describe(open_source(f"imagefolder:{tmp_path}"))
+    report = describe_source(open_source(f"imagefolder:{tmp_path}"))
     table = report.table()
     assert "... and 6 more" in table
     assert "\x1b" not in table
@@ -179,7 +179,7 @@ def test_long_lists_are_cut_and_odd_names_escaped(write: Write, tmp_path: Path) 
 
 def test_a_limited_report_says_so() -> None:
     calls: list[tuple[int, int]] = []
-    report = describe(
+    report = describe_source(
         open_source("digits"), limit=30, progress=lambda done, total: calls.append((done, total))
     )
     assert (report.examined, report.readable) == (30, 30)
@@ -192,7 +192,7 @@ def test_a_limited_report_says_so() -> None:
 def test_a_class_without_images_is_listed() -> None:
     image = torch.zeros(3, 4, 4, dtype=torch.uint8)
     items: Any = _Images([(image, 0), (image, -1)])
-    report = describe(wrap_dataset(items, class_names=["here", "nowhere"]))
+    report = describe_source(wrap_dataset(items, class_names=["here", "nowhere"]))
     assert report.classes == {"here": 1, "nowhere": 0}
     assert report.unlabelled == 1
     assert "1 images carry no label" in report.table()
@@ -201,7 +201,7 @@ def test_a_class_without_images_is_listed() -> None:
 def test_multi_band_floats_are_reported(tmp_path: Path) -> None:
     array = np.random.default_rng(0).normal(size=(4, 5, 9, 8)).astype(np.float32)
     np.save(tmp_path / "x.npy", array)
-    report = describe(open_source(f"npy:{tmp_path / 'x.npy'}"))
+    report = describe_source(open_source(f"npy:{tmp_path / 'x.npy'}"))
     assert (report.channels, report.dtypes, report.classes) == (5, {"float32": 4}, None)
     assert report.mean is not None
     np.testing.assert_allclose(report.mean, array.astype(np.float64).mean(axis=(0, 2, 3)))
@@ -223,12 +223,12 @@ def test_a_report_on_a_stream(tmp_path: Path, encode: Encode) -> None:
             archive.addfile(info, io.BytesIO(members[name]))
     source = open_source(f"wds:{tmp_path / 'x.tar'}")
     assert isinstance(source, StreamSource)
-    report = describe(source)
+    report = describe_source(source)
     assert (report.count, report.readable) == (3, 2)
     assert report.unreadable[0][0] == "x.tar/bad"
     assert (report.modes, report.classes, report.unlabelled) == ({"RGB": 2}, {"4": 1}, 1)
     assert report.mean is not None
     np.testing.assert_allclose(report.mean, _pixels(images).mean(axis=1), atol=1e-12)
     np.testing.assert_allclose(measure_statistics(source, channels=3)[0], report.mean, atol=1e-12)
-    assert describe(source, limit=1).examined == 1
+    assert describe_source(source, limit=1).examined == 1
     assert measure_statistics(source, channels=3, limit=3)[0] == pytest.approx(report.mean)

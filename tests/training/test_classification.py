@@ -3,11 +3,12 @@
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor
+from model_cases import encoder_layer, tiny
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from training_runs import small_finetune
 
@@ -15,7 +16,6 @@ from crate_mae.batches.config import LabelledDataConfig
 from crate_mae.batches.labelled import LabelledBatch
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import resolve_config
-from crate_mae.models.layers import EncoderLayer
 from crate_mae.sources.inputs import open_images
 from crate_mae.sources.torch_datasets import wrap_dataset
 from crate_mae.training.classification import Classification
@@ -23,7 +23,6 @@ from crate_mae.training.config import FinetuneOptimConfig
 from crate_mae.training.final_test import score_classifier
 from crate_mae.training.finetune import finetune
 from crate_mae.training.labelled_images import open_labelled, share_indices
-from crate_mae.training.nonfinite import locate_nonfinite_scores
 from crate_mae.training.optim import layer_decay_share, parameter_groups, warmup_cosine
 
 
@@ -49,7 +48,7 @@ def test_layer_decay_is_in_the_learning_rates_of_the_optimiser() -> None:
     """Two layers and decay 1/2: embedding 1/8, first layer 1/4, second 1/2, norm and head 1."""
     module = classification(layer_decay=0.5)
     groups = parameter_groups(
-        module.model, 0.05, module.decayed, learning_rate=0.8,
+        cast("nn.Module", module.model), 0.05, module.decayed, learning_rate=0.8,
         share_of=module.learning_rate_share,
     )  # fmt: skip
     rates = {
@@ -78,9 +77,7 @@ def test_an_unknown_parameter_has_no_layer() -> None:
 
 def test_kept_and_dropped_steps_of_a_layer() -> None:
     torch.manual_seed(0)
-    layer = EncoderLayer(
-        dim=8, num_heads=2, step_size=0.1, sparsity=0.5, output_projection="free"
-    ).double()
+    layer = encoder_layer(tiny(dim=8, num_heads=2, decoder_num_heads=2)).double()
     z = torch.randn(4, 5, 8, dtype=torch.float64)
     step = layer.compress(z) - z
     keep = torch.tensor([0.0, 1.0, 2.0, 0.5], dtype=torch.float64)
@@ -127,17 +124,21 @@ def test_the_loss_by_loops_with_mixed_and_smoothed_targets() -> None:
 
 
 def test_where_a_classifier_breaks_is_named() -> None:
-    model, images = classification().model, torch.randn(2, 1, 8, 8)
-    assert isinstance(model, CrateClassifier)
-    assert locate_nonfinite_scores(model, images) == "loss"
-    assert locate_nonfinite_scores(model, images.fill_(math.nan)) == "input images"
+    module = classification()
+    model, images = module.model, torch.randn(2, 1, 8, 8)
+
+    def where(images: Tensor) -> str:
+        return module.locate_nonfinite({**some_batch(torch.tensor([0, 1])), "images": images})
+
+    assert where(images) == "loss"
+    assert where(images.fill_(math.nan)) == "input images"
     huge = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
         model.head.weight.fill_(3e38)
-    assert locate_nonfinite_scores(model, huge) == "scores"
+    assert where(huge) == "scores"
     with torch.no_grad():
         dict(model.named_parameters())["encoder.layers.1.ista.dictionary"].fill_(math.inf)
-    assert "layers.1.ista.dictionary" in locate_nonfinite_scores(model, huge)
+    assert "layers.1.ista.dictionary" in where(huge)
 
 
 def test_the_average_of_the_weights_is_that_of_every_step(tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ def test_overflow_is_located_by_half_step(part: str, where: str) -> None:
         parameter.copy_(torch.sign(parameter) * 3e38)
     images = torch.randn(2, 3, 32, 32) * 10
     mask = torch.arange(16).expand(2, -1) % 2 == 0
-    assert locate_nonfinite(model, images, mask) == where
+    assert locate_nonfinite(model, images, model.tensors_to_loss(images, mask)) == where
 
 
 def test_a_parameter_that_is_already_broken_is_named() -> None:
@@ -281,8 +281,10 @@ def test_a_parameter_that_is_already_broken_is_named() -> None:
     with torch.no_grad():
         model.mask_token[0, 0, 3] = torch.nan
     mask = torch.ones(1, 16, dtype=torch.bool)
-    assert locate_nonfinite(model, torch.zeros(1, 3, 32, 32), mask) == "parameter mask_token"
-    assert locate_nonfinite(build_model("debug"), torch.zeros(1, 3, 32, 32), mask) == "not found"
+    images, whole = torch.zeros(1, 3, 32, 32), build_model("debug")
+    found = locate_nonfinite(model, images, model.tensors_to_loss(images, mask))
+    assert found == "parameter mask_token"
+    assert locate_nonfinite(whole, images, whole.tensors_to_loss(images, mask)) == "not found"
 
 
 def folder_of_images(folder: Path, *, good: int, broken: int) -> Path:

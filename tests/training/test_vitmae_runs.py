@@ -4,15 +4,16 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from torch import nn
 from training_runs import MODEL, assert_same_run, final_state, records, small_config, small_finetune
 
 from crate_mae.batches.config import Masking
 from crate_mae.cli import main
-from crate_mae.evaluation.backbones import load_backbone, load_completer
+from crate_mae.evaluation.backbones import load_backbone, load_masked_autoencoder
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import Preprocess
@@ -22,8 +23,8 @@ from crate_mae.training.masked_completion import MaskedCompletion
 from crate_mae.training.optim import decayed_names, layer_decay_share
 from crate_mae.training.parse import parse_pretrain
 from crate_mae.training.pretrain import pretrain
-from crate_mae.vitmae.classifier import ViTClassifier, load_vit_classifier, save_vit_classifier
-from crate_mae.vitmae.model import Match, ViTMAE, build_vitmae, twin_config
+from crate_mae.vitmae.classifier import ViTClassifier, save_vit_classifier
+from crate_mae.vitmae.model import Match, ViTMAE, build_vitmae, vitmae_config
 
 WITHOUT_DROP_PATH = replace(small_finetune().optim, drop_path=0.0)
 
@@ -39,7 +40,14 @@ def test_a_twin_trains_and_loads(match: Match, tmp_path: Path) -> None:
     ours = model_cost(MODEL, batch=1).parameters
     ratio = parameter_count(model) / ours
     assert 2 < ratio < 5 if match == "configuration" else 0.5 < ratio < 2
-    assert isinstance(load_completer(tmp_path / "twin"), ViTMAE)
+    assert isinstance(load_masked_autoencoder(tmp_path / "twin"), ViTMAE)
+
+
+def loaded_classifier(name: Path) -> ViTClassifier:
+    """The classifier on a ViT-MAE of a weights or run folder."""
+    model, _ = load_backbone(name)
+    assert isinstance(model, ViTClassifier)
+    return model
 
 
 def test_a_twin_sees_the_masks_and_images_of_the_model_it_is_compared_with(
@@ -79,7 +87,7 @@ def test_a_stopped_twin_goes_on_bit_for_bit(tmp_path: Path) -> None:
 def test_fixed_positions_and_tokens_are_not_decayed(tmp_path: Path) -> None:
     pretrain(small_config(vitmae="configuration"), tmp_path / "twin", stop_after=1)
     model, _ = load_backbone(tmp_path / "twin")
-    names = decayed_names(model)
+    names = decayed_names(cast("nn.Module", model))
     assert not any("token" in name or "bias" in name or "layernorm" in name for name in names)
     assert any("fc1.weight" in name for name in names)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -158,7 +166,7 @@ def test_fine_tuning_takes_a_twins_weights(tmp_path: Path) -> None:
     summary = finetune(config, tmp_path / "tuned")
     assert summary.finished
     assert 0 <= summary.metrics["test/accuracy"] <= 1
-    classifier = load_vit_classifier(tmp_path / "tuned" / "weights")
+    classifier = loaded_classifier(tmp_path / "tuned" / "weights")
     average = final_state(tmp_path / "tuned")
     for key, value in classifier.state_dict().items():
         assert torch.equal(value, average[f"average.module.{key}"])
@@ -188,7 +196,7 @@ def test_scores_are_the_head_on_pooled_tokens(tmp_path: Path) -> None:
         expected = pooled @ made.head.weight.T + made.head.bias
         torch.testing.assert_close(made(images), expected)
         save_vit_classifier(made, tmp_path / pool)
-        loaded = load_vit_classifier(tmp_path / pool)
+        loaded = loaded_classifier(tmp_path / pool)
         assert torch.equal(loaded(images), made(images))
         assert (loaded.pool, loaded.class_names) == (pool, ("a", "b", "c"))
 
@@ -233,7 +241,7 @@ def test_what_a_supervised_twin_cannot_do_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_vit_mae_that_computes_otherwise_is_not_fine_tuned(change: dict[str, Any]) -> None:
-    settings = twin_config(MODEL)
+    settings = vitmae_config(MODEL)
     other = settings.__class__(**{**settings.to_dict(), **change})
     model = build_vitmae(other, preprocess=Preprocess.identity(MODEL), seed=0)
     with pytest.raises(ValueError, match=next(iter(change))):
@@ -242,7 +250,7 @@ def test_a_vit_mae_that_computes_otherwise_is_not_fine_tuned(change: dict[str, A
 
 @torch.no_grad()
 def test_a_classifier_begins_with_the_encoder_it_comes_from() -> None:
-    twin = build_vitmae(twin_config(MODEL), preprocess=Preprocess.identity(MODEL), seed=3)
+    twin = build_vitmae(vitmae_config(MODEL), preprocess=Preprocess.identity(MODEL), seed=3)
     images = torch.rand(2, 1, 8, 8)
     made = ViTClassifier.from_pretrained(twin, num_classes=2).eval()
     assert torch.equal(made.encode(images), twin.encode(images))
@@ -272,4 +280,4 @@ def test_damaged_folders_of_a_supervised_twin_are_refused(
     damage(values)
     path.write_text(json.dumps(values))
     with pytest.raises((ValueError, FileNotFoundError, RuntimeError), match=message):
-        load_vit_classifier(tmp_path / "a")
+        loaded_classifier(tmp_path / "a")

@@ -12,12 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from crate_mae.common.files import file_hash
 from crate_mae.evaluation.backbones import (
     checked_layers,
-    depth_of,
-    layer_tokens,
     load_backbone,
-    random_twin,
+    random_baseline,
 )
 from crate_mae.models.autoencoder import build_model
 from crate_mae.models.config import IMAGENET_MEAN, ModelConfig, Preprocess
@@ -28,10 +27,10 @@ from crate_mae.vitmae.model import (
     ViTMAE,
     build_vitmae,
     position_tables,
-    twin_config,
-    vitmae_twin,
+    vitmae_baseline,
+    vitmae_config,
 )
-from crate_mae.vitmae.vitmae_folder import load_vitmae, save_vitmae, vitmae_folder, vitmae_hash
+from crate_mae.vitmae.vitmae_folder import save_vitmae
 from crate_mae.weights.tensors import IncompleteWeightsError
 from crate_mae.weights.weights_folder import save_model
 
@@ -49,9 +48,16 @@ CONFIG = ModelConfig(
 PREPROCESS = Preprocess(size=(16, 16), channels=2, mean=(0.1, 0.2), std=(0.3, 0.4))
 
 
+def loaded_vitmae(name: Path) -> ViTMAE:
+    """The ViT-MAE of a weights or run folder."""
+    model, _ = load_backbone(name)
+    assert isinstance(model, ViTMAE)
+    return model
+
+
 @pytest.fixture(scope="module")
 def twin() -> ViTMAE:
-    return build_vitmae(twin_config(CONFIG), preprocess=PREPROCESS, seed=1)
+    return build_vitmae(vitmae_config(CONFIG), preprocess=PREPROCESS, seed=1)
 
 
 @pytest.fixture
@@ -88,8 +94,8 @@ def by_definition(model: Any, images: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def test_layers_are_those_of_the_definition(twin: ViTMAE, images: Tensor) -> None:
-    found = layer_tokens(twin, images, [0, 1, 2, 3, None])
-    copy = build_vitmae(twin_config(CONFIG), preprocess=PREPROCESS, seed=1).model
+    found = twin.layer_tokens(images, [0, 1, 2, 3, None])
+    copy = build_vitmae(vitmae_config(CONFIG), preprocess=PREPROCESS, seed=1).model
     expected = by_definition(copy, images)
     for layer, truth in zip((0, 1, 2, 3, None), expected, strict=True):
         torch.testing.assert_close(found[layer].double(), truth, atol=1e-5, rtol=1e-5)
@@ -114,12 +120,12 @@ def test_encoding_is_what_transformers_computes_once_put_in_order(
 
 @torch.no_grad()
 def test_tokens_are_in_raster_order(twin: ViTMAE, images: Tensor) -> None:
-    before = layer_tokens(twin, images, [0, None])
+    before = twin.layer_tokens(images, [0, None])
     for patch in range(16):
         row, column = divmod(patch, 4)
         changed = images.clone()
         changed[:, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 1
-        after = layer_tokens(twin, changed, [0, None])
+        after = twin.layer_tokens(changed, [0, None])
         moved = (after[0] - before[0]).norm(dim=-1)
         assert (moved > 1e-3).nonzero()[:, 1].tolist() == [1 + patch] * 3
         assert ((after[None] - before[None]).norm(dim=-1)[:, 1:].argmax(dim=1) == patch).all()
@@ -148,14 +154,14 @@ def test_a_twin_starts_as_mae_does(twin: ViTMAE) -> None:
     filters = embeddings.patch_embeddings.projection.weight
     bound = math.sqrt(6 / (24 + 2 * 16))
     assert 0.9 * bound < float(filters.detach().abs().max()) <= bound
-    same = build_vitmae(twin_config(CONFIG), preprocess=PREPROCESS, seed=1)
+    same = build_vitmae(vitmae_config(CONFIG), preprocess=PREPROCESS, seed=1)
     other = twin.untrained(2)
     assert torch.equal(same.model.decoder.mask_token, decoder.mask_token)
     assert not torch.equal(other.model.decoder.mask_token, decoder.mask_token)
 
 
 def test_a_twin_can_be_trained_and_only_its_tables_stay(images: Tensor) -> None:
-    twin = build_vitmae(twin_config(CONFIG), preprocess=PREPROCESS, seed=1)
+    twin = build_vitmae(vitmae_config(CONFIG), preprocess=PREPROCESS, seed=1)
     twin.train()
     twin.model(images).loss.backward()
     still = {name for name, p in twin.named_parameters() if p.grad is None}
@@ -168,21 +174,21 @@ def test_a_twin_can_be_trained_and_only_its_tables_stay(images: Tensor) -> None:
 @pytest.mark.parametrize("match", ["configuration", "parameters"])
 def test_the_sizes_of_a_twin(match: Match) -> None:
     model = build_model(CONFIG)
-    twin = vitmae_twin(model, match)
+    twin = vitmae_baseline(model, match)
     config = twin.model.config
     assert (config.num_hidden_layers, config.decoder_num_hidden_layers) == (3, 1)
     assert (config.image_size, config.patch_size, config.num_channels) == (16, 4, 2)
     assert config.norm_pix_loss is True
     assert config.intermediate_size == 4 * config.hidden_size
     assert twin.preprocess == model.preprocess
-    assert depth_of(twin) == 3
+    assert twin.config.depth == 3
     if match == "configuration":
         assert config.hidden_size == config.decoder_hidden_size == 24
         return
     target = sum(p.numel() for p in model.parameters())
     counts = {}
     for width in range(4, 40, 4):  # every width that four and two heads and 4 divide
-        theirs = twin_config(replace(CONFIG, dim=width))
+        theirs = vitmae_config(replace(CONFIG, dim=width))
         counts[width] = parameter_count(build_vitmae(theirs, preprocess=PREPROCESS, seed=0))
     nearest = min(counts, key=lambda width: abs(counts[width] - target))
     assert config.hidden_size == nearest
@@ -192,20 +198,20 @@ def test_the_sizes_of_a_twin(match: Match) -> None:
 def test_a_twin_of_absurd_width_is_refused_before_memory_is_taken() -> None:
     wide = replace(CONFIG, dim=16_384, num_heads=4, decoder_num_heads=4, overcomplete=64)
     with pytest.raises(ValueError, match="wide, above the limit of 16384"):
-        twin_config(wide, "parameters")
+        vitmae_config(wide, "parameters")
 
 
 def test_what_transformers_cannot_build() -> None:
     with pytest.raises(ValueError, match=r"square images and patches, not images \(8, 16\)"):
-        twin_config(replace(CONFIG, image_size=(8, 16)))
+        vitmae_config(replace(CONFIG, image_size=(8, 16)))
     with pytest.raises(ValueError, match="match must be"):
-        twin_config(CONFIG, "width")  # type: ignore[arg-type]
+        vitmae_config(CONFIG, "width")  # type: ignore[arg-type]
 
 
 @torch.no_grad()
 def test_folders_give_the_model_back(twin: ViTMAE, images: Tensor, tmp_path: Path) -> None:
     folder = save_vitmae(twin, tmp_path / "run" / "weights")
-    loaded = load_vitmae(tmp_path / "run")
+    loaded = loaded_vitmae(tmp_path / "run")
     assert torch.equal(loaded.encode(images), twin.encode(images))
     assert loaded.preprocess == PREPROCESS
     assert not loaded.training
@@ -213,11 +219,11 @@ def test_folders_give_the_model_back(twin: ViTMAE, images: Tensor, tmp_path: Pat
     assert parameter_count(loaded) == parameter_count(twin)
     model, sha256 = load_backbone(folder)
     assert isinstance(model, ViTMAE)
-    assert sha256 == vitmae_hash(folder)
+    assert sha256 == file_hash(folder / "model.safetensors")
     assert len(sha256) == 64
     with pytest.raises(FileExistsError, match="holds weights"):
         save_vitmae(twin, folder)
-    fresh = random_twin(loaded, 0)
+    fresh = random_baseline(loaded, 0)
     assert isinstance(fresh, ViTMAE)
     assert not torch.equal(fresh.encode(images), twin.encode(images))
     assert fresh.preprocess == PREPROCESS
@@ -227,21 +233,21 @@ def test_preprocessing_that_is_not_ours(twin: ViTMAE, tmp_path: Path) -> None:
     folder = save_vitmae(twin, tmp_path / "a")
     (folder / "preprocess.json").unlink()
     with pytest.raises(ValueError, match=r"2 channels were prepared: add preprocess\.json"):
-        load_vitmae(folder)
+        loaded_vitmae(folder)
     theirs = {"image_mean": [0.5, 0.6], "image_std": [0.1, 0.2]}
     (folder / "preprocessor_config.json").write_text(json.dumps(theirs))
-    assert load_vitmae(folder).preprocess.mean == (0.5, 0.6)
+    assert loaded_vitmae(folder).preprocess.mean == (0.5, 0.6)
     other = replace(PREPROCESS, size=(8, 8))
     (folder / "preprocess.json").write_text(json.dumps(other.to_dict()))
     with pytest.raises(ValueError, match="the model for 2 of"):
-        load_vitmae(folder)
+        loaded_vitmae(folder)
     colour = replace(CONFIG, channels=3)
     plain = Preprocess(size=(16, 16))
     second = save_vitmae(
-        build_vitmae(twin_config(colour), preprocess=plain, seed=0), tmp_path / "b"
+        build_vitmae(vitmae_config(colour), preprocess=plain, seed=0), tmp_path / "b"
     )
     (second / "preprocess.json").unlink()
-    assert load_vitmae(second).preprocess.mean == IMAGENET_MEAN
+    assert loaded_vitmae(second).preprocess.mean == IMAGENET_MEAN
 
 
 @pytest.mark.parametrize(
@@ -268,7 +274,7 @@ def test_damaged_preprocessing(
     (folder / "preprocess.json").unlink()
     (folder / name).write_text(text)
     with pytest.raises(ValueError, match=message):
-        load_vitmae(folder)
+        loaded_vitmae(folder)
 
 
 def test_folders_that_are_not_whole(twin: ViTMAE, tmp_path: Path) -> None:
@@ -278,33 +284,33 @@ def test_folders_that_are_not_whole(twin: ViTMAE, tmp_path: Path) -> None:
     rest = {key: value for key, value in tensors.items() if key != name}
     save_file(rest, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(IncompleteWeightsError, match=r"1 missing: .*mask_token"):
-        load_vitmae(folder)
+        loaded_vitmae(folder)
     save_file({**tensors, "more": torch.ones(1)}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(IncompleteWeightsError, match="1 unexpected: more"):
-        load_vitmae(folder)
+        loaded_vitmae(folder)
     save_file(
         {**tensors, name: torch.ones(1, 1, 8)}, folder / "model.safetensors", {"format": "pt"}
     )
     with pytest.raises(IncompleteWeightsError, match="1 re-shaped"):
-        load_vitmae(folder)
+        loaded_vitmae(folder)
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:-8])
     with pytest.raises(ValueError, match=r"transformers cannot build .* is damaged"):
-        load_vitmae(folder)
+        loaded_vitmae(folder)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match="pickled weights are not read"):
-        load_vitmae(folder)
+        loaded_vitmae(folder)
 
 
 def test_a_model_without_positions_is_refused(tmp_path: Path) -> None:
     from transformers import ViTMAEForPreTraining
 
-    naive = ViTMAEForPreTraining(twin_config(CONFIG))
+    naive = ViTMAEForPreTraining(vitmae_config(CONFIG))
     if naive.vit.embeddings.position_embeddings.any():
         pytest.skip("this version of transformers fills the table")
     folder = save_vitmae(ViTMAE(naive, PREPROCESS), tmp_path / "a")
     with pytest.raises(ValueError, match="position table is all zero"):
-        load_vitmae(folder)
+        loaded_vitmae(folder)
 
 
 @pytest.mark.parametrize(
@@ -329,18 +335,14 @@ def test_configurations_from_strangers(
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(values | change))
     with pytest.raises(ValueError, match=message):
-        load_vitmae(folder)
+        loaded_vitmae(folder)
 
 
 def test_other_folders_are_no_vitmae(tmp_path: Path) -> None:
     ours = save_model(build_model(CONFIG), tmp_path / "ours")
-    assert vitmae_folder(ours) is None
-    assert vitmae_folder(tmp_path / "nothing") is None
     model, sha256 = load_backbone(ours)
     assert not isinstance(model, ViTMAE)
     assert len(sha256) == 64
-    with pytest.raises(FileNotFoundError, match="no folder that holds a ViT-MAE"):
-        load_vitmae(ours)
     (tmp_path / "config.json").write_text("[" * 5)
     with pytest.raises(ValueError, match="is no JSON"):
         load_backbone(tmp_path)
@@ -351,7 +353,7 @@ def test_without_transformers_the_way_to_install_it_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r'pip install "crate-mae\[hf\]"'):
-        twin_config(CONFIG)
+        vitmae_config(CONFIG)
 
 
 def test_layers_are_named_by_number(twin: ViTMAE) -> None:
@@ -422,11 +424,11 @@ def test_a_state_replaces_the_weights_that_are_saved(
 ) -> None:
     state = {key: value + 0.25 for key, value in twin.state_dict().items()}
     save_vitmae(twin, tmp_path / "a", state=state)
-    loaded = load_vitmae(tmp_path / "a").state_dict()
+    loaded = loaded_vitmae(tmp_path / "a").state_dict()
     assert all(torch.equal(loaded[key], state[key]) for key in state)
     with pytest.raises(FileExistsError):
         save_vitmae(twin, tmp_path / "a")
     save_vitmae(twin, tmp_path / "a", overwrite=True)
-    again = load_vitmae(tmp_path / "a").encode(images)
+    again = loaded_vitmae(tmp_path / "a").encode(images)
     assert torch.equal(again, twin.encode(images))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]

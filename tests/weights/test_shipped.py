@@ -15,20 +15,20 @@ from crate_mae import CrateMAE, load_model, save_model
 from crate_mae.batches.transforms import normalise, prepare
 from crate_mae.cli import main
 from crate_mae.demo import photograph
-from crate_mae.evaluation.backbones import random_twin
+from crate_mae.evaluation.backbones import random_baseline
 from crate_mae.models.loss import BaselineSums
 from crate_mae.models.masks import draw_mask
 from crate_mae.publish.package import build_package
 from crate_mae.training.run_folder import load_settings
 from crate_mae.weights import shipped
 from crate_mae.weights.shipped import SHIPPED
-from crate_mae.weights.weights_folder import weights_folder, weights_hash
+from crate_mae.weights.weights_folder import local_weights_folder, weights_hash
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_model_is_whole_and_described(name: str) -> None:
     weights = SHIPPED[name]
-    assert weights_folder(name) == weights.folder
+    assert local_weights_folder(name) == weights.folder
     assert weights_hash(name) == weights.sha256
     card = weights.card
     assert weights.sha256 in card
@@ -118,7 +118,7 @@ def test_a_cifar10_model_completes_photographs(name: str, photo: str) -> None:
     images = crops_of(model, photo)
     loss, colour = masked_losses(model, images)
     assert loss < 0.55 * colour
-    twin = random_twin(model, seed=0)
+    twin = random_baseline(model, seed=0)
     assert isinstance(twin, CrateMAE)
     assert masked_losses(twin, images)[0] > colour > loss
     order = torch.randperm(32 * 32, generator=torch.Generator().manual_seed(1))
@@ -142,7 +142,7 @@ def test_features_tell_two_photographs_apart_and_are_not_the_twins(name: str) ->
     images = torch.cat([crops_of(model, "china"), crops_of(model, "flower")])
     with torch.no_grad():
         found = model.encode(images)[:, 1:].mean(dim=1)
-        twin = random_twin(model, seed=0).encode(images)[:, 1:].mean(dim=1)
+        twin = random_baseline(model, seed=0).encode(images)[:, 1:].mean(dim=1)
     assert found.isfinite().all()
     assert float((found - twin).norm() / twin.norm()) > 0.5
     distances = torch.cdist(found, found).fill_diagonal_(torch.inf)
@@ -212,4 +212,4 @@ def test_verify_compares_with_what_was_written_down(monkeypatch: pytest.MonkeyPa
 def test_an_unknown_name_hears_of_the_shipped_ones() -> None:
     names = "cifar10-small, cifar10-shallow, cifar10-overcomplete"
     with pytest.raises(FileNotFoundError, match=rf"shipped model \({names}\)"):
-        weights_folder("cifar10-large")
+        local_weights_folder("cifar10-large")

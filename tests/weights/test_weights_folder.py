@@ -26,8 +26,8 @@ from crate_mae.weights.tensors import IncompleteWeightsError
 from crate_mae.weights.weights_folder import (
     load_autoencoder,
     load_model,
+    local_weights_folder,
     save_model,
-    weights_folder,
     weights_hash,
 )
 
@@ -197,7 +197,7 @@ def test_run_folder_and_its_weights_folder_are_the_same(tmp_path: Path) -> None:
     run.mkdir()
     (run / "metrics.csv").write_text("step,loss\n")
     save_model(model, run / "weights")
-    assert weights_folder(run) == run / "weights"
+    assert local_weights_folder(run) == run / "weights"
     assert_same_tensors(load_model(run), model)
 
 

@@ -14,14 +14,12 @@ from model_cases import VARIANTS, golden, golden_model, images_for, make, tiny
 from torch import Tensor
 
 from crate_mae.models.classifier import CrateClassifier
-from crate_mae.models.half_steps import half_steps
 from crate_mae.models.overcomplete import OvercompleteISTA
 from crate_mae.models.patches import grid_of
 from crate_mae.sources.base import ImageSource
 from crate_mae.sources.images import ImageFacts, Sample, UnreadableImage
 from crate_mae.sources.torch_datasets import wrap_dataset
-from crate_mae.whitebox import measures
-from crate_mae.whitebox import mirrors as relations
+from crate_mae.whitebox import classes, measures
 from crate_mae.whitebox.geometry import subspace_bases
 from crate_mae.whitebox.layerwise import Precision, analyse
 from crate_mae.whitebox.table import Measurement, curve, models_of, read_table, write_table
@@ -87,7 +85,7 @@ def test_half_steps_compose_to_the_model(name: str) -> None:
     config = VARIANTS[name]
     model, images = make(config).eval(), images_for(config)
     with torch.no_grad():
-        steps = list(half_steps(model, images))
+        steps = list(model.half_steps(images))
         assert len(steps) == 2 * (config.depth + config.decoder_depth)
         codes = steps[2 * config.depth - 1].after
         assert torch.equal(model.encoder.norm(codes), model.encode(images))
@@ -271,7 +269,7 @@ def test_class_rows_need_labels(images: Tensor, monkeypatch: pytest.MonkeyPatch)
         assert value(single, measure, 2, "features", "encoder").mean == pytest.approx(0, abs=1e-9)
     blind = analyse(model, source_of(images, [-1] * 5)).rows
     assert not [row for row in blind if row.measure == "class_rate_reduction"]
-    monkeypatch.setattr(relations, "CLASS_MEMORY", 6000)
+    monkeypatch.setattr(classes, "CLASS_MEMORY", 6000)
     final = analyse(model, source_of(images)).rows
     assert [r.point for r in final if r.measure == "class_rate_reduction"] == ["features"]
 
@@ -279,7 +277,7 @@ def test_class_rows_need_labels(images: Tensor, monkeypatch: pytest.MonkeyPatch)
 def test_too_many_classes_are_told(
     images: Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(relations, "CLASS_MEMORY", 100)
+    monkeypatch.setattr(classes, "CLASS_MEMORY", 100)
     with caplog.at_level(logging.WARNING):
         rows = analyse(make(tiny()), source_of(images)).rows
     assert "no layer" in caplog.text

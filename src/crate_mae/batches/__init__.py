@@ -1,0 +1,5 @@
+"""Images to batches: the same ones whatever the workers, devices and restarts."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

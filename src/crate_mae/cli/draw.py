@@ -52,15 +52,15 @@ def reconstruct(words: list[str]) -> int:
     add_device(parser)
     given = parser.parse_args(words)
 
-    from crate_mae.evaluation.backbones import load_completer
+    from crate_mae.evaluation.backbones import load_masked_autoencoder
     from crate_mae.evaluation.reconstruction import pixel_mask, reconstruct_settings
-    from crate_mae.figures.reconstruction_sheet import reconstruction_sheet, settings_sheet
+    from crate_mae.figures.reconstruction_sheet import draw_reconstruction, draw_settings
     from crate_mae.figures.style import check_figure_target
     from crate_mae.sources.inputs import open_images
 
     check_figure_target(given.out, overwrite=given.overwrite)
     source = open_images(given.images, split=given.data_split, limit=given.limit)
-    model = load_completer(given.weights).to(device_of(given.device))
+    model = load_masked_autoencoder(given.weights).to(device_of(given.device))
     results, names = reconstruct_settings(
         model,
         source,
@@ -72,9 +72,9 @@ def reconstruct(words: list[str]) -> int:
     )
     if len(results) == 1:
         ((_, result),) = results
-        path = reconstruction_sheet(result, given.out, names=names, overwrite=given.overwrite)
+        path = draw_reconstruction(result, given.out, names=names, overwrite=given.overwrite)
     else:
-        path = settings_sheet(results, given.out, names=names, overwrite=given.overwrite)
+        path = draw_settings(results, given.out, names=names, overwrite=given.overwrite)
     for setting, result in results:
         at = f" ({setting})" if len(results) > 1 else ""
         for name, psnr, mse in zip(names, result.psnr.tolist(), result.mse.tolist(), strict=True):
@@ -116,7 +116,7 @@ def attention(words: list[str]) -> int:
     from crate_mae.dense.attention import attention_maps, head_numbers
     from crate_mae.dense.thresholds import checked_mass
     from crate_mae.dense.token_maps import shown_images
-    from crate_mae.figures.attention_sheet import attention_sheet
+    from crate_mae.figures.attention_sheet import draw_attention
     from crate_mae.figures.style import check_figure_target
     from crate_mae.sources.inputs import open_images
     from crate_mae.weights.weights_folder import load_model
@@ -143,7 +143,7 @@ def attention(words: list[str]) -> int:
         progress=counter_for("attention"),
     )
     for index, (name, target) in enumerate(zip(found.names, targets, strict=False)):
-        path = attention_sheet(
+        path = draw_attention(
             maps,
             found.shown,
             target,
@@ -204,7 +204,7 @@ def pca(words: list[str]) -> int:
     from crate_mae.dense.token_maps import shown_images, token_map
     from crate_mae.dense.token_pca import fit_token_map
     from crate_mae.figures.style import check_figure_target
-    from crate_mae.figures.token_sheets import pca_sheet
+    from crate_mae.figures.token_sheets import draw_pca
     from crate_mae.sources.inputs import open_images
     from crate_mae.weights.weights_folder import load_model, weights_hash
 
@@ -237,7 +237,7 @@ def pca(words: list[str]) -> int:
             flip=given.flip,
         )
     )
-    path = pca_sheet(
+    path = draw_pca(
         tokens,
         bases if given.per_image else bases[0],
         found.shown,
@@ -280,9 +280,9 @@ def segment(words: list[str]) -> int:
         named = ", ".join(flag for flag, used in strange.items() if used)
         parser.error(f"{named} does not belong to --method {given.method}")
 
-    from crate_mae.dense.segment_source import SegmentSettings, segment_source
+    from crate_mae.dense.segment_source import SegmentSettings, segment_images
     from crate_mae.figures.style import check_figure_target
-    from crate_mae.figures.token_sheets import segmentation_sheet
+    from crate_mae.figures.token_sheets import draw_segmentation
     from crate_mae.sources.inputs import open_images
     from crate_mae.weights.weights_folder import load_model, weights_hash
 
@@ -304,11 +304,11 @@ def segment(words: list[str]) -> int:
         stride=given.stride,
     )
     model = load_model(given.weights).to(device_of(given.device))
-    found = segment_source(
+    found = segment_images(
         model, source, settings, masks=given.masks, progress=counter_for(given.method)
     )
     report_unreadable(found.unreadable)
-    path = segmentation_sheet(
+    path = draw_segmentation(
         found.segmentation,
         found.shown,
         given.out,

@@ -18,9 +18,9 @@ from crate_mae.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from crate_mae.evaluation.backbones import Backbone
     from crate_mae.evaluation.compare import Measure, Subject
     from crate_mae.evaluation.rows import Method, Row
+    from crate_mae.models.backbone import Backbone
 import sys
 
 from crate_mae.cli.options import add_data_options, add_picture_options, report_unreadable
@@ -75,7 +75,7 @@ def knn(words: list[str]) -> int:
     given = parser.parse_args(words)
 
     from crate_mae.evaluation.knn import check_knn
-    from crate_mae.evaluation.knn import knn as nearest_neighbours
+    from crate_mae.evaluation.knn import nearest_neighbours as nearest_neighbours
 
     asked = {"k": given.k, "temperatures": given.temperatures}
     settings = {key: value for key, value in asked.items() if value is not None}
@@ -154,7 +154,7 @@ def _of_images(
     facts_wanted: bool,
 ) -> "tuple[list[Row], dict[str, Any]]":
     from crate_mae.evaluation.backbones import load_backbone
-    from crate_mae.evaluation.compare import compare
+    from crate_mae.evaluation.compare import compare_models
     from crate_mae.sources.address import open_pair
 
     model, sha256 = load_backbone(given.weights)
@@ -168,7 +168,7 @@ def _of_images(
         limit=given.limit,
         test_limit=given.test_limit,
     )
-    rows = compare(
+    rows = compare_models(
         model,
         train,
         test,
@@ -199,21 +199,24 @@ def _vitmae(model: "Backbone", which: str | None) -> "tuple[dict[str, Subject], 
     """The ViT-MAE to compare with, by its name in the table, and what the JSON says of it."""
     if which is None:
         return {}, {}
+    from crate_mae.evaluation.backbones import load_backbone
     from crate_mae.models.autoencoder import CrateMAE
-    from crate_mae.vitmae.model import vitmae_twin
-    from crate_mae.vitmae.vitmae_folder import load_vitmae, vitmae_folder, vitmae_hash
+    from crate_mae.vitmae.model import ViTMAE, vitmae_baseline
 
     if which in ("same", "params"):
-        if not isinstance(model, CrateMAE):
-            raise ValueError(f"--vitmae {which} needs CRATE-MAE weights, to make a twin of them")
+        if model.kind != CrateMAE.kind:
+            raise ValueError(
+                f"--vitmae {which} needs CRATE-MAE weights, to make a baseline of them"
+            )
         match: Any = "configuration" if which == "same" else "parameters"
         name = f"untrained ViT-MAE ({'same sizes' if which == 'same' else 'same count'})"
-        config = vitmae_twin(model, match).model.config.to_dict()
-        return {name: lambda seed: vitmae_twin(model, match, seed=seed)}, {name: config}
-    twin = load_vitmae(which).to(next(model.parameters()).device)
-    folder = vitmae_folder(which)
-    assert folder is not None
-    return {"ViT-MAE": twin}, {"ViT-MAE": {"weights": which, "sha256": vitmae_hash(folder)}}
+        config = vitmae_baseline(model, match, 0).model.config.to_dict()
+        return {name: partial(vitmae_baseline, model, match)}, {name: config}
+    other, sha256 = load_backbone(which)
+    if other.kind != ViTMAE.kind:
+        raise ValueError(f"--vitmae {which} holds a model of kind {other.kind!r}, not a ViT-MAE")
+    other.to(next(model.parameters()).device)
+    return {"ViT-MAE": other}, {"ViT-MAE": {"weights": which, "sha256": sha256}}
 
 
 def _of_files(
@@ -296,9 +299,9 @@ def map_features(words: list[str]) -> int:
     add_device(parser)
     given = parser.parse_args(words)
 
-    from crate_mae.evaluation.feature_map import check_mappable, feature_map, feature_words
+    from crate_mae.evaluation.feature_map import check_mappable, feature_words, project_features
     from crate_mae.evaluation.features import extract_features
-    from crate_mae.figures.feature_plane import feature_map_figure
+    from crate_mae.figures.feature_plane import draw_feature_map
     from crate_mae.figures.style import check_figure_target
     from crate_mae.sources.inputs import open_images
     from crate_mae.weights.weights_folder import load_model
@@ -309,10 +312,10 @@ def map_features(words: list[str]) -> int:
     model = load_model(given.weights).to(device_of(given.device))
     features = extract_features(model, source, pool=given.pool, progress=counter_for("features"))
     report_unreadable(features.unreadable)
-    points = feature_map(
+    points = project_features(
         features, method=given.method, perplexity=given.perplexity, seed=given.seed
     )
-    path = feature_map_figure(
+    path = draw_feature_map(
         points,
         given.out,
         caption=feature_words(features, model.preprocess.size),

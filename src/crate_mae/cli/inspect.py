@@ -25,11 +25,11 @@ def data(words: list[str]) -> int:
     given = parser.parse_args(words)
 
     from crate_mae.sources.address import open_source
-    from crate_mae.sources.describe import describe
+    from crate_mae.sources.describe import describe_source
 
     target = new_file(given.json)
     source = open_source(given.address, split=given.data_split, limit=given.limit)
-    report = describe(source, progress=counter_for("reading"))
+    report = describe_source(source, progress=counter_for("reading"))
     print(report.table())
     write_json(target, report.to_dict())
     return 0
@@ -67,7 +67,7 @@ def theory(words: list[str]) -> int:
     )
     given = parser.parse_args(words)
 
-    from crate_mae.figures.theory_curves import theory_curves, theory_moves
+    from crate_mae.figures.theory_curves import draw_theory, draw_theory_moves
     from crate_mae.whitebox.denoising_study import study, study_table, sweeps, write_study
 
     folder = Path(given.out)
@@ -85,8 +85,8 @@ def theory(words: list[str]) -> int:
     written = [*write_study(rows, folder, parameters=parameters)]
     for measure in ("alignment", "turning", "error", "outside"):
         picture = folder / f"theory-{measure}.{given.format}"
-        written.append(theory_curves(rows, picture, measure=measure))
-    written.append(theory_moves(folder / f"theory-moves.{given.format}", seed=given.seed))
+        written.append(draw_theory(rows, picture, measure=measure))
+    written.append(draw_theory_moves(folder / f"theory-moves.{given.format}", seed=given.seed))
     print(study_table(rows))
     print("\n".join(f"wrote {path}" for path in written))
     return 0

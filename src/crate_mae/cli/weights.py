@@ -141,7 +141,8 @@ def info(words: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="as JSON")
     given = parser.parse_args(words)
 
-    from crate_mae.weights.info import describe_weights, weights_table
+    from crate_mae.evaluation.backbones import describe_weights
+    from crate_mae.weights.info import weights_table
 
     facts = describe_weights(given.weights)
     print_json(facts) if given.json else print(weights_table(facts))

@@ -21,8 +21,9 @@ from crate_mae.dense.token_maps import (
     layer_number,
 )
 from crate_mae.evaluation.backbones import evaluating
-from crate_mae.models.autoencoder import CrateMAE, Side
-from crate_mae.models.layers import MSSA
+from crate_mae.models.autoencoder import side_layers
+from crate_mae.models.half_steps import half_steps
+from crate_mae.models.layers import Side
 
 Query = Literal["class"] | Pair
 
@@ -85,7 +86,7 @@ def attention_maps(
     Raises ValueError for a layer, side, query, stride or size that the model does not have, and
     when one layer's weights would take more than 2 GiB.
     """
-    stack = _layers_of(model, side)
+    stack = side_layers(model.stacks, side)
     asked = range(len(stack)) if layers is None else layers
     wanted = tuple(dict.fromkeys(layer_number(i, len(stack), side) for i in asked))
     if not wanted:
@@ -93,7 +94,7 @@ def attention_maps(
     model.encoder.check_images(images)
     layout = layout_of(model.config, (images.shape[2], images.shape[3]), stride)
     index = query_index(query, layout.grid)
-    heads = stack[0].num_heads
+    heads = stack[0].mssa.num_heads
     tokens = 1 + layout.grid[0] * layout.grid[1]
     if heads * tokens**2 > MAX_VALUES:
         raise ValueError(
@@ -137,40 +138,23 @@ def query_index(query: Query, grid: Pair) -> int:
     return 1 + row * grid[1] + column
 
 
-def _layers_of(model: AnyModel, side: Side) -> list[MSSA]:
-    if side not in ("encoder", "decoder"):
-        raise ValueError(f"side must be 'encoder' or 'decoder', not {side!r}")
-    if side == "encoder":
-        return [layer.mssa for layer in model.encoder.layers]
-    if not isinstance(model, CrateMAE):
-        raise ValueError("a classifier has no decoder; use side 'encoder' or pre-trained weights")
-    return [layer.mssa for layer in model.decoder]
-
-
 def _rows(
     model: AnyModel, image: Tensor, layout: Layout, wanted: set[int], index: int, side: Side
 ) -> dict[int, Tensor]:
     """{layer: (K, N)} of one image (1, C, H, W)."""
-    encoder, found = model.encoder, {}
+    encoder = model.encoder
     tokens = embed_dense(encoder, image, layout)
-    for number, layer in enumerate(encoder.layers):
-        if side == "encoder" and number in wanted:
-            found[number] = layer.mssa.attention(layer.norm1(tokens))[0, :, index]
-            if len(found) == len(wanted):
-                return found
-        tokens = layer(tokens)
-    assert isinstance(model, CrateMAE)
-    tokens = encoder.norm(tokens)
-    if model.config.mask_tokens == "decoder":
-        tokens = tokens + dense_positions(encoder, layout).to(tokens)
-    for number, step in enumerate(model.decoder):
-        expanded = step.expand(tokens)
-        if number in wanted:
-            found[number] = step.mssa.attention(step.norm2(expanded))[0, :, index]
-            if len(found) == len(wanted):
+    if side == "decoder":
+        tokens = encoder.run_layers(tokens)
+        if model.config.mask_tokens == "decoder":
+            tokens = tokens + dense_positions(encoder, layout).to(tokens)
+    rows: dict[int, Tensor] = {}
+    for step in half_steps(model.stacks[side], tokens):
+        if step.attends and step.index in wanted:
+            rows[step.index] = step.attention()[0, :, index]
+            if len(rows) == len(wanted):
                 break
-        tokens = step.decompress(expanded)
-    return found
+    return rows
 
 
 def _place(query: Pair) -> str:

@@ -100,7 +100,7 @@ class SegmentedSource:
         }
 
 
-def segment_source(
+def segment_images(
     model: AnyModel,
     source: ImageSource,
     settings: SegmentSettings,

@@ -20,6 +20,7 @@ from crate_mae.evaluation.backbones import checked_layers, evaluating
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.encoder import Encoder
+from crate_mae.models.half_steps import half_steps
 from crate_mae.models.patches import positions_at
 from crate_mae.sources.base import ImageSource
 
@@ -184,15 +185,15 @@ def tensor_words(kind: str, layer: int | None) -> str:
 def _at(encoder: Encoder, tokens: Tensor, layer: int | None, kind: TokenKind) -> Tensor:
     if layer is None:
         return encoder.run_layers(tokens)
-    layers = list(encoder.layers)
-    for before in layers[:layer]:
-        tokens = before(tokens)
-    if kind == "tokens":
-        return tokens
-    inside = layers[layer]
-    if kind == "compressed":
-        return inside.compress(tokens)
-    return inside.mssa.project(inside.norm1(tokens)).transpose(1, 2).flatten(2)
+    for step in half_steps(encoder.layers, tokens):
+        if step.index == layer:  # its first half step, the one that attends
+            if kind == "tokens":
+                return step.before
+            if kind == "compressed":
+                return step.after
+            return step.coordinates().transpose(1, 2).flatten(2)
+        tokens = step.after
+    return tokens
 
 
 def _checked_place(model: AnyModel, layer: int | None, kind: TokenKind) -> int | None:

@@ -1,0 +1,5 @@
+"""Features, and what they are worth: linear probe, nearest neighbours, reconstruction."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

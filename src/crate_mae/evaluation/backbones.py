@@ -1,55 +1,155 @@
-"""The models that can be measured, and the tokens after any of their encoder layers.
+"""Every kind of model that can be loaded and measured: one table, one loader.
 
-Layers are counted by how many of them the tokens have passed: 0 is what enters the first layer
-(patches embedded, class token and positions in place), the depth is what leaves the last. None is
-what `encode` returns: after the last layer and the final norm, which no number includes.
+A new family is a class with the members of `Backbone` and a row in `KINDS`.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
-import torch
 from torch import Tensor, nn
 
+from crate_mae.common.files import file_hash
 from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.backbone import Backbone, ImageClassifier, MaskedAutoencoder
 from crate_mae.models.classifier import CrateClassifier
-from crate_mae.vitmae.classifier import ViTClassifier, load_vit_classifier, vit_classifier_folder
-from crate_mae.vitmae.model import ViTMAE
-from crate_mae.vitmae.vitmae_folder import load_vitmae, vitmae_folder, vitmae_hash
-from crate_mae.weights.weights_folder import load_autoencoder, load_model, weights_hash
+from crate_mae.models.config import ModelConfig, Preprocess
+from crate_mae.vitmae.classifier import ViTClassifier, load_vit_classifier, save_vit_classifier
+from crate_mae.vitmae.model import Match, ViTMAE, build_vitmae, vitmae_config
+from crate_mae.vitmae.vitmae_folder import load_vitmae, save_vitmae
+from crate_mae.weights.info import describe_model
+from crate_mae.weights.weights_folder import (
+    TENSORS,
+    find_weights,
+    load_crate,
+    save_model,
+)
 
-Backbone = CrateMAE | CrateClassifier | ViTMAE | ViTClassifier
 Layers = Sequence[int | None] | Literal["all"]
+"""Numbers of encoder layers passed, None for the features as `encode` gives them; or all."""
 
 
-def load_backbone(name: str | Path) -> tuple[Backbone, str]:
-    """(model, SHA-256 of its tensor file) of a weights folder, ours or a ViT-MAE of transformers.
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One kind of model: how its weights folder is read and written, and what it can do."""
 
-    Also takes run folders and, for our own models, Hub repositories. Raises what `load_model`,
-    `load_vitmae` and `load_vit_classifier` raise.
+    load: Callable[[Path, dict[str, Any]], Backbone]
+    """The model, in eval mode, of a folder and what its `config.json` holds."""
+    save: Callable[..., Path]
+    """As `save_model`: (model, folder, *, overwrite, state)."""
+    role: Literal["autoencoder", "classifier"]
+
+
+KINDS: dict[str, Kind] = {
+    CrateMAE.kind: Kind(load=load_crate, save=save_model, role="autoencoder"),
+    CrateClassifier.kind: Kind(load=load_crate, save=save_model, role="classifier"),
+    ViTMAE.kind: Kind(load=load_vitmae, save=save_vitmae, role="autoencoder"),
+    ViTClassifier.kind: Kind(load=load_vit_classifier, save=save_vit_classifier, role="classifier"),
+}
+"""By the name that `config.json` gives: `model_type`, as in transformers, or else `model`."""
+
+
+def load_backbone(name: str | Path, *, revision: str | None = None) -> tuple[Backbone, str]:
+    """(model in eval mode, SHA-256 of its tensor file) of weights of any kind.
+
+    Takes a weights folder, a run folder, a shipped model or a Hub repository, as `find_weights`;
+    `config.json` is read once. Raises FileNotFoundError, ValueError for a kind that is not known
+    and for damaged files, IncompleteWeightsError when tensors are missing or do not fit.
     """
-    folder = vit_classifier_folder(name)
-    if folder is not None:
-        return load_vit_classifier(folder), vitmae_hash(folder)
-    folder = vitmae_folder(name)
-    if folder is not None:
-        return load_vitmae(folder), vitmae_hash(folder)
-    return load_model(name), weights_hash(name)
+    folder, described = find_weights(name, revision=revision)
+    kind = described.get("model_type", described.get("model"))
+    if kind not in KINDS:
+        raise ValueError(f"{folder} holds a model of kind {kind!r}; known are {', '.join(KINDS)}")
+    model = KINDS[kind].load(folder, described)
+    return model, file_hash(folder / TENSORS)
 
 
-def load_completer(name: str | Path) -> CrateMAE | ViTMAE:
-    """The masked autoencoder, ours or a ViT-MAE, of a weights folder; as `load_backbone`.
+def describe_weights(name: str | Path) -> dict[str, Any]:
+    """Kind, configuration, preprocessing, parameter counts by part and hash; JSON-able.
 
-    Raises ValueError when it holds a classifier.
+    Raises what `load_backbone` raises: the weights are loaded, so an answer means that they are
+    whole.
     """
-    return load_autoencoder(name) if vitmae_folder(name) is None else load_vitmae(name)
+    model, sha256 = load_backbone(name)
+    return describe_model(model, folder=find_weights(name)[0], sha256=sha256)
 
 
-def depth_of(model: Backbone) -> int:
-    """Number of encoder layers."""
-    return model.config.depth
+def load_masked_autoencoder(name: str | Path) -> MaskedAutoencoder:
+    """The masked autoencoder of any family that weights hold; as `load_backbone`.
+
+    Raises ValueError when they hold a classifier.
+    """
+    model, _ = load_backbone(name)
+    if KINDS[model.kind].role != "autoencoder":
+        raise ValueError(
+            f"{name} holds a classifier, which has no decoder; use pre-trained weights"
+        )
+    return cast("MaskedAutoencoder", model)
+
+
+def save_backbone(
+    model: Backbone,
+    folder: str | Path,
+    *,
+    overwrite: bool = False,
+    state: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """The folder, now holding what `load_backbone` reads back; as `save_model`."""
+    return KINDS[model.kind].save(model, folder, overwrite=overwrite, state=state)
+
+
+def as_classifier(model: Backbone | None) -> ImageClassifier | None:
+    """The model where it is a classifier, None where it is none or there is none."""
+    is_classifier = model is not None and KINDS[model.kind].role == "classifier"
+    return cast("ImageClassifier", model) if is_classifier else None
+
+
+def build_autoencoder(
+    config: ModelConfig, *, vitmae: Match | None = None, seed: int
+) -> MaskedAutoencoder:
+    """A masked autoencoder with fresh weights, to train: a CRATE-MAE, or its ViT-MAE baseline.
+
+    A CRATE-MAE draws from torch's global generator, as training seeds it; a ViT-MAE from `seed`.
+    """
+    if vitmae is None:
+        return CrateMAE(config)
+    prepared = Preprocess.identity(config)
+    return build_vitmae(vitmae_config(config, vitmae), preprocess=prepared, seed=seed).train()
+
+
+def build_classifier(
+    config: ModelConfig,
+    *,
+    origin: Backbone | None = None,
+    vitmae: Match | None = None,
+    seed: int,
+    **head: Any,
+) -> ImageClassifier:
+    """A classifier on a copy of the encoder of `origin`, or from fresh weights, in training mode.
+
+    `head` is `num_classes`, `pool`, `class_names`; the head is always a new one. Raises ValueError
+    for an origin of a family without classifiers.
+    """
+    if origin is not None and origin.kind not in _CLASSIFIER_OF:
+        raise ValueError(f"there is no classifier on a model of kind {origin.kind!r}")
+    if origin is not None:
+        classifier: ImageClassifier = _CLASSIFIER_OF[origin.kind](origin, **head)
+    elif vitmae is not None:
+        classifier = ViTClassifier(config, vitmae, seed=seed, **head)
+    else:
+        classifier = CrateClassifier(config, **head)
+    cast("nn.Module", classifier).train()
+    return classifier
+
+
+_CLASSIFIER_OF: dict[str, Callable[..., ImageClassifier]] = {
+    CrateMAE.kind: CrateClassifier.from_pretrained,
+    CrateClassifier.kind: CrateClassifier.from_pretrained,
+    ViTMAE.kind: ViTClassifier.from_pretrained,
+    ViTClassifier.kind: ViTClassifier.from_pretrained,
+}
 
 
 def checked_layers(model: Backbone, layers: Layers) -> list[int | None]:
@@ -57,7 +157,7 @@ def checked_layers(model: Backbone, layers: Layers) -> list[int | None]:
 
     Raises ValueError for a layer that the model does not have.
     """
-    depth = depth_of(model)
+    depth = model.config.depth
     if layers == "all":
         return [*range(depth + 1), None]
     asked = [None if layer == -1 else layer for layer in layers]
@@ -73,54 +173,16 @@ def checked_layers(model: Backbone, layers: Layers) -> list[int | None]:
     return [*numbers, None] if None in asked else numbers
 
 
-def layer_tokens(
-    model: Backbone, images: Tensor, layers: Sequence[int | None] = (None,)
-) -> dict[int | None, Tensor]:
-    """Tokens (B, 1 + L, d) of images (B, C, H, W) after each of `layers`, in one pass.
-
-    Nothing is masked, nothing is random, patches are in raster order. The layers must exist.
-    """
-    if isinstance(model, ViTMAE | ViTClassifier):
-        twin = model if isinstance(model, ViTMAE) else model.twin
-        return twin.layer_tokens(images, layers)
-    if set(layers) == {None}:
-        return {None: model.encode(images)}
-    encoder = model.encoder
-    states: dict[int | None, Tensor] = {}
-    tokens = encoder.embed(images)
-    for passed, layer in enumerate(encoder.layers):
-        if passed in layers:
-            states[passed] = tokens
-        tokens = layer(tokens)
-    states[model.config.depth] = tokens
-    if None in layers:
-        states[None] = encoder.norm(tokens)
-    return {layer: states[layer] for layer in layers}
-
-
-def random_twin(model: Backbone, seed: int) -> Backbone:
-    """An untrained model of the same kind, configuration, preprocessing and device."""
-    if isinstance(model, ViTMAE | ViTClassifier):
-        trained = model if isinstance(model, ViTMAE) else model.twin
-        twin: Backbone = trained.untrained(seed)
-    else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            if isinstance(model, CrateClassifier):
-                twin = CrateClassifier(
-                    model.config,
-                    num_classes=model.head.out_features,
-                    pool=model.pool,
-                    class_names=model.class_names,
-                )
-            else:
-                twin = CrateMAE(model.config)
-        twin.preprocess = model.preprocess
-    return twin.to(next(model.parameters()).device)
+def random_baseline(model: Backbone, seed: int) -> Backbone:
+    """The same model with fresh weights and the same preprocessing, on the same device."""
+    fresh = model.untrained(seed)
+    fresh.preprocess = model.preprocess
+    fresh.to(next(model.parameters()).device)
+    return fresh
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: Backbone | nn.Module) -> Iterator[None]:
     """A context in which the model is in eval mode; each module's own flag is restored after it."""
     flags = {module: module.training for module in model.modules()}
     model.eval()

@@ -4,21 +4,22 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
-from crate_mae.evaluation.backbones import Backbone, Layers, checked_layers, random_twin
+from crate_mae.evaluation.backbones import Layers, checked_layers, random_baseline
 from crate_mae.evaluation.features import FeaturePool, Features, Key, extract_all, raw_pixels
-from crate_mae.evaluation.knn import knn
+from crate_mae.evaluation.knn import nearest_neighbours
 from crate_mae.evaluation.metrics import few_shot
 from crate_mae.evaluation.probe import linear_probe
 from crate_mae.evaluation.rows import Method, Result, Row
+from crate_mae.models.backbone import Backbone
 from crate_mae.models.cost import parameter_count
 from crate_mae.sources.base import ImageSource
 from crate_mae.sources.splits import few_shot_indices
 
 Progress = Callable[[str], Callable[[int, int], None] | None]
-Subject = Backbone | Callable[[int], Backbone]
-"""A model, or a function that makes one of a seed."""
+Subject = Backbone | partial[Any]
+"""A model, or a `functools.partial` that makes one of a seed."""
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +37,10 @@ class Measure(Protocol):
     ) -> Result: ...
 
 
-MEASURES: Mapping[Method, Measure] = {"probe": linear_probe, "knn": knn}
+MEASURES: Mapping[Method, Measure] = {"probe": linear_probe, "knn": nearest_neighbours}
 
 
-def compare(
+def compare_models(
     model: Backbone,
     train: ImageSource,
     test: ImageSource,
@@ -66,9 +67,9 @@ def compare(
         raise ValueError("name at least one measure and one seed")
     subjects: dict[str, Subject | None] = {"model": model, **(others or {})}
     if baselines:
-        subjects |= {"random twin": partial(random_twin, model), "raw pixels": None}
+        subjects |= {"random twin": partial(random_baseline, model), "raw pixels": None}
     for subject in subjects.values():
-        if isinstance(subject, Backbone):
+        if subject is not None and not isinstance(subject, partial):
             checked_layers(subject, layers)  # before any work
     if shots is not None:
         few_shot_indices([train.label(index) for index in range(len(train))], shots, seeds[0])
@@ -102,10 +103,10 @@ def compare(
 
     rows: list[Row] = []
     for name, subject in subjects.items():
-        if subject is None or isinstance(subject, Backbone):
-            rows += rows_of(name, subject, seeds)
-        else:
+        if isinstance(subject, partial):
             rows += _joined([rows_of(name, subject(seed), (seed,)) for seed in seeds])
+        else:
+            rows += rows_of(name, subject, seeds)
     return sorted(rows, key=lambda row: list(measures).index(row.method))
 
 

@@ -36,7 +36,7 @@ class FeatureMap:
     """The method and its settings, as a caption says them."""
 
 
-def feature_map(
+def project_features(
     features: Features,
     *,
     method: MapMethod = "tsne",

@@ -11,13 +11,8 @@ import torch
 from torch import Tensor
 
 from crate_mae.batches.prepared import UNLABELLED, prepared_batches
-from crate_mae.evaluation.backbones import (
-    Backbone,
-    Layers,
-    checked_layers,
-    evaluating,
-    layer_tokens,
-)
+from crate_mae.evaluation.backbones import Layers, checked_layers, evaluating
+from crate_mae.models.backbone import Backbone
 from crate_mae.models.classifier import pool_tokens
 from crate_mae.models.config import Preprocess
 from crate_mae.sources.base import ImageSource
@@ -105,7 +100,7 @@ def extract_all(
     place = next(model.parameters()).device
 
     def encode(images: Tensor) -> dict[Key, Tensor]:
-        states = layer_tokens(model, images.to(place), wanted)
+        states = model.layer_tokens(images.to(place), wanted)
         return {(i, pool): _pooled(states[i], pool) for i in wanted for pool in kept}
 
     with evaluating(model):

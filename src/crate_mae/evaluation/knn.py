@@ -51,7 +51,7 @@ class KnnResult(Measured):
         return int(self.setting["k"])
 
 
-def knn(
+def nearest_neighbours(
     train: Features,
     test: Features,
     *,

@@ -16,13 +16,12 @@ from torch import Tensor
 from crate_mae.batches.transforms import denormalise, fit, prepare
 from crate_mae.common.randomness import keyed_generator
 from crate_mae.evaluation.backbones import evaluating
-from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.backbone import MaskedAutoencoder
 from crate_mae.models.config import ModelConfig
 from crate_mae.models.masks import MaskKind, draw_mask, mask_from_pixels, num_kept
 from crate_mae.models.patches import grid_of, patchify, unpatchify
 from crate_mae.sources.base import ImageSource
 from crate_mae.sources.images import UnreadableImage, decode_image, to_channels
-from crate_mae.vitmae.model import ViTMAE
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +73,7 @@ class Reconstruction:
 
 
 def reconstruct(
-    model: CrateMAE | ViTMAE, images: Tensor, mask: Tensor, *, mode: PixelMode | None = None
+    model: MaskedAutoencoder, images: Tensor, mask: Tensor, *, mode: PixelMode | None = None
 ) -> Reconstruction:
     """What the model makes of prepared images (B, C, H, W) under a mask (B, L).
 
@@ -131,7 +130,7 @@ def reconstruct(
 
 
 def reconstruct_source(
-    model: CrateMAE | ViTMAE,
+    model: MaskedAutoencoder,
     source: ImageSource,
     *,
     kind: MaskKind = "random",
@@ -174,7 +173,7 @@ def reconstruct_source(
 
 
 def reconstruct_settings(
-    model: CrateMAE | ViTMAE,
+    model: MaskedAutoencoder,
     source: ImageSource,
     *,
     kinds: Sequence[MaskKind] = ("random",),

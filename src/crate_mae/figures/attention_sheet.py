@@ -23,7 +23,7 @@ WEIGHT_COLOURS = "viridis"  # light means more, in grey print, too
 _FADED = 0.88
 
 
-def attention_sheet(
+def draw_attention(
     maps: AttentionMaps,
     shown: Tensor,
     path: str | Path,

@@ -25,7 +25,7 @@ _LOOKS = (
 _OTHER = "#BBBBBB"
 
 
-def feature_map_figure(
+def draw_feature_map(
     points: FeatureMap, path: str | Path, *, caption: str = "", overwrite: bool = False
 ) -> Path:
     """The path of a picture with a point for each image, its class by colour and marker.

@@ -18,7 +18,8 @@ from crate_mae.figures.style import (
     save_captioned,
     tidy,
 )
-from crate_mae.whitebox.table import Measurement, Side, curve, models_of
+from crate_mae.models.layers import Side
+from crate_mae.whitebox.table import Measurement, curve, models_of
 from crate_mae.whitebox.weight_rows import Overlaps
 
 # Colours, dashes and markers: told apart in grey print as well.
@@ -86,7 +87,7 @@ _WEIGHTS = (
 )
 
 
-def layer_curves(rows: Sequence[Measurement], path: str | Path, *, overwrite: bool = False) -> Path:
+def draw_layers(rows: Sequence[Measurement], path: str | Path, *, overwrite: bool = False) -> Path:
     """The path of a picture of what the tokens go through, with a line for each model.
 
     Rates and rank at every half step, and measures of each layer below; points are means over
@@ -109,9 +110,7 @@ def layer_curves(rows: Sequence[Measurement], path: str | Path, *, overwrite: bo
     return save_captioned(figure, path, _tokens_caption(rows))
 
 
-def weight_curves(
-    rows: Sequence[Measurement], path: str | Path, *, overwrite: bool = False
-) -> Path:
+def draw_weights(rows: Sequence[Measurement], path: str | Path, *, overwrite: bool = False) -> Path:
     """The path of a picture of the geometry of the weights, encoder and decoder layers in a row.
 
     Raises as `layer_curves`.
@@ -140,7 +139,7 @@ def weight_curves(
     )
 
 
-def subspace_angles(
+def draw_subspace_angles(
     overlaps: dict[str, Overlaps], path: str | Path, *, overwrite: bool = False
 ) -> Path:
     """The path of a picture of K x K matrices of angles between subspaces, layer by layer.

@@ -19,7 +19,7 @@ MAX_SETTINGS = 12
 _PANELS = ("original", "masked", "prediction", "prediction + visible", "error")
 
 
-def reconstruction_sheet(
+def draw_reconstruction(
     reconstruction: Reconstruction,
     path: str | Path,
     *,
@@ -57,7 +57,7 @@ def reconstruction_sheet(
     return save_figure(figure, path)
 
 
-def settings_sheet(
+def draw_settings(
     settings: Sequence[tuple[str, Reconstruction]],
     path: str | Path,
     *,

@@ -24,7 +24,7 @@ Curve = tuple[np.ndarray, np.ndarray]
 _LEARNING_RATES = ("lr", "train/lr", "learning_rate", "lr-AdamW")
 
 
-def training_curves(
+def draw_training(
     metrics: Sequence[dict[str, float]], path: str | Path, *, overwrite: bool = False
 ) -> Path:
     """The path of a picture of the losses, the accuracy if there is one, and the learning rate.

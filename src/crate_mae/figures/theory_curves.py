@@ -64,7 +64,7 @@ MEASURE_WORDS = {
 }
 
 
-def theory_curves(
+def draw_theory(
     rows: Sequence[dict[str, Any]], path: str | Path, *, measure: str, overwrite: bool = False
 ) -> Path:
     """The path of a picture of one measure: a panel for each axis, a line for each method.
@@ -142,7 +142,7 @@ def _curves(panel: Axes, rows: Sequence[dict[str, Any]], axis: str) -> None:
     tidy(panel)
 
 
-def theory_moves(path: str | Path, *, seed: int = 0, overwrite: bool = False) -> Path:
+def draw_theory_moves(path: str | Path, *, seed: int = 0, overwrite: bool = False) -> Path:
     """The path of a picture of single tokens under five denoisers, at the default setting.
 
     A token is a point: its length within its own subspace to the right, its length outside upwards.

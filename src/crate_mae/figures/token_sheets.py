@@ -20,7 +20,7 @@ COMPONENT_COLOURS = "cividis"  # dark to light for every eye and in grey print
 SCORE_COLOURS = "viridis"
 
 
-def pca_sheet(
+def draw_pca(
     tokens: TokenMap,
     basis: TokenBasis | Sequence[TokenBasis],
     shown: Tensor,
@@ -70,7 +70,7 @@ def pca_sheet(
     return save_figure(figure, path)
 
 
-def segmentation_sheet(
+def draw_segmentation(
     found: Segmentation,
     shown: Tensor,
     path: str | Path,

@@ -4,20 +4,20 @@ Shapes: B images (C, H, W), L patches of h x w pixels, N = 1 + L tokens, d token
 Masks are boolean (B, L) in raster order, True = removed.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import torch
 from torch import Generator, Tensor, nn
 
 from crate_mae.models.config import ModelConfig, Preprocess, resolve_config
 from crate_mae.models.encoder import Encoder
-from crate_mae.models.layers import DecoderLayer, Stack, init_linear
+from crate_mae.models.half_steps import HalfStep, half_steps
+from crate_mae.models.layers import DecoderLayer, Layer, Side, Stack, init_linear
 from crate_mae.models.loss import masked_mse, masked_target
 from crate_mae.models.masks import draw_mask, place_visible, take_visible
+from crate_mae.models.operators import Operators, operators_of
 from crate_mae.models.patches import grid_of
-
-Side = Literal["encoder", "decoder"]
 
 
 class MaskedOutput(NamedTuple):
@@ -34,27 +34,24 @@ class MaskedOutput(NamedTuple):
 class CrateMAE(nn.Module):
     """The masked autoencoder of "Masked Completion via Structured Diffusion" (ICLR 2024).
 
-    Call it on images for the masked loss; `encode` for features, `attention` for maps.
+    Call it on images for the masked loss; `encode` for features, `attention` for maps,
+    `half_steps` for what every layer does. `operators` makes layers other than the configuration's:
+    then it is no CRATE-MAE of the paper any more, and weights alone do not rebuild it.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    kind: ClassVar[str] = "CrateMAE"
+    """How `config.json` of its weights names it."""
+    match: ClassVar[None] = None
+
+    def __init__(self, config: ModelConfig, operators: Operators | None = None) -> None:
         super().__init__()
         self.config = config
+        operators = operators_of(config) if operators is None else operators
         self.preprocess = Preprocess.identity(config)
         """How the training images were prepared; saved and loaded with the weights."""
-        self.encoder = Encoder(config)
+        self.encoder = Encoder(config, operators)
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.dim))
-        self.decoder: Stack[DecoderLayer] = Stack(
-            DecoderLayer(
-                dim=config.dim,
-                num_heads=config.decoder_num_heads,
-                output_projection=config.output_projection,
-                overcomplete=config.overcomplete,
-                step_size=config.step_size,
-                sparsity=config.sparsity,
-            )
-            for _ in range(config.decoder_depth)
-        )
+        self.decoder: Stack[DecoderLayer] = operators.decoder_layers(config)
         self.decoder_norm = nn.LayerNorm(config.dim, eps=1e-6)
         self.prediction = nn.Linear(config.dim, config.patch_dim)
         nn.init.normal_(self.mask_token, std=0.02)
@@ -153,35 +150,82 @@ class CrateMAE(nn.Module):
         keys are counted from the first. `side` is "encoder" or "decoder".
         Raises ValueError for a layer or side that the model does not have.
         """
-        if side not in ("encoder", "decoder"):
-            raise ValueError(f"side must be 'encoder' or 'decoder', not {side!r}")
-        depth = len(self.encoder.layers if side == "encoder" else self.decoder)
+        layers_of_side = side_layers(self.stacks, side)
+        depth = len(layers_of_side)
         asked = [layers] if isinstance(layers, int) else list(layers)
         wrong = [i for i in asked if not -depth <= i < depth]
         if wrong or not asked:
             raise ValueError(
                 f"{side} layers {wrong or asked} do not exist; there are 0 to {depth - 1}"
             )
-        wanted = {i % depth for i in asked}
-        maps = {}
         if side == "encoder":
             tokens = self.encoder.embed(images)
-            for index, layer in enumerate(self.encoder.layers):
-                if index in wanted:
-                    maps[index] = layer.mssa.attention(layer.norm1(tokens))
+        else:
+            grid = grid_of(images, self.config.patch_hw)
+            tokens = self.decoder_input(self.encode(images), None, grid)
+        wanted = {i % depth for i in asked}
+        maps: dict[int, Tensor] = {}
+        for step in half_steps(layers_of_side, tokens):
+            if step.attends and step.index in wanted:
+                maps[step.index] = step.attention()
                 if len(maps) == len(wanted):
-                    return maps
-                tokens = layer(tokens)
-        grid = grid_of(images, self.config.patch_hw)
-        tokens = self.decoder_input(self.encode(images), None, grid)
-        for index, step in enumerate(self.decoder):
-            expanded = step.expand(tokens)
-            if index in wanted:
-                maps[index] = step.mssa.attention(step.norm2(expanded))
-            if len(maps) == len(wanted):
-                break
-            tokens = step.decompress(expanded)
+                    break
         return maps
+
+    @property
+    def stacks(self) -> dict[Side, list[Layer]]:
+        """The layers of each side."""
+        return {"encoder": list(self.encoder.layers), "decoder": list(self.decoder)}
+
+    def half_steps(self, images: Tensor) -> Iterator[HalfStep]:
+        """The half steps of encoder, then decoder, for unmasked images (B, C, H, W).
+
+        The decoder runs on the normalised features of all patches, with positions added again where
+        mask tokens enter there.
+        """
+        tokens = self.encoder.embed(images)
+        for step in half_steps(self.encoder.layers, tokens):
+            yield step
+            tokens = step.after
+        grid = grid_of(images, self.config.patch_hw)
+        tokens = self.decoder_input(self.encoder.norm(tokens), None, grid)
+        yield from half_steps(self.decoder, tokens)
+
+    def tensors_to_loss(self, images: Tensor, mask: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Name and value of every tensor on the way to the masked loss, in order of computation."""
+        tokens = self.embed_masked(images, mask)
+        yield "patch embedding", tokens
+        for step in half_steps(self.encoder.layers, tokens):
+            yield f"encoder layer {step.index}, {step.name}", step.after
+            tokens = step.after
+        tokens = self.decoder_input(
+            self.encoder.norm(tokens), mask, grid_of(images, self.config.patch_hw)
+        )
+        for step in half_steps(self.decoder, tokens):
+            yield f"decoder layer {step.index}, {step.name}", step.after
+            tokens = step.after
+        prediction = self.prediction(self.decoder_norm(tokens))[:, 1:]
+        yield "prediction", prediction
+        yield "target", self.target(images)
+        yield "loss", self.loss(images, prediction, mask)
+
+    def layer_tokens(
+        self, images: Tensor, layers: Sequence[int | None]
+    ) -> dict[int | None, Tensor]:
+        """Tokens (B, 1 + L, d) after each of so many encoder layers; None: as `encode`."""
+        return self.encoder.layer_tokens(images, layers)
+
+    def describe_head(self) -> dict[str, Any]:
+        """Nothing to describe: there is no head."""
+        return {}
+
+    def untrained(self, seed: int) -> "CrateMAE":
+        """A model of the same configuration with fresh weights, as images are prepared for it."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            fresh = CrateMAE(self.config)
+        fresh.preprocess = self.preprocess
+        return fresh
 
     def _checked_mask(self, mask: Tensor, images: Tensor) -> Tensor:
         rows, columns = grid_of(images, self.config.patch_hw)
@@ -203,3 +247,12 @@ def build_model(preset_or_config: str | ModelConfig, **overrides: Any) -> CrateM
     Raises ValueError for an unknown preset or field and for values that do not fit together.
     """
     return CrateMAE(resolve_config(preset_or_config, **overrides))
+
+
+def side_layers(stacks: dict[Side, list[Layer]], side: Side) -> list[Layer]:
+    """The layers of a side; ValueError for one that does not exist or the model does not have."""
+    if side not in get_args(Side):
+        raise ValueError(f"side must be 'encoder' or 'decoder', not {side!r}")
+    if side not in stacks:
+        raise ValueError("a classifier has no decoder; use side 'encoder' or pre-trained weights")
+    return stacks[side]

@@ -1,18 +1,26 @@
 """A classifier on the CRATE encoder."""
 
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import MAX_CLASSES, ModelConfig, Preprocess
 from crate_mae.models.encoder import Encoder
+from crate_mae.models.half_steps import HalfStep, half_steps
+from crate_mae.models.layers import Layer, Side
 
 Pool = Literal["cls", "mean"]
 
 
 class CrateClassifier(nn.Module):
     """Class scores from the encoder's class token or from the mean of its patch tokens."""
+
+    kind: ClassVar[str] = "CrateClassifier"
+    """How `config.json` of its weights names it."""
+    match: ClassVar[None] = None
 
     def __init__(
         self,
@@ -54,6 +62,47 @@ class CrateClassifier(nn.Module):
         features: Tensor = self.encoder(images)
         return features
 
+    @property
+    def stacks(self) -> dict[Side, list[Layer]]:
+        """The layers of each side: the encoder's."""
+        return {"encoder": list(self.encoder.layers)}
+
+    def half_steps(self, images: Tensor) -> Iterator[HalfStep]:
+        """The half steps of the encoder for images (B, C, H, W)."""
+        return half_steps(self.encoder.layers, self.encoder.embed(images))
+
+    def tensors_to_scores(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Name and value of every tensor on the way to the scores, in order of computation."""
+        tokens = self.encoder.embed(images)
+        yield "patch embedding", tokens
+        for step in half_steps(self.encoder.layers, tokens):
+            yield f"encoder layer {step.index}, {step.name}", step.after
+            tokens = step.after
+        yield "scores", self.head(pool_tokens(self.encoder.norm(tokens), self.pool))
+
+    def layer_tokens(
+        self, images: Tensor, layers: Sequence[int | None]
+    ) -> dict[int | None, Tensor]:
+        """Tokens (B, 1 + L, d) after each of so many encoder layers; None: as `encode`."""
+        return self.encoder.layer_tokens(images, layers)
+
+    def describe_head(self) -> dict[str, Any]:
+        """What `config.json` says of the head, in plain values."""
+        return head_facts(self.head, self.pool, self.class_names)
+
+    def untrained(self, seed: int) -> "CrateClassifier":
+        """A classifier of the same configuration and classes with fresh weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            fresh = CrateClassifier(
+                self.config,
+                num_classes=self.head.out_features,
+                pool=self.pool,
+                class_names=self.class_names,
+            )
+        fresh.preprocess = self.preprocess
+        return fresh
+
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Class scores (B, classes) of images (B, C, H, W).
 
@@ -80,6 +129,12 @@ def classifier_head(
     nn.init.trunc_normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
     return head
+
+
+def head_facts(head: nn.Linear, pool: Pool, class_names: tuple[str, ...] | None) -> dict[str, Any]:
+    """What is written of a classifier's head beside its tensors, in plain values."""
+    facts = {"num_classes": head.out_features, "pool": pool, "class_names": class_names}
+    return {"classifier": facts}
 
 
 def pool_tokens(tokens: Tensor, pool: str) -> Tensor:

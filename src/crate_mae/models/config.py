@@ -7,9 +7,6 @@ from typing import Any, Literal
 
 from crate_mae.common.hints import did_you_mean
 
-UNWRITTEN = ("overcomplete",)
-"""Fields that are not written where they are 1: younger than files that say nothing of them."""
-
 OutputProjection = Literal["free", "tied"]
 MaskTokens = Literal["encoder", "decoder"]
 
@@ -160,15 +157,8 @@ class ModelConfig:
         return self.patch_hw[0] * self.patch_hw[1] * self.channels
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON or YAML; `from_dict` reads them back.
-
-        Without `overcomplete` where it is 1, so that what is written of a published model stays the
-        same, byte for byte, and can be read by versions that know no other.
-        """
+        """Plain values for JSON or YAML; `from_dict` reads them back."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name in UNWRITTEN:
-            if plain[name] == 1:
-                del plain[name]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
 
     @classmethod

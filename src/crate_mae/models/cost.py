@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.backbone import Backbone
 from crate_mae.models.config import ModelConfig
 from crate_mae.models.masks import num_kept
 
@@ -62,7 +63,7 @@ def model_cost(
         )
 
 
-def parameter_count(model: nn.Module) -> int:
+def parameter_count(model: Backbone | nn.Module) -> int:
     """Number of trainable parameters; fixed position tables do not count."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 

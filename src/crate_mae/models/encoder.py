@@ -4,14 +4,16 @@ Shapes: B images, L patches in raster order, N = 1 + L tokens (class token first
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crate_mae.models.config import ModelConfig, size_fault
+from crate_mae.models.half_steps import tokens_after
 from crate_mae.models.layers import EncoderLayer, Stack
+from crate_mae.models.operators import Operators, operators_of
 from crate_mae.models.patches import grid_of, sincos_positions
 
 CACHED_VALUES = 1 << 20
@@ -25,23 +27,14 @@ class Encoder(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, operators: Operators | None = None) -> None:
         super().__init__()
         self.config = config
         dim = config.dim
+        operators = operators_of(config) if operators is None else operators
         self.patch_embed = nn.Conv2d(config.channels, dim, config.patch_hw, config.patch_hw)
         self.class_token = nn.Parameter(torch.empty(1, 1, dim))
-        self.layers: Stack[EncoderLayer] = Stack(
-            EncoderLayer(
-                dim=dim,
-                num_heads=config.num_heads,
-                step_size=config.step_size,
-                sparsity=config.sparsity,
-                output_projection=config.output_projection,
-                overcomplete=config.overcomplete,
-            )
-            for _ in range(config.depth)
-        )
+        self.layers: Stack[EncoderLayer] = operators.encoder_layers(config)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         # Not in the weights file: the configuration says all there is to know.
         self.register_buffer("positions", sincos_positions(dim, config.grid), persistent=False)
@@ -97,6 +90,22 @@ class Encoder(nn.Module):
         if few >= len(images):
             return self.run_layers(self.embed(images), keep)
         return torch.cat([self.run_layers(self.embed(part)) for part in torch.split(images, few)])
+
+    def layer_tokens(
+        self, images: Tensor, layers: Sequence[int | None]
+    ) -> dict[int | None, Tensor]:
+        """Tokens (B, 1 + L, d) of images (B, C, H, W) after each of so many layers, in one walk.
+
+        0 is what enters the first layer, None what `forward` returns; they must exist.
+        """
+        if set(layers) == {None}:
+            return {None: self(images)}
+        depth = len(self.layers)
+        wanted = [depth if layer is None else layer for layer in layers]
+        found = tokens_after(list(self.layers), self.embed(images), wanted)
+        return {
+            layer: self.norm(found[depth]) if layer is None else found[layer] for layer in layers
+        }
 
     def _images_at_a_time(self, images: Tensor) -> int:
         """How many of the images go through all layers together.

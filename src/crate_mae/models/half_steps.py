@@ -1,62 +1,88 @@
-"""A walk over the half steps of every layer, on unmasked images: what each took in and gave out."""
+"""The walk through layers, half step by half step: what each took in and gave out.
 
-from collections.abc import Iterator
+Everything that looks inside a network goes this way: attention, tokens by layer, the search for
+the first number that is not finite, the white-box analysis. Nothing is computed before it is asked
+for: `after` of a half step is computed when it is read, or when the walk goes on.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor, nn
 
-from crate_mae.models.autoencoder import CrateMAE, Side
-from crate_mae.models.classifier import CrateClassifier
-from crate_mae.models.layers import MSSA, DecoderLayer, EncoderLayer
-from crate_mae.models.patches import grid_of
+from crate_mae.models.layers import Attention, Layer, Side
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class HalfStep:
-    """One half step on a batch: tokens (B, N, d) before and after it."""
+    """One half step on a batch of tokens (B, N, d)."""
 
-    side: Side
     index: int
     """Of the layer, from 0."""
-    layer: EncoderLayer | DecoderLayer
+    layer: Layer
     name: str
     """The method of the layer: "compress", "sparsify", "expand" or "decompress"."""
     before: Tensor
-    after: Tensor
+
+    @cached_property
+    def after(self) -> Tensor:
+        """The tokens (B, N, d) that it gives out."""
+        tokens: Tensor = getattr(self.layer, self.name)(self.before)
+        return tokens
 
     @property
-    def mssa(self) -> MSSA:
+    def side(self) -> Side:
+        """Whether the layer is of the encoder or of the decoder."""
+        return self.layer.side
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the tokens before it are those that enter the layer."""
+        return self.name == self.layer.half_steps[0]
+
+    @property
+    def attends(self) -> bool:
+        """Whether MSSA is the operator of this half step."""
+        return self.name == self.layer.attention_step
+
+    @property
+    def mssa(self) -> Attention:
         """The layer's MSSA, whose subspaces both of its half steps are measured against."""
         return self.layer.mssa
 
     @property
     def mssa_norm(self) -> nn.LayerNorm:
         """The norm in front of that MSSA: LN1 in the encoder, LN2 in the decoder."""
-        return self.layer.norm1 if isinstance(self.layer, EncoderLayer) else self.layer.norm2
+        return self.layer.mssa_norm
+
+    def attention(self) -> Tensor:
+        """The attention (B, K, N, N) of this half step, which must attend."""
+        return self.mssa.attention(self.mssa_norm(self.before))
+
+    def coordinates(self) -> Tensor:
+        """The subspace coordinates (B, K, N, p) of this half step, which must attend."""
+        return self.mssa.project(self.mssa_norm(self.before))
 
 
-def half_steps(model: CrateMAE | CrateClassifier, images: Tensor) -> Iterator[HalfStep]:
-    """The half steps of encoder and decoder in the order of computation, for images (B, C, H, W).
+def half_steps(layers: Iterable[Layer], tokens: Tensor) -> Iterator[HalfStep]:
+    """The half steps of layers in the order of computation, for tokens (B, N, d)."""
+    for index, layer in enumerate(layers):
+        for name in layer.half_steps:
+            step = HalfStep(index=index, layer=layer, name=name, before=tokens)
+            yield step
+            tokens = step.after
 
-    Nothing is masked. The decoder of an autoencoder runs on the normalised features of all patches
-    (with positions added again where mask tokens enter there); a classifier has none.
-    """
-    tokens = model.encoder.embed(images)
-    for index, layer in enumerate(model.encoder.layers):
-        for name in ("compress", "sparsify"):
-            after = getattr(layer, name)(tokens)
-            yield HalfStep(
-                side="encoder", index=index, layer=layer, name=name, before=tokens, after=after
-            )
-            tokens = after
-    if not isinstance(model, CrateMAE):
-        return
-    grid = grid_of(images, model.config.patch_hw)
-    tokens = model.decoder_input(model.encoder.norm(tokens), None, grid)
-    for index, step in enumerate(model.decoder):
-        for name in ("expand", "decompress"):
-            after = getattr(step, name)(tokens)
-            yield HalfStep(
-                side="decoder", index=index, layer=step, name=name, before=tokens, after=after
-            )
-            tokens = after
+
+def tokens_after(
+    layers: Collection[Layer], tokens: Tensor, wanted: Collection[int]
+) -> dict[int, Tensor]:
+    """Tokens (B, N, d) after each wanted number of layers, 0 to all of them, in one walk."""
+    found = {0: tokens} if 0 in wanted else {}
+    last = max(wanted, default=0)
+    for step in half_steps(layers, tokens):
+        if step.index == last:
+            break
+        if not step.is_first and step.index + 1 in wanted:
+            found[step.index + 1] = step.after
+    return found

@@ -8,7 +8,7 @@ arXiv 2404.02446); docs/model.md lists every equation with its file and line.
 
 import math
 from collections.abc import Iterator
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +16,68 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from crate_mae.models.config import OutputProjection
-from crate_mae.models.overcomplete import OvercompleteISTA
+
+Side = Literal["encoder", "decoder"]
 
 
-class MSSA(nn.Module):
+class Attention(nn.Module):
+    """What a layer compresses tokens with: an operator on normalised tokens that a layer is given.
+
+    A subclass has heads with coordinates of their own, and gives the direction to move in.
+    """
+
+    num_heads: int
+    """K."""
+    tied: bool
+    """Whether the output map is the transpose of U."""
+    subspaces: nn.Linear
+    """U, the subspaces U_k side by side: w = x U."""
+    output: nn.Linear | None
+    """W, the learned output map; None where there is none."""
+
+    def project(self, x: Tensor) -> Tensor:
+        """The coordinates w_k of tokens x (B, N, d) in every head: (B, K, N, p)."""
+        raise NotImplementedError
+
+    def attention(self, x: Tensor) -> Tensor:
+        """How much each token attends to each other one, for tokens x (B, N, d): (B, K, N, N)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The compression direction for tokens x (B, N, d): (B, N, d)."""
+        raise NotImplementedError
+
+
+class SparseStep(nn.Module):
+    """What a layer sparsifies tokens with: an operator on normalised tokens that a layer is given.
+
+    A subclass says what codes are sparse, in which dictionary, and which tokens they stand for.
+    """
+
+    skip: ClassVar[bool]
+    """Whether the tokens that entered the half step are added to what the operator returns."""
+    returns_codes: ClassVar[bool]
+    """Whether it returns the codes themselves, and not the tokens that they stand for."""
+    starts_at_zero: ClassVar[bool]
+    """Whether its iteration starts from the code 0, and not from the tokens."""
+    step_size: float
+    """eta."""
+    sparsity: float
+    """lambda."""
+    dictionary: nn.Parameter
+    """D, an atom a column: (d, atoms)."""
+
+    @property
+    def sparse_step(self) -> "SparseStep | None":
+        """The operator itself: it has codes to be measured."""
+        return self
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Sparse codes >= 0 of tokens x (..., d): (..., atoms)."""
+        raise NotImplementedError
+
+
+class MSSA(Attention):
     """Multi-head subspace self-attention: one approximate gradient step on the coding rate R^c.
 
         MSSA(x) = W( concat_k softmax(w_k w_k^T / sqrt(p)) w_k ),    w_k = x U_k
@@ -71,7 +129,7 @@ def attend(w: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(wide, wide, wide).to(w.dtype)
 
 
-class ISTA(nn.Module):
+class ISTA(SparseStep):
     """One proximal gradient step on a non-negative LASSO with dictionary D.
 
         ISTA(x) = ReLU( x + eta (x - x D^T) D - eta lambda )
@@ -87,6 +145,8 @@ class ISTA(nn.Module):
     M takes, so M is made anew there.
     """
 
+    skip, returns_codes, starts_at_zero = False, True, False
+
     def __init__(self, *, dim: int, step_size: float, sparsity: float) -> None:
         super().__init__()
         self.step_size = step_size
@@ -94,6 +154,11 @@ class ISTA(nn.Module):
         self.dictionary = nn.Parameter(torch.empty(dim, dim))  # D
         nn.init.kaiming_uniform_(self.dictionary)
         self._kept: tuple[Tensor, float, Tensor] | None = None  # (copy of D, eta, M)
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Sparse non-negative codes of tokens x (..., d): (..., d); what the step returns."""
+        codes: Tensor = self(x)
+        return codes
 
     def forward(self, x: Tensor) -> Tensor:
         """Sparse non-negative codes of tokens x (..., d): (..., d)."""
@@ -168,41 +233,72 @@ class _Folded(torch.autograd.Function):
         return change
 
 
+class Synthesis(nn.Linear):
+    """The published decoder's linear map A in the place of the inverse of ISTA: x A^T."""
+
+    skip: ClassVar[bool] = False
+
+    def __init__(self, *, dim: int) -> None:
+        super().__init__(dim, dim, bias=False)  # A
+        nn.init.kaiming_uniform_(self.weight)
+
+    @property
+    def dictionary(self) -> Tensor:
+        """A, an atom a column: (d, d)."""
+        return self.weight
+
+    @property
+    def sparse_step(self) -> SparseStep | None:
+        """None: a linear map has no codes to be measured."""
+        return None
+
+
 class EncoderLayer(nn.Module):
     """One step of sparse rate reduction: compress toward the subspaces, then sparsify.
 
     h  = z + MSSA(LN1(z))        compress
     z' = ISTA(LN2(h))            sparsify (its skip starts at LN2(h), not at h)
 
-    With `overcomplete` n > 1 (not of the paper) the second line is
-    z' = h + OvercompleteISTA(LN2(h)).
+    The layer is given its two operators. Where the sparse step has `skip` set (not of the paper),
+    the second line is z' = h + step(LN2(h)).
 
     `keep` (B,) multiplies the MSSA step of each image: stochastic depth, where 0 leaves the step
     out. The published sparse step has no skip around it that could stand in for it, so it always
-    runs; so does the overcomplete one.
+    runs; so do all others.
     """
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        num_heads: int,
-        step_size: float,
-        sparsity: float,
-        output_projection: OutputProjection,
-        overcomplete: int = 1,
-    ) -> None:
+    side: ClassVar[Side] = "encoder"
+    half_steps: ClassVar[tuple[str, str]] = ("compress", "sparsify")
+    """Its half steps, methods of the layer, in the order of computation."""
+    attention_step: ClassVar[str] = "compress"
+    """The one of them that attends."""
+
+    def __init__(self, *, dim: int, mssa: Attention, ista: SparseStep) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-5)
-        self.mssa = MSSA(dim=dim, num_heads=num_heads, output_projection=output_projection)
+        self.mssa = mssa
         self.norm2 = nn.LayerNorm(dim, eps=1e-5)
-        self.ista: ISTA | OvercompleteISTA
-        if overcomplete == 1:
-            self.ista = ISTA(dim=dim, step_size=step_size, sparsity=sparsity)
-        else:
-            self.ista = OvercompleteISTA(
-                dim=dim, overcomplete=overcomplete, step_size=step_size, sparsity=sparsity
-            )
+        self.ista = ista
+
+    @property
+    def mssa_norm(self) -> nn.LayerNorm:
+        """The norm in front of MSSA."""
+        return self.norm1
+
+    @property
+    def sparse_step(self) -> SparseStep | None:
+        """The operator whose codes can be measured, in the half step that does not attend."""
+        return self.ista.sparse_step
+
+    @property
+    def sparse_norm(self) -> nn.LayerNorm:
+        """The norm in front of that operator."""
+        return self.norm2
+
+    @property
+    def dictionary(self) -> Tensor:
+        """D: (d, atoms), an atom a column."""
+        return self.ista.dictionary
 
     def compress(self, z: Tensor, keep: Tensor | None = None) -> Tensor:
         """Tokens h moved toward the subspaces U_k: (B, N, d) to (B, N, d)."""
@@ -212,18 +308,14 @@ class EncoderLayer(nn.Module):
     def sparsify(self, h: Tensor) -> Tensor:
         """Tokens z' made of sparse codes of tokens h in D: (B, N, d) to (B, N, d).
 
-        They are the codes themselves, all >= 0, unless the dictionary is overcomplete.
+        They are the codes themselves, all >= 0, in the published layer.
         """
-        made: Tensor = self.ista(self.norm2(h))
-        return h + made if isinstance(self.ista, OvercompleteISTA) else made
+        step: Tensor = self.ista(self.norm2(h))
+        return h + step if self.ista.skip else step
 
     def codes(self, h: Tensor) -> Tensor:
-        """Sparse codes >= 0 of tokens h (B, N, d) in the dictionary D: (B, N, n d)."""
-        x: Tensor = self.norm2(h)
-        if isinstance(self.ista, OvercompleteISTA):
-            return self.ista.codes(x)
-        codes: Tensor = self.ista(x)
-        return codes
+        """Sparse codes >= 0 of tokens h (B, N, d) in the dictionary D: (B, N, atoms)."""
+        return self.ista.codes(self.norm2(h))
 
     def forward(self, z: Tensor, keep: Tensor | None = None) -> Tensor:
         """Tokens after both half steps: (B, N, d) to (B, N, d)."""
@@ -236,44 +328,50 @@ class DecoderLayer(nn.Module):
     y  = LN1(z) A^T              expand (partly inverts ISTA)
     z' = y - MSSA(LN2(y))        decompress
 
-    With `overcomplete` n > 1 (not of the paper) the first line is y = z + OvercompleteISTA(LN1(z)),
-    with a D of its own: it takes sparse steps too, and undoes none.
+    The layer is given its two operators. A sparse step may stand in the place of A (not of the
+    paper): then the first line is y = z + step(LN1(z)), which takes sparse steps and undoes none.
     """
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        num_heads: int,
-        output_projection: OutputProjection,
-        overcomplete: int = 1,
-        step_size: float = 0.1,
-        sparsity: float = 0.5,
-    ) -> None:
+    side: ClassVar[Side] = "decoder"
+    half_steps: ClassVar[tuple[str, str]] = ("expand", "decompress")
+    """Its half steps, methods of the layer, in the order of computation."""
+    attention_step: ClassVar[str] = "decompress"
+    """The one of them that attends."""
+
+    def __init__(self, *, dim: int, synthesis: Synthesis | SparseStep, mssa: Attention) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-5)
-        self.synthesis: nn.Linear | OvercompleteISTA
-        if overcomplete == 1:
-            self.synthesis = nn.Linear(dim, dim, bias=False)  # A
-            nn.init.kaiming_uniform_(self.synthesis.weight)
-        else:
-            self.synthesis = OvercompleteISTA(
-                dim=dim, overcomplete=overcomplete, step_size=step_size, sparsity=sparsity
-            )
+        self.synthesis = synthesis
         self.norm2 = nn.LayerNorm(dim, eps=1e-5)
-        self.mssa = MSSA(dim=dim, num_heads=num_heads, output_projection=output_projection)
+        self.mssa = mssa
 
-    def expand(self, z: Tensor) -> Tensor:
-        """Tokens y synthesised from tokens z: (B, N, d) to (B, N, d)."""
-        y: Tensor = self.synthesis(self.norm1(z))
-        return z + y if isinstance(self.synthesis, OvercompleteISTA) else y
+    @property
+    def mssa_norm(self) -> nn.LayerNorm:
+        """The norm in front of MSSA."""
+        return self.norm2
+
+    @property
+    def sparse_step(self) -> SparseStep | None:
+        """The operator whose codes can be measured, in the half step that does not attend.
+
+        None for the published layer, whose A is a linear map.
+        """
+        return self.synthesis.sparse_step
+
+    @property
+    def sparse_norm(self) -> nn.LayerNorm:
+        """The norm in front of that operator."""
+        return self.norm1
 
     @property
     def dictionary(self) -> Tensor:
-        """The matrix A that synthesises tokens: (d, n d), an atom a column."""
-        if isinstance(self.synthesis, OvercompleteISTA):
-            return self.synthesis.dictionary
-        return self.synthesis.weight
+        """The matrix A that synthesises tokens: (d, atoms), an atom a column."""
+        return self.synthesis.dictionary
+
+    def expand(self, z: Tensor) -> Tensor:
+        """Tokens y synthesised from tokens z: (B, N, d) to (B, N, d)."""
+        step: Tensor = self.synthesis(self.norm1(z))
+        return z + step if self.synthesis.skip else step
 
     def decompress(self, y: Tensor) -> Tensor:
         """Tokens moved away from the subspaces: (B, N, d) to (B, N, d)."""
@@ -283,6 +381,9 @@ class DecoderLayer(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Tokens after both half steps: (B, N, d) to (B, N, d)."""
         return self.decompress(self.expand(z))
+
+
+Layer = EncoderLayer | DecoderLayer
 
 
 def init_linear(linear: nn.Linear) -> None:

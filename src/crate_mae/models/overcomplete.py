@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crate_mae.models.layers import SparseStep
 
-class OvercompleteISTA(nn.Module):
+
+class OvercompleteISTA(SparseStep):
     """What two proximal gradient steps from 0 say that tokens are, in more atoms than dimensions.
 
         a_1 = ReLU( eta x D - eta lambda ),   a_2 = ReLU( a_1 + eta (x - a_1 D^T) D - eta lambda )
@@ -20,6 +22,8 @@ class OvercompleteISTA(nn.Module):
     dictionary follow CRATE-alpha (Yang et al., arXiv 2405.20299), whose codes return to d
     dimensions by a second matrix; here they return by D.
     """
+
+    skip, returns_codes, starts_at_zero = True, False, True
 
     def __init__(self, *, dim: int, overcomplete: int, step_size: float, sparsity: float) -> None:
         super().__init__()

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from crate_mae.evaluation.backbones import load_backbone
-from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.classifier import CrateClassifier
-from crate_mae.models.config import ModelConfig, Preprocess
+from crate_mae.evaluation.backbones import build_autoencoder, build_classifier, load_backbone
+from crate_mae.models.backbone import Backbone, ImageClassifier, MaskedAutoencoder
+from crate_mae.models.config import ModelConfig
 from crate_mae.models.cost import counted_flops, model_cost, parameter_count
 from crate_mae.models.masks import num_kept
 from crate_mae.training.classification import Classification
@@ -21,8 +20,7 @@ from crate_mae.training.finetune import resolved
 from crate_mae.training.masked_completion import MaskedCompletion
 from crate_mae.training.optim import can_fuse
 from crate_mae.training.training_module import TrainingModule
-from crate_mae.vitmae.classifier import ViTClassifier
-from crate_mae.vitmae.model import ViTMAE, build_vitmae, twin_config
+from crate_mae.vitmae.model import vitmae_config
 
 RunSettings = PretrainConfig | FinetuneConfig
 
@@ -91,32 +89,41 @@ class Subject:
     def module(self) -> TrainingModule:
         """The module of such a run, with fresh weights."""
         config = self.config
-        network = self._network().train()
-        if config.trainer.recompute:
-            network.recompute_layers()
         if isinstance(config, FinetuneConfig):
-            assert isinstance(network, CrateClassifier | ViTClassifier)
-            return Classification(network, optim=config.optim, seed=config.seed)
-        assert isinstance(network, CrateMAE | ViTMAE)
+            classifier = self._classifier(config)
+            if config.trainer.recompute:
+                classifier.recompute_layers()
+            return Classification(classifier, optim=config.optim, seed=config.seed)
+        autoencoder = self._autoencoder(config)
+        if config.trainer.recompute:
+            autoencoder.recompute_layers()
         kept = num_kept(self.model.num_patches, config.masking.ratio)
         return MaskedCompletion(
-            network,
+            autoencoder,
             kept=kept if config.visible_only else None,
             optim=config.optim,
             seed=config.seed,
         )
 
-    def _network(self) -> CrateMAE | CrateClassifier | ViTMAE | ViTClassifier:
+    def _network(self) -> Backbone:
         config = self.config
-        if isinstance(config, FinetuneConfig) and config.vitmae is not None:
-            return ViTClassifier(self.model, config.vitmae, num_classes=self.classes)
-        if isinstance(config, FinetuneConfig):
-            return CrateClassifier(self.model, num_classes=self.classes, pool=config.pool)
-        if config.vitmae is None:
-            return CrateMAE(self.model)
-        twin = twin_config(self.model, config.vitmae)
-        prepared = Preprocess.identity(self.model)
-        return build_vitmae(twin, preprocess=prepared, seed=config.seed)
+        return (
+            self._classifier(config)
+            if isinstance(config, FinetuneConfig)
+            else self._autoencoder(config)
+        )
+
+    def _classifier(self, config: FinetuneConfig) -> ImageClassifier:
+        return build_classifier(
+            self.model,
+            vitmae=config.vitmae,
+            seed=config.seed,
+            num_classes=self.classes,
+            pool=config.pool,
+        )
+
+    def _autoencoder(self, config: PretrainConfig) -> MaskedAutoencoder:
+        return build_autoencoder(self.model, vitmae=config.vitmae, seed=config.seed)
 
     def batch(self, images: int) -> dict[str, Any]:
         """A generated batch as the run's own module takes it, on the CPU."""
@@ -141,7 +148,7 @@ def subject_of(config: RunSettings) -> Subject:
     """
     if isinstance(config, PretrainConfig):
         if config.vitmae is not None:
-            twin_config(config.model, config.vitmae)
+            vitmae_config(config.model, config.vitmae)
         return Subject(config=config, image_hw=config.model.image_hw)
     if config.weights is None and config.model is None:
         raise ValueError(
@@ -177,8 +184,8 @@ def make_step(subject: Subject, images: int, device: str, precision: str) -> Cal
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(trained, clip)
         optimizer.step()
-        if isinstance(module, Classification) and module.average is not None:
-            module.average.update_parameters(module.model)
+        if isinstance(module, Classification):
+            module.update_average()
 
     return step
 

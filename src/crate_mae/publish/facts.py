@@ -8,12 +8,12 @@ from typing import Any
 import yaml
 
 from crate_mae.common.files import read_json_object
+from crate_mae.evaluation.backbones import describe_weights
 from crate_mae.publish.redact import public_address, public_values
 from crate_mae.runs.contents import MAX_BYTES, Run, comparison_rows, is_finite, read_run
 from crate_mae.training.run_folder import CONFIG, load_settings
-from crate_mae.weights.info import describe_weights
 from crate_mae.weights.shipped import CARD
-from crate_mae.weights.weights_folder import weights_folder
+from crate_mae.weights.weights_folder import local_weights_folder
 
 RECIPE, METRICS = "recipe.yaml", "metrics.json"
 """Of a published folder, beside the weights and their card."""
@@ -62,7 +62,7 @@ def gather(weights: str | Path, results: Sequence[str | Path] = ()) -> Facts:
     ValueError when a weight is not finite, a result belongs to other weights or is none, or the
     card that came along is that of other weights.
     """
-    folder = weights_folder(weights)
+    folder = local_weights_folder(weights)
     described = describe_weights(str(folder))
     if not described["finite"]:
         raise ValueError(

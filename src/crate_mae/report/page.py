@@ -14,7 +14,7 @@ import crate_mae
 from crate_mae.common.files import write_atomically
 from crate_mae.report.sections import sections_of
 from crate_mae.runs.contents import Run, read_run
-from crate_mae.runs.measure_missing import Progress, measure_missing
+from crate_mae.runs.measure_missing import Progress, complete_run
 
 NAME = "report.html"
 MARK = '<meta name="generator" content="crate-mae report">'
@@ -54,7 +54,7 @@ def write_report(
     run = read_run(folder)
     target = check_target(folder / NAME if out is None else out)
     if measure:
-        measure_missing(run, limit=limit, test_limit=test_limit, device=device, progress=progress)
+        complete_run(run, limit=limit, test_limit=test_limit, device=device, progress=progress)
     page = render(run)
     write_atomically(check_target(target), page)
     return Report(path=target, left_out=list(run.problems))

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from crate_mae.analysis import FIGURES
-from crate_mae.figures.run_curves import training_curves
+from crate_mae.figures.run_curves import draw_training
 from crate_mae.report.blocks import Block, Details, Figure, Paragraph
 from crate_mae.runs.contents import SHEET, STALE, Run, is_number
 
@@ -64,7 +64,7 @@ def curves_uri(records: Sequence[dict[str, Any]]) -> str:
     """The training curves as a data URI; ValueError when no record has a loss."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "training.svg"
-        training_curves(thinned(records, MAX_RECORDS), path)
+        draw_training(thinned(records, MAX_RECORDS), path)
         return data_uri(path)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crate_mae.weights.info import describe_weights
+from crate_mae.evaluation.backbones import describe_weights
 from crate_mae.weights.weights_folder import weights_hash
 from crate_mae.training.run_folder import CONFIG
 from crate_mae.training.run_folder import load_config_values

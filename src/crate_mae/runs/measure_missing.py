@@ -7,10 +7,10 @@ from collections.abc import Callable
 from crate_mae.analysis import RANDOM
 from crate_mae.analysis import analyse_subjects
 from crate_mae.analysis import open_subjects
-from crate_mae.evaluation.compare import compare
+from crate_mae.evaluation.compare import compare_models
 from crate_mae.evaluation.reconstruction import reconstruct_source
 from crate_mae.evaluation.rows import comparison_table
-from crate_mae.figures.reconstruction_sheet import reconstruction_sheet
+from crate_mae.figures.reconstruction_sheet import draw_reconstruction
 from crate_mae.common.files import write_atomically
 from crate_mae.weights.weights_folder import load_autoencoder
 from crate_mae.weights.weights_folder import weights_hash
@@ -38,7 +38,7 @@ ANALYSED = 500
 Progress = Callable[[str], Callable[[int, int], None] | None]
 
 
-def measure_missing(
+def complete_run(
     run: Run,
     *,
     limit: int | None = None,
@@ -91,7 +91,7 @@ def _reconstruct(run: Run, device: str) -> None:
     kind, ratio = run.setting("masking.kind"), run.number("masking.ratio")
     result, names = reconstruct_source(model, images.source, kind=kind, ratio=ratio)
     _check_unchanged(run, sha256)
-    reconstruction_sheet(result, run.folder / SHEET, names=names, overwrite=True)
+    draw_reconstruction(result, run.folder / SHEET, names=names, overwrite=True)
     facts = {
         "sha256": sha256,
         "data": images.source.address,
@@ -116,7 +116,7 @@ def _evaluate(
     sha256 = weights_hash(run.folder)
     model = load_autoencoder(run.folder).to(device)
     train, test = labelled_pair(run, limit=limit, test_limit=test_limit)
-    rows = compare(model, train, test, progress=progress)
+    rows = compare_models(model, train, test, progress=progress)
     _check_unchanged(run, sha256)
     values = {"sha256": sha256, "limit": limit, "test_limit": test_limit}
     values |= {"rows": [row.to_dict() for row in rows]}

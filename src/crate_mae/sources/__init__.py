@@ -1,0 +1,5 @@
+"""One address, such as imagefolder:PATH, to images."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -180,7 +180,7 @@ class DataReport:
             yield "", line
 
 
-def describe(
+def describe_source(
     source: ImageSource | StreamSource,
     *,
     limit: int | None = None,

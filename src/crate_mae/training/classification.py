@@ -1,7 +1,7 @@
 """Classification as a LightningModule: the loss, the average of the weights, validation."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -10,26 +10,25 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from crate_mae.batches.labelled import LabelledBatch
-from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.backbone import ImageClassifier
 from crate_mae.training.config import FinetuneOptimConfig
-from crate_mae.training.nonfinite import locate_nonfinite_scores
+from crate_mae.training.nonfinite import locate_nonfinite
 from crate_mae.training.optim import layer_decay_share
 from crate_mae.training.training_module import TrainingModule
-from crate_mae.vitmae.classifier import ViTClassifier
 
 
 class Classification(TrainingModule):
-    """Trains a CrateClassifier, or one on its black-box twin, on labelled batches.
+    """Trains a classifier, of any family, on labelled batches.
 
     With `optim.ema`, an exponential moving average of the weights follows every optimiser step; it
     is what is validated and saved. Its first value is the weights after the first step.
     """
 
-    model: CrateClassifier | ViTClassifier
+    model: ImageClassifier
 
     def __init__(
         self,
-        model: CrateClassifier | ViTClassifier,
+        model: ImageClassifier,
         *,
         optim: FinetuneOptimConfig,
         seed: int,
@@ -47,13 +46,13 @@ class Classification(TrainingModule):
         self.average: AveragedModel | None = None
         if optim.ema is not None:
             follow = get_ema_multi_avg_fn(optim.ema)  # type: ignore[no-untyped-call]
-            self.average = AveragedModel(model, multi_avg_fn=follow)
+            self.average = AveragedModel(cast("nn.Module", model), multi_avg_fn=follow)
             self.average.requires_grad_(False)
             self.weights_prefix = "average.module."
             self.leave_buffers_alone()
 
     @property
-    def best_guess(self) -> nn.Module:
+    def best_guess(self) -> ImageClassifier | AveragedModel:
         """The model that is validated and saved: the average, where there is one."""
         return self.model if self.average is None else self.average
 
@@ -66,9 +65,9 @@ class Classification(TrainingModule):
 
     def locate_nonfinite(self, batch: LabelledBatch) -> str:
         """Where the way to a batch's loss stops being finite."""
-        if isinstance(self.model, ViTClassifier):
-            return "the scores of ViT-MAE, whose layers are not looked into"
-        return locate_nonfinite_scores(self.model, batch["images"])
+        images = batch["images"]
+        where = locate_nonfinite(self.model, images, self.model.tensors_to_scores(images))
+        return "loss" if where == "not found" else where  # its scores are still finite
 
     def learning_rate_share(self, name: str) -> float:
         """The share of the learning rate that the layer of a parameter trains with."""
@@ -85,8 +84,12 @@ class Classification(TrainingModule):
     ) -> None:
         """Take the step, then move the average, before anything is saved."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.update_average()
+
+    def update_average(self) -> None:
+        """Move the average toward the weights as they are now, where there is one."""
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self.average.update_parameters(cast("nn.Module", self.model))
 
     def on_validation_epoch_start(self) -> None:
         """Forget the sums of the last validation."""

@@ -9,23 +9,22 @@ import torch
 
 from crate_mae.common.files import file_hash, write_atomically
 from crate_mae.common.progress import counter
+from crate_mae.evaluation.backbones import as_classifier, load_backbone
 from crate_mae.evaluation.features import extract_features
 from crate_mae.evaluation.metrics import Score, score
-from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.backbone import ImageClassifier
 from crate_mae.sources.base import ImageSource
 from crate_mae.training.callbacks import BEST, LAST, is_main_process
 from crate_mae.training.config import FinetuneConfig
 from crate_mae.training.labelled_images import LabelledImages
 from crate_mae.training.run_folder import last_step
-from crate_mae.vitmae.classifier import ViTClassifier, load_vit_classifier
-from crate_mae.weights.weights_folder import TENSORS, load_model
+from crate_mae.weights.weights_folder import TENSORS
 
 EVALUATION = "evaluation.json"
 
 
 def score_classifier(
-    model: CrateClassifier | ViTClassifier,
+    model: ImageClassifier,
     test: ImageSource,
     train_labels: torch.Tensor,
     *,
@@ -63,9 +62,8 @@ def conclude_with_test(
     if not target.exists():
         name = "weights" if config.evaluate == "last" else "weights-best"
         weights = folder / name
-        model: CrateMAE | CrateClassifier | ViTClassifier
-        model = load_vit_classifier(weights) if config.vitmae else load_model(weights)
-        assert not isinstance(model, CrateMAE)
+        model = as_classifier(load_backbone(weights)[0])
+        assert model is not None  # a supervised run saves nothing else
         found, further = score_classifier(model, images.test, images.train_labels, device=device)
         facts = {
             "weights": name,

@@ -3,17 +3,18 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from lightning.pytorch import seed_everything
+from torch import nn
 from torch.utils.data import Dataset
 
 from crate_mae.batches.data_module import ImageDataModule
 from crate_mae.batches.labelled import LabelledBatches
 from crate_mae.common.progress import counter
-from crate_mae.evaluation.backbones import Backbone, load_backbone
-from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.classifier import CrateClassifier
+from crate_mae.evaluation.backbones import as_classifier, build_classifier, load_backbone
+from crate_mae.models.backbone import Backbone, ImageClassifier
 from crate_mae.models.config import ModelConfig, Preprocess, size_fault
 from crate_mae.sources.base import ImageSource
 from crate_mae.training.callbacks import Monitor, is_main_process
@@ -28,9 +29,12 @@ from crate_mae.training.run_folder import (
     load_config_values,
     recorded_preprocess,
 )
-from crate_mae.training.session import Links, Plan, RunSummary, batch_per_device, conduct
-from crate_mae.vitmae.classifier import ViTClassifier
-from crate_mae.vitmae.model import ViTMAE
+from crate_mae.training.session import (
+    RunSummary,
+    Session,
+    batch_per_device,
+    training_environment,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -75,27 +79,30 @@ def finetune(
     if preprocess is None and origin is not None:
         preprocess = replace(origin.preprocess, size=config.image_hw or origin.preprocess.size)
 
-    def open_data(world_size: int) -> ImageDataModule:
-        return _data_module(config, images, preprocess, world_size)
-
-    def build(data: ImageDataModule, links: Links) -> Classification:
-        return _module(config, data, links, origin=origin, class_names=images.class_names)
-
-    def conclude(device: torch.device) -> dict[str, float]:
-        return conclude_with_test(config, folder, images, device)
-
-    plan = Plan(
-        config=config,
-        open_data=open_data,
-        build=build,
-        monitor=Monitor(metric="val/accuracy", higher_is_better=True),
-        announce=lambda data: _announce(config, images, data),
-        facts=images.facts,
-        conclude=conclude,
-    )
-    return conduct(
-        plan, folder, resume=resume, changes=changes, stop_after=stop_after, command=command
-    )
+    with training_environment(config):
+        session = Session(
+            config,
+            folder,
+            monitor=Monitor(metric="val/accuracy", higher_is_better=True),
+            stop_after=stop_after,
+        )
+        data = _data_module(config, images, preprocess, session.world_size)
+        data.open()
+        data.keep_on(session.device)
+        seed_everything(config.seed, verbose=False)
+        model = _classifier(config, origin, images.class_names)
+        model.preprocess = data.preprocess
+        module = _module(config, model, session)
+        with session.recording(
+            data, facts=images.facts(), resume=resume, changes=changes, command=command
+        ):
+            if is_main_process():
+                _announce(config, images, data)
+            finished = session.fit(module, data, resume=resume)
+            test = {}
+            if finished and is_main_process():
+                test = conclude_with_test(config, folder, images, session.device)
+        return session.summary(finished=finished, further=test)
 
 
 def resolved(config: FinetuneConfig, origin: Backbone | None) -> FinetuneConfig:
@@ -105,9 +112,8 @@ def resolved(config: FinetuneConfig, origin: Backbone | None) -> FinetuneConfig:
     architecture nor weights, when they disagree, and for settings that do not suit the
     architecture.
     """
-    if isinstance(origin, ViTMAE | ViTClassifier):
-        match = origin.match if isinstance(origin, ViTClassifier) else "configuration"
-        config = replace(config, vitmae=match)
+    if origin is not None and origin.match is not None:
+        config = replace(config, vitmae=origin.match)
     elif origin is not None and config.vitmae is not None:
         raise ValueError(f"{config.weights} holds no ViT-MAE: leave vitmae out")
     model = config.model
@@ -144,17 +150,18 @@ def resolved(config: FinetuneConfig, origin: Backbone | None) -> FinetuneConfig:
 
 
 def _check_classes(origin: Backbone, names: tuple[str, ...], config: FinetuneConfig) -> None:
-    if not isinstance(origin, CrateClassifier | ViTClassifier):
+    classifier = as_classifier(origin)
+    if classifier is None:
         return
-    if origin.pool != config.pool:
+    if classifier.pool != config.pool:
         raise ValueError(
-            f"the head of {config.weights} was trained on pool {origin.pool!r}, not"
+            f"the head of {config.weights} was trained on pool {classifier.pool!r}, not"
             f" {config.pool!r}: set pool, or new_head=true for another head"
         )
-    known = origin.class_names
-    if known != names if known is not None else origin.head.out_features != len(names):
+    known, count = classifier.class_names, classifier.head.out_features
+    if known != names if known is not None else count != len(names):
         raise ValueError(
-            f"{config.weights} is a classifier of {origin.head.out_features} classes"
+            f"{config.weights} is a classifier of {count} classes"
             f" ({_shortened(known)}), the images have {len(names)} ({_shortened(names)}): set"
             " new_head=true for another head, or start from pre-trained weights"
         )
@@ -202,48 +209,38 @@ def _data_module(
     )
 
 
-def _module(
-    config: FinetuneConfig,
-    data: ImageDataModule,
-    links: Links,
-    *,
-    origin: Backbone | None,
-    class_names: tuple[str, ...],
-) -> Classification:
-    model = _classifier(config, origin, class_names)
-    if isinstance(origin, CrateClassifier | ViTClassifier) and not config.new_head:
-        model.head.load_state_dict(origin.head.state_dict())
-    model.preprocess = data.preprocess
-    module = Classification(
-        model,
-        optim=config.optim,
+def _classifier(
+    config: FinetuneConfig, origin: Backbone | None, class_names: tuple[str, ...]
+) -> ImageClassifier:
+    """The classifier of a configuration, on a copy of the encoder of `origin` when there is one."""
+    assert config.model is not None
+    model = build_classifier(
+        config.model,
+        origin=origin,
+        vitmae=config.vitmae,
         seed=config.seed,
-        last_checkpoint=links.last_checkpoint,
-        stop_wanted=links.stop_wanted,
+        num_classes=len(class_names),
+        pool=config.pool,
+        class_names=class_names,
     )
+    known = as_classifier(origin)
+    if known is not None and not config.new_head:
+        model.head.load_state_dict(known.head.state_dict())
+    return model
+
+
+def _module(config: FinetuneConfig, model: ImageClassifier, session: Session) -> Classification:
     if config.trainer.recompute:
         model.recompute_layers()
     if config.trainer.compile:
-        model.compile()
-    return module
-
-
-def _classifier(
-    config: FinetuneConfig, origin: Backbone | None, class_names: tuple[str, ...]
-) -> CrateClassifier | ViTClassifier:
-    """The classifier of a configuration, on a copy of the encoder of `origin` when there is one."""
-    assert config.model is not None
-    head: dict[str, Any] = {
-        "num_classes": len(class_names), "pool": config.pool, "class_names": class_names,
-    }  # fmt: skip
-    if config.vitmae is not None:
-        if isinstance(origin, ViTMAE | ViTClassifier):
-            return ViTClassifier.from_pretrained(origin, **head).train()
-        model = ViTClassifier(config.model, config.vitmae, seed=config.seed, **head)
-        return model.train()
-    if isinstance(origin, CrateMAE | CrateClassifier):
-        return CrateClassifier.from_pretrained(origin, **head)
-    return CrateClassifier(config.model, **head)
+        cast("nn.Module", model).compile()
+    return Classification(
+        model,
+        optim=config.optim,
+        seed=config.seed,
+        last_checkpoint=session.last_checkpoint,
+        stop_wanted=session.stop_wanted,
+    )
 
 
 def _announce(config: FinetuneConfig, images: LabelledImages, data: ImageDataModule) -> None:

@@ -6,21 +6,20 @@ import torch
 from torch import Tensor
 
 from crate_mae.batches.assembly import Batch
-from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.backbone import MaskedAutoencoder
 from crate_mae.models.loss import BaselineSums
 from crate_mae.training.nonfinite import locate_nonfinite
 from crate_mae.training.training_module import TrainingModule
-from crate_mae.vitmae.model import ViTMAE
 
 
 class MaskedCompletion(TrainingModule):
-    """Trains a CrateMAE, or its black-box twin, to complete masked images."""
+    """Trains a masked autoencoder, of any family, to complete masked images."""
 
-    model: CrateMAE | ViTMAE
+    model: MaskedAutoencoder
     baselines: dict[str, float] | None = None
 
     def __init__(
-        self, model: CrateMAE | ViTMAE, *, kept: int | None = None, **settings: Any
+        self, model: MaskedAutoencoder, *, kept: int | None = None, **settings: Any
     ) -> None:
         super().__init__(model, **settings)
         self.kept = kept
@@ -34,9 +33,10 @@ class MaskedCompletion(TrainingModule):
 
     def locate_nonfinite(self, batch: Batch) -> str:
         """Where the way to a batch's loss stops being finite."""
-        if isinstance(self.model, ViTMAE):
-            return "the loss of ViT-MAE, whose layers are not looked into"
-        return locate_nonfinite(self.model, batch["images"], batch["mask"])
+        images = batch["images"]
+        return locate_nonfinite(
+            self.model, images, self.model.tensors_to_loss(images, batch["mask"])
+        )
 
     # -- validation ---------------------------------------------------------------------------
 

@@ -2,15 +2,19 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from lightning.pytorch import seed_everything
+from torch import nn
 from torch.utils.data import Dataset
 
 from crate_mae.batches.data_module import ImageDataModule
 from crate_mae.batches.masked import MaskedBatches
 from crate_mae.common.progress import counter
+from crate_mae.evaluation.backbones import build_autoencoder
 from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.backbone import MaskedAutoencoder
 from crate_mae.models.config import Preprocess
 from crate_mae.models.masks import num_kept
 from crate_mae.sources.base import ImageSource
@@ -19,12 +23,15 @@ from crate_mae.training.config import PretrainConfig
 from crate_mae.training.masked_completion import MaskedCompletion
 from crate_mae.training.reconstructions import Reconstructions
 from crate_mae.training.run_folder import changed_keys, check_start, recorded_preprocess
-from crate_mae.training.session import Links, Plan, RunSummary, batch_per_device, conduct
-from crate_mae.vitmae.model import ViTMAE, build_vitmae, twin_config
+from crate_mae.training.session import (
+    RunSummary,
+    Session,
+    batch_per_device,
+    training_environment,
+)
+from crate_mae.vitmae.model import vitmae_config
 from crate_mae.weights.tensors import check_match
 from crate_mae.weights.weights_folder import load_autoencoder
-
-__all__ = ["RunSummary", "batch_per_device", "pretrain"]
 
 FEW_STEPS = 1000
 """Optimiser steps below which masked pre-training is warned of."""
@@ -56,49 +63,52 @@ def pretrain(
     fit, NonFiniteError when training breaks down, TooManyBrokenImagesError.
     """
     folder = Path(folder)
-    if resume and init_from is not None:
-        raise ValueError("--resume continues a run with its own weights; leave --init-from out")
-    if config.vitmae is not None:
-        if init_from is not None:
-            raise ValueError("a ViT-MAE twin starts from fresh weights: leave --init-from out")
-        twin_config(config.model, config.vitmae)
+    _check_origin(config, init_from, resume=resume)
     changes = check_start(config, folder, resume=resume, again="--init-from")
     origin = None if init_from is None else _starting_weights(config, init_from)
-    record = config.record
-
-    def open_data(world_size: int) -> ImageDataModule:
-        return ImageDataModule(
+    with training_environment(config):
+        sheets = Reconstructions(
+            folder, every=config.record.reconstruct_epochs, count=config.record.reconstruct_images
+        )
+        session = Session(
+            config,
+            folder,
+            monitor=Monitor(metric="val/loss"),
+            callbacks=[sheets],
+            stop_after=stop_after,
+        )
+        data = ImageDataModule(
             config.data,
             model=config.model,
             kind=MaskedBatches(masking=config.masking),
-            batch_size=batch_per_device(config, world_size),
+            batch_size=batch_per_device(config, session.world_size),
             accumulate=config.trainer.accumulate,
-            world_size=world_size,
+            world_size=session.world_size,
             seed=config.seed,
             dataset=dataset,
             val_dataset=val_dataset,
             preprocess=recorded_preprocess(folder) if resume else None,
             progress=counter if is_main_process() else None,
         )
+        data.open()
+        data.keep_on(session.device)
+        seed_everything(config.seed, verbose=False)
+        module = _module(config, model_of(config, origin, data.preprocess), session)
+        with session.recording(data, resume=resume, changes=changes, command=command):
+            if is_main_process():
+                _warn_of_few_steps(config, data)
+            finished = session.fit(module, data, resume=resume)
+        return session.summary(finished=finished)
 
-    def build(data: ImageDataModule, links: Links) -> MaskedCompletion:
-        return _module(config, data, links, origin=origin)
 
-    plan = Plan(
-        config=config,
-        open_data=open_data,
-        build=build,
-        monitor=Monitor(metric="val/loss"),
-        callbacks=[
-            Reconstructions(
-                folder, every=record.reconstruct_epochs, count=record.reconstruct_images
-            )
-        ],
-        announce=lambda data: _warn_of_few_steps(config, data),
-    )
-    return conduct(
-        plan, folder, resume=resume, changes=changes, stop_after=stop_after, command=command
-    )
+def _check_origin(config: PretrainConfig, init_from: str | Path | None, *, resume: bool) -> None:
+    """Raise ValueError for settings that exclude each other."""
+    if resume and init_from is not None:
+        raise ValueError("--resume continues a run with its own weights; leave --init-from out")
+    if config.vitmae is not None:
+        if init_from is not None:
+            raise ValueError("a ViT-MAE baseline starts from fresh weights: leave --init-from out")
+        vitmae_config(config.model, config.vitmae)
 
 
 def _starting_weights(config: PretrainConfig, init_from: str | Path) -> CrateMAE:
@@ -120,37 +130,31 @@ def _starting_weights(config: PretrainConfig, init_from: str | Path) -> CrateMAE
     return source
 
 
-def _module(
-    config: PretrainConfig, data: ImageDataModule, links: Links, *, origin: CrateMAE | None
-) -> MaskedCompletion:
-    model = model_of(config, origin, data.preprocess)
+def model_of(
+    config: PretrainConfig, origin: CrateMAE | None, preprocess: Preprocess
+) -> MaskedAutoencoder:
+    """The model that a run begins with: weights of `origin`, else random ones."""
+    model = build_autoencoder(config.model, vitmae=config.vitmae, seed=config.seed)
+    if origin is not None:
+        cast("nn.Module", model).load_state_dict(origin.state_dict())
+    model.preprocess = preprocess
+    return model
+
+
+def _module(config: PretrainConfig, model: MaskedAutoencoder, session: Session) -> MaskedCompletion:
     if config.trainer.recompute:
         model.recompute_layers()
     if config.trainer.compile:
-        model.compile()
+        cast("nn.Module", model).compile()
     kept = num_kept(config.model.num_patches, config.masking.ratio)
     return MaskedCompletion(
         model,
         kept=kept if config.visible_only else None,
         optim=config.optim,
         seed=config.seed,
-        last_checkpoint=links.last_checkpoint,
-        stop_wanted=links.stop_wanted,
+        last_checkpoint=session.last_checkpoint,
+        stop_wanted=session.stop_wanted,
     )
-
-
-def model_of(
-    config: PretrainConfig, origin: CrateMAE | None, preprocess: Preprocess
-) -> CrateMAE | ViTMAE:
-    """The model that a run begins with: weights of `origin`, else random ones."""
-    if config.vitmae is not None:
-        twin = twin_config(config.model, config.vitmae)
-        return build_vitmae(twin, preprocess=preprocess, seed=config.seed).train()
-    model = CrateMAE(config.model)
-    if origin is not None:
-        model.load_state_dict(origin.state_dict())
-    model.preprocess = preprocess
-    return model
 
 
 def _warn_of_few_steps(config: PretrainConfig, data: ImageDataModule) -> None:

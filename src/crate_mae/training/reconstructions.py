@@ -7,8 +7,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from crate_mae.batches.assembly import Batch, SourceBatches
+from crate_mae.evaluation.backbones import evaluating
 from crate_mae.evaluation.reconstruction import reconstruct
-from crate_mae.figures.reconstruction_sheet import reconstruction_sheet
+from crate_mae.figures.reconstruction_sheet import draw_reconstruction
 from crate_mae.training.masked_completion import MaskedCompletion
 
 logger = logging.getLogger(__name__)
@@ -40,13 +41,10 @@ class Reconstructions(Callback):
         if batch is None:
             return
         self.folder.mkdir(exist_ok=True)
-        training = module.model.training
-        module.model.eval()
         images, mask = batch["images"].to(module.device), batch["mask"].to(module.device)
-        with torch.no_grad():
+        with evaluating(module.model), torch.no_grad():
             result = reconstruct(module.model, images, mask)
-        module.model.train(training)
-        reconstruction_sheet(
+        draw_reconstruction(
             result, self.folder / name, names=batch["names"], title=title, overwrite=True
         )
 

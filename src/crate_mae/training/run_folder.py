@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from crate_mae.common.environment import environment
 from crate_mae.common.files import read_json_object, write_atomically
 from crate_mae.models.config import Preprocess
 from crate_mae.training.callbacks import LAST, is_main_process
-from crate_mae.training.config import RunConfig, plain
+from crate_mae.training.config import RunConfig
 from crate_mae.training.metrics_log import read_metrics
 
 logger = logging.getLogger(__name__)
@@ -38,7 +37,7 @@ def check_start(config: RunConfig, folder: Path, *, resume: bool, again: str) ->
     settings that would make it another run.
     """
     if resume:
-        changes = changed_keys(_completed(load_config_values(folder), config), config.to_dict())
+        changes = changed_keys(load_config_values(folder), config.to_dict())
         fatal = [line for line in changes if not line.startswith(FREE_ON_RESUME)]
         if fatal:
             raise ValueError(
@@ -73,22 +72,6 @@ def load_settings(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds no settings")
     return values
-
-
-def _completed(values: dict[str, Any], config: Any) -> dict[str, Any]:
-    """A run's recorded values with the defaults of settings that are younger than the run."""
-    known, filled = plain(config), dict(values)
-    for item in fields(config):
-        part = getattr(config, item.name)
-        if is_dataclass(part) and isinstance(filled.get(item.name), dict):
-            filled[item.name] = _completed(filled[item.name], part)
-        elif item.name in filled or item.name not in known:
-            continue
-        elif item.default is not MISSING:
-            filled[item.name] = plain(item.default)
-        elif item.default_factory is not MISSING:
-            filled[item.name] = plain(item.default_factory())
-    return filled
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

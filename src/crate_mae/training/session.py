@@ -1,20 +1,20 @@
-"""One session of any run: assembled, checked, fitted to its end or until stopped, recorded."""
+"""One sitting of any run: its Trainer assembled, fitted to its end or until stopped, recorded."""
 
 import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -57,86 +57,183 @@ class RunSummary:
     """Wall time of this session."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Links:
-    """What a training module asks of the session around it."""
+class Session:
+    """One sitting of a run: its Trainer, what it records, and how it is stopped.
 
-    last_checkpoint: Callable[[], str | None]
-    stop_wanted: Callable[[], bool]
+    Everything that every kind of run does alike. `training/pretrain.py` and `training/finetune.py`
+    read top down: settings checked, session, data, model, fit, summary.
+    """
 
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        *,
+        monitor: Monitor,
+        callbacks: Sequence[Callback] = (),
+        stop_after: int | None = None,
+    ) -> None:
+        """Assemble the Trainer; nothing is written yet. `monitor` says which epoch is the best.
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a kind of run brings along: everything else is the same for all of them."""
-
-    config: RunConfig
-    open_data: Callable[[int], ImageDataModule]
-    """The data module for so many devices."""
-    build: Callable[[ImageDataModule, Links], TrainingModule]
-    """The module to train, called with all generators seeded."""
-    monitor: Monitor
-    """Which epoch is the best one."""
-    callbacks: Sequence[Callback] = ()
-    announce: Callable[[ImageDataModule], None] = lambda _: None
-    """Logs what is particular to this kind of run."""
-    facts: Callable[[], dict[str, Any]] = dict
-    """What else is known of the data."""
-    conclude: Callable[[torch.device], dict[str, float]] = lambda _: {}
-    """Further metrics of a finished run, measured by the main process."""
-
-
-def conduct(
-    plan: Plan,
-    folder: Path,
-    *,
-    resume: bool,
-    changes: Sequence[str],
-    stop_after: int | None,
-    command: list[str] | None,
-) -> RunSummary:
-    """How this session of a run ended; everything is checked before anything is written."""
-    started = perf_counter()
-    config, stop = plan.config, StopSignals()
-    concluded: dict[str, float] = {}
-    with quiet_libraries(), float32_products(tf32=config.trainer.tf32):
-        parts = _assemble(plan, folder, stop_after=stop_after, stop=stop)
-        data = plan.open_data(parts.trainer.world_size)
-        data.open()
-        data.keep_on(parts.trainer.strategy.root_device)
-        seed_everything(config.seed, verbose=False)
-        links = Links(
-            last_checkpoint=lambda: parts.checkpoints.last_saved, stop_wanted=lambda: stop.wanted
+        Raises ValueError for trainer settings that do not fit this machine.
+        """
+        self.config, self.folder = config, folder
+        self._started = perf_counter()
+        self._stop = StopSignals()
+        self._checkpoints = Checkpoints(
+            folder, config.record, monitor=monitor, stop_after=stop_after
         )
-        module = plan.build(data, links)
+        self._metrics = MetricsLog(folder)
+        self._trainer = self._assembled(callbacks)
+
+    @property
+    def world_size(self) -> int:
+        """Number of devices, over all machines."""
+        return self._trainer.world_size
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        device: torch.device = self._trainer.strategy.root_device
+        return device
+
+    def last_checkpoint(self) -> str | None:
+        """The path of the last checkpoint that was saved, for messages."""
+        return self._checkpoints.last_saved
+
+    def stop_wanted(self) -> bool:
+        """Whether a signal has asked this process to save and stop."""
+        return self._stop.wanted
+
+    @contextmanager
+    def recording(
+        self,
+        data: ImageDataModule,
+        *,
+        resume: bool,
+        changes: Sequence[str],
+        command: list[str] | None,
+        facts: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Iterator[None]:
+        """A context in which the run folder is there and its log is open.
+
+        Configuration, command, environment and what is known of the data (with `facts`) are written
+        first; `changes` since the run began are logged.
+        """
         if is_main_process():
-            folder.mkdir(parents=True, exist_ok=True)
-        with log_file(folder):
-            with stop:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with log_file(self.folder):
+            with self._stop:
                 for change in changes:
                     logger.info("changed since this run began: %s", change)
                 if is_main_process():
-                    facts = {**data.facts(), **plan.facts()}
-                    write_facts(config, folder, facts, command=command, resume=resume)
-                    _announce(config, data, parts.trainer)
-                    plan.announce(data)
-                finished = _fit(parts, module, data, folder, resume=resume)
-            if finished and is_main_process():
-                concluded = plan.conclude(parts.trainer.strategy.root_device)
-    summary = RunSummary(
-        folder=folder,
-        finished=finished,
-        step=parts.trainer.global_step,
-        metrics={**last_metrics(folder), **concluded},
-        seconds=perf_counter() - started,
-    )
-    if is_main_process() and finished and not (folder / "summary.json").exists():
-        facts = {
-            "step": summary.step,
-            "seconds_of_last_session": round(summary.seconds, 1),
-            "metrics": summary.metrics,
-        }
-        write_atomically(folder / "summary.json", json.dumps(facts, indent=2) + "\n")
-    return summary
+                    known = {**data.facts(), **facts}
+                    write_facts(self.config, self.folder, known, command=command, resume=resume)
+                    self._announce(data)
+            yield
+
+    def fit(self, module: TrainingModule, data: ImageDataModule, *, resume: bool) -> bool:
+        """Train from the last checkpoint, if there is one; whether training came to its end.
+
+        Raises NonFiniteError, after `nonfinite.json` has been written.
+        """
+        step = last_step(self.folder) if resume else None
+        checkpoint = None if step is None else self.folder / "checkpoints" / LAST
+        if resume:
+            self._metrics.rewind(step or 0)
+            logger.info("resuming %s at step %d", self.folder, step or 0)
+        if checkpoint is not None:
+            self._checkpoints.last_saved = str(checkpoint)
+        try:
+            with self._stop:
+                self._trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except (StopRequestedError, SIGTERMException):
+            saved = last_step(self.folder)
+            logger.info("stopped; last saved at step %s", "none" if saved is None else saved)
+            return False
+        except NonFiniteError as error:
+            if is_main_process():
+                report = json.dumps(error.report, indent=2) + "\n"
+                write_atomically(self.folder / "nonfinite.json", report)
+            logger.info("stopped by a number that is not finite: see nonfinite.json")
+            raise
+        return True
+
+    def summary(
+        self, *, finished: bool, further: Mapping[str, float] = MappingProxyType({})
+    ) -> RunSummary:
+        """How this session ended, with `further` metrics; a finished run gets `summary.json`."""
+        summary = RunSummary(
+            folder=self.folder,
+            finished=finished,
+            step=self._trainer.global_step,
+            metrics={**last_metrics(self.folder), **further},
+            seconds=perf_counter() - self._started,
+        )
+        target = self.folder / "summary.json"
+        if is_main_process() and finished and not target.exists():
+            facts = {
+                "step": summary.step,
+                "seconds_of_last_session": round(summary.seconds, 1),
+                "metrics": summary.metrics,
+            }
+            write_atomically(target, json.dumps(facts, indent=2) + "\n")
+        return summary
+
+    def _assembled(self, callbacks: Sequence[Callback]) -> Trainer:
+        settings, record = self.config.trainer, self.config.record
+        speed = Speed(epochs=self.config.optim.epochs)
+        devices = settings.devices
+        tensorboard = TensorBoardLogger(
+            self.folder, name="tensorboard", version="", purge_step=last_step(self.folder)
+        )
+        try:
+            return Trainer(
+                accelerator=settings.accelerator,
+                devices=int(devices) if isinstance(devices, str) and devices.isdigit() else devices,
+                num_nodes=settings.num_nodes,
+                strategy=_strategy(settings),
+                precision=settings.precision,
+                accumulate_grad_batches=settings.accumulate,
+                deterministic=settings.deterministic or None,
+                max_epochs=self.config.optim.epochs,
+                log_every_n_steps=record.log_every,
+                num_sanity_val_steps=0,
+                use_distributed_sampler=False,
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                default_root_dir=self.folder,  # not the working directory, where runs would meet
+                logger=[self._metrics, tensorboard],
+                callbacks=[
+                    self._stop, speed, *progress_callbacks(speed), *callbacks, self._checkpoints
+                ],
+                plugins=[AtomicCheckpointIO()],
+                enable_progress_bar=sys.stderr.isatty(),
+            )  # fmt: skip
+        except (MisconfigurationException, TypeError) as error:
+            raise ValueError(f"trainer settings do not fit this machine: {error}") from error
+
+    def _announce(self, data: ImageDataModule) -> None:
+        config = self.config
+        optim, world = config.optim, self.world_size
+        steps = data.num_samples // optim.batch_size
+        logger.info(
+            "%d images, batch %d (%d devices x %d accumulated x %d), %d steps x %d epochs ="
+            " %d steps, %d samples seen",
+            data.num_samples, optim.batch_size, world, config.trainer.accumulate, data.batch_size,
+            steps, optim.epochs, steps * optim.epochs, steps * optim.epochs * optim.batch_size,
+        )  # fmt: skip
+        logger.info(
+            "learning rate %.3g = base %.3g x %d / 256, warm-up %d steps, precision %s",
+            optim.peak_lr, optim.base_lr, optim.batch_size, round(steps * optim.warmup_epochs),
+            config.trainer.precision,
+        )  # fmt: skip
+        if data.broken:  # found while decoding, before the log file was open
+            logger.warning("%d unreadable images: %s", len(data.broken), "; ".join(data.broken))
+        used = world if self.device.type == "cuda" else 0
+        idle = torch.cuda.device_count() - used
+        if torch.cuda.is_available() and idle > 0 and config.trainer.num_nodes == 1:
+            logger.warning("%d GPUs stay idle; use --trainer.devices auto for all", idle)
 
 
 def batch_per_device(config: RunConfig, world_size: int) -> int:
@@ -151,52 +248,11 @@ def batch_per_device(config: RunConfig, world_size: int) -> int:
     return config.optim.batch_size // shares
 
 
-# -- assembling -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Parts:
-    trainer: Trainer
-    metrics: MetricsLog
-    checkpoints: Checkpoints
-
-
-def _assemble(plan: Plan, folder: Path, *, stop_after: int | None, stop: StopSignals) -> _Parts:
-    config = plan.config
-    settings, record = config.trainer, config.record
-    speed = Speed(epochs=config.optim.epochs)
-    checkpoints = Checkpoints(folder, record, monitor=plan.monitor, stop_after=stop_after)
-    metrics = MetricsLog(folder)
-    devices = settings.devices
-    build = partial(
-        Trainer,
-        accelerator=settings.accelerator,
-        devices=int(devices) if isinstance(devices, str) and devices.isdigit() else devices,
-        num_nodes=settings.num_nodes,
-        strategy=_strategy(settings),
-        precision=settings.precision,
-        accumulate_grad_batches=settings.accumulate,
-        deterministic=settings.deterministic or None,
-        max_epochs=config.optim.epochs,
-        log_every_n_steps=record.log_every,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        default_root_dir=folder,  # not the working directory, where runs would meet
-        logger=[
-            metrics,
-            TensorBoardLogger(folder, name="tensorboard", version="", purge_step=last_step(folder)),
-        ],
-        callbacks=[stop, speed, *progress_callbacks(speed), *plan.callbacks, checkpoints],
-        plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=sys.stderr.isatty(),
-    )
-    try:
-        trainer = build()
-    except (MisconfigurationException, TypeError) as error:
-        raise ValueError(f"trainer settings do not fit this machine: {error}") from error
-    return _Parts(trainer=trainer, metrics=metrics, checkpoints=checkpoints)
+@contextmanager
+def training_environment(config: RunConfig) -> Iterator[None]:
+    """A context for assembling and fitting: libraries are quiet, float32 rounds as configured."""
+    with quiet_libraries(), float32_products(tf32=config.trainer.tf32):
+        yield
 
 
 def _strategy(settings: TrainerConfig) -> str | Strategy:
@@ -206,53 +262,6 @@ def _strategy(settings: TrainerConfig) -> str | Strategy:
     wide = torch.float32
     whole = MixedPrecision(param_dtype=wide, reduce_dtype=wide, buffer_dtype=wide)
     return FSDPStrategy(mixed_precision=whole, state_dict_type="full")
-
-
-def _fit(
-    parts: _Parts, module: TrainingModule, data: ImageDataModule, folder: Path, *, resume: bool
-) -> bool:
-    """Whether training came to its end."""
-    step = last_step(folder) if resume else None
-    checkpoint = None if step is None else folder / "checkpoints" / LAST
-    if resume:
-        parts.metrics.rewind(step or 0)
-        logger.info("resuming %s at step %d", folder, step or 0)
-    if checkpoint is not None:
-        parts.checkpoints.last_saved = str(checkpoint)
-    try:
-        parts.trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except (StopRequestedError, SIGTERMException):
-        saved = last_step(folder)
-        logger.info("stopped; last saved at step %s", "none" if saved is None else saved)
-        return False
-    except NonFiniteError as error:
-        if is_main_process():
-            write_atomically(folder / "nonfinite.json", json.dumps(error.report, indent=2) + "\n")
-        logger.info("stopped by a number that is not finite: see nonfinite.json")
-        raise
-    return True
-
-
-def _announce(config: RunConfig, data: ImageDataModule, trainer: Trainer) -> None:
-    optim, world = config.optim, trainer.world_size
-    steps = data.num_samples // optim.batch_size
-    logger.info(
-        "%d images, batch %d (%d devices x %d accumulated x %d), %d steps x %d epochs = %d steps,"
-        " %d samples seen",
-        data.num_samples, optim.batch_size, world, config.trainer.accumulate, data.batch_size,
-        steps, optim.epochs, steps * optim.epochs, steps * optim.epochs * optim.batch_size,
-    )  # fmt: skip
-    logger.info(
-        "learning rate %.3g = base %.3g x %d / 256, warm-up %d steps, precision %s",
-        optim.peak_lr, optim.base_lr, optim.batch_size, round(steps * optim.warmup_epochs),
-        config.trainer.precision,
-    )  # fmt: skip
-    if data.broken:  # found while decoding, before the log file was open
-        logger.warning("%d unreadable images: %s", len(data.broken), "; ".join(data.broken))
-    used = world if trainer.strategy.root_device.type == "cuda" else 0
-    idle = torch.cuda.device_count() - used
-    if torch.cuda.is_available() and idle > 0 and config.trainer.num_nodes == 1:
-        logger.warning("%d GPUs stay idle; use --trainer.devices auto for all", idle)
 
 
 @contextmanager

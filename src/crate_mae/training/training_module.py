@@ -10,22 +10,18 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import FSDPStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from crate_mae.batches.assembly import ImageBatch
 from crate_mae.batches.data_module import ImageDataModule
 from crate_mae.common.randomness import random_state, set_random_state
-from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.classifier import CrateClassifier
+from crate_mae.evaluation.backbones import save_backbone
+from crate_mae.models.backbone import ImageClassifier, MaskedAutoencoder
 from crate_mae.training.config import OptimConfig
 from crate_mae.training.nonfinite import NonFiniteError, locate_nonfinite_gradient
 from crate_mae.training.optim import can_fuse, decayed_names, parameter_groups, warmup_cosine
-from crate_mae.vitmae.classifier import ViTClassifier, save_vit_classifier
-from crate_mae.vitmae.model import ViTMAE
-from crate_mae.vitmae.vitmae_folder import save_vitmae
-from crate_mae.weights.weights_folder import save_model
 
 
 class TrainingModule(LightningModule, ABC):
@@ -37,11 +33,11 @@ class TrainingModule(LightningModule, ABC):
     weights_prefix = "model."
     """Where the weights to be saved stand in the state of this module."""
 
-    model: CrateMAE | CrateClassifier | ViTMAE | ViTClassifier
+    model: MaskedAutoencoder | ImageClassifier
 
     def __init__(
         self,
-        model: CrateMAE | CrateClassifier | ViTMAE | ViTClassifier,
+        model: MaskedAutoencoder | ImageClassifier,
         *,
         optim: OptimConfig,
         seed: int,
@@ -55,7 +51,7 @@ class TrainingModule(LightningModule, ABC):
         self.last_checkpoint = last_checkpoint
         self.stop_wanted = stop_wanted
         self.stopping = False
-        self.decayed = decayed_names(model)
+        self.decayed = decayed_names(cast("nn.Module", model))
         self._losses: list[Tensor] = []
         self._names: list[str] = []
         self.leave_buffers_alone()
@@ -89,12 +85,7 @@ class TrainingModule(LightningModule, ABC):
         """Write or replace a weights folder with the tensors of a whole state."""
         prefix = self.weights_prefix
         own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        if isinstance(self.model, ViTMAE):
-            save_vitmae(self.model, folder, state=own, overwrite=True)
-        elif isinstance(self.model, ViTClassifier):
-            save_vit_classifier(self.model, folder, state=own)
-        else:
-            save_model(self.model, folder, state=own, overwrite=True)
+        save_backbone(self.model, folder, state=own, overwrite=True)
 
     # -- training -----------------------------------------------------------------------------
 
@@ -147,7 +138,7 @@ class TrainingModule(LightningModule, ABC):
         """AdamW over all that trains, at the peak learning rate, decaying matrices alone."""
         optim = self.optim
         groups = parameter_groups(
-            self.model,
+            cast("nn.Module", self.model),
             optim.weight_decay,
             self.decayed,
             learning_rate=optim.peak_lr,

@@ -1,20 +1,26 @@
 """A classifier on a ViT-MAE encoder: what CrateClassifier is on ours, for fair comparisons."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from crate_mae.common.files import read_json_object
-from crate_mae.models.classifier import Pool, classifier_head, pool_tokens
+from crate_mae.models.classifier import Pool, classifier_head, head_facts, pool_tokens
 from crate_mae.models.config import ModelConfig, Preprocess
-from crate_mae.vitmae.model import Match, ViTMAE, build_vitmae, twin_config
+from crate_mae.vitmae.model import Match, ViTMAE, build_vitmae, vitmae_config
 from crate_mae.weights.tensors import check_match, load_exactly, read_safetensors
-from crate_mae.weights.weights_folder import CONFIG, PREPROCESS, TENSORS, save_described
+from crate_mae.weights.weights_folder import (
+    CONFIG,
+    FILES,
+    PREPROCESS,
+    TENSORS,
+    check_complete,
+    save_described,
+)
 
 MODEL_TYPE = "vit_mae_classifier"
-SAME: Match = "configuration"
 ARITHMETIC = (
     "hidden_size", "intermediate_size", "hidden_act", "layer_norm_eps", "qkv_bias",
     "hidden_dropout_prob", "attention_probs_dropout_prob",
@@ -25,8 +31,11 @@ ARITHMETIC = (
 class ViTClassifier(nn.Module):
     """Class scores from a ViT-MAE encoder's class token or from the mean of its patch tokens.
 
-    The encoder is that of the ViT-MAE twin (`twin_config`) of a configuration.
+    The encoder is that of the ViT-MAE twin (`vitmae_config`) of a configuration.
     """
+
+    kind: ClassVar[str] = MODEL_TYPE
+    """How `config.json` of its weights names it."""
 
     def __init__(
         self,
@@ -44,7 +53,7 @@ class ViTClassifier(nn.Module):
         self.preprocess = Preprocess.identity(config)
         self.pool = pool
         self.class_names = class_names
-        twin = build_vitmae(twin_config(config, match), preprocess=self.preprocess, seed=seed)
+        twin = build_vitmae(vitmae_config(config, match), preprocess=self.preprocess, seed=seed)
         twin.model.decoder = None
         self.twin = twin
         width = int(twin.model.config.hidden_size)
@@ -63,9 +72,8 @@ class ViTClassifier(nn.Module):
 
         Raises ValueError for a ViT-MAE that computes otherwise than a twin of its sizes does.
         """
-        config, match = model.config, model.match if isinstance(model, ViTClassifier) else SAME
-        twin = model.twin if isinstance(model, ViTClassifier) else model
-        theirs, ours = twin.model.config.to_dict(), twin_config(config, match).to_dict()
+        config, match, twin = model.config, model.match, model.twin
+        theirs, ours = twin.model.config.to_dict(), vitmae_config(config, match).to_dict()
         differing = [key for key in ARITHMETIC if theirs[key] != ours[key]]
         if differing:
             raise ValueError(
@@ -85,6 +93,22 @@ class ViTClassifier(nn.Module):
         """Features (B, 1 + L, d) of images (B, C, H, W), as `ViTMAE.encode`."""
         return self.twin.encode(images)
 
+    def layer_tokens(
+        self, images: Tensor, layers: Sequence[int | None]
+    ) -> dict[int | None, Tensor]:
+        """Tokens (B, 1 + L, d) after each of so many encoder layers; None: as `encode`."""
+        return self.twin.layer_tokens(images, layers)
+
+    def untrained(self, seed: int) -> ViTMAE:
+        """A ViT-MAE of the same encoder with fresh weights."""
+        return self.twin.untrained(seed)
+
+    def tensors_to_scores(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Name and value of the tensors on the way to the scores; its layers are not told."""
+        tokens = self.encode(images)
+        yield "features (the layers of ViT-MAE are not looked into)", tokens
+        yield "scores", self.head(pool_tokens(tokens, self.pool))
+
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Class scores (B, classes) of images (B, C, H, W).
 
@@ -97,33 +121,31 @@ class ViTClassifier(nn.Module):
 
 
 def save_vit_classifier(
-    model: ViTClassifier, folder: str | Path, *, state: Mapping[str, Tensor] | None = None
+    model: ViTClassifier,
+    folder: str | Path,
+    *,
+    overwrite: bool = False,
+    state: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """The folder, now holding what `load_vit_classifier` reads; an older one there is replaced."""
+    """The folder, now holding what `load_vit_classifier` reads; as `save_model`."""
     described = {
         "model_type": MODEL_TYPE,
         "config": model.config.to_dict(),
         "match": model.match,
-        "classifier": {
-            "num_classes": model.head.out_features,
-            "pool": model.pool,
-            "class_names": model.class_names,
-        },
+        **head_facts(model.head, model.pool, model.class_names),
     }
-    return save_described(model, folder, described, model.preprocess, overwrite=True, state=state)
+    return save_described(
+        model, folder, described, model.preprocess, overwrite=overwrite, state=state
+    )
 
 
-def load_vit_classifier(folder: str | Path) -> ViTClassifier:
+def load_vit_classifier(folder: Path, described: dict[str, Any]) -> ViTClassifier:
     """The classifier, in eval mode, of a folder written by `save_vit_classifier`.
 
-    Raises FileNotFoundError for what is no such folder, ValueError for damaged files,
-    IncompleteWeightsError when tensors are missing or do not fit.
+    `described` is what its `config.json` holds. Raises FileNotFoundError for missing files,
+    ValueError for damaged ones, IncompleteWeightsError when tensors are missing or do not fit.
     """
-    found = vit_classifier_folder(folder)
-    if found is None:
-        raise FileNotFoundError(f"{folder} holds no classifier on a ViT-MAE encoder")
-    folder = found
-    described = read_json_object(folder / CONFIG)
+    check_complete(folder, FILES)
     try:
         config = ModelConfig.from_dict(described["config"])
         head: dict[str, Any] = described["classifier"]
@@ -151,7 +173,7 @@ def _check_filled(config: ModelConfig, match: Match, tensors: Mapping[str, Tenso
 
     A file from elsewhere may tell any size, and what it tells is built before it is compared.
     """
-    sizes = twin_config(config, match)
+    sizes = vitmae_config(config, match)
     width, depth = int(sizes.hidden_size), int(sizes.num_hidden_layers)
     needed = depth * (4 * width**2 + 2 * width * int(sizes.intermediate_size))
     there = sum(tensor.numel() for tensor in tensors.values())
@@ -159,12 +181,3 @@ def _check_filled(config: ModelConfig, match: Match, tensors: Mapping[str, Tenso
         raise ValueError(
             f"{there:,} values cannot fill {depth} layers of width {width}, which need {needed:,}"
         )
-
-
-def vit_classifier_folder(name: str | Path) -> Path | None:
-    """The folder itself, or `weights` inside it, when `save_vit_classifier` wrote it."""
-    for folder in (Path(name), Path(name) / "weights"):
-        path = folder / CONFIG
-        if path.is_file() and read_json_object(path).get("model_type") == MODEL_TYPE:
-            return folder
-    return None

@@ -9,12 +9,13 @@ import contextlib
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from crate_mae.models.autoencoder import CrateMAE, MaskedOutput
+from crate_mae.models.backbone import Backbone
 from crate_mae.models.config import MAX_DIM, ModelConfig, Preprocess
 from crate_mae.models.layers import init_linear
 from crate_mae.models.loss import masked_mse, masked_target
@@ -27,6 +28,10 @@ Match = Literal["configuration", "parameters"]
 class ViTMAE(nn.Module):
     """A transformers `ViTMAEForPreTraining` with `encode` as our models have it."""
 
+    kind: ClassVar[str] = "vit_mae"
+    """How `config.json` of its weights names it."""
+    match: Match = "configuration"
+
     def __init__(self, model: Any, preprocess: Preprocess) -> None:
         super().__init__()
         self.model = model
@@ -37,9 +42,9 @@ class ViTMAE(nn.Module):
             table.requires_grad_(False)
 
     @property
-    def depth(self) -> int:
-        """Number of encoder layers."""
-        return int(self.model.config.num_hidden_layers)
+    def twin(self) -> "ViTMAE":
+        """Itself: what a classifier on its encoder calls so."""
+        return self
 
     @functools.cached_property
     def config(self) -> ModelConfig:
@@ -103,6 +108,13 @@ class ViTMAE(nn.Module):
         final = {None: output.last_hidden_state}
         return {i: final[i] if i is None else output.hidden_states[i] for i in layers}
 
+    def tensors_to_loss(self, images: Tensor, mask: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Name and value of the tensors on the way to the masked loss; its layers are not told."""
+        output = self(images, mask)
+        yield "prediction (the layers of ViT-MAE are not looked into)", output.prediction
+        yield "target", self.target(images)
+        yield "loss", output.loss
+
     def untrained(self, seed: int) -> "ViTMAE":
         """A ViT-MAE of the same configuration with fresh weights."""
         return build_vitmae(self.model.config, preprocess=self.preprocess, seed=seed)
@@ -118,7 +130,7 @@ class ViTMAE(nn.Module):
             config.mask_ratio = ratio
 
 
-def twin_config(config: ModelConfig, match: Match = "configuration") -> Any:
+def vitmae_config(config: ModelConfig, match: Match = "configuration") -> Any:
     """The transformers `ViTMAEConfig` of the ViT-MAE to compare a CRATE-MAE with.
 
     "configuration": the same image, patch, channels, width, depths, heads and target; MLPs are
@@ -194,9 +206,9 @@ def build_vitmae(config: Any, *, preprocess: Preprocess, seed: int) -> ViTMAE:
     return ViTMAE(model, preprocess).eval()
 
 
-def vitmae_twin(model: CrateMAE, match: Match = "configuration", *, seed: int = 0) -> ViTMAE:
-    """An untrained ViT-MAE twin of a CRATE-MAE, with its preprocessing and on its device."""
-    twin = build_vitmae(twin_config(model.config, match), preprocess=model.preprocess, seed=seed)
+def vitmae_baseline(model: Backbone, match: Match = "configuration", seed: int = 0) -> ViTMAE:
+    """The untrained ViT-MAE of a model's sizes, with its preprocessing and on its device."""
+    twin = build_vitmae(vitmae_config(model.config, match), preprocess=model.preprocess, seed=seed)
     return twin.to(next(model.parameters()).device)
 
 

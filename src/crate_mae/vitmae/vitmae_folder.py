@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crate_mae.common.files import file_hash, read_json_object
+from crate_mae.common.files import read_json_object
 from crate_mae.models.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, Preprocess
 from crate_mae.vitmae.model import ViTMAE, position_tables, sizes_of, transformers_library
 from crate_mae.weights.tensors import IncompleteWeightsError
 from crate_mae.weights.weights_folder import CONFIG, PREPROCESS, TENSORS, replacing_folder
-
-MODEL_TYPE = "vit_mae"
 
 
 def save_vitmae(
@@ -38,38 +36,21 @@ def save_vitmae(
     return Path(folder)
 
 
-def vitmae_folder(name: str | Path) -> Path | None:
-    """The folder itself, or `weights` inside it, when transformers saved a ViT-MAE there."""
-    for folder in (Path(name), Path(name) / "weights"):
-        path = folder / CONFIG
-        if path.is_file() and read_json_object(path).get("model_type") == MODEL_TYPE:
-            return folder
-    return None
-
-
-def vitmae_hash(folder: str | Path) -> str:
-    """The SHA-256 (hex) of the tensor file of a ViT-MAE folder."""
-    return file_hash(Path(folder) / TENSORS)
-
-
-def load_vitmae(name: str | Path) -> ViTMAE:
+def load_vitmae(folder: Path, described: dict[str, Any]) -> ViTMAE:
     """The ViT-MAE, in eval mode, of a folder written by `save_vitmae` or by `save_pretrained`.
 
-    Read from `model.safetensors` alone, from this disk alone; no code of the folder runs. Images
-    are prepared as `preprocess.json` says, else by mean and std of transformers' own
-    `preprocessor_config.json`, else by ImageNet's. Raises FileNotFoundError for what is no such
-    folder, IncompleteWeightsError when tensors are missing or do not fit, and ValueError for
-    configurations that cannot be run.
+    `described` is what its `config.json` holds. Read from `model.safetensors` alone, from this disk
+    alone; no code of the folder runs. Images are prepared as `preprocess.json` says, else by mean
+    and std of transformers' own `preprocessor_config.json`, else by ImageNet's. Raises
+    FileNotFoundError for missing files, IncompleteWeightsError when tensors are missing or do not
+    fit, and ValueError for configurations that cannot be run.
     """
-    folder = vitmae_folder(name)
-    if folder is None:
-        raise FileNotFoundError(f"{name} is no folder that holds a ViT-MAE of transformers")
     if not (folder / TENSORS).is_file():
         raise FileNotFoundError(
             f"{folder} has no {TENSORS}: save the model with save_pretrained, as one safetensors"
             " file (pickled weights are not read)"
         )
-    preprocess = _preprocess(folder, _checked(read_json_object(folder / CONFIG), folder))
+    preprocess = _preprocess(folder, _checked(described, folder))
     build = transformers_library().ViTMAEForPreTraining.from_pretrained
     try:
         with _quiet():
@@ -103,7 +84,7 @@ def load_vitmae(name: str | Path) -> ViTMAE:
         raise ValueError(
             f"{folder}: the encoder's position table is all zero, so that the model cannot tell"
             " patches apart by place: it was built by transformers from a configuration and never"
-            " given its sin-cos table. Build it with crate_mae.evaluation.vitmae.build_vitmae."
+            " given its sin-cos table. Build it with crate_mae.vitmae.build_vitmae."
         )
     return ViTMAE(model, preprocess).eval()
 

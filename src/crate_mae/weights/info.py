@@ -1,24 +1,24 @@
 """What a weights folder holds."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from crate_mae.weights.weights_folder import load_model, weights_folder, weights_hash
+from crate_mae.models.backbone import Backbone
 
 
-def describe_weights(folder_or_hub_id: str) -> dict[str, Any]:
+def describe_model(model: Backbone, *, folder: Path, sha256: str) -> dict[str, Any]:
     """Kind, configuration, preprocessing, parameter counts by part and hash; JSON-able.
 
-    Raises what `load_model` raises: the weights are loaded, so an answer means that they are whole.
+    `folder` is where its weights lie, `sha256` that of their tensor file.
     """
-    model = load_model(folder_or_hub_id)
     parts = {name: _count(part) for name, part in model.named_children()}
     parts["tokens"] = sum(p.numel() for _, p in model.named_parameters(recurse=False))
     return {
-        "folder": str(weights_folder(folder_or_hub_id)),
-        "model": type(model).__name__,
+        "folder": str(folder),
+        "model": model.kind,
         "parameters": _count(model),
         "parameters_by_part": {name: count for name, count in parts.items() if count},
         "size_mb": round(sum(v.numel() * v.element_size() for v in model.parameters()) / 1e6, 3),
@@ -26,12 +26,12 @@ def describe_weights(folder_or_hub_id: str) -> dict[str, Any]:
         "finite": all(bool(torch.isfinite(p).all()) for p in model.parameters()),
         "config": model.config.to_dict(),
         "preprocess": model.preprocess.to_dict(),
-        "sha256": weights_hash(folder_or_hub_id),
+        "sha256": sha256,
     }
 
 
 def weights_table(facts: dict[str, Any]) -> str:
-    """The facts of `describe_weights` as aligned text."""
+    """The facts of `describe_model` as aligned text."""
     parts = ", ".join(f"{name} {count:,}" for name, count in facts["parameters_by_part"].items())
     rows = [
         ("folder", facts["folder"]),
@@ -47,7 +47,7 @@ def weights_table(facts: dict[str, Any]) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def _count(module: nn.Module) -> int:
+def _count(module: Backbone | nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 

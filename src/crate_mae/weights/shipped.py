@@ -54,13 +54,13 @@ SHIPPED = {
         ShippedWeights(
             name="cifar10-small",
             sha256="4c8e7d74282b50c397b0591c5b69e163ea357e8b3ae9fd3528f733f35fccd790",
-            settings_sha256="4f04d60148fee33d3780575563abc5d6fdd56a34f76161c266f274cf22540cbc",
+            settings_sha256="7c96840e141199635d3a814086418332ca70a8f7b53d2f45b350f47c5030eff9",
             summary="CRATE-MAE, 32 px, width 128, 4 + 4 layers, 15 epochs of CIFAR-10",
         ),
         ShippedWeights(
             name="cifar10-shallow",
             sha256="f970cf4874a36e41d9662efc51a2958411c03b6362ec5697e93f1654a1f3b5d3",
-            settings_sha256="d30da2276a0a59c691e1239506de416610795cbd227cf6047a01da7cdacaed13",
+            settings_sha256="de3fb93038ab81784f06bde6d1bad1ddb136cf15e60900386465c89494fec64e",
             summary="the best features of the published layers: width 192, 2 + 2 layers, 40 epochs",
         ),
         ShippedWeights(
@@ -71,6 +71,7 @@ SHIPPED = {
         ),
     )
 }
+"""The models that come with the package, by name."""
 
 
 def shipped_folder(name: str | Path) -> Path | None:

@@ -10,10 +10,10 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from crate_mae.common.files import file_hash, read_json_object
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
-from crate_mae.models.config import UNWRITTEN, ModelConfig, Preprocess
+from crate_mae.models.config import ModelConfig, Preprocess
 from crate_mae.weights.shipped import SHIPPED, shipped_folder
 from crate_mae.weights.tensors import (
     IncompleteWeightsError,
@@ -52,10 +52,14 @@ def save_model(
     Written beside the target and moved there whole, never half of one. A crash in the instant in
     which an old folder makes way leaves it beside, under a hidden name. `state` replaces the
     model's own tensors (gathered by a sharded trainer, say). Raises FileExistsError when the folder
-    has content, unless `overwrite` is set and the content is an older weights folder alone.
+    has content, unless `overwrite` is set and the content is an older weights folder alone, and
+    ValueError for a model with parts that its configuration does not build.
     """
+    described = _describe(model)
+    if state is None:
+        _check_rebuilds(model, described)
     return save_described(
-        model, folder, _describe(model), model.preprocess, overwrite=overwrite, state=state
+        model, folder, described, model.preprocess, overwrite=overwrite, state=state
     )
 
 
@@ -119,8 +123,14 @@ def load_model(
     IncompleteWeightsError when tensors are missing, unexpected or re-shaped (an encoder-only file
     never yields a random decoder), and ValueError for damaged files and unknown configuration keys.
     """
-    folder = weights_folder(folder_or_hub_id, revision=revision)
-    model = _build(folder)
+    folder, described = find_weights(folder_or_hub_id, revision=revision)
+    return load_crate(folder, described)
+
+
+def load_crate(folder: Path, described: dict[str, Any]) -> CrateMAE | CrateClassifier:
+    """The model, in eval mode, of a folder and what its `config.json` holds; as `load_model`."""
+    check_complete(folder, FILES)
+    model = _build(folder, described)
     load_exactly(model, read_safetensors(folder / TENSORS), origin=str(folder / TENSORS))
     return model.eval()
 
@@ -128,66 +138,91 @@ def load_model(
 def load_autoencoder(folder_or_hub_id: str | Path) -> CrateMAE:
     """The CrateMAE of a weights folder; ValueError when the folder holds a classifier."""
     model = load_model(folder_or_hub_id)
-    if not isinstance(model, CrateMAE):
+    if model.kind != CrateMAE.kind:
         raise ValueError(
             f"{folder_or_hub_id} holds a classifier, which has no decoder; use pre-trained weights"
         )
-    return model
+    return cast("CrateMAE", model)
 
 
-def weights_folder(folder_or_hub_id: str | Path, *, revision: str | None = None) -> Path:
+def find_weights(name: str | Path, *, revision: str | None = None) -> tuple[Path, dict[str, Any]]:
+    """(local folder, content of its `config.json`) of weights of any kind.
+
+    `name` is a weights folder, a run folder (whose `weights` are meant), a shipped model
+    (`crate-mae weights`) or a Hub repository, OWNER/NAME, from which our three files are fetched;
+    they are looked for in this order. Raises FileNotFoundError naming what is missing and, for the
+    Hub, the way without a network; ValueError for a `config.json` that is no JSON object.
+    """
+    folder, origin = _located(name, revision)
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{origin} is no weights folder: {_missing(folder, FILES)} missing")
+    return folder, read_json_object(folder / CONFIG)
+
+
+def local_weights_folder(folder_or_hub_id: str | Path, *, revision: str | None = None) -> Path:
     """The local folder that holds a model's three files, fetched from the Hub where needed.
 
-    A folder of that name comes first, then a shipped model (`crate-mae weights`), then the Hub.
-
-    Raises FileNotFoundError naming what is missing and, for the Hub, the way without a network.
+    As `find_weights`; raises FileNotFoundError when one of the three is missing.
     """
-    folder = Path(folder_or_hub_id)
+    folder, _ = find_weights(folder_or_hub_id, revision=revision)
+    check_complete(folder, FILES)
+    return folder
+
+
+def check_complete(folder: Path, names: Sequence[str]) -> None:
+    """Raise FileNotFoundError naming the files that a folder lacks."""
+    missing = _missing(folder, names)
+    if missing:
+        raise FileNotFoundError(f"{folder} is no weights folder: {missing} missing")
+
+
+def _missing(folder: Path, names: Sequence[str]) -> str:
+    return ", ".join(name for name in names if not (folder / name).is_file())
+
+
+def _located(name: str | Path, revision: str | None) -> tuple[Path, str]:
+    """(folder, how to speak of it), before it is known what the folder holds."""
+    folder, text = Path(name), str(name)
     if folder.is_dir():
         if not (folder / CONFIG).exists() and (folder / "weights" / CONFIG).exists():
             folder = folder / "weights"
-        return _complete(folder, str(folder))
-    name = str(folder_or_hub_id)
-    shipped = shipped_folder(name)
+        return folder, str(folder)
+    shipped = shipped_folder(text)
     if shipped is not None and not folder.exists():
-        return _complete(shipped, f"the shipped model {name}")
-    if folder.exists() or not re.fullmatch(HUB_NAME, name):
+        return shipped, f"the shipped model {text}"
+    if folder.exists() or not re.fullmatch(HUB_NAME, text):
         raise FileNotFoundError(
-            f"no weights at {name}: expected a folder with {', '.join(FILES)}, a run folder, a"
+            f"no weights at {text}: expected a folder with {', '.join(FILES)}, a run folder, a"
             f" shipped model ({', '.join(SHIPPED)}), or a Hub repository as owner/name"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        fetched = Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+        fetched = Path(snapshot_download(text, revision=revision, allow_patterns=list(FILES)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
-            f"{name} is no local folder, and the Hub did not give it: {reason}. Without a network,"
+            f"{text} is no local folder, and the Hub did not give it: {reason}. Without a network,"
             f" copy {', '.join(FILES)} into a folder and pass its path."
         ) from error
-    return _complete(fetched, f"the Hub repository {name}")
-
-
-def _complete(folder: Path, origin: str) -> Path:
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        raise FileNotFoundError(f"{origin} is no weights folder: {', '.join(missing)} missing")
-    return folder
+    if missing := _missing(fetched, FILES):
+        raise FileNotFoundError(
+            f"the Hub repository {text} is no weights folder: {missing} missing"
+        )
+    return fetched, f"the Hub repository {text}"
 
 
 def weights_hash(folder_or_hub_id: str | Path) -> str:
     """The SHA-256 (hex) of a weights folder's tensor file."""
-    return file_hash(weights_folder(folder_or_hub_id) / TENSORS)
+    return file_hash(local_weights_folder(folder_or_hub_id) / TENSORS)
 
 
-def _build(folder: Path) -> CrateMAE | CrateClassifier:
+def _build(folder: Path, described: dict[str, Any]) -> CrateMAE | CrateClassifier:
     """A model of a folder's configuration with its values still unset.
 
     Its tensors are known to fit before memory is taken, and no random number is drawn.
     """
-    described = read_json_object(folder / CONFIG)
     if "model_type" in described:
         raise ValueError(
             f"{folder} holds a model of type {described['model_type']!r}, and this needs CRATE"
@@ -225,8 +260,7 @@ def _build(folder: Path) -> CrateMAE | CrateClassifier:
 
 def _every_field(values: dict[str, Any], owner: type) -> dict[str, Any]:
     """`values` when they name every field of the dataclass: a default is not what was trained."""
-    needed = [field.name for field in fields(owner) if field.name not in UNWRITTEN]
-    missing = [name for name in needed if name not in values]
+    missing = [field.name for field in fields(owner) if field.name not in values]
     if missing:
         raise ValueError(f"{owner.__name__} lacks {', '.join(missing)}")
     return values
@@ -252,19 +286,28 @@ def _construct(described: dict[str, Any], config: ModelConfig) -> CrateMAE | Cra
     raise ValueError(f"{CONFIG} names model {kind!r}; known are CrateMAE and CrateClassifier")
 
 
+def _check_rebuilds(model: CrateMAE | CrateClassifier, described: dict[str, Any]) -> None:
+    """Raise ValueError where loading would put a part of another class in the place of one."""
+    with torch.device("meta"):
+        rebuilt = {
+            name: type(part) for name, part in _construct(described, model.config).named_modules()
+        }
+    for name, part in model.named_modules():
+        if type(part) is not rebuilt.get(name, type(part)):
+            raise ValueError(
+                f"{name} is a {type(part).__name__}, and weights alone would be loaded back with a"
+                f" {rebuilt[name].__name__} in its place: keep model.state_dict() beside the code"
+                " that builds this model"
+            )
+
+
 def _describe(model: CrateMAE | CrateClassifier) -> dict[str, Any]:
     described: dict[str, Any] = {
         "format": FORMAT,
-        "model": type(model).__name__,
+        "model": model.kind,
         "config": model.config.to_dict(),
     }
-    if isinstance(model, CrateClassifier):
-        described["classifier"] = {
-            "num_classes": model.head.out_features,
-            "pool": model.pool,
-            "class_names": model.class_names,
-        }
-    return described
+    return described | model.describe_head()
 
 
 def _tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -12,11 +12,13 @@ from crate_mae.models.classifier import CrateClassifier, pool_tokens
 from crate_mae.models.half_steps import HalfStep
 from crate_mae.sources.base import ImageSource
 from crate_mae.whitebox.measures import class_rate_reduction, unit_rows
-from crate_mae.whitebox.mirrors import CLASS_MEMORY
 from crate_mae.whitebox.streaming import ClassMoments
 from crate_mae.whitebox.table import Measurement
 
 logger = logging.getLogger(__name__)
+
+CLASS_MEMORY = 1 << 30
+"""Bytes that sums by class may take; beyond it only the final features are measured by class."""
 
 
 class Classes:

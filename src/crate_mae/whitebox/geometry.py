@@ -8,10 +8,10 @@ import math
 import torch
 from torch import Tensor
 
-from crate_mae.models.layers import MSSA
+from crate_mae.models.layers import Attention
 
 
-def subspace_bases(mssa: MSSA) -> Tensor:
+def subspace_bases(mssa: Attention) -> Tensor:
     """The matrices U_k of an MSSA, with w_k = x U_k: (K, d, p) float64."""
     weight: Tensor = mssa.subspaces.weight.detach().double()  # (d, d): rows U_1^T, U_2^T, ...
     return weight.view(mssa.num_heads, -1, weight.shape[1]).transpose(1, 2)
@@ -83,7 +83,7 @@ def spectral_norm(matrix: Tensor) -> float:
     return float(torch.linalg.matrix_norm(matrix.double(), ord=2))
 
 
-def tied_distance(mssa: MSSA) -> tuple[float, float]:
+def tied_distance(mssa: Attention) -> tuple[float, float]:
     """(cosine, distance) between the output map W of an MSSA and the paper's, U transposed.
 
     The cosine of the two as long vectors, and |W - c U^T|_F / |W|_F with the best factor c, which

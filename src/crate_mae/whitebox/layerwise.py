@@ -14,7 +14,6 @@ from crate_mae.batches.prepared import prepared_batches
 from crate_mae.evaluation.backbones import evaluating
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
-from crate_mae.models.half_steps import half_steps
 from crate_mae.sources.base import ImageSource
 from crate_mae.whitebox.classes import Classes
 from crate_mae.whitebox.measures import EPS_SQUARED
@@ -72,7 +71,7 @@ def analyse(
             source, model.preprocess, batch_size=batch_size, broken=broken, progress=progress
         ):
             steps = []
-            for step in half_steps(model, batch.images.to(place.device, place.dtype)):
+            for step in model.half_steps(batch.images.to(place.device, place.dtype)):
                 meter.update(step)
                 steps.append(step)
             mirrors.update(steps)

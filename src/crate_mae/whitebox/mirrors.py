@@ -1,4 +1,4 @@
-"""What is measured between layers and between images: mirrored layers, and classes."""
+"""How well the decoder's layers bring back what the encoder's did to the tokens."""
 
 import logging
 from collections.abc import Sequence
@@ -11,9 +11,6 @@ from crate_mae.whitebox.streaming import Agreement
 from crate_mae.whitebox.table import Measurement
 
 logger = logging.getLogger(__name__)
-
-CLASS_MEMORY = 1 << 30
-"""Bytes that sums by class may take; beyond it only the final features are measured by class."""
 
 _MIRROR = {"input": "sparsify", "expand": "compress", "decompress": "input"}
 """The point of the mirrored encoder layer that a point of a decoder layer should bring back."""
@@ -35,10 +32,9 @@ class Mirrors:
     ) -> None:
         self.name, self.precision = name, precision
         self.depth = model.config.depth
-        self.mirrored = (
-            isinstance(model, CrateMAE) and model.config.depth == model.config.decoder_depth
-        )
-        if isinstance(model, CrateMAE) and not self.mirrored:
+        has_decoder = "decoder" in model.stacks
+        self.mirrored = has_decoder and model.config.depth == model.config.decoder_depth
+        if has_decoder and not self.mirrored:
             logger.warning(
                 "%d encoder and %d decoder layers have no mirror, so inversion is not measured",
                 model.config.depth, model.config.decoder_depth,
@@ -53,7 +49,7 @@ class Mirrors:
         self._images += len(steps[0].before)
         tokens = {}
         for step in steps:
-            if step.name in ("compress", "expand"):
+            if step.is_first:
                 tokens[step.side, step.index, "input"] = step.before
             tokens[step.side, step.index, step.name] = step.after
         for layer in range(self.depth):

@@ -11,12 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crate_mae.models.half_steps import HalfStep
-from crate_mae.models.layers import ISTA, DecoderLayer, EncoderLayer
-from crate_mae.models.overcomplete import OvercompleteISTA
+from crate_mae.models.layers import Side, SparseStep
 from crate_mae.whitebox import measures
 from crate_mae.whitebox.geometry import subspace_bases
 from crate_mae.whitebox.streaming import RunningMean
-from crate_mae.whitebox.table import Measurement, Side
+from crate_mae.whitebox.table import Measurement
 
 SYMBOLS = {
     ("encoder", "input"): "z",
@@ -26,6 +25,8 @@ SYMBOLS = {
     ("decoder", "expand"): "y",
     ("decoder", "decompress"): "z'",
 }
+GIVEN = {"encoder": "LN2(h)", "decoder": "LN1(z)"}
+"""The tokens that the half step without attention is given."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,13 @@ class LayerMeter:
 
     def update(self, step: HalfStep) -> None:
         """Take in one half step of one batch."""
-        if step.name in ("compress", "expand"):
+        if step.is_first:
             self._tokens(step, "input", step.before)
         self._tokens(step, step.name, step.after)
-        if step.name in ("compress", "decompress"):
+        if step.attends:
             self._compression(step)
-        if isinstance(step.layer, EncoderLayer) and step.name == "sparsify":
-            self._sparsification(step, step.layer.norm2(step.before), step.layer.ista, "LN2(h)")
-        if isinstance(step.layer, DecoderLayer) and step.name == "expand":
-            made = step.layer.synthesis
-            if isinstance(made, OvercompleteISTA):  # a sparse step, too
-                self._sparsification(step, step.layer.norm1(step.before), made, "LN1(z)")
+        elif step.layer.sparse_step is not None:
+            self._sparsification(step, step.layer.sparse_step)
 
     def rows(self) -> list[Measurement]:
         """The table so far."""
@@ -157,16 +154,16 @@ class LayerMeter:
                 eps_squared=self.eps_squared, normalized=False,
             )  # fmt: skip
 
-    def _sparsification(
-        self, step: HalfStep, x: Tensor, ista: ISTA | OvercompleteISTA, given: str
-    ) -> None:
-        """Sparsity of the codes of tokens x, and what ISTA did to its objective."""
-        D, weight = ista.dictionary, ista.sparsity
-        if isinstance(ista, OvercompleteISTA):
-            codes, z, begins = ista.codes(x), "a", ("a = 0", "a = 0")
+    def _sparsification(self, step: HalfStep, operator: SparseStep) -> None:
+        """Sparsity of the codes of the tokens x it is given, and what it did to its objective."""
+        x, given = step.layer.sparse_norm(step.before), GIVEN[step.side]
+        D, weight = operator.dictionary, operator.sparsity
+        codes, z = (step.after, "z'") if operator.returns_codes else (operator.codes(x), "a")
+        if operator.starts_at_zero:
+            begins = ("a = 0", "a = 0")
             feasible = start = x.double().square().sum(dim=-1).mean(dim=-1) / 2
         else:
-            codes, z, begins = step.after, "z'", ("z = x", "z = ReLU(x)")
+            begins = ("z = x", "z = ReLU(x)")
             start = measures.lasso_objective(x, x, D, weight)
             feasible = measures.lasso_objective(x.relu(), x, D, weight)
         end = measures.lasso_objective(codes, x, D, weight)

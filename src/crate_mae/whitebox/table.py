@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from crate_mae.common.files import write_atomically
+from crate_mae.models.layers import Side
 
-Side = Literal["encoder", "decoder"]
 JSON, CSV = "layers.json", "layers.csv"
 
 

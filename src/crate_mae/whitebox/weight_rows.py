@@ -2,10 +2,9 @@
 
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
-from crate_mae.models.layers import ISTA, MSSA, DecoderLayer, EncoderLayer
-from crate_mae.models.overcomplete import OvercompleteISTA
+from crate_mae.models.layers import Attention, SparseStep
 from crate_mae.whitebox import geometry
-from crate_mae.whitebox.table import Measurement, Side
+from crate_mae.whitebox.table import Measurement
 
 Overlaps = dict[str, list[list[list[float]]]]
 
@@ -16,23 +15,17 @@ def weight_measurements(
     """Rows at the point "weights" of every layer, and the K x K subspace overlaps by side."""
     rows: list[Measurement] = []
     overlaps: Overlaps = {}
-    sides: list[tuple[Side, list[EncoderLayer | DecoderLayer]]] = [
-        ("encoder", list(model.encoder.layers))
-    ]
-    if isinstance(model, CrateMAE):
-        sides.append(("decoder", list(model.decoder)))
-    for side, layers in sides:
+    for side, layers in model.stacks.items():
         overlaps[side] = []
         for index, layer in enumerate(layers):
             found = _of_mssa(layer.mssa)
-            sparse = layer.ista if isinstance(layer, EncoderLayer) else layer.synthesis
-            if isinstance(sparse, ISTA | OvercompleteISTA):
-                found |= _of_dictionary(sparse)
-            elif isinstance(layer, DecoderLayer) and model.config.depth == len(layers):
+            if layer.sparse_step is not None:
+                found |= _of_dictionary(layer.sparse_step)
+            elif side == "decoder" and model.config.depth == len(layers):
                 # Rows of D and A are dimensions of tokens, and so are their columns: an order that
                 # both share. Atoms of an overcomplete dictionary have none.
                 mirror = model.config.depth - 1 - index
-                D = list(model.encoder.layers)[mirror].ista.dictionary.detach()
+                D = model.stacks["encoder"][mirror].dictionary.detach()
                 found["mirror_dictionary_cosine"] = (
                     geometry.matrix_cosine(layer.dictionary.detach(), D),
                     f"A and D of encoder layer {mirror}",
@@ -56,7 +49,7 @@ def weight_measurements(
     return rows, overlaps
 
 
-def _of_mssa(mssa: MSSA) -> dict[str, tuple[float, str]]:
+def _of_mssa(mssa: Attention) -> dict[str, tuple[float, str]]:
     U = geometry.subspace_bases(mssa)
     cosine, distance = geometry.tied_distance(mssa)
     found = {
@@ -92,7 +85,7 @@ def _of_mssa(mssa: MSSA) -> dict[str, tuple[float, str]]:
     return found
 
 
-def _of_dictionary(ista: ISTA | OvercompleteISTA) -> dict[str, tuple[float, str]]:
+def _of_dictionary(ista: SparseStep) -> dict[str, tuple[float, str]]:
     D = ista.dictionary.detach()
     largest, typical = geometry.coherence(D)
     lengths = D.double().norm(dim=0)

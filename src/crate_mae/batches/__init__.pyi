@@ -1,0 +1,13 @@
+from .config import Augment as Augment
+from .config import DataConfig as DataConfig
+from .config import LabelledDataConfig as LabelledDataConfig
+from .config import Masking as Masking
+from .config import SupervisedAugment as SupervisedAugment
+from .data_module import ImageDataModule as ImageDataModule
+from .labelled import LabelledBatches as LabelledBatches
+from .masked import MaskedBatches as MaskedBatches
+from .prepared import prepared_batches as prepared_batches
+from .transforms import denormalise as denormalise
+from .transforms import fit as fit
+from .transforms import normalise as normalise
+from .transforms import prepare as prepare

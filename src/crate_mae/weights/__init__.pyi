@@ -1,0 +1,15 @@
+from .info import describe_model as describe_model
+from .info import weights_table as weights_table
+from .published import convert_checkpoint as convert_checkpoint
+from .published import from_reference as from_reference
+from .published import to_reference as to_reference
+from .published import write_reference as write_reference
+from .shipped import SHIPPED as SHIPPED
+from .shipped import ShippedWeights as ShippedWeights
+from .tensors import IncompleteWeightsError as IncompleteWeightsError
+from .weights_folder import find_weights as find_weights
+from .weights_folder import load_autoencoder as load_autoencoder
+from .weights_folder import load_model as load_model
+from .weights_folder import local_weights_folder as local_weights_folder
+from .weights_folder import save_model as save_model
+from .weights_folder import weights_hash as weights_hash
