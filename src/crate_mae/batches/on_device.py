@@ -35,6 +35,26 @@ class NotKeptError(ValueError):
     """Raised for images that cannot be kept: streams, too many, or not alike."""
 
 
+class KeptImages:
+    """The training images of a run in one tensor, and the room beside them on their device.
+
+    They begin on the CPU, with `room` bytes left for validation batches.
+    """
+
+    def __init__(self, images: Tensor, *, room: int) -> None:
+        self.images, self.room = images, room
+
+    def on(self, device: torch.device) -> Tensor:
+        """The images (n, C, H, W) on a device, where they are moved to if they are not there yet.
+
+        Raises ValueError where they do not fit, and for devices that images cannot be kept on.
+        """
+        if self.images.device != device:
+            self.room = check_room(self.images, device)
+            self.images = self.images.to(device)
+        return self.images
+
+
 def kept_images(
     source: CachedSource, *, channels: int, size: tuple[int, int], augment: Augment
 ) -> Tensor:
