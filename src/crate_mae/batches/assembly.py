@@ -18,11 +18,14 @@ from torchvision.transforms import v2
 from crate_mae.batches.broken import listed, readable
 from crate_mae.batches.config import Masking
 from crate_mae.batches.transforms import normalised_batch
-from crate_mae.common.randomness import AUGMENT, LAP, keyed_generator, seed_globally
+from crate_mae.common.randomness import AUGMENT, keyed_generator, seed_globally
 from crate_mae.models.config import Preprocess
 from crate_mae.sources.base import ImageSource, Share
 from crate_mae.sources.images import Sample, UnreadableImage, to_channels
 from crate_mae.sources.webdataset import StreamSource, decode_record
+
+LAP = 1_000_003
+"""What a second lap over a stream adds to the epoch: more epochs than any run has."""
 
 
 class ImageBatch(TypedDict):

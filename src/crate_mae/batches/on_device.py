@@ -1,4 +1,4 @@
-"""Images that stay on the training device and are changed there, a whole batch at once.
+"""Images that stay on the training device, changed and masked there a whole batch at once.
 
 For small images and fast devices, where decoding and changing images one by one would make training
 wait. What a batch holds depends on (seed, epoch, sample) alone, as with loader processes: every
@@ -55,7 +55,7 @@ class KeptImages:
         return self.images
 
 
-def kept_images(
+def stacked_images(
     source: CachedSource, *, channels: int, size: tuple[int, int], augment: Augment
 ) -> Tensor:
     """All images of a source in one tensor (n, C, H, W) on the CPU, uint8 or float32.

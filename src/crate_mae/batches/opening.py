@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from crate_mae.batches.broken import BrokenImages
 from crate_mae.batches.cache import CachedSource, decoded_bytes
 from crate_mae.batches.config import VALIDATION_SEED, DataConfig
-from crate_mae.batches.on_device import KeptImages, NotKeptError, kept_images
+from crate_mae.batches.on_device import KeptImages, NotKeptError, stacked_images
 from crate_mae.models.config import ModelConfig, Preprocess
 from crate_mae.sources.address import open_source
 from crate_mae.sources.base import ImageSource
@@ -208,7 +208,7 @@ def _images_to_keep(
             f"the decoded images take about {taken:.2f} GiB, more than data.cache_gib"
             f" {config.cache_gib:g} leaves room for: raise it, or leave data.on_device out"
         )
-    return kept_images(train, channels=model.channels, size=size, augment=config.augment)
+    return stacked_images(train, channels=model.channels, size=size, augment=config.augment)
 
 
 # -- preprocessing ------------------------------------------------------------------------------
