@@ -25,7 +25,6 @@ from crate_mae.batches.masked import MaskedBatches
 from crate_mae.batches.on_device import NotKeptError
 from crate_mae.models.config import ModelConfig
 from crate_mae.sources.address import open_source
-from crate_mae.sources.webdataset import StreamSource
 
 logger = logging.getLogger(__name__)
 
@@ -169,8 +168,7 @@ def check_enough(addresses: Sequence[str], batch: int) -> None:
     Raises what opening an address raises; no image is read.
     """
     for address in addresses:
-        source = open_source(address)
-        count = source.count() if isinstance(source, StreamSource) else len(source)
+        count = len(open_source(address))
         if count < batch:
             raise ValueError(
                 f"{address} has {count} images, fewer than one batch of {batch}: use a smaller"

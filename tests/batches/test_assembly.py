@@ -29,6 +29,7 @@ from crate_mae.batches.config import Augment, Masking
 from crate_mae.batches.samplers import EpochBatches, FixedBatches
 from crate_mae.models.config import Preprocess
 from crate_mae.sources.address import open_source
+from crate_mae.sources.base import Share
 from crate_mae.sources.images import Sample
 from crate_mae.sources.torch_datasets import wrap_dataset
 from crate_mae.sources.webdataset import StreamSource
@@ -190,9 +191,7 @@ def test_a_step_sees_the_same_samples_on_any_devices(
                 num_samples=num_samples,
                 batch_size=size,
                 accumulate=accumulate,
-                rank=rank,
-                world_size=world,
-                seed=seed,
+                share=Share(rank=rank, world_size=world, seed=seed),
                 position=lambda: epoch * (num_samples // whole) * accumulate,
             )
             batches = list(sampler)
@@ -233,8 +232,7 @@ def test_order_goes_on_from_any_position(
         num_samples=num_samples,
         batch_size=batch_size,
         accumulate=accumulate,
-        rank=rank,
-        world_size=2,
+        share=Share(rank=rank, world_size=2),
         position=lambda: position,
     )
     epoch, first = divmod(done, len(sampler))
@@ -249,7 +247,7 @@ def test_order_goes_on_from_any_position(
 
 def test_fewer_images_than_a_step_are_refused() -> None:
     with pytest.raises(ValueError, match="7 images do not fill one step of 2 x 2 accumulated x 2"):
-        EpochBatches(num_samples=7, batch_size=2, accumulate=2, world_size=2)
+        EpochBatches(num_samples=7, batch_size=2, accumulate=2, share=Share(world_size=2))
 
 
 @given(
@@ -262,7 +260,9 @@ def test_fixed_batches_cover_everything_once(
 ) -> None:
     samplers = [
         FixedBatches(
-            num_samples=num_samples, batch_size=batch_size, rank=rank, world_size=world_size
+            num_samples=num_samples,
+            batch_size=batch_size,
+            share=Share(rank=rank, world_size=world_size),
         )
         for rank in range(world_size)
     ]
@@ -273,7 +273,7 @@ def test_fixed_batches_cover_everything_once(
 
 
 def _loader(workers: int, **options: Any) -> TimedLoader:
-    sampler = EpochBatches(num_samples=20, batch_size=4, seed=3, **options)
+    sampler = EpochBatches(num_samples=20, batch_size=4, share=Share(seed=3), **options)
     images = SourceBatches(Pictures(20, broken=(7,)), batch_maker())
     return TimedLoader(images, batch_sampler=sampler, num_workers=workers, collate_fn=COLLATE)
 
@@ -319,9 +319,9 @@ def _stream(
     stream = MaskedStream(
         source,
         batch_maker(),
+        share=Share(**options),
         batch_size=batch_size,
         batches_per_epoch=batches,
-        **{"rank": 0, "world_size": 1, **options},
     )
     stream.position = position
     return stream

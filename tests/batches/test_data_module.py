@@ -14,9 +14,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from crate_mae.batches.assembly import Batch, TimedLoader, stable_index
+from crate_mae.batches.broken import TooManyBrokenImagesError
 from crate_mae.batches.cache import CachedSource
 from crate_mae.batches.config import Augment, DataConfig, Masking
-from crate_mae.batches.data_module import ImageDataModule, TooManyBrokenImagesError, default_workers
+from crate_mae.batches.data_module import ImageDataModule, default_workers
 from crate_mae.batches.masked import MaskedBatches
 from crate_mae.models.config import ModelConfig, Preprocess
 from crate_mae.sources.base import ImageSource, subset
@@ -133,6 +134,12 @@ def test_digits_by_default() -> None:
     assert module.steps_per_epoch == len(module.train_dataloader()) == 10
     assert len(list(module.train_dataloader())) == 10
     module.open()  # again
+
+
+def test_images_are_asked_for_only_once_they_are_open() -> None:
+    module = ImageDataModule(DataConfig(), model=MODEL, kind=MaskedBatches(), batch_size=4)
+    with pytest.raises(RuntimeError, match=r"not open yet: call open\(\) first"):
+        module.train_dataloader()
 
 
 def test_channels_of_the_source_are_matched() -> None:
@@ -327,9 +334,9 @@ def test_default_workers() -> None:
 def test_broken_images_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
     module = _module(Pictures(30, broken=(3, 9)), max_broken=0.1)
     assert module.broken == {"picture-003": "torn", "picture-009": "torn"}
-    module.note_broken([("picture-003", "torn")])
+    module.broken.note([("picture-003", "torn")])
     assert caplog.text.count("unreadable image passed over: picture-003 (torn)") == 1
-    assert module.num_images == 30
+    assert module.broken.total == 30
     assert module.val_source is not None
     assert module.num_samples + len(module.val_source) == 28
 
@@ -340,8 +347,8 @@ def test_too_many_broken_images_stop_the_run_with_a_list(cache_gib: float) -> No
         source = Pictures(30, broken=range(6))
         module = _module(source, max_broken=0.1, cache_gib=cache_gib, val_share=0.0, batch_size=30)
         for batch in module.train_dataloader():
-            module.note_broken(batch["broken"])
-        module.stop_if_broken()
+            module.broken.note(batch["broken"])
+        module.broken.stop_if_too_many()
 
     message = r"6 of 30 .* allowed share of 0\.1 \(data\.max_broken\):\n  picture-00\d: torn\n"
     with pytest.raises(TooManyBrokenImagesError, match=message) as caught:
@@ -399,7 +406,7 @@ def test_a_stream_goes_on_where_it_stopped(shards: str, workers: int) -> None:
         for batch in module.train_dataloader():
             states.append(module.state_dict())
             whole.append(batch)
-            module.note_broken(batch["broken"])
+            module.broken.note(batch["broken"])
             module.batches_seen += 1
     assert len(whole) == 20
     assert len(module.broken) == 2
@@ -420,7 +427,7 @@ def test_streams_are_limited(shards: str, caplog: pytest.LogCaptureFixture) -> N
     with caplog.at_level(logging.WARNING):
         module = _stream_module(shards)
     assert "a stream has no held-out share" in caplog.text
-    assert (module.num_samples, module.num_images, module.val_source) == (40, 40, None)
+    assert (module.num_samples, module.broken.total, module.val_source) == (40, 40, None)
     with pytest.raises(ValueError, match=r"cannot be measured before training: give data\.mean"):
         _stream_module(shards, mean=None, std=None)
     with pytest.raises(ValueError, match="validation needs a source of known size"):

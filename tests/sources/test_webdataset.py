@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import crate_mae.sources.webdataset as streams
 from crate_mae.sources.address import open_source
+from crate_mae.sources.base import Share
 from crate_mae.sources.images import Sample, UnreadableImage, decode_image
 from crate_mae.sources.splits import match_split, select_shards
 from crate_mae.sources.webdataset import StreamSource, decode_record
@@ -50,8 +51,8 @@ def shards(tmp_path: Path, encode: Encode) -> Path:
     return tmp_path / "shards"
 
 
-def _read(source: StreamSource, **options: Any) -> list[Sample | UnreadableImage]:
-    return list(source.samples(**{"epoch": 0, "seed": 0, "shuffle": True, **options}))
+def _read(source: StreamSource, skip: int = 0, **share: Any) -> list[Sample | UnreadableImage]:
+    return list(source.samples(Share(**{"shuffle": True, **share}), skip=skip))
 
 
 def _names(entries: list[Sample | UnreadableImage]) -> list[str]:
@@ -61,7 +62,7 @@ def _names(entries: list[Sample | UnreadableImage]) -> list[str]:
 def test_shards_are_read_in_order_without_shuffling(shards: Path, encode: Encode) -> None:
     source = open_source(f"wds:{shards}")
     assert isinstance(source, StreamSource)
-    assert (source.count(), source.split, source.class_names) == (30, None, None)
+    assert (len(source), source.split, source.class_names) == (30, None, None)
     entries = _read(source, shuffle=False)
     assert _names(entries) == [f"{n // 5:02d}.tar/{n:04d}" for n in range(30)]
     for number, entry in enumerate(entries):
@@ -104,20 +105,21 @@ def test_every_sample_goes_to_exactly_one_worker(
         [
             record.name
             for record in tiny_stream.records(
-                epoch=epoch,
-                seed=0,
-                shuffle=shuffle,
-                rank=rank,
-                world_size=world_size,
-                worker=worker,
-                num_workers=num_workers,
+                Share(
+                    epoch=epoch,
+                    shuffle=shuffle,
+                    rank=rank,
+                    world_size=world_size,
+                    worker=worker,
+                    num_workers=num_workers,
+                )
             )
         ]
         for rank in range(world_size)
         for worker in range(num_workers)
     ]
     everything = [name for share in shares for name in share]
-    assert len(everything) == len(set(everything)) == tiny_stream.count() == 14
+    assert len(everything) == len(set(everything)) == len(tiny_stream) == 14
 
 
 @pytest.fixture(scope="module")
@@ -134,13 +136,7 @@ def test_left_over_shards_spread_over_the_processes(tiny_stream: StreamSource) -
         (rank, worker): len(
             list(
                 tiny_stream.records(
-                    epoch=0,
-                    seed=0,
-                    shuffle=True,
-                    rank=rank,
-                    world_size=2,
-                    worker=worker,
-                    num_workers=3,
+                    Share(shuffle=True, rank=rank, world_size=2, worker=worker, num_workers=3)
                 )
             )
         )
@@ -236,7 +232,7 @@ def test_only_images_and_labels_are_read(
     source = StreamSource(str(_write_tar(tmp_path / "in" / "x.tar", members)))
     entries = _read(source, shuffle=False)
     assert _names(entries) == ["x.tar/../../escape", "x.tar/a", "x.tar/e"]
-    assert source.count() == 3
+    assert len(source) == 3
     assert all(isinstance(e, Sample) and e.image.shape == (3, 3, 4) for e in entries)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["in", "x.tar"]
 
@@ -292,7 +288,7 @@ def test_damaged_shards_are_named(tmp_path: Path, encode: Encode) -> None:
     for name, data in cases.items():
         (tmp_path / name).write_bytes(data)
         source = StreamSource(str(tmp_path / name))
-        for use in (source.count, lambda source=source: _read(source)):
+        for use in (source.__len__, lambda source=source: _read(source)):
             with pytest.raises(ValueError, match=f"{name} is not a complete, uncompressed tar"):
                 use()
 
@@ -307,7 +303,7 @@ def test_dangerous_members_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
     _write_tar(path, {"a.png": b"x" * 2000})
     monkeypatch.setattr(streams, "MAX_MEMBER_BYTES", 1000)
     with pytest.raises(ValueError, match=r"a\.png of 2000 bytes: refused"):
-        StreamSource(str(path)).count()
+        len(StreamSource(str(path)))
 
 
 def test_links_in_a_shard_are_left_out(tmp_path: Path, encode: Encode) -> None:
@@ -317,7 +313,7 @@ def test_links_in_a_shard_are_left_out(tmp_path: Path, encode: Encode) -> None:
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
     source = StreamSource(str(path))
-    assert (source.count(), _names(_read(source))) == (1, ["x.tar/a"])
+    assert (len(source), _names(_read(source))) == (1, ["x.tar/a"])
 
 
 def test_the_fingerprint_follows_the_shards_not_their_place(shards: Path, tmp_path: Path) -> None:
@@ -367,9 +363,7 @@ def test_a_missing_library_names_the_command(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_reading_is_lazy(shards: Path) -> None:
     (shards / "05.tar").write_bytes(b"damaged" * 200)
-    entries: Iterator[Sample | UnreadableImage] = StreamSource(str(shards)).samples(
-        epoch=0, seed=0, shuffle=False
-    )
+    entries: Iterator[Sample | UnreadableImage] = StreamSource(str(shards)).samples()
     assert next(entries).name == "00.tar/0000"
     with pytest.raises(ValueError, match=r"05\.tar is not"):
         list(entries)

@@ -17,12 +17,13 @@ from crate_mae.batches.labelled import LabelledBatch
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import resolve_config
 from crate_mae.sources.inputs import open_images
+from crate_mae.sources.splits import share_indices
 from crate_mae.sources.torch_datasets import wrap_dataset
 from crate_mae.training.classification import Classification
 from crate_mae.training.config import FinetuneOptimConfig
 from crate_mae.training.final_test import score_classifier
 from crate_mae.training.finetune import finetune
-from crate_mae.training.labelled_images import open_labelled, share_indices
+from crate_mae.training.labelled_images import open_labelled
 from crate_mae.training.optim import layer_decay_share, parameter_groups, warmup_cosine
 
 

@@ -19,8 +19,8 @@ from torch.utils.data import Dataset
 from training_runs import MODEL, final_state, records, small_config
 
 from crate_mae import load_model
+from crate_mae.batches.broken import TooManyBrokenImagesError
 from crate_mae.batches.config import Augment, DataConfig, Masking
-from crate_mae.batches.data_module import TooManyBrokenImagesError
 from crate_mae.models.autoencoder import CrateMAE, build_model
 from crate_mae.models.patches import patchify
 from crate_mae.training.callbacks import StopSignals

@@ -4,10 +4,9 @@ Not on the number of workers, devices or restarts. Order, augmentation and mask 
 stream of random numbers, so that changing one leaves the others as they were.
 """
 
-import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import count
+from dataclasses import dataclass, replace
+from itertools import count, islice
 from time import perf_counter
 from typing import Any, TypedDict
 
@@ -16,15 +15,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 from torchvision.transforms import v2
 
+from crate_mae.batches.broken import listed, readable
 from crate_mae.batches.config import Masking
 from crate_mae.batches.transforms import normalised_batch
-from crate_mae.common.randomness import AUGMENT, LAP, keyed_generator, seed_globally
+from crate_mae.common.randomness import AUGMENT, keyed_generator, seed_globally
 from crate_mae.models.config import Preprocess
-from crate_mae.sources.base import ImageSource
+from crate_mae.sources.base import ImageSource, Share
 from crate_mae.sources.images import Sample, UnreadableImage, to_channels
-from crate_mae.sources.webdataset import Record, StreamSource, decode_record
+from crate_mae.sources.webdataset import StreamSource, decode_record
 
-logger = logging.getLogger(__name__)
+LAP = 1_000_003
+"""What a second lap over a stream adds to the epoch: more epochs than any run has."""
 
 
 class ImageBatch(TypedDict):
@@ -118,12 +119,12 @@ class SourceBatches(Dataset[Any]):
         return self.make(samples, broken)
 
     def _readable(self, index: int, broken: list[tuple[str, str]]) -> Sample:
-        for step in range(len(self.source)):
-            try:
-                return self.source.load((index + step) % len(self.source))
-            except UnreadableImage as error:
-                broken.append((error.name, error.reason))
-        raise ValueError(f"no readable image in {self.source.address}: {_listed(broken)}")
+        size = len(self.source)
+        entries = (self.source.read((index + step) % size) for step in range(size))
+        sample = next(readable(entries, broken), None)
+        if sample is None:
+            raise ValueError(f"no readable image in {self.source.address}: {listed(broken)}")
+        return sample
 
 
 class MaskedStream(IterableDataset[Batch]):
@@ -143,14 +144,13 @@ class MaskedStream(IterableDataset[Batch]):
         source: StreamSource,
         make: BatchMaker,
         *,
+        share: Share,
         batch_size: int,
         batches_per_epoch: int,
-        rank: int,
-        world_size: int,
     ) -> None:
         self.source, self.make = source, make
+        self.share = replace(share, shuffle=True)
         self.batch_size, self.batches_per_epoch = batch_size, batches_per_epoch
-        self.rank, self.world_size = rank, world_size
         self.position = 0
         self.known_broken: frozenset[str] = frozenset()
         if batches_per_epoch < 1:
@@ -166,49 +166,31 @@ class MaskedStream(IterableDataset[Batch]):
         worker = (worker + done) % workers  # the loader asks its first worker first
         mine = range(worker, self.batches_per_epoch, workers)
         taken = sum(batch < done for batch in mine)
-        samples = self._endless(epoch, worker, workers, taken * self.batch_size)
-        broken: list[tuple[str, str]] = []
-        pending: list[tuple[int, int, Sample]] = []
-        left = len(mine) - taken
-        while left:
-            sample = next(samples)
-            if isinstance(sample, UnreadableImage):
-                broken.append((sample.name, sample.reason))
-                continue
-            pending.append((epoch, stable_index(sample.name), sample))
-            if len(pending) == self.batch_size:
-                yield self.make(pending, broken)
-                pending, broken = [], []
-                left -= 1
+        share = replace(self.share, epoch=epoch, worker=worker, num_workers=workers)
+        entries = self._endless(share, skip=taken * self.batch_size)
+        for _ in range(len(mine) - taken):
+            broken: list[tuple[str, str]] = []
+            samples = islice(readable(entries, broken), self.batch_size)
+            numbered = [(epoch, stable_index(sample.name), sample) for sample in samples]
+            yield self.make(numbered, broken)
 
-    def _endless(
-        self, epoch: int, worker: int, workers: int, skip: int
-    ) -> Iterator[Sample | UnreadableImage]:
-        """Samples without end, after passing over `skip` readable ones."""
+    def _endless(self, share: Share, *, skip: int) -> Iterator[Sample | UnreadableImage]:
+        """Entries without end, after passing over `skip` readable ones."""
         for lap in count():
-            readable = False
-            for record in self._records(epoch + lap * LAP, worker, workers):
+            any_readable = False
+            for record in self.source.records(replace(share, epoch=share.epoch + lap * LAP)):
                 if skip:
                     counts = record.name not in self.known_broken
                     skip -= counts
-                    readable = readable or counts
+                    any_readable = any_readable or counts
                     continue
-                item = decode_record(record)
-                readable = readable or isinstance(item, Sample)
-                yield item
-            if not readable:
-                raise ValueError(f"no readable image for worker {worker} in {self.source.address}")
-
-    def _records(self, epoch: int, worker: int, workers: int) -> Iterator[Record]:
-        return self.source.records(
-            epoch=epoch,
-            seed=self.make.seed,
-            shuffle=True,
-            rank=self.rank,
-            world_size=self.world_size,
-            worker=worker,
-            num_workers=workers,
-        )
+                entry = decode_record(record)
+                any_readable = any_readable or isinstance(entry, Sample)
+                yield entry
+            if not any_readable:
+                raise ValueError(
+                    f"no readable image for worker {share.worker} in {self.source.address}"
+                )
 
 
 class TimedLoader(DataLoader[Any]):
@@ -242,8 +224,3 @@ def stable_index(name: str) -> int:
     data = name.encode("utf-8", "surrogateescape")  # names of files need not be UTF-8
     words = [int.from_bytes(data[i : i + 7], "little") for i in range(0, len(data), 7)]
     return keyed_generator(len(data), *words).initial_seed() & 0x7FFF_FFFF
-
-
-def _listed(broken: list[tuple[str, str]], limit: int = 5) -> str:
-    named = "; ".join(f"{name} ({reason})" for name, reason in broken[:limit])
-    return named + (f" and {len(broken) - limit} more" if len(broken) > limit else "")

@@ -25,14 +25,13 @@ class CachedSource(ImageSource):
         self._indices: list[int] = []
         self._labels: list[int | None] = []
         images: list[Tensor] = []
-        for index in range(len(source)):
-            try:
-                sample = source.load(index)
+        for index, sample in enumerate(source.samples()):
+            if isinstance(sample, Sample):
                 images.append(sample.image)
                 self._labels.append(sample.label)
                 self._indices.append(index)
-            except UnreadableImage as error:
-                self.broken.append((error.name, error.reason))
+            else:
+                self.broken.append((sample.name, sample.reason))
             if progress is not None:
                 progress(index + 1, len(source))
         alike = len({(image.shape, image.dtype) for image in images}) == 1

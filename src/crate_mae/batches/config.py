@@ -10,13 +10,12 @@ from torch import Tensor
 from crate_mae.common.randomness import MASK, keyed_generator
 from crate_mae.models.masks import MaskKind, draw_mask, num_kept
 
-VALIDATION_SEED = 20_240_404  # held-out images and their masks, the same whatever the run's seed
-
-
-AugmentKind = Literal["resized_crop", "pad_crop", "none"]
-
-
+VALIDATION_SEED = 20_240_404
+"""Fixes held-out images and their masks, the same whatever the run's seed."""
 RAND_AUGMENT_MOST = 10
+"""The greatest strength of RandAugment."""
+AugmentKind = Literal["resized_crop", "pad_crop", "none"]
+"""How training images are cropped, see `Augment.kind`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Images that stay on the training device and are changed there, a whole batch at once.
+"""Images that stay on the training device, changed and masked there a whole batch at once.
 
 For small images and fast devices, where decoding and changing images one by one would make training
 wait. What a batch holds depends on (seed, epoch, sample) alone, as with loader processes: every
@@ -35,7 +35,27 @@ class NotKeptError(ValueError):
     """Raised for images that cannot be kept: streams, too many, or not alike."""
 
 
-def kept_images(
+class KeptImages:
+    """The training images of a run in one tensor, and the room beside them on their device.
+
+    They begin on the CPU, with `room` bytes left for validation batches.
+    """
+
+    def __init__(self, images: Tensor, *, room: int) -> None:
+        self.images, self.room = images, room
+
+    def on(self, device: torch.device) -> Tensor:
+        """The images (n, C, H, W) on a device, where they are moved to if they are not there yet.
+
+        Raises ValueError where they do not fit, and for devices that images cannot be kept on.
+        """
+        if self.images.device != device:
+            self.room = check_room(self.images, device)
+            self.images = self.images.to(device)
+        return self.images
+
+
+def stacked_images(
     source: CachedSource, *, channels: int, size: tuple[int, int], augment: Augment
 ) -> Tensor:
     """All images of a source in one tensor (n, C, H, W) on the CPU, uint8 or float32.

@@ -7,11 +7,11 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from crate_mae.batches.broken import listed, readable
 from crate_mae.batches.transforms import prepare
 from crate_mae.models.config import Preprocess
-from crate_mae.sources.base import ImageSource
-from crate_mae.sources.images import Sample, UnreadableImage, to_channels
-from crate_mae.sources.webdataset import StreamSource
+from crate_mae.sources.base import Source
+from crate_mae.sources.images import to_channels
 
 UNLABELLED = -1
 
@@ -28,7 +28,7 @@ class PreparedBatch:
 
 
 def prepared_batches(
-    source: ImageSource | StreamSource,
+    source: Source,
     preprocess: Preprocess,
     *,
     batch_size: int,
@@ -42,12 +42,11 @@ def prepared_batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    total = source.count() if isinstance(source, StreamSource) else len(source)
-    done = readable = 0
-    entries = _entries(source)
+    total = len(source)
+    done = found = 0
+    entries = source.samples()
     while batch := list(islice(entries, batch_size)):
-        samples = [entry for entry in batch if isinstance(entry, Sample)]
-        broken += [(e.name, e.reason) for e in batch if isinstance(e, UnreadableImage)]
+        samples = list(readable(batch, broken))
         if samples:
             images = [to_channels(sample.image, preprocess.channels) for sample in samples]
             labels = [UNLABELLED if sample.label is None else sample.label for sample in samples]
@@ -56,20 +55,9 @@ def prepared_batches(
                 labels=torch.tensor(labels),
                 names=[sample.name for sample in samples],
             )
-        done, readable = done + len(batch), readable + len(samples)
+        done, found = done + len(batch), found + len(samples)
         if progress is not None:
             progress(done, total)
-    if not readable:
-        reasons = "".join(f"; {name}: {reason}" for name, reason in broken[:3])
+    if not found:
+        reasons = f": {listed(broken)}" if broken else ""
         raise ValueError(f"none of the {total} images of {source.address} can be read{reasons}")
-
-
-def _entries(source: ImageSource | StreamSource) -> Iterator[Sample | UnreadableImage]:
-    if isinstance(source, StreamSource):
-        yield from source.samples(epoch=0, seed=0, shuffle=False)
-        return
-    for index in range(len(source)):
-        try:
-            yield source.load(index)
-        except UnreadableImage as error:
-            yield error

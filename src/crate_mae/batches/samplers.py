@@ -6,10 +6,11 @@ import torch
 from torch.utils.data import Sampler
 
 from crate_mae.common.randomness import ORDER, keyed_generator
+from crate_mae.sources.base import WHOLE, Share
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Lists of (epoch, sample index) for one device, in an order that (seed, epoch) fixes.
+    """Lists of (epoch, sample index) for the rank of a share, in an order (seed, epoch) fixes.
 
     Optimiser step s of an epoch always sees the same samples, however many devices and
     accumulation steps share them. Iterating goes on from `position()`, the number of batches that
@@ -22,22 +23,19 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         num_samples: int,
         batch_size: int,
         accumulate: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
-        seed: int = 0,
+        share: Share = WHOLE,
         position: Callable[[], int] = lambda: 0,
     ) -> None:
         self.num_samples = num_samples
         self.batch_size = batch_size
-        self.rank, self.world_size = rank, world_size
-        self.seed = seed
+        self.share = share
         self.position = position
-        steps = num_samples // (batch_size * accumulate * world_size)
+        steps = num_samples // (batch_size * accumulate * share.world_size)
         self.batches_per_epoch = steps * accumulate
         if not steps:
             raise ValueError(
                 f"{num_samples} images do not fill one step of {batch_size} x {accumulate}"
-                f" accumulated x {world_size} devices"
+                f" accumulated x {share.world_size} devices"
             )
 
     def __len__(self) -> int:
@@ -45,20 +43,18 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, first = divmod(self.position(), self.batches_per_epoch)
-        generator = keyed_generator(ORDER, self.seed, epoch)
+        generator = keyed_generator(ORDER, self.share.seed, epoch)
         order = torch.randperm(self.num_samples, generator=generator).tolist()
         for batch in range(first, self.batches_per_epoch):
-            start = (batch * self.world_size + self.rank) * self.batch_size
+            start = (batch * self.share.world_size + self.share.rank) * self.batch_size
             yield [(epoch, index) for index in order[start : start + self.batch_size]]
 
 
 class FixedBatches(Sampler[list[tuple[int, int]]]):
     """Lists of (0, sample index) that cover every sample exactly once over all ranks, in order."""
 
-    def __init__(
-        self, *, num_samples: int, batch_size: int, rank: int = 0, world_size: int = 1
-    ) -> None:
-        mine = list(range(rank, num_samples, world_size))
+    def __init__(self, *, num_samples: int, batch_size: int, share: Share = WHOLE) -> None:
+        mine = list(range(share.rank, num_samples, share.world_size))
         self.batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
 
     def __len__(self) -> int:

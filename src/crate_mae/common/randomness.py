@@ -1,4 +1,8 @@
-"""The state of all random generators, in tensors and plain values that need no unpickling."""
+"""Random numbers that whole numbers fix, and the state of the generators that libraries share.
+
+What a sample undergoes is drawn from a key such as (stream, seed, epoch, sample), so that it is the
+same on every machine, worker and rank, and after every restart.
+"""
 
 import hashlib
 import random
@@ -9,27 +13,11 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-
-def random_state() -> dict[str, Any]:
-    """The state of torch's, numpy's and Python's generators, in tensors and plain values."""
-    name, keys, *rest = cast("tuple[Any, ...]", np.random.get_state(legacy=True))  # noqa: NPY002
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), *rest],
-        "python": random.getstate(),
-    }
+ORDER, AUGMENT, MASK, ERASE, MIX, DEPTH = 1, 2, 3, 4, 5, 6
+"""Streams of random numbers, the first part of a key: using more of one leaves the others."""
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    """Restore what `random_state` gave."""
-    torch.set_rng_state(state["torch"].cpu())
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([item.cpu() for item in state["cuda"]])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
+# -- numbers by key -----------------------------------------------------------------------------
 
 
 def keyed_generator(*key: int) -> Generator:
@@ -40,6 +28,11 @@ def keyed_generator(*key: int) -> Generator:
     packed = struct.pack(f"<{len(key)}q", *key)
     seed = int.from_bytes(hashlib.blake2b(packed, digest_size=4).digest(), "little")
     return Generator().manual_seed(seed)
+
+
+def seed_globally(*key: int) -> None:
+    """Start torch's global CPU generator at a point that the key alone fixes."""
+    torch.default_generator.manual_seed(keyed_generator(*key).initial_seed())
 
 
 def numbers(index: Tensor, count: int, *key: int) -> Tensor:
@@ -63,8 +56,6 @@ def _signed(value: int) -> int:
 
 
 _GAMMA = _signed(0x9E3779B97F4A7C15)
-
-
 _FACTORS = (_signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB))
 
 
@@ -75,12 +66,26 @@ def _scrambled(x: Tensor) -> Tensor:
     return x ^ (x >> 31 & (1 << 33) - 1)
 
 
-ORDER, AUGMENT, MASK, ERASE, MIX, DEPTH = 1, 2, 3, 4, 5, 6  # streams of random numbers
+# -- the state of shared generators -------------------------------------------------------------
 
 
-LAP = 1_000_003  # more epochs than any run has: what a second lap adds to the epoch
+def random_state() -> dict[str, Any]:
+    """The state of torch's, numpy's and Python's generators, in tensors and plain values."""
+    name, keys, *rest = cast("tuple[Any, ...]", np.random.get_state(legacy=True))  # noqa: NPY002
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), *rest],
+        "python": random.getstate(),
+    }
 
 
-def seed_globally(*key: int) -> None:
-    """Start torch's global CPU generator at a point that the key alone fixes."""
-    torch.default_generator.manual_seed(keyed_generator(*key).initial_seed())
+def set_random_state(state: dict[str, Any]) -> None:
+    """Restore what `random_state` gave."""
+    torch.set_rng_state(state["torch"].cpu())
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([item.cpu() for item in state["cuda"]])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))

@@ -15,8 +15,7 @@ from crate_mae.evaluation.backbones import Layers, checked_layers, evaluating
 from crate_mae.models.backbone import Backbone
 from crate_mae.models.classifier import pool_tokens
 from crate_mae.models.config import Preprocess
-from crate_mae.sources.base import ImageSource
-from crate_mae.sources.webdataset import StreamSource
+from crate_mae.sources.base import Source
 
 FeaturePool = Literal["mean", "cls", "both", "tokens"]
 Progress = Callable[[int, int], None]
@@ -46,7 +45,7 @@ class Features:
 
 def extract_features(
     model: Backbone,
-    source: ImageSource | StreamSource,
+    source: Source,
     *,
     pool: FeaturePool = "mean",
     layer: int | None = None,
@@ -72,7 +71,7 @@ def extract_features(
 
 def extract_all(
     model: Backbone,
-    source: ImageSource | StreamSource,
+    source: Source,
     *,
     pools: Sequence[FeaturePool] = ("mean",),
     layers: Layers = (None,),
@@ -122,7 +121,7 @@ def _part(found: dict[Key, Features], layer: int | None, pool: str) -> Features:
 
 
 def raw_pixels(
-    source: ImageSource | StreamSource,
+    source: Source,
     preprocess: Preprocess,
     *,
     batch_size: int = 256,
@@ -138,13 +137,13 @@ def raw_pixels(
 
 
 def _collect(
-    source: ImageSource | StreamSource,
+    source: Source,
     preprocess: Preprocess,
     encode: Callable[[Tensor], dict[Key, Tensor]],
     batch_size: int,
     progress: Progress | None,
 ) -> dict[Key, Features]:
-    total = source.count() if isinstance(source, StreamSource) else len(source)
+    total = len(source)
     values: dict[Key, Tensor] = {}
     filled = 0
     names: list[str] = []

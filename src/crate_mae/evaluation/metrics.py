@@ -1,4 +1,4 @@
-"""What every measure on labelled features shares: held-out images, grids, accuracy, confusions."""
+"""What every measure on labelled features shares: checked labels, grids, accuracy, confusions."""
 
 import math
 from collections.abc import Sequence
@@ -12,12 +12,68 @@ from crate_mae.evaluation.features import Features
 from crate_mae.sources.splits import few_shot_indices
 
 HELD_OUT = 0.1
+"""Share of the training images on which a setting is chosen."""
 MAX_CONFUSION = 200
 """Above this many classes the confusion matrix is left out: it would be millions of numbers."""
 TOP_CONFUSIONS = 10
-
-# Below these no setting makes sense, so that being the lowest of a grid says nothing.
+"""Mistakes that are listed, the most frequent ones."""
 NATURAL_ENDS = {"k": 1.0, "weight_decay": 0.0, "penalty": 0.0}
+"""Below these no setting makes sense, so that being the lowest of a grid says nothing."""
+
+
+def labelled_pair(train: Features, test: Features) -> tuple[Tensor, Tensor]:
+    """The labels of both sets, (n,) and (m,), once it is sure that they can be measured.
+
+    Raises ValueError for empty, unlabelled, non-finite or token features, for different widths and
+    for a training set of a single class.
+    """
+    labels = _checked(train, "training"), _checked(test, "test")
+    if train.values.shape[1] != test.values.shape[1]:
+        raise ValueError(
+            f"training features are {train.values.shape[1]} wide, test features"
+            f" {test.values.shape[1]}: extract both with the same model and pool"
+        )
+    if len(torch.unique(labels[0])) < 2:
+        raise ValueError(
+            f"all training images are of class {int(labels[0][0])}: use images of at least two"
+            " classes"
+        )
+    return labels
+
+
+def _checked(features: Features, role: str) -> Tensor:
+    values, labels = features.values, features.labels
+    if labels is None:
+        raise ValueError(f"the {role} images have no labels; use a labelled source")
+    if values.ndim != 2:
+        raise ValueError(
+            f"the {role} features have shape {tuple(values.shape)}; one row per image is needed:"
+            " extract with pool 'mean', 'cls' or 'both'"
+        )
+    if not len(values):
+        raise ValueError(f"the {role} set is empty")
+    missing = int((labels < 0).sum())
+    if missing:
+        raise ValueError(f"{missing} of {len(labels)} {role} images have no label; leave them out")
+    if not bool(values.isfinite().all()):
+        row = int((~values.isfinite()).any(dim=1).nonzero()[0])
+        raise ValueError(f"the {role} features of {features.names[row]} are not finite")
+    return labels
+
+
+def few_shot(features: Features, shots: int, seed: int) -> Features:
+    """The rows of `shots` labelled images of every class, drawn by the seed.
+
+    Raises ValueError when a class has fewer, naming it, and for unlabelled features.
+    """
+    labels = [None] * len(features.values) if features.labels is None else features.labels.tolist()
+    chosen = few_shot_indices(labels, shots, seed)
+    return replace(
+        features,
+        values=features.values[chosen],
+        labels=torch.tensor([labels[i] for i in chosen]),
+        names=[features.names[i] for i in chosen],
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,58 +239,3 @@ def _top(counts: Tensor, names: list[str]) -> list[dict[str, Any]]:
             pair = {"true": names[true], "predicted": names[predicted]}
             found.append({**pair, "count": int(count)})
     return found
-
-
-def few_shot(features: Features, shots: int, seed: int) -> Features:
-    """The rows of `shots` labelled images of every class, drawn by the seed.
-
-    Raises ValueError when a class has fewer, naming it, and for unlabelled features.
-    """
-    labels = [None] * len(features.values) if features.labels is None else features.labels.tolist()
-    chosen = few_shot_indices(labels, shots, seed)
-    return replace(
-        features,
-        values=features.values[chosen],
-        labels=torch.tensor([labels[i] for i in chosen]),
-        names=[features.names[i] for i in chosen],
-    )
-
-
-def labelled_pair(train: Features, test: Features) -> tuple[Tensor, Tensor]:
-    """The labels of both sets, (n,) and (m,), once it is sure that they can be measured.
-
-    Raises ValueError for empty, unlabelled, non-finite or token features, for different widths and
-    for a training set of a single class.
-    """
-    labels = _checked(train, "training"), _checked(test, "test")
-    if train.values.shape[1] != test.values.shape[1]:
-        raise ValueError(
-            f"training features are {train.values.shape[1]} wide, test features"
-            f" {test.values.shape[1]}: extract both with the same model and pool"
-        )
-    if len(torch.unique(labels[0])) < 2:
-        raise ValueError(
-            f"all training images are of class {int(labels[0][0])}: use images of at least two"
-            " classes"
-        )
-    return labels
-
-
-def _checked(features: Features, role: str) -> Tensor:
-    values, labels = features.values, features.labels
-    if labels is None:
-        raise ValueError(f"the {role} images have no labels; use a labelled source")
-    if values.ndim != 2:
-        raise ValueError(
-            f"the {role} features have shape {tuple(values.shape)}; one row per image is needed:"
-            " extract with pool 'mean', 'cls' or 'both'"
-        )
-    if not len(values):
-        raise ValueError(f"the {role} set is empty")
-    missing = int((labels < 0).sum())
-    if missing:
-        raise ValueError(f"{missing} of {len(labels)} {role} images have no label; leave them out")
-    if not bool(values.isfinite().all()):
-        row = int((~values.isfinite()).any(dim=1).nonzero()[0])
-        raise ValueError(f"the {role} features of {features.names[row]} are not finite")
-    return labels

@@ -8,9 +8,9 @@ from typing import Any
 from crate_mae.batches.config import VALIDATION_SEED, DataConfig, LabelledDataConfig
 from crate_mae.plan.real_step import RunSettings
 from crate_mae.sources.address import open_source
+from crate_mae.sources.base import ImageSource, Source
 from crate_mae.sources.splits import split_off
 from crate_mae.sources.torchvision_datasets import open_torchvision
-from crate_mae.sources.webdataset import StreamSource
 from crate_mae.training.config import (
     FinetuneConfig,
     FinetuneOptimConfig,
@@ -99,10 +99,9 @@ def count_images(config: PretrainConfig | FinetuneConfig) -> Images:
 
 
 def _unlabelled(data: DataConfig, seed: int) -> Images:
-    train = open_source(data.source, split=data.split, limit=data.limit, seed=seed)
-    if isinstance(train, StreamSource):
-        return Images(count=train.count(), origin=train.address)
-    if data.val_share and data.val_source is None and data.val_split is None:
+    train: Source = open_source(data.source, split=data.split, limit=data.limit, seed=seed)
+    held_out = data.val_share and data.val_source is None and data.val_split is None
+    if held_out and isinstance(train, ImageSource):
         train, _ = split_off(train, data.val_share, VALIDATION_SEED, data.val_limit)
     return Images(count=len(train), origin=train.address)
 

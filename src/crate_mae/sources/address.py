@@ -6,23 +6,18 @@ from pathlib import Path
 
 from crate_mae.common.hints import did_you_mean
 from crate_mae.sources.arrays import open_arrays, open_digits
-from crate_mae.sources.base import ImageSource, random_subset, subset
+from crate_mae.sources.base import ImageSource, random_subset
 from crate_mae.sources.folders import open_folder
-from crate_mae.sources.images import Sample
 from crate_mae.sources.splits import NoSuchSplitError, split_off
-from crate_mae.sources.torch_datasets import wrap_dataset
 from crate_mae.sources.torchvision_datasets import open_torchvision
 from crate_mae.sources.webdataset import StreamSource
 
-__all__ = [
-    "ImageSource",
-    "Sample",
-    "is_address",
-    "open_source",
-    "random_subset",
-    "subset",
-    "wrap_dataset",
-]
+logger = logging.getLogger(__name__)
+
+TEST_SHARE = 0.2
+"""Share of the labelled images that test where no split does."""
+CHOICE_SEED = 0
+"""Fixes which images are tested on, and which ones a limit leaves."""
 
 
 def is_address(text: str) -> bool:
@@ -38,6 +33,8 @@ def open_source(
 
     Addresses: `digits`, `imagefolder:PATH`, `parquet:PATH`, `npy:PATH`, `torchvision:NAME[:ROOT]`,
     `hf:NAME[:CONFIG]`, `wds:SHARDS`. `limit` keeps a random subset fixed by `seed`.
+    Raises ValueError for an unknown address, a limited stream and data that cannot be read,
+    NoSuchSplitError for a split that is not there, FileNotFoundError for data that are not.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, not {limit}")
@@ -53,60 +50,6 @@ def open_source(
     if isinstance(source, StreamSource):
         raise ValueError(f"{address} is read as a stream, without a limit: name fewer shards")
     return random_subset(source, limit, seed)
-
-
-# pyarrow takes a while to import, so what needs it is imported on use.
-
-
-def _open_parquet(rest: str, split: str | None) -> ImageSource:
-    from crate_mae.sources.parquet import open_parquet
-
-    return open_parquet(rest, split)
-
-
-def _open_hugging_face(rest: str, split: str | None) -> ImageSource:
-    from crate_mae.sources.huggingface import open_hugging_face
-
-    return open_hugging_face(rest, split)
-
-
-def _open_stream(rest: str, split: str | None) -> StreamSource:
-    return StreamSource(rest, split=split)
-
-
-_OPENERS: dict[str, Callable[[str, str | None], ImageSource | StreamSource]] = {
-    "digits": open_digits,
-    "imagefolder": open_folder,
-    "parquet": _open_parquet,
-    "npy": open_arrays,
-    "torchvision": open_torchvision,
-    "hf": _open_hugging_face,
-    "wds": _open_stream,
-}
-
-_SCHEME_OF_SUFFIX = {".parquet": "parquet", ".npy": "npy", ".npz": "npy", ".tar": "wds"}
-
-
-def _unknown_address(address: str, scheme: str) -> str:
-    path = Path(address).expanduser()
-    if path.is_dir():
-        return f"{address!r} is a folder: write imagefolder:{address}"
-    if path.suffix.lower() in _SCHEME_OF_SUFFIX:
-        return f"{address!r} is a path: write {_SCHEME_OF_SUFFIX[path.suffix.lower()]}:{address}"
-    forms = (
-        "digits, imagefolder:PATH, parquet:PATH, npy:PATH, torchvision:NAME, hf:NAME, wds:SHARDS"
-    )
-    return f"unknown data address {address!r}{did_you_mean(scheme, _OPENERS)}; addresses: {forms}"
-
-
-logger = logging.getLogger(__name__)
-
-
-TEST_SHARE = 0.2
-
-
-CHOICE_SEED = 0
-"""Fixes which images are tested on, and which ones a limit leaves."""
 
 
 def open_pair(
@@ -167,3 +110,47 @@ def labelled_source(address: str, split: str | None) -> ImageSource:
     if source.class_names is None:
         raise ValueError(f"{address} has no labels: put images into one folder per class")
     return source
+
+
+# pyarrow takes a while to import, so what needs it is imported on use.
+
+
+def _open_parquet(rest: str, split: str | None) -> ImageSource:
+    from crate_mae.sources.parquet import open_parquet
+
+    return open_parquet(rest, split)
+
+
+def _open_hugging_face(rest: str, split: str | None) -> ImageSource:
+    from crate_mae.sources.huggingface import open_hugging_face
+
+    return open_hugging_face(rest, split)
+
+
+def _open_stream(rest: str, split: str | None) -> StreamSource:
+    return StreamSource(rest, split=split)
+
+
+_OPENERS: dict[str, Callable[[str, str | None], ImageSource | StreamSource]] = {
+    "digits": open_digits,
+    "imagefolder": open_folder,
+    "parquet": _open_parquet,
+    "npy": open_arrays,
+    "torchvision": open_torchvision,
+    "hf": _open_hugging_face,
+    "wds": _open_stream,
+}
+
+_SCHEME_OF_SUFFIX = {".parquet": "parquet", ".npy": "npy", ".npz": "npy", ".tar": "wds"}
+
+
+def _unknown_address(address: str, scheme: str) -> str:
+    path = Path(address).expanduser()
+    if path.is_dir():
+        return f"{address!r} is a folder: write imagefolder:{address}"
+    if path.suffix.lower() in _SCHEME_OF_SUFFIX:
+        return f"{address!r} is a path: write {_SCHEME_OF_SUFFIX[path.suffix.lower()]}:{address}"
+    forms = (
+        "digits, imagefolder:PATH, parquet:PATH, npy:PATH, torchvision:NAME, hf:NAME, wds:SHARDS"
+    )
+    return f"unknown data address {address!r}{did_you_mean(scheme, _OPENERS)}; addresses: {forms}"

@@ -84,7 +84,7 @@ class ArrayFolderSource(FolderSource):
     def _planes(self, index: int) -> np.ndarray:
         name = self.name(index)
         try:
-            return channel_planes(_map_array(self._path(index)))
+            return channel_planes(_map_array(self.encoded(index)))
         except (OSError, ValueError, EOFError, SyntaxError) as error:
             raise UnreadableImage(name, str(error)) from error
 
@@ -115,6 +115,10 @@ def open_digits(_rest: str, split: str | None) -> ImageSource:
 
 
 def open_arrays(rest: str, split: str | None) -> ImageSource:
+    """The source of `npy:PATH`: a stack in a `.npy` or `.npz` file, or a folder of single images.
+
+    Labels of a `.npy` file lie beside it, in `NAME_labels.npy`.
+    """
     path, address = existing_path(rest, "npy"), f"npy:{rest}"
     if path.is_dir():
         return ArrayFolderSource(address, path, {".npy"}, split)
@@ -195,6 +199,7 @@ def channel_planes(array: np.ndarray, axis: int | None = -1) -> np.ndarray:
 
 
 def array_facts(planes: np.ndarray) -> ImageFacts:
+    """Size and kind of an image (C, H, W); its mode is like "3 x uint8"."""
     return ImageFacts(f"{planes.shape[0]} x {planes.dtype}", *planes.shape[1:])
 
 

@@ -1,23 +1,79 @@
-"""What every source of images offers, and what the openers share."""
+"""What every source of images offers, parts of a source, and what the openers share."""
 
 import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from crate_mae.sources.images import ImageFacts, Sample
+from crate_mae.sources.images import (
+    ImageData,
+    ImageFacts,
+    Sample,
+    UnreadableImage,
+    decode_image,
+    probe_image,
+)
 
 IMAGE_KEYS = ("image", "img", "pixel_values")
+"""What data sets call their images; the first one present is taken."""
 LABEL_KEYS = ("label", "labels", "fine_label", "class", "target", "targets")
+"""What data sets call their class numbers; the first one present is taken."""
+MAX_LABEL = 1_000_000
+"""The largest class number that is believed."""
 
 
-class ImageSource(ABC):
-    """Images that can be asked for by number; `load` decodes, everything else avoids it."""
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which images one reader takes, and in which order: by default all of them, as stored.
+
+    Readers are the workers of every process; together they take each image of an epoch once.
+    """
+
+    seed: int = 0
+    """With the epoch, fixes the order of shuffled images."""
+    epoch: int = 0
+    shuffle: bool = False
+    """False for the order in which images are stored."""
+    rank: int = 0
+    """Which process this is, of `world_size`."""
+    world_size: int = 1
+    worker: int = 0
+    """Which worker of its process this is, of `num_workers`."""
+    num_workers: int = 1
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.rank < self.world_size and 0 <= self.worker < self.num_workers):
+            raise ValueError(
+                f"rank {self.rank} of {self.world_size} and worker {self.worker} of"
+                f" {self.num_workers} do not exist"
+            )
+
+    @property
+    def readers(self) -> int:
+        """How many readers share the images."""
+        return self.world_size * self.num_workers
+
+    @property
+    def place(self) -> int:
+        """Which of the readers this is, from 0.
+
+        Processes come before workers: a remainder then spreads over the processes evenly.
+        """
+        return self.worker * self.world_size + self.rank
+
+
+WHOLE = Share()
+"""All images of an epoch, as stored."""
+
+
+class Source(ABC):
+    """Images that can be counted and read one after the other."""
 
     address: str
     split: str | None
@@ -26,6 +82,18 @@ class ImageSource(ABC):
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    @abstractmethod
+    def samples(self) -> Iterator[Sample | UnreadableImage]:
+        """Every image once, in the order stored; those that cannot be read as the reason why."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hex digest that changes with the images."""
+
+
+class ImageSource(Source):
+    """Images that can be asked for by number; `load` decodes, everything else avoids it."""
 
     @abstractmethod
     def load(self, index: int) -> Sample:
@@ -43,6 +111,17 @@ class ImageSource(ABC):
     def facts(self, index: int) -> ImageFacts:
         """Mode and size, from the header where there is one; raises UnreadableImage."""
 
+    def read(self, index: int) -> Sample | UnreadableImage:
+        """What `load` gives, or the reason why it cannot."""
+        try:
+            return self.load(index)
+        except UnreadableImage as error:
+            return error
+
+    def samples(self) -> Iterator[Sample | UnreadableImage]:
+        """Every image once, in order; those that cannot be read as the reason why."""
+        return map(self.read, range(len(self)))
+
     def fingerprint(self) -> str:
         """A hex digest of names, labels and sizes (arrays in memory: of their values)."""
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
@@ -53,6 +132,7 @@ class ImageSource(ABC):
         return digest.hexdigest()
 
     def _identity(self, index: int) -> tuple[str | int | None, ...]:
+        """What the fingerprint covers of an image."""
         return self.name(index), self.label(index)
 
     def _content(self) -> Iterator[bytes]:
@@ -75,6 +155,22 @@ class LabelledSource(ImageSource):
         return int(self._labels[index])
 
 
+class EncodedSource(LabelledSource):
+    """Images that are files, or bytes of files, and are decoded each time they are loaded."""
+
+    @abstractmethod
+    def encoded(self, index: int) -> ImageData:
+        """The file of an image, or its bytes; raises UnreadableImage where there are none."""
+
+    def load(self, index: int) -> Sample:
+        name = self.name(index)
+        image = decode_image(self.encoded(index), name)
+        return Sample(image=image, label=self.label(index), name=name)
+
+    def facts(self, index: int) -> ImageFacts:
+        return probe_image(self.encoded(index), self.name(index))
+
+
 def checked_labels(
     labels: Any, class_names: Sequence[str] | None, address: str
 ) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
@@ -89,13 +185,6 @@ def checked_labels(
     if highest >= len(names):
         raise ValueError(f"{address} has a label {highest} but only {len(names)} class names")
     return values.astype(np.int64), names
-
-
-def existing_path(rest: str, scheme: str) -> Path:
-    path = Path(rest).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(f"{scheme}:{rest}: there is no file or folder {path}")
-    return path
 
 
 def labels_of(source: ImageSource) -> list[int]:
@@ -118,7 +207,12 @@ def labels_of(source: ImageSource) -> list[int]:
     return labels
 
 
-MAX_LABEL = 1_000_000
+def subset(source: ImageSource, indices: Sequence[int]) -> ImageSource:
+    """The source cut down to these indices, in this order; names, labels and classes stay."""
+    for index in indices:
+        if not 0 <= index < len(source):
+            raise ValueError(f"index {index} is outside {source.address} of {len(source)} images")
+    return _Subset(source, np.asarray(indices, dtype=np.int64))
 
 
 def random_subset(source: ImageSource, limit: int, seed: int = 0) -> ImageSource:
@@ -129,14 +223,6 @@ def random_subset(source: ImageSource, limit: int, seed: int = 0) -> ImageSource
         return source
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
     return subset(source, sorted(order[:limit].tolist()))
-
-
-def subset(source: ImageSource, indices: Sequence[int]) -> ImageSource:
-    """The source cut down to these indices, in this order; names, labels and classes stay."""
-    for index in indices:
-        if not 0 <= index < len(source):
-            raise ValueError(f"index {index} is outside {source.address} of {len(source)} images")
-    return _Subset(source, np.asarray(indices, dtype=np.int64))
 
 
 class _Subset(ImageSource):
@@ -173,3 +259,11 @@ class _Subset(ImageSource):
 
     def _content(self) -> Iterator[bytes]:
         return self._source._content()
+
+
+def existing_path(rest: str, scheme: str) -> Path:
+    """The file or folder that an address `scheme:rest` names; FileNotFoundError without one."""
+    path = Path(rest).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{scheme}:{rest}: there is no file or folder {path}")
+    return path

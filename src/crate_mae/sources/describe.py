@@ -10,7 +10,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from crate_mae.sources.base import ImageSource, random_subset
+from crate_mae.sources.base import ImageSource, Share, Source, random_subset
 from crate_mae.sources.images import ImageFacts, Sample, UnreadableImage, probe_image, to_channels
 from crate_mae.sources.webdataset import StreamSource, decode_record
 
@@ -68,7 +68,7 @@ class PixelStatistics:
 
 
 def measure_statistics(
-    source: ImageSource | StreamSource, *, channels: int, limit: int | None = None, seed: int = 0
+    source: Source, *, channels: int, limit: int | None = None, seed: int = 0
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel on the [0, 1] scale, after `to_channels`.
 
@@ -181,13 +181,13 @@ class DataReport:
 
 
 def describe_source(
-    source: ImageSource | StreamSource,
+    source: Source,
     *,
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> DataReport:
     """A report on the source from one pass over it, or over `limit` of its images."""
-    count = source.count() if isinstance(source, StreamSource) else len(source)
+    count = len(source)
     to_do = count if limit is None else min(limit, count)
     tally = _Tally()
     for facts, sample in _described(source, limit):
@@ -224,7 +224,7 @@ class _Tally:
             self.modes[facts.mode] += 1
         self.statistics.setdefault(channels, PixelStatistics(channels)).add(sample.image)
 
-    def report(self, source: ImageSource | StreamSource, count: int) -> DataReport:
+    def report(self, source: Source, count: int) -> DataReport:
         # On a tie the larger number of channels: grey can be shown as colour without loss.
         channels = max(self.channels, key=lambda c: (self.channels[c], c), default=None)
         pixels = None if channels is None else self.statistics[channels]
@@ -262,16 +262,16 @@ class _Tally:
 
 
 def _described(
-    source: ImageSource | StreamSource, limit: int | None
+    source: Source, limit: int | None
 ) -> Iterator[tuple[ImageFacts | None, Sample | UnreadableImage]]:
     """Header facts and decoded image of each sample to be examined."""
     if isinstance(source, StreamSource):
-        for record in islice(source.records(epoch=0, seed=0, shuffle=False), limit):
+        for record in islice(source.records(), limit):
             yield _facts(partial(probe_image, record.image, record.name)), decode_record(record)
         return
+    assert isinstance(source, ImageSource)
     chosen = source if limit is None else random_subset(source, limit)
-    for index in range(len(chosen)):
-        sample = _loaded(chosen, index)
+    for index, sample in enumerate(chosen.samples()):
         yield _facts(partial(chosen.facts, index)), sample
 
 
@@ -282,23 +282,14 @@ def _facts(read: Callable[[], ImageFacts]) -> ImageFacts | None:
         return None
 
 
-def _samples(
-    source: ImageSource | StreamSource, limit: int | None, seed: int
-) -> Iterator[Sample | UnreadableImage]:
+def _samples(source: Source, limit: int | None, seed: int) -> Iterator[Sample | UnreadableImage]:
+    """Every sample, or `limit` of them drawn by the seed."""
+    if limit is None:
+        return source.samples()
     if isinstance(source, StreamSource):
-        shuffle = limit is not None
-        yield from islice(source.samples(epoch=0, seed=seed, shuffle=shuffle), limit)
-        return
-    chosen = source if limit is None else random_subset(source, limit, seed)
-    for index in range(len(chosen)):
-        yield _loaded(chosen, index)
-
-
-def _loaded(source: ImageSource, index: int) -> Sample | UnreadableImage:
-    try:
-        return source.load(index)
-    except UnreadableImage as error:
-        return error
+        return islice(source.samples(Share(seed=seed, shuffle=True)), limit)
+    assert isinstance(source, ImageSource)
+    return random_subset(source, limit, seed).samples()
 
 
 def _spread(values: list[int]) -> tuple[int, float, int] | None:

@@ -4,12 +4,12 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from crate_mae.sources.base import ImageSource, LabelledSource, existing_path
-from crate_mae.sources.images import ImageFacts, Sample, decode_image, image_suffixes, probe_image
+from crate_mae.sources.base import EncodedSource, ImageSource, existing_path
+from crate_mae.sources.images import image_suffixes
 from crate_mae.sources.splits import SPLIT_NAMES, match_split
 
 
-class FolderSource(LabelledSource):
+class FolderSource(EncodedSource):
     """One file for each image; labels are first-level folders."""
 
     def __init__(
@@ -27,23 +27,16 @@ class FolderSource(LabelledSource):
     def name(self, index: int) -> str:
         return self._names[index]
 
-    def load(self, index: int) -> Sample:
-        name = self.name(index)
-        return Sample(
-            image=decode_image(self._path(index), name), label=self.label(index), name=name
-        )
-
-    def facts(self, index: int) -> ImageFacts:
-        return probe_image(self._path(index), self.name(index))
-
-    def _path(self, index: int) -> Path:
+    def encoded(self, index: int) -> Path:
+        """The file of an image."""
         return self._root / self.name(index)
 
     def _identity(self, index: int) -> tuple[str | int | None, ...]:
-        return self.name(index), self.label(index), self._path(index).stat().st_size
+        return self.name(index), self.label(index), self.encoded(index).stat().st_size
 
 
 def open_folder(rest: str, split: str | None) -> ImageSource:
+    """The source of `imagefolder:PATH`; without a split, the train folder of a divided one."""
     root = existing_path(rest, "imagefolder")
     if not root.is_dir():
         raise ValueError(f"imagefolder:{rest} is a file: name the folder that holds the images")

@@ -7,13 +7,13 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from crate_mae.sources.base import IMAGE_KEYS, ImageSource, LabelledSource, existing_path
-from crate_mae.sources.images import ImageFacts, Sample, UnreadableImage, decode_image, probe_image
+from crate_mae.sources.base import IMAGE_KEYS, EncodedSource, ImageSource, existing_path
+from crate_mae.sources.images import UnreadableImage
 from crate_mae.sources.parquet import integer_column, pick_column, pick_label_column
 from crate_mae.sources.splits import match_split
 
 
-class HuggingFaceSource(LabelledSource):
+class HuggingFaceSource(EncodedSource):
     """A split of a dataset of the `datasets` library, read undecoded."""
 
     def __init__(
@@ -38,15 +38,8 @@ class HuggingFaceSource(LabelledSource):
     def name(self, index: int) -> str:
         return f"{self.split}/{index:06d}"
 
-    def load(self, index: int) -> Sample:
-        name = self.name(index)
-        image = decode_image(self._encoded(index), name)
-        return Sample(image=image, label=self.label(index), name=name)
-
-    def facts(self, index: int) -> ImageFacts:
-        return probe_image(self._encoded(index), self.name(index))
-
-    def _encoded(self, index: int) -> bytes | Path:
+    def encoded(self, index: int) -> bytes | Path:
+        """The bytes of an image, or its file where that is one of the dataset's own."""
         entry = self._dataset[index][self._image] or {}
         if entry.get("bytes") is not None:
             return bytes(entry["bytes"])
@@ -62,6 +55,10 @@ class HuggingFaceSource(LabelledSource):
 
 
 def open_hugging_face(rest: str, split: str | None) -> ImageSource:
+    """The source of `hf:NAME[:CONFIG]`, a dataset of the Hub or a folder that `datasets` reads.
+
+    Without a split it is `train`, or the only one there is.
+    """
     datasets = _import_datasets()
     name, _, config = rest.partition(":")
     address, folders = f"hf:{rest}", [Path(datasets.config.HF_DATASETS_CACHE).resolve()]

@@ -4,43 +4,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crate_mae.sources.address import is_address, open_source
-from crate_mae.sources.base import ImageSource
+from crate_mae.sources.base import EncodedSource, ImageSource
 from crate_mae.sources.folders import files_below
-from crate_mae.sources.images import (
-    ImageFacts,
-    Sample,
-    decode_image,
-    image_suffixes,
-    probe_image,
-)
+from crate_mae.sources.images import image_suffixes
 
 
-class FileList(ImageSource):
+class FileList(EncodedSource):
     """The image files that were named, each once, in that order, unlabelled."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.address, self.split, self.class_names = "files", None, None
+        super().__init__("files", None, None, None)
         self.paths = list(dict.fromkeys(paths))
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def load(self, index: int) -> Sample:
-        """The decoded file; raises UnreadableImage."""
-        name = self.name(index)
-        return Sample(image=decode_image(self.paths[index], name), label=None, name=name)
-
     def name(self, index: int) -> str:
         """The path as it was given, or below the folder that was given."""
         return str(self.paths[index])
 
-    def label(self, index: int) -> int | None:
-        """Always None."""
-        return None
-
-    def facts(self, index: int) -> ImageFacts:
-        """Mode and size from the header; raises UnreadableImage."""
-        return probe_image(self.paths[index], self.name(index))
+    def encoded(self, index: int) -> Path:
+        """The file of that number."""
+        return self.paths[index]
 
     def _identity(self, index: int) -> tuple[str | int | None, ...]:
         return self.name(index), None, self.paths[index].stat().st_size

@@ -13,19 +13,19 @@ import pyarrow.parquet as pq
 from crate_mae.sources.base import (
     IMAGE_KEYS,
     LABEL_KEYS,
+    EncodedSource,
     ImageSource,
-    LabelledSource,
     existing_path,
 )
 from crate_mae.sources.folders import files_below
-from crate_mae.sources.images import ImageFacts, Sample, UnreadableImage, decode_image, probe_image
+from crate_mae.sources.images import UnreadableImage
 from crate_mae.sources.splits import select_shards
 
 MAX_PARQUET_BYTES = 8 * 1024**3
 
 
-class EncodedSource(LabelledSource):
-    """Encoded images in a column of parquet shards, held in memory undecoded."""
+class ParquetSource(EncodedSource):
+    """Images in a column of parquet shards, held in memory undecoded."""
 
     def __init__(
         self,
@@ -37,29 +37,22 @@ class EncodedSource(LabelledSource):
         class_names: Sequence[str] | None,
     ) -> None:
         super().__init__(address, split, labels, class_names)
-        self._encoded = encoded
+        self._column = encoded
         self._shard_names = [name for name, _ in shards]
         self._ends = np.cumsum([rows for _, rows in shards])
         self._sizes: list[int | None] | None = None
 
     def __len__(self) -> int:
-        return len(self._encoded)
+        return len(self._column)
 
     def name(self, index: int) -> str:
         shard = int(np.searchsorted(self._ends, index, side="right"))
         row = index - (int(self._ends[shard - 1]) if shard else 0)
         return f"{self._shard_names[shard]}/{row:06d}"
 
-    def load(self, index: int) -> Sample:
-        name = self.name(index)
-        image = decode_image(self._bytes(index), name)
-        return Sample(image=image, label=self.label(index), name=name)
-
-    def facts(self, index: int) -> ImageFacts:
-        return probe_image(self._bytes(index), self.name(index))
-
-    def _bytes(self, index: int) -> bytes:
-        data = self._encoded[index].as_py()
+    def encoded(self, index: int) -> bytes:
+        """The bytes of an image; raises UnreadableImage where the file holds its path alone."""
+        data = self._column[index].as_py()
         if data is None:
             raise UnreadableImage(
                 self.name(index),
@@ -70,11 +63,12 @@ class EncodedSource(LabelledSource):
 
     def _identity(self, index: int) -> tuple[str | int | None, ...]:
         if self._sizes is None:
-            self._sizes = pc.binary_length(self._encoded).to_pylist()
+            self._sizes = pc.binary_length(self._column).to_pylist()
         return self.name(index), self.label(index), self._sizes[index]
 
 
 def open_parquet(rest: str, split: str | None) -> ImageSource:
+    """The source of `parquet:PATH`, a file or a folder of files; their names tell the splits."""
     path, address = existing_path(rest, "parquet"), f"parquet:{rest}"
     root = path if path.is_dir() else path.parent
     files = [path] if path.is_file() else sorted(_parquet_files(path, address))
@@ -108,7 +102,7 @@ def _read_parquet(
         raise ValueError(f"{address} holds no rows")
     numbers = np.concatenate(labels) if labels else None
     encoded = pa.chunked_array(images)
-    return EncodedSource(address, split, list(rows.items()), encoded, numbers, class_names)
+    return ParquetSource(address, split, list(rows.items()), encoded, numbers, class_names)
 
 
 def _batches(
@@ -201,6 +195,7 @@ def pick_column(candidates: list[str], marked: list[str], preferred: Sequence[st
 
 
 def pick_label_column(integers: list[str], marked: list[str], address: str) -> str | None:
+    """The integer column that holds the labels, or None; ValueError when several may be meant."""
     likely = [name for name in integers if not _counts_something(name)]
     label = pick_column(likely, marked, LABEL_KEYS)
     if label is None and likely:

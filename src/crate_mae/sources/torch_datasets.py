@@ -11,7 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from crate_mae.sources.arrays import array_facts, array_pixels, channel_planes
-from crate_mae.sources.base import IMAGE_KEYS, LABEL_KEYS, ImageSource, checked_labels
+from crate_mae.sources.base import (
+    IMAGE_KEYS,
+    LABEL_KEYS,
+    ImageSource,
+    checked_labels,
+    random_subset,
+)
 from crate_mae.sources.images import ImageFacts, Sample, UnreadableImage, decode_image, probe_image
 
 
@@ -24,6 +30,14 @@ def wrap_dataset(
     else from the dataset's `classes`; without either, labels are gathered in one pass over it.
     """
     return WrappedDataset(dataset, class_names)
+
+
+def as_source(
+    dataset: torch.utils.data.Dataset[Any] | ImageSource, limit: int | None, seed: int = 0
+) -> ImageSource:
+    """The source of a dataset, or the source given; at most `limit` images, drawn by the seed."""
+    source = dataset if isinstance(dataset, ImageSource) else wrap_dataset(dataset)
+    return source if limit is None else random_subset(source, limit, seed)
 
 
 class WrappedDataset(ImageSource):

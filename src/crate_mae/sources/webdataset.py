@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from crate_mae.sources.base import MAX_LABEL
+from crate_mae.sources.base import MAX_LABEL, WHOLE, Share, Source
 from crate_mae.sources.images import Sample, UnreadableImage, decode_image, image_suffixes
 from crate_mae.sources.splits import select_shards
 
@@ -35,23 +35,21 @@ class Record:
     """The `.json` member."""
 
 
-class StreamSource:
+class StreamSource(Source):
     """Images in tar shards: no random access, but a deterministic order for any seed and epoch."""
-
-    class_names: None = None
 
     def __init__(
         self, shards: str, *, split: str | None = None, address: str | None = None
     ) -> None:
         _import_webdataset()  # a missing library should show now, not in a worker
-        self.address = address or f"wds:{shards}"
+        self.address, self.class_names = address or f"wds:{shards}", None
         files = _find_shards(shards)
         root = Path(os.path.commonpath([file.parent for file in files]))
         self.shards, self.split = select_shards(files, root, split, self.address)
         self._root = root
         self._counts: dict[Path, int] = {}
 
-    def count(self) -> int:
+    def __len__(self) -> int:
         """The number of images, from the tar headers alone; computed once."""
         return sum(self._count_shard(shard) for shard in self.shards)
 
@@ -60,65 +58,30 @@ class StreamSource:
         entries = [(self._shard_name(shard), shard.stat().st_size) for shard in self.shards]
         return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
-    def samples(
-        self,
-        *,
-        epoch: int,
-        seed: int,
-        shuffle: bool,
-        rank: int = 0,
-        world_size: int = 1,
-        worker: int = 0,
-        num_workers: int = 1,
-        skip: int = 0,
-    ) -> Iterator[Sample | UnreadableImage]:
-        """This worker's share of one epoch; images that cannot be read come as UnreadableImage.
+    def samples(self, share: Share = WHOLE, *, skip: int = 0) -> Iterator[Sample | UnreadableImage]:
+        """A share of one epoch, by default all of it; what cannot be read as the reason why.
 
         The order depends on the arguments alone. `skip` passes over that many entries of it
         without decoding them, so a run can go on where it stopped.
         """
-        records = self.records(
-            epoch=epoch,
-            seed=seed,
-            shuffle=shuffle,
-            rank=rank,
-            world_size=world_size,
-            worker=worker,
-            num_workers=num_workers,
-        )
-        return map(decode_record, islice(records, skip, None))
+        return map(decode_record, islice(self.records(share), skip, None))
 
-    def records(
-        self,
-        *,
-        epoch: int,
-        seed: int,
-        shuffle: bool,
-        rank: int = 0,
-        world_size: int = 1,
-        worker: int = 0,
-        num_workers: int = 1,
-    ) -> Iterator[Record]:
+    def records(self, share: Share = WHOLE) -> Iterator[Record]:
         """The records behind `samples`, in the same order, undecoded."""
-        shares = world_size * num_workers
-        if not (0 <= rank < world_size and 0 <= worker < num_workers):
+        if len(self.shards) < share.readers:
             raise ValueError(
-                f"rank {rank} of {world_size} and worker {worker} of {num_workers} do not exist"
-            )
-        if len(self.shards) < shares:
-            raise ValueError(
-                f"{self.address} has {len(self.shards)} shards, too few for {world_size} processes"
-                f" x {num_workers} workers: use fewer workers or write smaller shards"
+                f"{self.address} has {len(self.shards)} shards, too few for {share.world_size}"
+                f" processes x {share.num_workers} workers: use fewer workers or write smaller"
+                " shards"
             )
         shards = list(self.shards)
-        if shuffle:
-            random.Random(f"shards/{seed}/{epoch}").shuffle(shards)
-        # Processes before workers: a remainder then spreads over the processes evenly.
-        share = worker * world_size + rank
-        records = self._read(shards[share::shares])
-        if not shuffle:
+        if share.shuffle:
+            random.Random(f"shards/{share.seed}/{share.epoch}").shuffle(shards)
+        records = self._read(shards[share.place :: share.readers])
+        if not share.shuffle:
             return records
-        return _mixed(records, random.Random(f"records/{seed}/{epoch}/{share}/{shares}"))
+        key = f"records/{share.seed}/{share.epoch}/{share.place}/{share.readers}"
+        return _mixed(records, random.Random(key))
 
     def _read(self, shards: Sequence[Path]) -> Iterator[Record]:
         library = _import_webdataset()

@@ -98,7 +98,7 @@ class Classification(TrainingModule):
 
     def validation_step(self, batch: LabelledBatch, _: int) -> None:
         """Add a batch to the loss, without smoothing, and to the accuracy."""
-        self.images.note_broken(batch["broken"])
+        self.images.broken.note(batch["broken"])
         scores, labels = self.best_guess(batch["images"]), batch["labels"]
         loss = F.cross_entropy(scores, labels, reduction="sum")
         right = (scores.argmax(dim=1) == labels).sum()
@@ -108,6 +108,6 @@ class Classification(TrainingModule):
     def on_validation_epoch_end(self) -> None:
         """Log loss and accuracy over all ranks."""
         for part in self._gather(list(self.images.broken.items())):
-            self.images.note_broken(part)
+            self.images.broken.note(part)
         loss, right, count = torch.stack(self._gather(self._val_sums)).sum(dim=0).tolist()
         self.log_dict({"val/loss": loss / count, "val/accuracy": right / count}, sync_dist=True)

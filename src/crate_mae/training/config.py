@@ -1,7 +1,7 @@
 """Everything that fixes a run. Parsed from YAML and --key.sub value; nothing is computed here."""
 
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from crate_mae.batches.config import DataConfig, LabelledDataConfig, Masking
 from crate_mae.models.classifier import Pool
@@ -130,36 +130,43 @@ class RecordConfig(CheckpointConfig):
             )
 
 
-class RunConfig(Protocol):
-    """What the configurations of all kinds of run have in common."""
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What all kinds of run have in common."""
 
-    @property
-    def seed(self) -> int:
-        """Fixes everything random."""
-        ...
+    name: str
+    """Name of the run; its folder is runs/NAME unless --out says otherwise."""
+    seed: int = 0
+    """Fixes everything random."""
+    model: ModelConfig | None = None
+    """The architecture."""
+    vitmae: Match | None = None
+    """Train the ViT-MAE twin of `model` in its place, for a comparison."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The images."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser and schedule."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """Hardware."""
+    record: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Logs and checkpoints."""
 
-    @property
-    def optim(self) -> OptimConfig:
-        """Optimiser and schedule."""
-        ...
-
-    @property
-    def trainer(self) -> TrainerConfig:
-        """Hardware."""
-        ...
-
-    @property
-    def record(self) -> CheckpointConfig:
-        """Logs and checkpoints."""
-        ...
+    def __post_init__(self) -> None:
+        if not self.name or self.name in (".", "..") or set(self.name) & set("/\\\0"):
+            raise ValueError(
+                f"the name of a run becomes a folder below runs/, so {self.name!r} cannot be one;"
+                " --out names any other place"
+            )
+        if not 0 <= self.seed < 1 << 31:
+            raise ValueError(f"seed must be from 0 to {(1 << 31) - 1}, not {self.seed}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain nested values, as YAML holds them."""
-        ...
+        """Plain nested values, as YAML holds them: single settings first, then sections."""
+        return dict(sorted(plain(self).items(), key=lambda item: isinstance(item[1], dict)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
+class PretrainConfig(RunConfig):
     """One masked pre-training run."""
 
     name: str = "pretrain"
@@ -171,19 +178,13 @@ class PretrainConfig:
     vitmae: Match | None = None
     """Train the ViT-MAE twin of `model` in its place, for a comparison: of the same configuration,
     or of nearly the same number of parameters; null to train `model` itself."""
-    data: DataConfig = field(default_factory=DataConfig)
-    """The images."""
     masking: Masking = field(default_factory=Masking)
     """Which patches are removed."""
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    """Optimiser and schedule."""
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    """Hardware."""
     record: RecordConfig = field(default_factory=RecordConfig)
     """Logs, checkpoints, pictures."""
 
     def __post_init__(self) -> None:
-        _check_name_and_seed(self.name, self.seed)
+        super().__post_init__()
         self.masking.check(self.model.grid)
         if self.masking.ratio_max is not None and self.visible_only:
             why = "vitmae" if self.vitmae else "model.mask_tokens=decoder"
@@ -196,10 +197,6 @@ class PretrainConfig:
     def visible_only(self) -> bool:
         """Whether the encoder sees visible patches alone."""
         return self.vitmae is not None or self.model.mask_tokens == "decoder"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain nested values, as YAML holds them."""
-        return dict(plain(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +233,7 @@ class FinetuneOptimConfig(OptimConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
+class FinetuneConfig(RunConfig):
     """One supervised run: fine-tuning of pre-trained weights, or training from scratch."""
 
     name: str = "finetune"
@@ -262,13 +259,9 @@ class FinetuneConfig:
     """The images."""
     optim: FinetuneOptimConfig = field(default_factory=FinetuneOptimConfig)
     """Optimiser, schedule, regularisation."""
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    """Hardware."""
-    record: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """Logs and checkpoints."""
 
     def __post_init__(self) -> None:
-        _check_name_and_seed(self.name, self.seed)
+        super().__post_init__()
         data = self.data
         if self.evaluate == "best" and not (data.val_share or data.val_source or data.val_split):
             raise ValueError(
@@ -287,20 +280,6 @@ class FinetuneConfig:
         """Height and width of the images, or None for those of the weights."""
         size = self.image_size
         return (size, size) if isinstance(size, int) else size
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain nested values, as YAML holds them."""
-        return dict(plain(self))
-
-
-def _check_name_and_seed(name: str, seed: int) -> None:
-    if not name or name in (".", "..") or set(name) & set("/\\\0"):
-        raise ValueError(
-            f"the name of a run becomes a folder below runs/, so {name!r} cannot be one; --out"
-            " names any other place"
-        )
-    if not 0 <= seed < 1 << 31:
-        raise ValueError(f"seed must be from 0 to {(1 << 31) - 1}, not {seed}")
 
 
 def plain(value: Any) -> Any:

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from crate_mae.batches.config import VALIDATION_SEED, LabelledDataConfig
-from crate_mae.batches.data_module import as_source
 from crate_mae.sources.address import CHOICE_SEED, labelled_source, open_pair
 from crate_mae.sources.base import ImageSource, labels_of, random_subset, subset
-from crate_mae.sources.splits import few_shot_indices, hold_out
+from crate_mae.sources.splits import few_shot_indices, hold_out, share_indices
+from crate_mae.sources.torch_datasets import as_source
 
 logger = logging.getLogger(__name__)
 
@@ -126,18 +126,6 @@ def _chosen(train: ImageSource, config: LabelledDataConfig, seed: int) -> ImageS
     if config.share is not None and config.share < 1:
         return subset(train, share_indices(torch.tensor(labels), config.share, seed))
     return train
-
-
-def share_indices(labels: Tensor, share: float, seed: int) -> list[int]:
-    """The indices, ascending, of about `share` of the labels of each class, at least one of each.
-
-    Drawn by the seed.
-    """
-    counts = torch.bincount(labels)
-    single = counts[labels] == 1
-    chosen = single if bool(single.all()) else hold_out(labels, share, seed) | single
-    indices: list[int] = chosen.nonzero().flatten().tolist()
-    return indices
 
 
 def _validation(config: LabelledDataConfig, train: ImageSource, test: ImageSource) -> ImageSource:

@@ -48,7 +48,7 @@ class MaskedCompletion(TrainingModule):
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """Add a batch to the fixed-mask loss and to the trivial baselines."""
-        self.images.note_broken(batch["broken"])
+        self.images.broken.note(batch["broken"])
         output = self.model(batch["images"], mask=batch["mask"], kept=self.kept)
         removed = batch["mask"].sum()
         self._val_sums += torch.stack([output.loss * removed, removed]).cpu().double()
@@ -58,7 +58,7 @@ class MaskedCompletion(TrainingModule):
     def on_validation_epoch_end(self) -> None:
         """Log the loss beside the two baselines, over all ranks."""
         for part in self._gather(list(self.images.broken.items())):
-            self.images.note_broken(part)
+            self.images.broken.note(part)
         if self.baselines is None:
             self._sums.sums = torch.stack(self._gather(self._sums.sums)).sum(dim=0)
             self.baselines = {

@@ -101,8 +101,8 @@ class TrainingModule(LightningModule, ABC):
         )
         if some_unread:
             for part in self._gather(batch["broken"]):
-                data.note_broken(part)
-        data.stop_if_broken()
+                data.broken.note(part)
+        data.broken.stop_if_too_many()
         if some_broken:
             where = self.locate_nonfinite(batch) if broken else None
             raise self._non_finite("the loss", where)
