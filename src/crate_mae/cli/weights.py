@@ -168,8 +168,12 @@ def convert_parser() -> CommandParser:
     )
     parser.add_argument("--num-heads", type=int, metavar="N", help="of the encoder (needed)")
     parser.add_argument("--decoder-num-heads", type=int, metavar="N", help="(as the encoder)")
-    parser.add_argument("--step-size", type=float, default=0.1, help="eta of ISTA (0.1)")
-    parser.add_argument("--sparsity", type=float, default=0.5, help="lambda of ISTA (0.5)")
+    parser.add_argument(
+        "--step-size", type=float, metavar="X", default=0.1, help="eta of ISTA (0.1)"
+    )
+    parser.add_argument(
+        "--sparsity", type=float, metavar="X", default=0.5, help="lambda of ISTA (0.5)"
+    )
     parser.add_argument(
         "--norm-pix-loss", action="store_true", help="it was trained on normalised patches"
     )
