@@ -98,6 +98,17 @@ def test_classifiers_can_be_looked_at() -> None:
 
 
 @pytest.mark.usefixtures("place")
+def test_layers_themselves_count_from_either_end(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb, place in (("pca", "--tensor compressed"), ("segment", "--method attention")):
+        for name, number in (("last", "-1"), ("same", "1"), ("first", "0")):
+            line = f"{verb} runs/demo pictures {place} --layers {number} --out {name}.png"
+            assert call(f"{line} --overwrite") == 0
+        assert np.array_equal(drawn("last.png"), drawn("same.png"))
+        assert not np.array_equal(drawn("last.png"), drawn("first.png"))
+    assert "Measured on layer 0" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("place")
 def test_several_settings_make_one_sheet(capsys: pytest.CaptureFixture[str]) -> None:
     line = "reconstruct runs/demo pictures --limit 2 --mask-ratio 0.5 0.75 --mask-kind grid block"
     assert call(f"{line} --out sheet.png") == 0

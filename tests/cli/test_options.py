@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser as SettingsBase
 
 from crate_mae import build_model, save_model
 from crate_mae.cli import CHAPTERS, VERBS, main
-from crate_mae.cli.options import Numbered, PassedLayers, Words
+from crate_mae.cli.options import Names, Numbered, PassedLayers
 from crate_mae.models.config import Preprocess
 from crate_mae.training.config import FinetuneConfig, PretrainConfig
 
@@ -219,10 +219,10 @@ def test_layers_themselves_and_words() -> None:
     for text, several in (("all", False), ("1,2", False), ("--1", True), ("", True)):
         with pytest.raises(argparse.ArgumentTypeError):
             Numbered(several=several)(text)
-    assert Words(("cls", "mean"), several=True)("mean,cls,mean") == ("mean", "cls")
+    assert Names(("cls", "mean"), several=True)("mean,cls,mean") == ("mean", "cls")
     for text in ("mean,cls", "max", ""):
         with pytest.raises(argparse.ArgumentTypeError):
-            Words(("cls", "mean"), several=False)(text)
+            Names(("cls", "mean"), several=False)(text)
 
 
 @pytest.fixture(scope="module")

@@ -370,7 +370,9 @@ def _add_tokens(parser: CommandParser, more: str = "") -> None:
 
 
 def _add_foreground_options(parser: CommandParser, of: str = "") -> None:
-    parser.add_argument("--flip", action="store_true", help=f"{of}take the other side")
+    parser.add_argument(
+        "--flip", action="store_true", help=f"{of}take the other side as foreground"
+    )
     parser.add_argument("--per-image", action="store_true", help=f"{of}each image by itself")
 
 

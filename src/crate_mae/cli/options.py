@@ -130,7 +130,7 @@ def add_pool(parser: CommandParser, known: Sequence[str], *, several: bool = Fal
     """Add --pool: how the tokens of an image become its features."""
     parser.add_argument(
         "--pool",
-        type=Words(tuple(known), several=several),
+        type=Names(tuple(known), several=several),
         metavar="NAME,NAME" if several else "NAME",
         help=f"{'some' if several else 'one'} of {', '.join(known)} (mean)",
     )
@@ -242,14 +242,14 @@ class Numbered:
 
 
 @dataclass(frozen=True)
-class Words:
-    """Reads "cls,mean", or one of these: some of the known words, each once."""
+class Names:
+    """Reads "cls,mean", or one of these: some of the known names, each once."""
 
     known: tuple[str, ...]
     several: bool
 
     def __call__(self, text: str) -> tuple[str, ...]:
-        """The words, a single one in a tuple, too; an argparse error for other words."""
+        """The names, a single one in a tuple, too; an argparse error for other names."""
         parts = list(dict.fromkeys(text.split(",")))
         if unknown := [part for part in parts if part not in self.known]:
             raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(self.known)}")
