@@ -1,6 +1,6 @@
 """Speed and memory beside other models, by ratios within one run.
 
-python benchmarks/bench.py --model base --work encode --limit --memory
+python benchmarks/bench.py --model base --work encode --matmul-limit --memory
 """
 
 import argparse
@@ -9,11 +9,13 @@ from typing import Any
 
 from crate_mae.cli import exit_status
 from crate_mae.cli.options import (
+    CommandParser,
+    Output,
     add_device,
+    add_json,
     counter_for,
     device_of,
     image_size,
-    new_file,
     seed_number,
 )
 
@@ -25,19 +27,16 @@ def main(arguments: list[str] | None = None) -> int:
     return exit_status(_bench, list(sys.argv[1:] if arguments is None else arguments))
 
 
-def _bench(words: list[str]) -> int:
-    given = _parser().parse_args(words)
+def _bench(argv: list[str]) -> int:
+    given = _parser().read(argv)
 
-    import json
-
-    from crate_mae.common.files import write_atomically
     from crate_mae.models.config import resolve_config
     from speed.loading import unreadable
     from speed.result_text import result_text
     from speed.run_bench import run_bench
     from speed.settings import Settings
 
-    path = new_file(given.json)
+    output = Output(given.json)
     sizes = {"image_size": given.image_size, "patch_size": given.patch_size}
     settings = Settings(
         config=resolve_config(given.model, **{k: v for k, v in sizes.items() if v is not None}),
@@ -52,7 +51,7 @@ def _bench(words: list[str]) -> int:
         threads=given.threads,
         device=device_of(given.device),
         seed=given.seed,
-        limit=given.limit,
+        limit=given.matmul_limit,
         memory=given.memory,
         growth=given.growth,
         loading=given.loading,
@@ -63,16 +62,14 @@ def _bench(words: list[str]) -> int:
 
     def keep(result: dict[str, Any]) -> None:
         kept.update(result)
-        if path is not None:
-            write_atomically(path, json.dumps(result, indent=1) + "\n")
+        output.keep(result)
 
     try:
         run_bench(settings, progress=counter_for, keep=keep)
     finally:  # whatever ends it, what was measured is told
         if kept:
-            print(result_text(kept))
-    if path is not None:
-        print(f"wrote {path}")
+            output.say(result_text(kept))
+            output.write(kept)
     rows = kept.get("loading", {}).get("rows", [])
     unread = dict.fromkeys(row["source"] for row in rows if unreadable(row))
     if unread:
@@ -80,10 +77,10 @@ def _bench(words: list[str]) -> int:
     return 1 if unread else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="bench.py",
-        description="Time the model beside others, in turn within one process: medians, spread and"
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "bench.py",
+        "Time the model beside others, in turn within one process: medians, spread and"
         " ratios."
         " Subjects: crate, crate-reference, crate-two-product, crate-folded, crate-visible,"
         " vitmae-twin, vitmae-published, timm-vit; each also as NAME+compile. docs/speed.md tells"
@@ -114,7 +111,9 @@ def _parser() -> argparse.ArgumentParser:
     add_device(parser)
     more = parser.add_argument_group("what else is measured")
     more.add_argument(
-        "--limit", action="store_true", help="the time of the matrix products alone, and the share"
+        "--matmul-limit",
+        action="store_true",
+        help="the time of the matrix products alone, and the share",
     )
     more.add_argument("--memory", action="store_true", help="peak memory of every subject's step")
     more.add_argument(
@@ -128,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         "--data", action="append", default=[], metavar="ADDRESS",
         help="images/s of your own data address; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--json", metavar="FILE", help="write every number to a new file")
+    add_json(parser, "every number")
     return parser
 
 

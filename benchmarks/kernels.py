@@ -1,6 +1,6 @@
 """Where a training step spends its time on a GPU, kernel by kernel: python benchmarks/kernels.py.
 
-Names are subjects of `crate-mae bench`, such as crate or crate+compile.
+Names are subjects of `benchmarks/bench.py`, such as crate or crate+compile.
 """
 
 import argparse
@@ -18,7 +18,9 @@ STEPS = 3
 
 def main(words: Sequence[str] | None = None) -> int:
     """The exit status: 0, or 1 where there is no GPU or no such subject."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument("subjects", nargs="+")
     parser.add_argument("--model", choices=PRESETS, default="base")
     parser.add_argument("--batch-size", type=int, default=128)

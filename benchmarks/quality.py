@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from altered import ALTERATIONS, alter
-from crate_mae.cli.options import new_file, write_json
+from crate_mae.cli.options import Output, new_file, write_json
 from crate_mae.evaluation.backbones import load_masked_autoencoder
 from crate_mae.evaluation.reconstruction import reconstruct_source
 from crate_mae.sources.address import open_source
@@ -129,7 +129,7 @@ def _wanted(jobs: list[Job], left_out: list[str]) -> list[Job]:
 def _complete(given: argparse.Namespace) -> int:
     from tabulate_quality import flops_per_image_of
 
-    target = new_file(given.json)
+    output = Output(given.json)
     if given.alter is not None:
         alter(given.alter)
     model = load_masked_autoencoder(given.run_folder)
@@ -145,9 +145,8 @@ def _complete(given: argparse.Namespace) -> int:
         "psnr": float(found.psnr.mean()),
         "gflops_per_image": flops_per_image_of(given.run_folder, model) / 1e9,
     }
-    print(", ".join(f"{name} {value:.4g}" for name, value in facts.items()))
-    if target is not None:
-        write_json(target, facts)
+    output.say(", ".join(f"{name} {value:.4g}" for name, value in facts.items()))
+    output.write(facts)
     return 0
 
 
@@ -184,9 +183,13 @@ def _table(given: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0] if __doc__ else "", allow_abbrev=False
+    )
     verbs = parser.add_subparsers(required=True)
-    run = verbs.add_parser("run", help="everything of the matrix, as far as time allows")
+    run = verbs.add_parser(
+        "run", allow_abbrev=False, help="everything of the matrix, as far as time allows"
+    )
     run.set_defaults(run=_run)
     run.add_argument("source", help="address of CIFAR-10 with both splits, such as parquet:PATH")
     run.add_argument("--out", type=Path, required=True, help="folder for all runs; goes on there")
@@ -202,7 +205,9 @@ def _parser() -> argparse.ArgumentParser:
         help="a record of the same images that `table --json` wrote: its search counts, and the"
         " table shows all of it",
     )
-    time = verbs.add_parser("time", help="how long a training step of each compared model takes")
+    time = verbs.add_parser(
+        "time", allow_abbrev=False, help="how long a training step of each compared model takes"
+    )
     time.set_defaults(run=_time)
     time.add_argument("out", type=Path, help="the matrix' folder; its table shows the times then")
     time.add_argument("--matrix", type=Path, default=HERE / "quality.yaml")
@@ -210,7 +215,9 @@ def _parser() -> argparse.ArgumentParser:
     time.add_argument("--threads", type=int, help="threads of torch (its own number)")
     time.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
     time.add_argument("--again", action="store_true", help="replace times that are there")
-    complete = verbs.add_parser("complete", help="PSNR of one run's completions")
+    complete = verbs.add_parser(
+        "complete", allow_abbrev=False, help="PSNR of one run's completions"
+    )
     complete.set_defaults(run=_complete)
     complete.add_argument("run_folder", type=Path)
     complete.add_argument("source")
@@ -218,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     complete.add_argument("--ratio", type=float, default=0.75, help="share removed (0.75)")
     complete.add_argument("--alter", choices=ALTERATIONS, help="the run's layers were altered so")
     complete.add_argument("--json")
-    table = verbs.add_parser("table", help="one table of all that is done")
+    table = verbs.add_parser("table", allow_abbrev=False, help="one table of all that is done")
     table.set_defaults(run=_table)
     table.add_argument("out", type=Path)
     table.add_argument("--matrix", type=Path, default=HERE / "quality.yaml")

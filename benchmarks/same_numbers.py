@@ -100,7 +100,7 @@ def _features(folder: Path, name: str, cifar10: str) -> dict[str, str]:
     for pool in ("both", "tokens"):
         out = folder / f"{name}-{pool}.safetensors"
         _call(
-            "extract", name, cifar10, "--data-split", "test", "--limit", "500",
+            "extract", name, cifar10, "--split", "test", "--limit", "500",
             "--pool", pool, "--out", str(out),
         )  # fmt: skip
         with safe_open(out, "numpy") as opened:
@@ -111,7 +111,7 @@ def _features(folder: Path, name: str, cifar10: str) -> dict[str, str]:
 
 def _layers(folder: Path, name: str, cifar10: str) -> list[dict[str, Any]]:
     out = folder / f"{name}-layers"
-    _call("analyze", name, cifar10, "--data-split", "test", "--limit", "200", "--out", str(out))
+    _call("analyze", name, cifar10, "--split", "test", "--limit", "200", "--out", str(out))
     rows: list[dict[str, Any]] = json.loads((out / "layers.json").read_text())["rows"]
     return rows
 

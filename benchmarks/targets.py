@@ -131,7 +131,9 @@ def _free_path(folder: Path, name: str) -> Path:
 
 def main(words: Sequence[str] | None = None) -> int:
     """The exit status: 0 when every target is met (or documents are filled), else 1."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0] if __doc__ else None, allow_abbrev=False
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: no evidence, a try")
     parser.add_argument("--docs", action="store_true", help="fill the documents, measure nothing")
     parser.add_argument("--out", default=str(HERE / "results"), metavar="FOLDER")

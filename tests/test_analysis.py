@@ -64,7 +64,7 @@ def test_an_analysis_is_a_folder_of_tables_and_figures(
 
 def test_the_same_analysis_gives_the_same_files(weights: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        assert analyze(weights, tmp_path / name, "--no-compare") == 0
+        assert analyze(weights, tmp_path / name, "--no-baselines") == 0
     for name in sorted(FILES - {"layers.svg", "weights.svg", "angles.svg"}):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
@@ -125,11 +125,11 @@ def test_nothing_is_overwritten_unasked(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "analysis"
-    assert analyze(weights, out, "--no-compare") == 0
+    assert analyze(weights, out, "--no-baselines") == 0
     before = (out / "layers.json").read_text()
-    assert analyze(weights, out, "--no-compare") == 1
+    assert analyze(weights, out, "--no-baselines") == 1
     assert "holds an analysis" in capsys.readouterr().err
-    assert analyze(weights, out, "--no-compare", "--overwrite", "--eps-squared", "0.5") == 0
+    assert analyze(weights, out, "--no-baselines", "--overwrite", "--eps-squared", "0.5") == 0
     assert json.loads(before)["facts"]["eps_squared"] == 0.01
     assert read_table(out)[1]["eps_squared"] == 0.5
     (out / "mine.txt").write_text("precious")
@@ -144,7 +144,7 @@ def test_nothing_is_overwritten_unasked(
     [
         (("--eps-squared", "-1"), "eps_squared must be"),
         (("--compare", "nowhere"), "no weights at nowhere"),
-        (("--compare", "random", "--no-compare"), "exclude each other"),
+        (("--compare", "random", "--no-baselines"), "exclude each other"),
         (("--compare", "random") * 4, "at most 4"),
         (("--compare", "random") * 2, "compared once"),
         (("--batch-size", "0"), "batch_size must be"),

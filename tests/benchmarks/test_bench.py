@@ -40,7 +40,7 @@ SMALL = ["--model", "debug", "--batch-sizes", "2", "--rounds", "2", "--threads",
 def test_the_whole_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "found.json"
     every = ",".join(SUBJECTS)
-    assert main([*SMALL, "--subjects", every, "--limit", "--json", str(path)]) == 0
+    assert main([*SMALL, "--subjects", every, "--matmul-limit", "--json", str(path)]) == 0
     printed = capsys.readouterr().out
     result = json.loads(path.read_text())
     train, encode = result["cases"]

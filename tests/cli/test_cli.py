@@ -66,7 +66,7 @@ def test_version_and_no_words(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_info_tells_parameters_and_hash(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words("info", weights, "--json")) == 0
+    assert main(words("info", weights, "--json", "-")) == 0
     facts = json.loads(capsys.readouterr().out)
     model = build_model(
         "debug", image_size=8, patch_size=2, channels=1, dim=16, num_heads=2, decoder_num_heads=2
@@ -87,7 +87,7 @@ def test_doctor_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_data_reports_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "digits.json"
-    assert main(words("data", "digits", "--data-split", "all", "--json", target)) == 0
+    assert main(words("data", "digits", "--split", "all", "--json", target)) == 0
     facts = json.loads(target.read_text())
     assert facts["count"] == 1797
     assert "1797" in capsys.readouterr().out.replace(",", "")

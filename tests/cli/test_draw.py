@@ -98,6 +98,17 @@ def test_classifiers_can_be_looked_at() -> None:
 
 
 @pytest.mark.usefixtures("place")
+def test_layers_themselves_count_from_either_end(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb, place in (("pca", "--tensor compressed"), ("segment", "--method attention")):
+        for name, number in (("last", "-1"), ("same", "1"), ("first", "0")):
+            line = f"{verb} runs/demo pictures {place} --layers {number} --out {name}.png"
+            assert call(f"{line} --overwrite") == 0
+        assert np.array_equal(drawn("last.png"), drawn("same.png"))
+        assert not np.array_equal(drawn("last.png"), drawn("first.png"))
+    assert "Measured on layer 0" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("place")
 def test_several_settings_make_one_sheet(capsys: pytest.CaptureFixture[str]) -> None:
     line = "reconstruct runs/demo pictures --limit 2 --mask-ratio 0.5 0.75 --mask-kind grid block"
     assert call(f"{line} --out sheet.png") == 0
@@ -113,7 +124,7 @@ def test_several_settings_make_one_sheet(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.usefixtures("place")
 def test_a_basis_is_kept_and_used_again(capsys: pytest.CaptureFixture[str]) -> None:
-    first = "pca runs/demo pictures --layer 0 --tensor subspace --clip 0.05 --out a.png"
+    first = "pca runs/demo pictures --layers 0 --tensor subspace --clip 0.05 --out a.png"
     assert call(f"{first} --save-basis b.safetensors") == 0
     assert call("pca runs/demo pictures --basis b.safetensors --out c.png") == 0
     assert np.array_equal(drawn("a.png"), drawn("c.png"))
@@ -126,7 +137,8 @@ def test_a_basis_is_kept_and_used_again(capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.usefixtures("place")
 def test_iou_of_a_folder_of_masks(capsys: pytest.CaptureFixture[str]) -> None:
-    line = "segment runs/demo pictures --masks masks --layer 0 --size 16 --out a.png --json a.json"
+    line = "segment runs/demo pictures --masks masks --after 0 --image-size 16 --out a.png"
+    line += " --json a.json"
     assert call(line) == 0
     out = capsys.readouterr().out
     facts = json.loads(Path("a.json").read_text())
@@ -159,14 +171,14 @@ def test_images_that_cannot_be_read_are_named(capsys: pytest.CaptureFixture[str]
         ("attention runs/demo pictures --query 4,0", "patch (4, 0) is outside the grid"),
         ("attention runs/demo pictures --mass 2", "above 0 and at most 1"),
         ("attention runs/demo pictures --stride 3", "stride 3x3 must be from 1"),
-        ("attention runs/demo pictures --size 9", "nearest size 10x10"),
-        ("pca runs/demo pictures --layer 7", "layers [7] do not exist"),
+        ("attention runs/demo pictures --image-size 9", "nearest size 10x10"),
+        ("pca runs/demo pictures --after 7", "layers [7] do not exist"),
         ("pca runs/demo pictures --tensor subspace", "say which"),
         ("pca runs/demo pictures --clip 0.6", "quantile"),
         ("pca runs/demo pictures --basis no.safetensors", "no file"),
         ("segment runs/demo pictures --masks no", "no folder no with masks"),
         ("segment runs/demo pictures --masks runs", "no mask for"),
-        ("segment runs/demo pictures --method attention --head 5", "heads [5]"),
+        ("segment runs/demo pictures --method attention --heads 5", "heads [5]"),
         ("map runs/demo pictures", "unlabelled"),
         ("map runs/demo digits --limit 4", "at least 5 images"),
         ("map runs/demo digits --limit 20", "perplexity 30"),
@@ -189,16 +201,22 @@ def test_what_is_refused(line: str, message: str, capsys: pytest.CaptureFixture[
     [
         "attention runs/demo pictures --layers first",
         "attention runs/demo pictures --query cls",
-        "attention runs/demo pictures --size 0",
-        "attention runs/demo pictures --size 1x2x3",
+        "attention runs/demo pictures --image-size 0",
+        "attention runs/demo pictures --image-size 1x2x3",
         "pca runs/demo pictures --foreground most",
         "pca runs/demo pictures --flip",
-        "pca runs/demo pictures --basis b.safetensors --layer 1",
+        "pca runs/demo pictures --basis b.safetensors --after 1",
         "pca runs/demo pictures --per-image --save-basis b.safetensors",
         "segment runs/demo pictures --mass 0.5",
         "segment runs/demo pictures --json x.png",
         "reconstruct runs/demo pictures --seed 99999999999999999999",
         "segment runs/demo pictures --method attention --flip",
+        "segment runs/demo pictures --method attention --after 1",
+        "segment runs/demo pictures --layers 1",
+        "pca runs/demo pictures --after 0 --tensor subspace",
+        "pca runs/demo pictures --after all",
+        "pca runs/demo pictures --after 0,1",
+        "pca runs/demo pictures --basis b.safetensors --after final",
     ],
 )
 def test_wrong_words(line: str, capsys: pytest.CaptureFixture[str]) -> None:

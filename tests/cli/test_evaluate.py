@@ -69,7 +69,7 @@ def test_the_page_names_every_key(weights: Path, tmp_path: Path) -> None:
 def test_what_a_json_file_tells(weights: Path, tmp_path: Path) -> None:
     target = tmp_path / "rows.json"
     words = ["knn", str(weights), "digits", *FEW, "--seeds", "2", "--seed", "5", "--json"]
-    assert main([*words, str(target), "--layers", "0,final", "--k", "1,3"]) == 0
+    assert main([*words, str(target), "--after", "0,final", "--k", "1,3"]) == 0
     facts = json.loads(target.read_text())
     assert facts["sha256"] == weights_hash(weights)
     assert facts["command"][:3] == ["crate-mae", "knn", str(weights)]
@@ -104,10 +104,10 @@ def test_a_vitmae_beside_and_in_place_of_the_weights(
     assert facts["sha256"] == file_hash(folder / "model.safetensors")
     assert facts["rows"][0]["accuracy"] == beside["accuracy"]
     assert [row["subject"] for row in facts["rows"]] == ["model", "random twin", "raw pixels"]
-    assert main(["probe", str(folder), "digits", "--vitmae", "same"]) == 1
+    assert main(["probe", str(folder), "digits", "--vitmae", "parameters"]) == 1
     assert "needs CRATE-MAE weights" in capsys.readouterr().err
     out = tmp_path / "layer.parquet"
-    words = ["extract", str(folder), "digits", "--limit", "9", "--layer", "1", "--out", str(out)]
+    words = ["extract", str(folder), "digits", "--limit", "9", "--after", "1", "--out", str(out)]
     assert main(words) == 0
     assert load_facts(out)["layer"] == 1
     assert load_facts(out)["weights_sha256"] == file_hash(folder / "model.safetensors")
@@ -116,7 +116,7 @@ def test_a_vitmae_beside_and_in_place_of_the_weights(
 def test_verbose_shows_every_grid_and_mistakes(
     weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["knn", str(weights), "digits", *FEW, "--pool", "cls,mean,both", "--layers", "all"]
+    words = ["knn", str(weights), "digits", *FEW, "--pool", "cls,mean,both", "--after", "all"]
     assert main([*words, "--no-baselines"]) == 0
     brief = capsys.readouterr().out
     assert brief.count("held-out images (* chosen)") == 8
@@ -133,7 +133,7 @@ def test_verbose_shows_every_grid_and_mistakes(
         (["probe", "W", "digits", "--epochs", "3"], "--epochs is not for the solver exact"),
         (["probe", "W", "digits", "--solver", "sgd", "--penalties", "1"], "--penalties is not for"),
         (["probe", "W", "digits", "--normalise", "batch_norm"], "use solver sgd"),
-        (["probe", "W", "digits", "--layers", "9"], "layers [9] do not exist"),
+        (["probe", "W", "digits", "--after", "9"], "layers [9] do not exist"),
         (["knn", "W", "digits", "--seeds", "0"], "--seeds must be at least 1"),
         (["knn", "W", "digits", "--shots", "5000"], "5000 images of every class"),
         (["knn", "W", "digits", "--device", "abacus"], "device 'abacus' cannot be used here"),
@@ -181,7 +181,8 @@ def test_settings_are_checked_before_features_are_computed(
     "words",
     [
         ["--pool", "max"],
-        ["--layers", "last"],
+        ["--after", "last"],
+        ["--after", "-1"],
         ["--k", "a"],
         ["--seed", "-1"],
         ["--seed", str(10**23)],

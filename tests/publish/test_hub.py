@@ -591,11 +591,11 @@ def test_the_verb_lists_and_writes(
     assert "model.safetensors" in told
     assert "nothing was sent" in told
     assert not out.exists()
-    assert main(["push", str(run), "--to-folder", str(out), "--licence", "mit"]) == 0
+    assert main(["push", str(run), "--out", str(out), "--licence", "mit"]) == 0
     assert f"wrote {out}" in capsys.readouterr().out
     assert 'load_model("out")' in (out / "README.md").read_text()
     assert_same(out, run)
-    assert main(["push", str(run), "--to-folder", str(out)]) == 1
+    assert main(["push", str(run), "--out", str(out)]) == 1
     assert "not overwritten" in capsys.readouterr().err
 
 
@@ -608,9 +608,9 @@ def test_an_empty_folder_is_filled_and_stays_itself(
     (tmp_path / "link").symlink_to(linked)
     before = here.stat().st_ino
     monkeypatch.chdir(here)
-    assert main(["push", str(weights), "--to-folder", "."]) == 0
+    assert main(["push", str(weights), "--out", "."]) == 0
     assert here.stat().st_ino == before, "whoever stands in it sees the files"
-    assert main(["push", str(weights), "--to-folder", str(tmp_path / "link")]) == 0
+    assert main(["push", str(weights), "--out", str(tmp_path / "link")]) == 0
     assert (tmp_path / "link").is_symlink()
     for folder in (here, linked):
         assert f'load_model("{folder.name}")' in (folder / "README.md").read_text()

@@ -1,31 +1,37 @@
-"""Verbs that draw: reconstruct, attention, map."""
+"""Verbs that draw what a model sees: reconstruct, attention, pca, segment."""
 
 import argparse
 from pathlib import Path
 
 from crate_mae.cli.options import (
-    WEIGHTS,
-    add_data_options,
+    CommandParser,
+    Output,
+    add_after,
     add_dense_options,
     add_device,
-    add_picture_options,
+    add_heads,
+    add_images,
+    add_json,
+    add_layers,
+    add_mass,
+    add_picture_target,
+    add_seed,
+    add_weights,
     counter_for,
     device_of,
-    new_file,
+    opened_images,
     report_unreadable,
-    seed_number,
+    single,
     verb_parser,
     whole_numbers,
-    write_json,
 )
 
 
-def reconstruct(words: list[str]) -> int:
-    """The exit status of `crate-mae reconstruct`."""
+def reconstruct_parser() -> CommandParser:
+    """The parser of `crate-mae reconstruct`."""
     parser = verb_parser("reconstruct", "Original, masked, prediction, both, error: one picture.")
-    parser.add_argument("weights", help=WEIGHTS)
-    parser.add_argument("images", nargs="+", help="image files, folders, or one data address")
-    add_data_options(parser, limit=8)
+    add_weights(parser)
+    add_images(parser, limit=8)
     parser.add_argument(
         "--mask-ratio",
         type=float,
@@ -42,24 +48,28 @@ def reconstruct(words: list[str]) -> int:
         help="how patches are chosen (random); several are set side by side",
     )
     parser.add_argument("--mask", metavar="FILE", help="image whose bright pixels are removed")
-    parser.add_argument("--seed", type=seed_number, default=0, help="fixes the masks (0)")
+    add_seed(parser, "fixes the masks")
     parser.add_argument(
         "--pixels",
         choices=["visible", "oracle", "raw"],
         help="way back to pixels for models with normalised targets (visible)",
     )
-    add_picture_options(parser)
+    add_picture_target(parser)
     add_device(parser)
-    given = parser.parse_args(words)
+    return parser
+
+
+def reconstruct(argv: list[str]) -> int:
+    """The exit status of `crate-mae reconstruct`."""
+    given = reconstruct_parser().read(argv)
 
     from crate_mae.evaluation.backbones import load_masked_autoencoder
     from crate_mae.evaluation.reconstruction import pixel_mask, reconstruct_settings
     from crate_mae.figures.reconstruction_sheet import draw_reconstruction, draw_settings
     from crate_mae.figures.style import check_figure_target
-    from crate_mae.sources.inputs import open_images
 
     check_figure_target(given.out, overwrite=given.overwrite)
-    source = open_images(given.images, split=given.data_split, limit=given.limit)
+    source = opened_images(given)
     model = load_masked_autoencoder(given.weights).to(device_of(given.device))
     results, names = reconstruct_settings(
         model,
@@ -83,47 +93,44 @@ def reconstruct(words: list[str]) -> int:
     return 0
 
 
-def attention(words: list[str]) -> int:
-    """The exit status of `crate-mae attention`."""
+def attention_parser() -> CommandParser:
+    """The parser of `crate-mae attention`."""
     parser = verb_parser(
         "attention", "Where the class token, or a patch, attends: a picture for each image."
     )
-    parser.add_argument("weights", help=WEIGHTS)
-    parser.add_argument("images", nargs="+", help="image files, folders, or one data address")
-    add_data_options(parser, limit=4)
-    parser.add_argument(
-        "--layers",
-        type=whole_numbers,
-        metavar="N,N",
-        help="layers from 0, negative from the last, or all (all)",
-    )
-    parser.add_argument("--heads", type=whole_numbers, metavar="N,N", help="heads, or all (all)")
+    add_weights(parser)
+    add_images(parser, limit=4)
+    add_layers(parser, "layers whose attention is drawn", several=True)
+    add_heads(parser, "heads that are drawn", several=True)
     parser.add_argument(
         "--query", type=_query, default="class", metavar="class|ROW,COLUMN", help="who asks (class)"
     )
-    parser.add_argument("--side", default="encoder", choices=["encoder", "decoder"])
     parser.add_argument(
-        "--mass",
-        type=float,
-        metavar="SHARE",
-        help="show the fewest patches that hold this share of the attention, such as 0.6",
+        "--side", default="encoder", choices=["encoder", "decoder"], help="whose layers (encoder)"
+    )
+    add_mass(
+        parser, "show the fewest patches that hold this share of the attention, such as 0.6 (all)"
     )
     add_dense_options(parser)
-    add_picture_options(parser, several=True)
+    add_picture_target(parser, several=True)
     add_device(parser)
-    given = parser.parse_args(words)
+    return parser
+
+
+def attention(argv: list[str]) -> int:
+    """The exit status of `crate-mae attention`."""
+    given = attention_parser().read(argv)
 
     from crate_mae.dense.attention import attention_maps, head_numbers
     from crate_mae.dense.thresholds import checked_mass
     from crate_mae.dense.token_maps import shown_images
     from crate_mae.figures.attention_sheet import draw_attention
     from crate_mae.figures.style import check_figure_target
-    from crate_mae.sources.inputs import open_images
     from crate_mae.weights.weights_folder import load_model
 
     if given.mass is not None:
         checked_mass(given.mass)
-    source = open_images(given.images, split=given.data_split, limit=given.limit)
+    source = opened_images(given)
     targets = _numbered(given.out, len(source))
     for target in targets:
         check_figure_target(target, overwrite=given.overwrite)
@@ -131,7 +138,7 @@ def attention(words: list[str]) -> int:
     config = model.config
     count = config.num_heads if given.side == "encoder" else config.decoder_num_heads
     heads = head_numbers(given.heads, count)
-    found = shown_images(model, source, size=given.size, stride=given.stride)
+    found = shown_images(model, source, size=given.image_size, stride=given.stride)
     report_unreadable(found.unreadable)
     maps = attention_maps(
         model,
@@ -173,10 +180,12 @@ def _numbered(out: str, count: int) -> list[Path]:
     return [path.with_stem(f"{path.stem}-{number}") for number in range(1, count + 1)]
 
 
-def pca(words: list[str]) -> int:
-    """The exit status of `crate-mae pca`."""
+def pca_parser() -> CommandParser:
+    """The parser of `crate-mae pca`."""
     parser = verb_parser("pca", "Tokens coloured by their principal components, on one basis.")
-    _add_images(parser)
+    add_weights(parser)
+    add_images(parser, limit=8)
+    _add_tokens(parser)
     parser.add_argument(
         "--foreground",
         nargs="?",
@@ -185,14 +194,24 @@ def pca(words: list[str]) -> int:
         metavar="QUANTILE",
         help="fit and colour foreground only, cut by Otsu's threshold or at a quantile",
     )
-    parser.add_argument("--flip", action="store_true", help="take the other side as foreground")
-    parser.add_argument("--clip", type=float, help="share of scores clipped at either end (0.01)")
-    parser.add_argument("--per-image", action="store_true", help="a basis for each image")
+    _add_foreground_options(parser)
+    parser.add_argument(
+        "--clip", type=float, metavar="SHARE", help="share of scores clipped at either end (0.01)"
+    )
     parser.add_argument("--basis", metavar="FILE", help="use a saved basis; nothing is fitted")
     parser.add_argument("--save-basis", metavar="FILE", help="keep the basis, as .safetensors")
-    add_picture_options(parser)
-    given = parser.parse_args(words)
-    fitting = (given.layer, given.tensor, given.foreground, given.clip)
+    add_dense_options(parser)
+    add_picture_target(parser)
+    add_device(parser)
+    return parser
+
+
+def pca(argv: list[str]) -> int:
+    """The exit status of `crate-mae pca`."""
+    parser = pca_parser()
+    given = parser.read(argv)
+    place = _token_place(parser, given)
+    fitting = (given.after, given.layers, given.tensor, given.foreground, given.clip)
     if given.basis and (any(v is not None for v in fitting) or given.per_image or given.flip):
         parser.error("--basis brings its layer, tensor, foreground and scale: give none of them")
     if given.per_image and given.save_basis:
@@ -205,22 +224,21 @@ def pca(words: list[str]) -> int:
     from crate_mae.dense.token_pca import fit_token_map
     from crate_mae.figures.style import check_figure_target
     from crate_mae.figures.token_sheets import draw_pca
-    from crate_mae.sources.inputs import open_images
     from crate_mae.weights.weights_folder import load_model, weights_hash
 
     check_figure_target(given.out, overwrite=given.overwrite)
     if given.save_basis:
         check_basis_target(given.save_basis, overwrite=given.overwrite)
-    source = open_images(given.images, split=given.data_split, limit=given.limit)
+    source = opened_images(given)
     sha256 = weights_hash(given.weights)
     saved = load_basis(given.basis, weights_hash=sha256) if given.basis else None
     model = load_model(given.weights).to(device_of(given.device))
-    found = shown_images(model, source, size=given.size, stride=given.stride)
+    found = shown_images(model, source, size=given.image_size, stride=given.stride)
     report_unreadable(found.unreadable)
     tokens = token_map(
         model,
         found.images,
-        layer=given.layer if saved is None else saved.layer,
+        layer=place if saved is None else saved.layer,
         kind=(given.tensor or "tokens") if saved is None else saved.kind,
         stride=given.stride,
         progress=counter_for("tokens"),
@@ -254,53 +272,70 @@ def pca(words: list[str]) -> int:
     return 0
 
 
-def segment(words: list[str]) -> int:
-    """The exit status of `crate-mae segment`."""
+def segment_parser() -> CommandParser:
+    """The parser of `crate-mae segment`."""
     parser = verb_parser(
         "segment", "Foreground without labels, from tokens or attention; with masks, its IoU."
     )
-    _add_images(parser)
+    add_weights(parser)
+    add_images(parser, limit=8)
     parser.add_argument("--masks", metavar="FOLDER", help="true masks, named as the images are")
-    parser.add_argument("--method", default="pca", choices=["pca", "attention"], help="(pca)")
-    parser.add_argument("--per-image", action="store_true", help="pca: each image by itself")
-    parser.add_argument("--flip", action="store_true", help="pca: take the other side")
+    parser.add_argument(
+        "--method", default="pca", choices=["pca", "attention"], help="what is cut (pca)"
+    )
+    _add_tokens(parser, "; attention: the layer that attends (-1)")
+    _add_foreground_options(parser, "pca: ")
     parser.add_argument(
         "--threshold", type=float, metavar="QUANTILE", help="pca: cut there (Otsu's threshold)"
     )
-    parser.add_argument("--head", type=int, help="attention: this head (the mean of all)")
-    parser.add_argument("--mass", type=float, help="attention: share of it to keep (0.6)")
-    parser.add_argument("--json", metavar="FILE", help="also write the numbers as JSON (new file)")
-    add_picture_options(parser)
-    given = parser.parse_args(words)
-    by_pca = {"--per-image": given.per_image, "--flip": given.flip, "--tensor": given.tensor,
-              "--threshold": given.threshold is not None}  # fmt: skip
-    by_attention = {"--head": given.head is not None, "--mass": given.mass is not None}
+    add_heads(parser, "attention: this head (the mean of all)")
+    add_mass(parser, "attention: share of it to keep (0.6)")
+    add_dense_options(parser)
+    add_json(parser, "the numbers")
+    add_picture_target(parser)
+    add_device(parser)
+    return parser
+
+
+def segment(argv: list[str]) -> int:
+    """The exit status of `crate-mae segment`."""
+    parser = segment_parser()
+    given = parser.read(argv)
+    by_pca = {
+        "--per-image": given.per_image,
+        "--flip": given.flip,
+        "--after": given.after is not None,
+        "--tensor": given.tensor is not None,
+        "--threshold": given.threshold is not None,
+    }
+    by_attention = {"--heads": given.heads is not None, "--mass": given.mass is not None}
     strange = by_attention if given.method == "pca" else by_pca
     if any(strange.values()):
         named = ", ".join(flag for flag, used in strange.items() if used)
         parser.error(f"{named} does not belong to --method {given.method}")
+    by_tokens = given.method == "pca"
+    place = _token_place(parser, given) if by_tokens else single(given.layers, None)
 
     from crate_mae.dense.segment_source import SegmentSettings, segment_images
     from crate_mae.figures.style import check_figure_target
     from crate_mae.figures.token_sheets import draw_segmentation
-    from crate_mae.sources.inputs import open_images
     from crate_mae.weights.weights_folder import load_model, weights_hash
 
     check_figure_target(given.out, overwrite=given.overwrite)
-    target = new_file(given.json)
-    if target is not None and target.absolute() == Path(given.out).absolute():
+    output = Output(given.json)
+    if output.path is not None and output.path.absolute() == Path(given.out).absolute():
         parser.error("--out and --json name one file: give each its own")
-    source = open_images(given.images, split=given.data_split, limit=given.limit)
+    source = opened_images(given)
     settings = SegmentSettings(
         method=given.method,
-        layer=given.layer,
+        layer=place,
         kind=given.tensor or "tokens",
         each=given.per_image,
         flip=given.flip,
         threshold=given.threshold,
-        head=given.head,
+        head=single(given.heads, None),
         mass=0.6 if given.mass is None else given.mass,
-        size=given.size,
+        size=given.image_size,
         stride=given.stride,
     )
     model = load_model(given.weights).to(device_of(given.device))
@@ -317,30 +352,42 @@ def segment(words: list[str]) -> int:
         names=found.names,
         overwrite=given.overwrite,
     )
-    print(found.table())
-    write_json(target, {"weights_sha256": weights_hash(given.weights), **found.to_dict()})
-    print(f"wrote {path}")
+    output.say(found.table())
+    output.write({"weights_sha256": weights_hash(given.weights), **found.to_dict()})
+    output.say(f"wrote {path}")
     return 0
 
 
-def _add_images(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("weights", help=WEIGHTS)
-    parser.add_argument("images", nargs="+", help="image files, folders, or one data address")
-    add_data_options(parser, limit=8)
-    parser.add_argument(
-        "--layer",
-        type=int,
-        help="encoder layers the tokens have passed, from 0 (all, and the final norm); of"
-        " attention the layer itself, from 0 (the last)",
-    )
+def _add_tokens(parser: CommandParser, more: str = "") -> None:
+    add_after(parser)
     parser.add_argument(
         "--tensor",
         choices=["tokens", "compressed", "subspace"],
-        help="tokens between layers or, inside the layer numbered, after its MSSA half step or in"
-        " its subspaces (tokens)",
+        help="tokens between layers or, inside one of --layers, after its MSSA half step or in its"
+        " subspaces (tokens)",
     )
-    add_dense_options(parser)
-    add_device(parser)
+    add_layers(parser, f"the layer whose inside --tensor takes{more}")
+
+
+def _add_foreground_options(parser: CommandParser, of: str = "") -> None:
+    parser.add_argument(
+        "--flip", action="store_true", help=f"{of}take the other side as foreground"
+    )
+    parser.add_argument("--per-image", action="store_true", help=f"{of}each image by itself")
+
+
+def _token_place(parser: CommandParser, given: argparse.Namespace) -> int | None:
+    """The layers that the tokens have passed, or the layer whose inside is meant."""
+    inside = given.tensor not in (None, "tokens")
+    if inside and given.after is not None:
+        parser.error(f"--tensor {given.tensor} is inside a layer: name it by --layers, not --after")
+    if given.layers is not None and not inside:
+        parser.error(
+            "--layers names the layer whose inside --tensor compressed or subspace takes: between"
+            " layers, tokens are those --after so many of them"
+        )
+    place: int | None = single(given.layers if inside else given.after, None)
+    return place
 
 
 def _cut(text: str) -> str | float:

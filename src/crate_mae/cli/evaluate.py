@@ -1,4 +1,4 @@
-"""Verbs that measure frozen features: probe, knn."""
+"""Verbs that measure features: probe, knn, extract, map."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -7,31 +7,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crate_mae.cli.options import (
-    WEIGHTS,
+    CommandParser,
+    Output,
+    add_after,
+    add_batch_size,
     add_device,
+    add_images,
+    add_json,
+    add_overwrite,
+    add_picture_target,
+    add_pool,
+    add_seed,
+    add_weights,
     counter_for,
     device_of,
-    new_file,
-    seed_number,
+    numbers,
+    opened_images,
+    report_unreadable,
+    single,
     verb_parser,
-    write_json,
+    whole_numbers,
 )
 
 if TYPE_CHECKING:
     from crate_mae.evaluation.compare import Measure, Subject
     from crate_mae.evaluation.rows import Method, Row
     from crate_mae.models.backbone import Backbone
-import sys
-
-from crate_mae.cli.options import add_data_options, add_picture_options, report_unreadable
 
 FEATURE_FILES = (".safetensors", ".npz", ".parquet")
 MAX_GRIDS = 8
+POOLS = ("cls", "mean", "both")
 
 
-def probe(words: list[str]) -> int:
-    """The exit status of `crate-mae probe`."""
-    parser = _parser("probe", "Linear probe on frozen features, beside baselines.")
+def probe_parser() -> CommandParser:
+    """The parser of `crate-mae probe`."""
+    parser = _comparing_parser("probe", "Linear probe on frozen features, beside baselines.")
     parser.add_argument(
         "--solver", default="exact", choices=["exact", "sgd"],
         help="exact: logistic regression at its minimum; sgd: the field's protocol (exact)",
@@ -40,39 +50,53 @@ def probe(words: list[str]) -> int:
         "--normalise", default="standardise", choices=["standardise", "batch_norm", "none"],
         help="of features: by the training set, by non-affine batch norm (sgd), none (standardise)",
     )  # fmt: skip
-    parser.add_argument("--penalties", type=_numbers, help="grid of the exact solver")
-    parser.add_argument("--learning-rates", type=_numbers, help="grid of sgd")
-    parser.add_argument("--weight-decays", type=_numbers, help="grid of sgd")
-    parser.add_argument("--epochs", type=int, help="of sgd (90)")
-    parser.add_argument("--batch-size", type=int, help="of sgd (1024)")
-    given = parser.parse_args(words)
+    parser.add_argument("--penalties", type=numbers, metavar="X,X", help="grid of the exact solver")
+    parser.add_argument("--learning-rates", type=numbers, metavar="X,X", help="grid of sgd")
+    parser.add_argument("--weight-decays", type=numbers, metavar="X,X", help="grid of sgd")
+    parser.add_argument("--epochs", type=int, metavar="N", help="of sgd (90)")
+    parser.add_argument("--sgd-batch-size", type=int, metavar="N", help="of sgd (1024)")
+    return parser
+
+
+def probe(argv: list[str]) -> int:
+    """The exit status of `crate-mae probe`."""
+    given = probe_parser().read(argv)
     for_sgd = {
         "learning_rates": given.learning_rates,
         "weight_decays": given.weight_decays,
         "epochs": given.epochs,
-        "batch_size": given.batch_size,
+        "batch_size": given.sgd_batch_size,
     }
     for_exact = {"penalties": given.penalties}
     unused = for_exact if given.solver == "sgd" else for_sgd
     for name, value in unused.items():
         if value is not None:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} is not for the solver {given.solver}: leave it out")
+            option = "--sgd-batch-size" if name == "batch_size" else _option(name)
+            raise ValueError(f"{option} is not for the solver {given.solver}: leave it out")
 
     from crate_mae.evaluation.probe import check_probe, linear_probe
 
     chosen = {k: v for k, v in {**for_sgd, **for_exact}.items() if v is not None}
     settings = {"solver": given.solver, "normalise": given.normalise, **chosen}
     check_probe(**settings)
-    return _measure("probe", partial(linear_probe, **settings), settings, given, words)
+    return _measure("probe", partial(linear_probe, **settings), settings, given, argv)
 
 
-def knn(words: list[str]) -> int:
+def knn_parser() -> CommandParser:
+    """The parser of `crate-mae knn`."""
+    parser = _comparing_parser("knn", "k-nearest neighbours on frozen features, beside baselines.")
+    parser.add_argument(
+        "--k", type=whole_numbers, metavar="N,N", help="grid (1,5,10,20,50,100,200)"
+    )
+    parser.add_argument(
+        "--temperatures", type=numbers, metavar="X,X", help="grid (0.002,0.005,0.02,0.07,0.2)"
+    )
+    return parser
+
+
+def knn(argv: list[str]) -> int:
     """The exit status of `crate-mae knn`."""
-    parser = _parser("knn", "k-nearest neighbours on frozen features, beside baselines.")
-    parser.add_argument("--k", type=_whole_numbers, help="grid (1,5,10,20,50,100,200)")
-    parser.add_argument("--temperatures", type=_numbers, help="grid (0.002,0.005,0.02,0.07,0.2)")
-    given = parser.parse_args(words)
+    given = knn_parser().read(argv)
 
     from crate_mae.evaluation.knn import check_knn
     from crate_mae.evaluation.knn import nearest_neighbours as nearest_neighbours
@@ -80,40 +104,41 @@ def knn(words: list[str]) -> int:
     asked = {"k": given.k, "temperatures": given.temperatures}
     settings = {key: value for key, value in asked.items() if value is not None}
     check_knn(**settings)
-    return _measure("knn", partial(nearest_neighbours, **settings), settings, given, words)
+    return _measure("knn", partial(nearest_neighbours, **settings), settings, given, argv)
 
 
-def _parser(verb: str, summary: str) -> argparse.ArgumentParser:
+def _comparing_parser(verb: str, summary: str) -> CommandParser:
     parser = verb_parser(verb, summary)
-    parser.add_argument(
-        "weights",
-        help=f"{WEIGHTS}, ViT-MAE folder of transformers;"
-        " or training features of `crate-mae extract`",
+    add_weights(
+        parser, ", ViT-MAE folder of transformers; or training features of `crate-mae extract`"
     )
     parser.add_argument("address", help="labelled images, such as parquet:PATH; or test features")
-    parser.add_argument("--train-split", help="split to learn from (the source's training split)")
-    parser.add_argument("--test-address", help="labelled test images (the same address)")
-    parser.add_argument("--test-split", default=None, help="split to test on (test)")
-    parser.add_argument("--limit", type=int, help="use this many training images")
-    parser.add_argument("--test-limit", type=int, help="use this many test images")
-    parser.add_argument("--shots", type=int, help="learn from this many labels of every class")
     parser.add_argument(
-        "--pool", type=_pools, metavar="POOLS", help="one or more of cls,mean,both (mean)"
+        "--train-split", metavar="NAME", help="split to learn from (the source's training split)"
     )
     parser.add_argument(
-        "--layers", type=_layers,
-        help="numbers of encoder layers passed, such as 0,2,4,final, or all (final)",
-    )  # fmt: skip
-    parser.add_argument("--seeds", type=int, default=1, help="repeats with other seeds (1)")
-    parser.add_argument("--seed", type=seed_number, default=0, help="the first of them (0)")
+        "--test-address", metavar="ADDRESS", help="labelled test images (the same address)"
+    )
+    parser.add_argument("--test-split", metavar="NAME", help="split to test on (test)")
+    parser.add_argument("--limit", type=int, metavar="N", help="training images at most (all)")
+    parser.add_argument("--test-limit", type=int, metavar="N", help="test images at most (all)")
+    parser.add_argument(
+        "--shots", type=int, metavar="N", help="learn from this many labels of every class (all)"
+    )
+    add_pool(parser, POOLS, several=True)
+    add_after(parser, several=True)
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", default=1, help="repeats with other seeds (1)"
+    )
+    add_seed(parser, "the first of the seeds")
     parser.add_argument("--no-baselines", action="store_true", help="the model alone")
     parser.add_argument(
         "--vitmae", metavar="WHICH",
-        help="also a ViT-MAE: same (untrained, same configuration), params (untrained, as many"
-        " parameters) or the folder of a trained one",
+        help="also a ViT-MAE: configuration (untrained, of the same sizes), parameters (untrained,"
+        " as many parameters) or the folder of a trained one",
     )  # fmt: skip
     parser.add_argument("--verbose", action="store_true", help="all grids; mistakes by class")
-    parser.add_argument("--json", metavar="FILE", help="also write the results as JSON (new file)")
+    add_json(parser, "the results")
     add_device(parser)
     return parser
 
@@ -123,9 +148,9 @@ def _measure(
     measure: Callable[..., Any],
     settings: dict[str, Any],
     given: argparse.Namespace,
-    words: list[str],
+    argv: list[str],
 ) -> int:
-    target = new_file(given.json)
+    output = Output(given.json)
     if given.seeds < 1:
         raise ValueError(f"--seeds must be at least 1, not {given.seeds}")
     seeds = tuple(range(given.seed, given.seed + given.seeds))
@@ -133,16 +158,16 @@ def _measure(
     if Path(given.weights).suffix.lower() in FEATURE_FILES:
         rows, facts = _of_files(given, measures, seeds)
     else:
-        rows, facts = _of_images(given, measures, seeds, facts_wanted=target is not None)
-    _report(rows, verbose=given.verbose)
-    if target is not None:
+        rows, facts = _of_images(given, measures, seeds, facts_wanted=output.wants_json)
+    output.say(_told(rows, verbose=given.verbose))
+    if output.wants_json:
         from crate_mae.common.environment import environment
 
-        command = ["crate-mae", method, *words]
+        command = ["crate-mae", method, *argv]
         settings = {**settings, "seeds": list(seeds), "shots": given.shots}
         values = {"weights": str(given.weights), **facts, "command": command, "settings": settings}
         rest = {"environment": environment(), "rows": [row.to_dict() for row in rows]}
-        write_json(target, {**values, **rest})
+        output.write({**values, **rest})
     return 0
 
 
@@ -174,7 +199,7 @@ def _of_images(
         test,
         measures=measures,
         pools=given.pool or ("mean",),
-        layers=given.layers or (None,),
+        layers=given.after or (None,),
         seeds=seeds,
         shots=given.shots,
         baselines=not given.no_baselines,
@@ -203,14 +228,15 @@ def _vitmae(model: "Backbone", which: str | None) -> "tuple[dict[str, Subject], 
     from crate_mae.models.autoencoder import CrateMAE
     from crate_mae.vitmae.model import ViTMAE, vitmae_baseline
 
-    if which in ("same", "params"):
+    if which in ("configuration", "parameters"):
         if model.kind != CrateMAE.kind:
             raise ValueError(
                 f"--vitmae {which} needs CRATE-MAE weights, to make a baseline of them"
             )
-        match: Any = "configuration" if which == "same" else "parameters"
-        name = f"untrained ViT-MAE ({'same sizes' if which == 'same' else 'same count'})"
+        match: Any = which
+        equal = "same sizes" if which == "configuration" else "same count"
         config = vitmae_baseline(model, match, 0).model.config.to_dict()
+        name = f"untrained ViT-MAE ({equal})"
         return {name: partial(vitmae_baseline, model, match)}, {name: config}
     other, sha256 = load_backbone(which)
     if other.kind != ViTMAE.kind:
@@ -223,10 +249,11 @@ def _of_files(
     given: argparse.Namespace, measures: "Mapping[Method, Measure]", seeds: tuple[int, ...]
 ) -> "tuple[list[Row], dict[str, Any]]":
     options = ("train_split", "test_address", "test_split", "limit", "test_limit")
-    for option in (*options, "pool", "layers", "vitmae"):
-        if getattr(given, option) is not None:
-            shown = option.replace("_", "-")
-            raise ValueError(f"--{shown} is for images: features are already fixed in their files")
+    for name in (*options, "pool", "after", "vitmae"):
+        if getattr(given, name) is not None:
+            raise ValueError(
+                f"{_option(name)} is for images: features are already fixed in their files"
+            )
 
     from crate_mae.evaluation.compare import compare_features
     from crate_mae.evaluation.feature_files import load_pair
@@ -251,66 +278,108 @@ def _of_files(
     return rows, {"sha256": facts["weights_sha256"], "data": data, "others": {}}
 
 
-def _report(rows: "list[Row]", *, verbose: bool) -> None:
+def _told(rows: "list[Row]", *, verbose: bool) -> str:
+    """The comparison, the grids of its first rows or of all, and mistakes by class."""
     from crate_mae.evaluation.rows import comparison_table, confusion_table, grid_table
 
-    print(comparison_table(rows))
     shown = rows if verbose else rows[:MAX_GRIDS]
-    for row in shown:
-        print(f"\n{grid_table(row)}")
+    parts = [comparison_table(rows), *map(grid_table, shown)]
     if len(shown) < len(rows):
-        print(f"\n{len(rows) - len(shown)} more grids: --verbose or --json FILE")
-    for row in rows if verbose else ():
-        print(f"\n{confusion_table(row)}")
+        parts.append(f"{len(rows) - len(shown)} more grids: --verbose or --json FILE")
+    parts += map(confusion_table, rows if verbose else ())
+    return "\n\n".join(parts)
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
-def _whole_numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
-
-
-def _pools(text: str) -> tuple[str, ...]:
-    pools = tuple(dict.fromkeys(text.split(",")))
-    if unknown := set(pools) - {"cls", "mean", "both"}:
-        raise argparse.ArgumentTypeError(f"pools are cls, mean and both, not {sorted(unknown)}")
-    return pools
-
-
-def _layers(text: str) -> tuple[int | None, ...] | str:
-    if text == "all":
-        return text
-    return tuple(None if part == "final" else int(part) for part in text.split(","))
-
-
-def map_features(words: list[str]) -> int:
-    """The exit status of `crate-mae map`."""
-    parser = verb_parser("map", "Features of a labelled set in the plane, coloured by class.")
-    parser.add_argument("weights", help=WEIGHTS)
-    parser.add_argument("address", help="labelled images, such as parquet:PATH")
-    add_data_options(parser, limit=2000)
-    parser.add_argument("--method", default="tsne", choices=["pca", "tsne"], help="(tsne)")
-    parser.add_argument("--pool", default="mean", choices=["cls", "mean"], help="(mean)")
-    parser.add_argument("--perplexity", type=float, default=30.0, help="of t-SNE (30)")
-    parser.add_argument("--seed", type=seed_number, default=0, help="of t-SNE (0)")
-    add_picture_options(parser)
+def extract_parser() -> CommandParser:
+    """The parser of `crate-mae extract`."""
+    parser = verb_parser("extract", "Features of images, with names, labels and preprocessing.")
+    add_weights(parser, ", ViT-MAE folder")
+    add_images(parser)
+    add_pool(parser, (*POOLS, "tokens"))
+    add_after(parser)
+    add_batch_size(parser, 256)
+    parser.add_argument(
+        "--out", required=True, metavar="FILE", help=".safetensors, .npz or .parquet"
+    )
+    add_overwrite(parser)
     add_device(parser)
-    given = parser.parse_args(words)
+    return parser
+
+
+def extract(argv: list[str]) -> int:
+    """The exit status of `crate-mae extract`."""
+    given = extract_parser().read(argv)
+
+    from crate_mae.evaluation.backbones import load_backbone
+    from crate_mae.evaluation.feature_files import check_target, save_features
+    from crate_mae.evaluation.features import extract_features
+
+    pool = single(given.pool, "mean")
+    check_target(given.out, overwrite=given.overwrite)
+    source = opened_images(given)
+    model, sha256 = load_backbone(given.weights)
+    features = extract_features(
+        model.to(device_of(given.device)),
+        source,
+        pool=pool,
+        layer=single(given.after, None),
+        batch_size=given.batch_size,
+        progress=counter_for("features"),
+    )
+    save_features(
+        features,
+        given.out,
+        preprocess=model.preprocess,
+        weights_hash=sha256,
+        overwrite=given.overwrite,
+    )
+    report_unreadable(features.unreadable)
+    print(f"wrote {given.out}: {tuple(features.values.shape)} float32, pool {pool}")
+    return 0
+
+
+def map_parser() -> CommandParser:
+    """The parser of `crate-mae map`."""
+    parser = verb_parser("map", "Features of a labelled set in the plane, coloured by class.")
+    add_weights(parser)
+    add_images(parser, limit=2000, address_only=True)
+    parser.add_argument(
+        "--method", default="tsne", choices=["pca", "tsne"], help="the way into the plane (tsne)"
+    )
+    add_pool(parser, ("cls", "mean"))
+    add_after(parser)
+    parser.add_argument("--perplexity", type=float, metavar="X", default=30.0, help="of t-SNE (30)")
+    add_seed(parser, "of t-SNE")
+    add_picture_target(parser)
+    add_device(parser)
+    return parser
+
+
+def map_features(argv: list[str]) -> int:
+    """The exit status of `crate-mae map`."""
+    given = map_parser().read(argv)
 
     from crate_mae.evaluation.feature_map import check_mappable, feature_words, project_features
     from crate_mae.evaluation.features import extract_features
     from crate_mae.figures.feature_plane import draw_feature_map
     from crate_mae.figures.style import check_figure_target
-    from crate_mae.sources.inputs import open_images
     from crate_mae.weights.weights_folder import load_model
 
     check_figure_target(given.out, overwrite=given.overwrite)
-    source = open_images([given.address], split=given.data_split, limit=given.limit)
+    source = opened_images(given)
     check_mappable(source)
     model = load_model(given.weights).to(device_of(given.device))
-    features = extract_features(model, source, pool=given.pool, progress=counter_for("features"))
+    features = extract_features(
+        model,
+        source,
+        pool=single(given.pool, "mean"),
+        layer=single(given.after, None),
+        progress=counter_for("features"),
+    )
     report_unreadable(features.unreadable)
     points = project_features(
         features, method=given.method, perplexity=given.perplexity, seed=given.seed
@@ -323,49 +392,4 @@ def map_features(words: list[str]) -> int:
     )
     print(f"{len(points.labels)} images, trustworthiness {points.trustworthiness:.3f}")
     print(f"wrote {path}")
-    return 0
-
-
-def extract(words: list[str]) -> int:
-    """The exit status of `crate-mae extract`."""
-    parser = verb_parser("extract", "Features of images, with names, labels and preprocessing.")
-    parser.add_argument("weights", help=f"{WEIGHTS}, ViT-MAE folder")
-    parser.add_argument("images", nargs="+", help="one data address, or image files and folders")
-    add_data_options(parser)
-    parser.add_argument("--pool", default="mean", choices=["cls", "mean", "both", "tokens"])
-    parser.add_argument(
-        "--layer", type=int, help="encoder layers passed, from 0 (all, and the final norm)"
-    )
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--out", required=True, help=".safetensors, .npz or .parquet")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
-    add_device(parser)
-    given = parser.parse_args(words)
-
-    from crate_mae.evaluation.backbones import load_backbone
-    from crate_mae.evaluation.feature_files import check_target, save_features
-    from crate_mae.evaluation.features import extract_features
-    from crate_mae.sources.inputs import open_images
-
-    check_target(given.out, overwrite=given.overwrite)
-    source = open_images(given.images, split=given.data_split, limit=given.limit)
-    model, sha256 = load_backbone(given.weights)
-    features = extract_features(
-        model.to(device_of(given.device)),
-        source,
-        pool=given.pool,
-        layer=given.layer,
-        batch_size=given.batch_size,
-        progress=counter_for("features"),
-    )
-    save_features(
-        features,
-        given.out,
-        preprocess=model.preprocess,
-        weights_hash=sha256,
-        overwrite=given.overwrite,
-    )
-    for name, reason in features.unreadable:
-        print(f"passed over: {name} ({reason})", file=sys.stderr)
-    print(f"wrote {given.out}: {tuple(features.values.shape)} float32, pool {given.pool}")
     return 0

@@ -1,23 +1,38 @@
-"""Verbs that train: pretrain, finetune, demo."""
+"""Verbs that train, and what goes before and after: pretrain, finetune, plan, report, demo."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crate_mae.cli.options import verb_parser
+from crate_mae.cli.options import (
+    CommandParser,
+    Output,
+    add_device,
+    add_json,
+    counter_for,
+    device_of,
+    verb_parser,
+)
+from crate_mae.common.hints import option_names
 
 if TYPE_CHECKING:
+    from crate_mae.training.parse import SettingsParser
     from crate_mae.training.session import RunSummary
-import sys
-
-from crate_mae.cli.options import add_device, counter_for, device_of, new_file, write_json
 
 
-def pretrain(words: list[str]) -> int:
+def pretrain_parser() -> "SettingsParser":
+    """The parser of `crate-mae pretrain`."""
+    from crate_mae.training import parse
+
+    return parse.pretrain_parser()
+
+
+def pretrain(argv: list[str]) -> int:
     """The exit status of `crate-mae pretrain`."""
     from crate_mae.training.parse import parse_pretrain
     from crate_mae.training.pretrain import pretrain as run
 
-    config, options = parse_pretrain(words)
+    config, options = parse_pretrain(argv)
     folder = Path(options["resume"] or options["out"] or Path("runs") / config.name)
     summary = run(
         config,
@@ -25,26 +40,33 @@ def pretrain(words: list[str]) -> int:
         resume=options["resume"] is not None,
         init_from=options["init_from"],
         stop_after=options["stop_after"],
-        command=["crate-mae", "pretrain", *words],
+        command=["crate-mae", "pretrain", *argv],
     )
     return _ended("pretrain", summary)
 
 
-def finetune(words: list[str]) -> int:
+def finetune_parser() -> "SettingsParser":
+    """The parser of `crate-mae finetune`, without the weights that may come first."""
+    from crate_mae.training import parse
+
+    return parse.finetune_parser()
+
+
+def finetune(argv: list[str]) -> int:
     """The exit status of `crate-mae finetune`."""
     from crate_mae.training.callbacks import is_main_process
     from crate_mae.training.final_test import evaluation_text
     from crate_mae.training.finetune import finetune as run
     from crate_mae.training.parse import parse_finetune
 
-    config, options = parse_finetune(words)
+    config, options = parse_finetune(argv)
     folder = Path(options["resume"] or options["out"] or Path("runs") / config.name)
     summary = run(
         config,
         folder,
         resume=options["resume"] is not None,
         stop_after=options["stop_after"],
-        command=["crate-mae", "finetune", *words],
+        command=["crate-mae", "finetune", *argv],
     )
     status = _ended("finetune", summary)
     if is_main_process() and summary.finished:
@@ -67,35 +89,76 @@ def _ended(verb: str, summary: "RunSummary") -> int:
     return 0
 
 
-def demo(words: list[str]) -> int:
-    """The exit status of `crate-mae demo`."""
-    parser = verb_parser("demo", "Pre-train on handwritten digits, probe, reconstruct: minutes.")
-    parser.add_argument("--out", default="runs/demo", help="run folder (runs/demo)")
-    given = parser.parse_args(words)
+def plan_parser() -> CommandParser:
+    """The parser of `crate-mae plan`, whose further options are settings of the run."""
+    parser = verb_parser(
+        "plan",
+        "Steps, operations, memory, time and disk of a run, before it starts, on this machine."
+        " Settings are given as for crate-mae pretrain and finetune: --optim.batch_size 64 ...",
+    )
+    parser.add_argument("config", help="a recipe file, a shipped recipe's name or a run folder")
+    parser.add_argument("--images", type=int, metavar="N", help="training images (counted)")
+    parser.add_argument(
+        "--no-measure", action="store_true", help="arithmetic alone, without real steps"
+    )
+    parser.add_argument(
+        "--tflops",
+        type=float,
+        metavar="N",
+        help="also the hours at this achieved rate of one device, in 10^12 operations a second",
+    )
+    add_json(parser, "the plan")
+    return parser
 
-    from crate_mae.demo import run_demo
 
-    found = run_demo(Path(given.out))
-    print("stopped; run the demo again to go on" if found is None else found)
-    return 143 if found is None else 0
+def plan(argv: list[str]) -> int:
+    """The exit status of `crate-mae plan`."""
+    parser = plan_parser()
+    given, settings = parser.parse_known_args(argv)
+    before = argv[argv.index(given.config) - 1] if argv.index(given.config) else ""
+    if before in settings and before.startswith("--") and "=" not in before:
+        # What was taken for the recipe is the value of a setting.
+        parser.error(f"the recipe comes first: crate-mae plan RECIPE {before} {given.config} ...")
+    plain = [word for word in settings if "." not in word.partition("=")[0]]
+    parser.refuse_unknown(
+        plain, more=[*option_names(pretrain_parser()), *option_names(finetune_parser())]
+    )
+
+    from crate_mae.plan.plan import plan_run
+    from crate_mae.plan.plan_text import plan_text
+    from crate_mae.plan.recipe import parse_recipe
+
+    output = Output(given.json)
+    config = parse_recipe(given.config, settings)
+    found = plan_run(
+        config,
+        images=given.images,
+        measure=not given.no_measure,
+        tflops=given.tflops,
+        progress=lambda text: print(text, file=sys.stderr),
+    )
+    output.say(plan_text(found))
+    output.write(found.to_dict())
+    return 0
 
 
-def report(words: list[str]) -> int:
-    """The exit status of `crate-mae report`."""
+def report_parser() -> CommandParser:
+    """The parser of `crate-mae report`."""
     parser = verb_parser("report", "One HTML file that tells a whole run, complete in itself.")
     parser.add_argument("run", help="folder of a run")
     parser.add_argument("--out", metavar="FILE", help="the page (RUN/report.html)")
     parser.add_argument(
         "--no-measure", action="store_true", help="only gather what has been measured already"
     )
-    parser.add_argument(
-        "--limit", type=int, help="measure with at most this many training images (50000)"
-    )
-    parser.add_argument(
-        "--test-limit", type=int, help="measure with at most this many test images (10000)"
-    )
+    parser.add_argument("--limit", type=int, metavar="N", help="training images at most (50000)")
+    parser.add_argument("--test-limit", type=int, metavar="N", help="test images at most (10000)")
     add_device(parser)
-    given = parser.parse_args(words)
+    return parser
+
+
+def report(argv: list[str]) -> int:
+    """The exit status of `crate-mae report`."""
+    given = report_parser().read(argv)
 
     from crate_mae.report.page import write_report
 
@@ -114,44 +177,21 @@ def report(words: list[str]) -> int:
     return 0
 
 
-def plan(words: list[str]) -> int:
-    """The exit status of `crate-mae plan`."""
-    parser = verb_parser(
-        "plan",
-        "Steps, operations, memory, time and disk of a run, before it starts, on this machine."
-        " Settings are given as for crate-mae pretrain and finetune: --optim.batch_size 64 ...",
-    )
-    parser.add_argument("config", help="a recipe file, a shipped recipe's name or a run folder")
-    parser.add_argument("--images", type=int, metavar="N", help="training images (counted)")
+def demo_parser() -> CommandParser:
+    """The parser of `crate-mae demo`."""
+    parser = verb_parser("demo", "Pre-train on handwritten digits, probe, reconstruct: minutes.")
     parser.add_argument(
-        "--no-measure", action="store_true", help="arithmetic alone, without real steps"
+        "--out", metavar="FOLDER", default="runs/demo", help="run folder (runs/demo)"
     )
-    parser.add_argument(
-        "--tflops",
-        type=float,
-        metavar="N",
-        help="also the hours at this achieved rate of one device, in 10^12 operations a second",
-    )
-    parser.add_argument("--json", metavar="FILE", help="also write the plan as JSON (new file)")
-    given, settings = parser.parse_known_args(words)
-    before = words[words.index(given.config) - 1] if words.index(given.config) else ""
-    if before in settings and before.startswith("--") and "=" not in before:
-        # What was taken for the recipe is the value of a setting.
-        parser.error(f"the recipe comes first: crate-mae plan RECIPE {before} {given.config} ...")
+    return parser
 
-    from crate_mae.plan.plan import plan_run
-    from crate_mae.plan.plan_text import plan_text
-    from crate_mae.plan.recipe import parse_recipe
 
-    target = new_file(given.json)
-    config = parse_recipe(given.config, settings)
-    found = plan_run(
-        config,
-        images=given.images,
-        measure=not given.no_measure,
-        tflops=given.tflops,
-        progress=lambda text: print(text, file=sys.stderr),
-    )
-    print(plan_text(found))
-    write_json(target, found.to_dict())
-    return 0
+def demo(argv: list[str]) -> int:
+    """The exit status of `crate-mae demo`."""
+    given = demo_parser().read(argv)
+
+    from crate_mae.demo import run_demo
+
+    found = run_demo(Path(given.out))
+    print("stopped; run the demo again to go on" if found is None else found)
+    return 143 if found is None else 0

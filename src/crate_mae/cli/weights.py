@@ -1,15 +1,81 @@
-"""Verbs that hand weights on: push, convert."""
+"""Verbs about weights themselves: info, weights, push, convert."""
 
 import argparse
 import sys
 
-from crate_mae.cli.options import WEIGHTS, new_file, print_json, verb_parser
+from crate_mae.cli.options import (
+    CommandParser,
+    Output,
+    add_json,
+    add_overwrite,
+    add_weights,
+    new_file,
+    verb_parser,
+)
 
 
-def push(words: list[str]) -> int:
-    """The exit status of `crate-mae push`."""
+def info_parser() -> CommandParser:
+    """The parser of `crate-mae info`."""
+    parser = verb_parser("info", "What a weights folder holds.")
+    add_weights(parser)
+    add_json(parser, "the facts")
+    return parser
+
+
+def info(argv: list[str]) -> int:
+    """The exit status of `crate-mae info`."""
+    given = info_parser().read(argv)
+
+    from crate_mae.evaluation.backbones import describe_weights
+    from crate_mae.weights.info import weights_table
+
+    output = Output(given.json)
+    facts = describe_weights(given.weights)
+    output.say(weights_table(facts))
+    output.write(facts)
+    return 0
+
+
+def weights_parser() -> CommandParser:
+    """The parser of `crate-mae weights`."""
+    parser = verb_parser("weights", "Models that come with the package: list, card, verify.")
+    parser.add_argument("action", nargs="?", default="list", choices=["list", "card", "verify"])
+    parser.add_argument("name", nargs="?", help="of a shipped model; verify: all without a name")
+    return parser
+
+
+def weights(argv: list[str]) -> int:
+    """The exit status of `crate-mae weights`."""
+    given = weights_parser().read(argv)
+
+    from crate_mae.common.hints import did_you_mean
+    from crate_mae.weights.shipped import SHIPPED
+
+    if given.name is not None and given.name not in SHIPPED:
+        hint = did_you_mean(given.name, SHIPPED)
+        raise ValueError(f"no shipped model {given.name!r}{hint}; shipped: {', '.join(SHIPPED)}")
+    if given.action == "card" and given.name is None:
+        raise ValueError(f"name the model whose card you want: {', '.join(SHIPPED)}")
+    chosen = [SHIPPED[given.name]] if given.name else list(SHIPPED.values())
+    damaged = []
+    for one in chosen:
+        if given.action == "list":
+            print(f"{one.name:<16} {one.summary}")
+        elif given.action == "card":
+            print(one.card, end="")
+        elif faults := one.damaged():
+            damaged.append(f"{one.name} ({', '.join(faults)})")
+        else:
+            print(f"{one.name}: whole, SHA-256 {one.sha256}")
+    if damaged:
+        raise ValueError(f"other content than was shipped: {', '.join(damaged)}; install again")
+    return 0
+
+
+def push_parser() -> CommandParser:
+    """The parser of `crate-mae push`."""
     parser = verb_parser("push", "Weights with a model card to the Hugging Face Hub, or a folder.")
-    parser.add_argument("weights", help=WEIGHTS)
+    add_weights(parser)
     parser.add_argument("repo", nargs="?", metavar="OWNER/REPO", help="where they go")
     parser.add_argument("--private", action="store_true", help="only the owner can see it")
     parser.add_argument("--message", metavar="TEXT", help="of the commit")
@@ -27,16 +93,22 @@ def push(words: list[str]) -> int:
     )
     parser.add_argument("--notes", metavar="FILE", help="Markdown of your own, put into the card")
     parser.add_argument("--card", metavar="FILE", help="a card of your own in place of ours")
-    parser.add_argument("--overwrite", action="store_true", help="replace another model")
+    add_overwrite(parser, "another model")
     parser.add_argument(
         "--dry-run", action="store_true", help="list what would be sent, and send nothing"
     )
     parser.add_argument(
-        "--to-folder", metavar="DIR", help="write what would be sent into a new folder instead"
+        "--out", metavar="FOLDER", help="write what would be sent into a new folder instead"
     )
-    given = parser.parse_args(words)
-    if given.repo is None and given.to_folder is None:
-        parser.error("name OWNER/REPO, or write to a folder with --to-folder DIR")
+    return parser
+
+
+def push(argv: list[str]) -> int:
+    """The exit status of `crate-mae push`."""
+    parser = push_parser()
+    given = parser.read(argv)
+    if given.repo is None and given.out is None:
+        parser.error("name OWNER/REPO, or write to a folder with --out FOLDER")
     if given.card and (given.notes or given.results or given.data_name):
         parser.error("--card is the whole card: --notes, --results and --data-name go into ours")
 
@@ -45,11 +117,11 @@ def push(words: list[str]) -> int:
     from crate_mae.publish import hub
     from crate_mae.publish.package import build_package, check_folder, write_folder
 
-    sends = not (given.dry_run or given.to_folder)
+    sends = not (given.dry_run or given.out)
     api = HfApi()
     if given.repo is not None:
         hub.check_repository(given.repo)
-    folder = None if given.to_folder is None else check_folder(given.to_folder)
+    folder = None if given.out is None else check_folder(given.out)
     if sends:
         print(f"as {hub.check_token(api)}")
     package = build_package(
@@ -84,8 +156,8 @@ def push(words: list[str]) -> int:
     return 0
 
 
-def convert(words: list[str]) -> int:
-    """The exit status of `crate-mae convert`."""
+def convert_parser() -> CommandParser:
+    """The parser of `crate-mae convert`."""
     parser = verb_parser(
         "convert", "A published checkpoint into a weights folder; --to-reference: the way back."
     )
@@ -97,12 +169,21 @@ def convert(words: list[str]) -> int:
     )
     parser.add_argument("--num-heads", type=int, metavar="N", help="of the encoder (needed)")
     parser.add_argument("--decoder-num-heads", type=int, metavar="N", help="(as the encoder)")
-    parser.add_argument("--step-size", type=float, default=0.1, help="eta of ISTA (0.1)")
-    parser.add_argument("--sparsity", type=float, default=0.5, help="lambda of ISTA (0.5)")
+    parser.add_argument(
+        "--step-size", type=float, metavar="X", default=0.1, help="eta of ISTA (0.1)"
+    )
+    parser.add_argument(
+        "--sparsity", type=float, metavar="X", default=0.5, help="lambda of ISTA (0.5)"
+    )
     parser.add_argument(
         "--norm-pix-loss", action="store_true", help="it was trained on normalised patches"
     )
-    given = parser.parse_args(words)
+    return parser
+
+
+def convert(argv: list[str]) -> int:
+    """The exit status of `crate-mae convert`."""
+    given = convert_parser().read(argv)
     return _to_reference(given) if given.to_reference else _from_reference(given)
 
 
@@ -131,50 +212,4 @@ def _to_reference(given: argparse.Namespace) -> int:
     assert target is not None
     count = write_reference(given.source, target)
     print(f"wrote {target}: {count} tensors under the published names")
-    return 0
-
-
-def info(words: list[str]) -> int:
-    """The exit status of `crate-mae info`."""
-    parser = verb_parser("info", "What a weights folder holds.")
-    parser.add_argument("weights", help=WEIGHTS)
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    given = parser.parse_args(words)
-
-    from crate_mae.evaluation.backbones import describe_weights
-    from crate_mae.weights.info import weights_table
-
-    facts = describe_weights(given.weights)
-    print_json(facts) if given.json else print(weights_table(facts))
-    return 0
-
-
-def weights(words: list[str]) -> int:
-    """The exit status of `crate-mae weights`."""
-    parser = verb_parser("weights", "Models that come with the package: list, card, verify.")
-    parser.add_argument("action", nargs="?", default="list", choices=["list", "card", "verify"])
-    parser.add_argument("name", nargs="?", help="of a shipped model; verify: all without a name")
-    given = parser.parse_args(words)
-
-    from crate_mae.common.hints import did_you_mean
-    from crate_mae.weights.shipped import SHIPPED
-
-    if given.name is not None and given.name not in SHIPPED:
-        hint = did_you_mean(given.name, SHIPPED)
-        raise ValueError(f"no shipped model {given.name!r}{hint}; shipped: {', '.join(SHIPPED)}")
-    if given.action == "card" and given.name is None:
-        raise ValueError(f"name the model whose card you want: {', '.join(SHIPPED)}")
-    chosen = [SHIPPED[given.name]] if given.name else list(SHIPPED.values())
-    damaged = []
-    for one in chosen:
-        if given.action == "list":
-            print(f"{one.name:<16} {one.summary}")
-        elif given.action == "card":
-            print(one.card, end="")
-        elif faults := one.damaged():
-            damaged.append(f"{one.name} ({', '.join(faults)})")
-        else:
-            print(f"{one.name}: whole, SHA-256 {one.sha256}")
-    if damaged:
-        raise ValueError(f"other content than was shipped: {', '.join(damaged)}; install again")
     return 0

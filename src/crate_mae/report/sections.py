@@ -228,7 +228,7 @@ def measuring_commands(run: Run) -> list[str]:
     folder = _folder(run)
     other, split = run.looked_at
     looked_at = str(other or address)
-    chosen = ["--data-split", str(split)] if split else []
+    chosen = ["--split", str(split)] if split else []
     lines = [
         _line(
             "analyze", folder, looked_at, *chosen, "--limit", str(ANALYSED),

@@ -161,7 +161,7 @@ class HeldOut:
 def held_out(run: Run, count: int) -> HeldOut:
     """A random choice of the images a run validates on, or tests on when it is supervised.
 
-    Training images where it has neither. Of a named split they are those that `--data-split` and
+    Training images where it has neither. Of a named split they are those that `--split` and
     `--limit` choose on the command line.
     Raises ValueError for streams and for data that no address can open again, and what opening
     raises.

@@ -1,7 +1,6 @@
 """YAML recipes and `--key.sub value` into a checked configuration."""
 
 import json
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from crate_mae.batches.config import (
     Masking,
     SupervisedAugment,
 )
-from crate_mae.common.hints import did_you_mean
+from crate_mae.common.hints import did_you_mean, option_names, refuse_arguments
 from crate_mae.models.config import PRESETS, ModelConfig
 from crate_mae.training.config import (
     CheckpointConfig,
@@ -34,15 +33,11 @@ ConfigT = TypeVar("ConfigT")
 
 
 class SettingsParser(ArgumentParser):
-    """A parser whose errors are one line: what is wrong, and the nearest known name."""
+    """A parser whose errors are two lines: what is wrong, with the nearest known name, and help."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End the process with status 2."""
-        known = [option for action in self._actions for option in action.option_strings]
-        hints = [did_you_mean(word, known) for word in message.split() if word.startswith("--")]
-        print(f"error: {message}{''.join(hints[:1])}", file=sys.stderr)
-        print(f"       {self.prog} --help lists every setting", file=sys.stderr)
-        raise SystemExit(2)
+        refuse_arguments(self.prog, message, option_names(self))
 
 
 def recipe(name: str) -> Path:
@@ -68,7 +63,11 @@ def pretrain_parser() -> SettingsParser:
         example="digits",
     )
     parser.add_argument(
-        "--init-from", type=str, default=None, help="weights that a new run starts from"
+        "--init-from",
+        type=str,
+        default=None,
+        metavar="WEIGHTS",
+        help="weights that a new run starts from",
     )
     parser.add_class_arguments(PretrainConfig, None)
     return parser
@@ -96,16 +95,27 @@ def finetune_parser() -> SettingsParser:
 
 def _run_parser(prog: str, description: str, *, example: str) -> SettingsParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = SettingsParser(prog=prog, description=description)
+    parser = SettingsParser(
+        prog=prog, description=description, allow_abbrev=False, print_config="--print-%s"
+    )
     parser.add_argument(
         "--config",
         action="config",
+        metavar="FILE|NAME",
         help=f"a recipe file, or the name of a shipped one, such as {example}",
     )
-    parser.add_argument("--out", type=str, default=None, help="run folder; default runs/NAME")
-    parser.add_argument("--resume", type=str, default=None, help="run folder to continue exactly")
     parser.add_argument(
-        "--stop-after", type=int, default=None, help="save and leave after so many steps"
+        "--out", type=str, default=None, metavar="FOLDER", help="run folder (runs/NAME)"
+    )
+    parser.add_argument(
+        "--resume", type=str, default=None, metavar="FOLDER", help="run folder to continue exactly"
+    )
+    parser.add_argument(
+        "--stop-after",
+        type=int,
+        default=None,
+        metavar="N",
+        help="save and leave after so many steps",
     )
     return parser
 

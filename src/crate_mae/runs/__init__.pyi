@@ -1,0 +1,3 @@
+from .contents import Run as Run
+from .contents import read_run as read_run
+from .measure_missing import complete_run as complete_run
