@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_cases import GREY, MODEL, Pictures, write_shards
+from data_cases import GREY, MODEL, Pictures, bicubic, write_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -159,6 +159,21 @@ def test_resized_crops_are_those_of_torchvision(stored: tuple[int, int], device:
             image, *cut, [24, 16], interpolation=InterpolationMode.BICUBIC, antialias=True
         )
         assert (made.int() - expected.int()).abs().max() <= 2
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 1), (1, 4)])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("stored", [(1, 1), (2, 2), (1, 3), (5, 2)])
+def test_crops_of_small_images_are_the_bicubic_kernel(
+    stored: tuple[int, int], channels: int, size: tuple[int, int]
+) -> None:
+    images, index = _bytes(16, stored, channels=channels), torch.arange(16)
+    found = augmented(images, index, Augment(flip=False), size, 7, 8)
+    places = _crops(uniform(index, 1 + 4 * TRIES, AUGMENT, 7, 8)[:, 1:], stored, 0.2)
+    for image, made, *place in zip(images, found, *places, strict=True):
+        top, left, height, width = (int(value) for value in place)
+        truth = bicubic(image[:, top : top + height, left : left + width], size)
+        torch.testing.assert_close(made.double(), truth, atol=1, rtol=0)
 
 
 def test_float_images_are_cropped_as_torchvision_does_and_keep_their_range() -> None:
