@@ -1,6 +1,6 @@
 """Fixtures of all tests: writers of small image files, and one thread."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-Encode = Callable[..., bytes]
-MakeImage = Callable[..., Image.Image]
+from source_cases import Encode, MakeImage, Write
 
 
 @pytest.fixture
@@ -42,7 +40,7 @@ def encode(make_image: MakeImage) -> Encode:
 
 
 @pytest.fixture
-def write(tmp_path: Path, encode: Encode) -> Callable[..., Path]:
+def write(tmp_path: Path, encode: Encode) -> Write:
     """Write an image file below tmp_path: write("a/b.png", (height, width), ...)."""
 
     def to_file(name: str, image: object = (4, 5), kind: str = "PNG", **options: object) -> Path:
@@ -52,6 +50,12 @@ def write(tmp_path: Path, encode: Encode) -> Callable[..., Path]:
         return path
 
     return to_file
+
+
+@pytest.fixture
+def pictures(encode: Encode) -> list[bytes]:
+    """The bytes of four image files of 4 x 5 pixels."""
+    return [encode((4, 5), seed=seed) for seed in range(4)]
 
 
 @pytest.fixture(autouse=True)

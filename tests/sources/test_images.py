@@ -3,7 +3,6 @@
 import pickle
 import struct
 import zlib
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from source_cases import Encode, MakeImage
 
 from crate_mae.sources.images import (
     MAX_PIXELS_VARIABLE,
@@ -24,9 +24,6 @@ from crate_mae.sources.images import (
     readable_formats,
     to_channels,
 )
-
-Encode = Callable[..., bytes]
-MakeImage = Callable[..., Image.Image]
 
 
 def _png_header(width: int, height: int) -> bytes:
