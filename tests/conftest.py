@@ -58,6 +58,16 @@ def pictures(encode: Encode) -> list[bytes]:
     return [encode((4, 5), seed=seed) for seed in range(4)]
 
 
+@pytest.fixture
+def svg_words() -> Iterator[None]:
+    """Words in SVG files stay text."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcParams["svg.fonttype"] = "none"
+        yield
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Tiny models run fastest on one thread, and sums then keep one order."""
