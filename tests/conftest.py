@@ -1,5 +1,7 @@
-"""Fixtures of all tests: writers of small image files, and one thread."""
+"""Fixtures of all tests: writers of small image files, and one thread; property tests' settings."""
 
+import os
+import tempfile
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -7,8 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+from hypothesis.configuration import set_hypothesis_home_dir
 from PIL import Image
 from source_cases import Encode, MakeImage, Write
+
+# A slow or busy machine is no fault of what is tested, and a test's outcome does not depend on the
+# tests of yesterday; the seed of a failure is printed, and --hypothesis-seed repeats it.
+settings.register_profile(
+    "anywhere", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("anywhere")
+set_hypothesis_home_dir(Path(tempfile.gettempdir()) / f"hypothesis-{os.getuid()}")
 
 
 @pytest.fixture

@@ -70,7 +70,6 @@ def _splitmix(index: int, count: int, *key: int) -> list[int]:
     index=st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5),
     key=st.lists(st.integers(0, 2**40), min_size=1, max_size=3),
 )
-@settings(deadline=None)
 def test_numbers_are_those_of_the_definition(device: str, index: list[int], key: list[int]) -> None:
     found = numbers(torch.tensor(index, device=device), 4, *key).cpu().tolist()
     assert found == [_splitmix(i, 4, *key) for i in index]
@@ -98,7 +97,7 @@ def test_uniform_numbers_are_uniform_and_unrelated() -> None:
     ratio=st.floats(0.1, 0.9),
     seed=st.integers(0, 2**31),
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_random_masks_keep_as_many_as_the_rule(
     device: str, rows: int, columns: int, ratio: float, seed: int
 ) -> None:
@@ -211,7 +210,7 @@ def test_crops_have_the_published_areas_and_shapes() -> None:
     height=st.integers(1, 12), width=st.integers(1, 12), padding=st.integers(0, 14),
     flip=st.booleans(), seed=st.integers(0, 1000),
 )  # fmt: skip
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_padded_crops_are_windows_of_the_reflected_image(
     device: str, height: int, width: int, padding: int, flip: bool, seed: int
 ) -> None:

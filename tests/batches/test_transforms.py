@@ -78,7 +78,7 @@ def test_fit_leaves_an_image_of_the_right_size_alone() -> None:
     assert fit(image, (6, 5)) is image
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     source=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     size=st.tuples(st.integers(1, 24), st.integers(1, 24)),

@@ -56,7 +56,7 @@ def _expected(array: np.ndarray) -> np.ndarray:
     return (array / 65535 if array.dtype == np.uint16 else array).astype(np.float32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     layout=st.sampled_from(["HW", "HWC", "CHW"]),
     number=st.integers(1, 3),

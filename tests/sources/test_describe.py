@@ -37,7 +37,7 @@ def _pixels(images: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([image.reshape(len(image), -1) for image in scaled], axis=1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     shapes=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=5),
     channels=st.integers(1, 5),

@@ -268,7 +268,7 @@ def _assert_one_line(reason: str) -> None:
     assert "\n" not in reason
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     kind=st.sampled_from(_KINDS),
     changes=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=8),
@@ -292,7 +292,7 @@ def test_damaged_bytes_give_an_image_or_a_reason_and_nothing_else(
         assert image.isfinite().all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(height=st.integers(1, 40), width=st.integers(1, 40), channels=st.sampled_from([1, 3]))
 def test_any_shape_survives_a_round_trip(height: int, width: int, channels: int) -> None:
     shape = (height, width, channels)

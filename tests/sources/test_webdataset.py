@@ -89,7 +89,7 @@ def test_samples_of_different_shards_are_mixed(
     assert jumps(_names(_read(source))) == 5  # one buffered record: whole shards follow each other
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     world_size=st.integers(1, 3),
     num_workers=st.integers(1, 2),
