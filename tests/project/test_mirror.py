@@ -1,5 +1,6 @@
 """Tests lie where their subject lies: a folder for each package, a file named after its module."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,13 @@ def test_every_test_is_named_after_its_module(path: Path) -> None:
         assert any(name == module or name.startswith(f"{module}_") for module in known), (
             f"{path} begins with no module's name: {', '.join(sorted(known))}"
         )
+
+
+def test_tests_that_documents_name_exist() -> None:
+    named = {
+        name
+        for page in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
+        for name in re.findall(r"`tests/([\w/]+\.py)`", page.read_text(encoding="utf-8"))
+    }
+    assert named
+    assert named <= {path.as_posix() for path in FILES}
