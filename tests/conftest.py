@@ -1,16 +1,26 @@
-"""Fixtures of all tests: writers of small image files, and one thread."""
+"""Fixtures of all tests: writers of small image files, and one thread; property tests' settings."""
 
-from collections.abc import Callable, Iterator
+import os
+import tempfile
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+from hypothesis.configuration import set_hypothesis_home_dir
 from PIL import Image
+from source_cases import Encode, MakeImage, Write
 
-Encode = Callable[..., bytes]
-MakeImage = Callable[..., Image.Image]
+# A slow or busy machine is no fault of what is tested, and a test's outcome does not depend on the
+# tests of yesterday; the seed of a failure is printed, and --hypothesis-seed repeats it.
+settings.register_profile(
+    "anywhere", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("anywhere")
+set_hypothesis_home_dir(Path(tempfile.gettempdir()) / f"hypothesis-{os.getuid()}")
 
 
 @pytest.fixture
@@ -42,7 +52,7 @@ def encode(make_image: MakeImage) -> Encode:
 
 
 @pytest.fixture
-def write(tmp_path: Path, encode: Encode) -> Callable[..., Path]:
+def write(tmp_path: Path, encode: Encode) -> Write:
     """Write an image file below tmp_path: write("a/b.png", (height, width), ...)."""
 
     def to_file(name: str, image: object = (4, 5), kind: str = "PNG", **options: object) -> Path:
@@ -52,6 +62,22 @@ def write(tmp_path: Path, encode: Encode) -> Callable[..., Path]:
         return path
 
     return to_file
+
+
+@pytest.fixture
+def pictures(encode: Encode) -> list[bytes]:
+    """The bytes of four image files of 4 x 5 pixels."""
+    return [encode((4, 5), seed=seed) for seed in range(4)]
+
+
+@pytest.fixture
+def svg_words() -> Iterator[None]:
+    """Words in SVG files stay text."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcParams["svg.fonttype"] = "none"
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -170,7 +170,7 @@ def test_wrong_masking_is_refused() -> None:
 # Order
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     num_samples=st.integers(24, 80),
     split=st.sampled_from([(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (1, 4), (3, 2), (2, 6)]),
@@ -216,7 +216,7 @@ def test_a_step_sees_the_same_samples_on_any_devices(
     assert all(0 <= index < num_samples for _, index in keys)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     num_samples=st.integers(12, 60),
     batch_size=st.integers(1, 3),

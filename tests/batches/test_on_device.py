@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_cases import GREY, MODEL, Pictures, write_shards
+from data_cases import GREY, MODEL, Pictures, bicubic, write_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -70,7 +70,6 @@ def _splitmix(index: int, count: int, *key: int) -> list[int]:
     index=st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5),
     key=st.lists(st.integers(0, 2**40), min_size=1, max_size=3),
 )
-@settings(deadline=None)
 def test_numbers_are_those_of_the_definition(device: str, index: list[int], key: list[int]) -> None:
     found = numbers(torch.tensor(index, device=device), 4, *key).cpu().tolist()
     assert found == [_splitmix(i, 4, *key) for i in index]
@@ -98,7 +97,7 @@ def test_uniform_numbers_are_uniform_and_unrelated() -> None:
     ratio=st.floats(0.1, 0.9),
     seed=st.integers(0, 2**31),
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_random_masks_keep_as_many_as_the_rule(
     device: str, rows: int, columns: int, ratio: float, seed: int
 ) -> None:
@@ -161,6 +160,21 @@ def test_resized_crops_are_those_of_torchvision(stored: tuple[int, int], device:
         assert (made.int() - expected.int()).abs().max() <= 2
 
 
+@pytest.mark.parametrize("size", [(1, 1), (4, 1), (1, 4)])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("stored", [(1, 1), (2, 2), (1, 3), (5, 2)])
+def test_crops_of_small_images_are_the_bicubic_kernel(
+    stored: tuple[int, int], channels: int, size: tuple[int, int]
+) -> None:
+    images, index = _bytes(16, stored, channels=channels), torch.arange(16)
+    found = augmented(images, index, Augment(flip=False), size, 7, 8)
+    places = _crops(uniform(index, 1 + 4 * TRIES, AUGMENT, 7, 8)[:, 1:], stored, 0.2)
+    for image, made, *place in zip(images, found, *places, strict=True):
+        top, left, height, width = (int(value) for value in place)
+        truth = bicubic(image[:, top : top + height, left : left + width], size)
+        torch.testing.assert_close(made.double(), truth, atol=1, rtol=0)
+
+
 def test_float_images_are_cropped_as_torchvision_does_and_keep_their_range() -> None:
     images, index = _bytes(16, (20, 20), channels=5).float() / 255, torch.arange(16)
     found = augmented(images, index, Augment(flip=False), (12, 12), 1, 1)
@@ -196,7 +210,7 @@ def test_crops_have_the_published_areas_and_shapes() -> None:
     height=st.integers(1, 12), width=st.integers(1, 12), padding=st.integers(0, 14),
     flip=st.booleans(), seed=st.integers(0, 1000),
 )  # fmt: skip
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_padded_crops_are_windows_of_the_reflected_image(
     device: str, height: int, width: int, padding: int, flip: bool, seed: int
 ) -> None:

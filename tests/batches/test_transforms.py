@@ -1,15 +1,19 @@
 """Fitting, random changes and normalisation, against numpy and Pillow."""
 
+import itertools
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from data_cases import bicubic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
 
 from crate_mae.batches.config import Augment, AugmentKind
 from crate_mae.batches.transforms import denormalise, fit, normalise, prepare, training_transform
@@ -74,7 +78,7 @@ def test_fit_leaves_an_image_of_the_right_size_alone() -> None:
     assert fit(image, (6, 5)) is image
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     source=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     size=st.tuples(st.integers(1, 24), st.integers(1, 24)),
@@ -92,6 +96,91 @@ def test_fit_of_any_image(
     assert fitted.min() >= image.min() or as_bytes
     assert fitted.max() <= image.max() or as_bytes
     assert torch.equal(fitted, fit(image, size))
+
+
+SMALL = (1, 2, 3, 5, 8)
+
+
+def _layouts(image: Tensor) -> Iterator[Tensor]:
+    """The same image (C, H, W) as it can lie in memory."""
+    channels, height, width = image.shape
+    yield image.contiguous()
+    yield image.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # as a decoder gives it
+    room = torch.zeros(channels + 1, height + 2, width + 2, dtype=image.dtype)
+    inside = room[:channels, 1:-1, 1:-1]  # a window on a larger image
+    inside.copy_(image)
+    yield inside
+
+
+def _assert_resized(found: Tensor, truth: Tensor, image: Tensor) -> None:
+    """Bytes may be two levels off, as torch rounds its weights too; floats stay in their range."""
+    assert found.shape == truth.shape
+    assert found.dtype == image.dtype
+    if image.dtype != torch.uint8:
+        truth = truth.clamp(image.double().min(), image.double().max())
+    atol = {torch.uint8: 2.0, torch.float32: 1e-5, torch.float64: 1e-12}[image.dtype]
+    torch.testing.assert_close(found.double(), truth, atol=atol, rtol=0)
+
+
+def test_a_colour_image_of_four_pixels_fits_into_one() -> None:
+    image = _image(2, 2)
+    _assert_resized(fit(image, (1, 1)), bicubic(image, (1, 1)), image)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+def test_fit_of_small_images_is_the_bicubic_kernel(channels: int, dtype: torch.dtype) -> None:
+    for (height, width), size in itertools.product(
+        itertools.product(SMALL, SMALL), [(1, 1), (2, 1), (7, 1), (1, 2), (1, 7), (3, 3)]
+    ):
+        image = _image(height, width, channels)
+        image = image if dtype == torch.uint8 else image.to(dtype) / 255
+        scale = max(size[0] / height, size[1] / width)
+        scaled = max(size[0], round(height * scale)), max(size[1], round(width * scale))
+        # As torchvision does it: the middle, to the nearest even number of pixels cut off before.
+        top, left = (round((s - t) / 2) for s, t in zip(scaled, size, strict=True))
+        truth = bicubic(image, scaled)[:, top : top + size[0], left : left + size[1]]
+        for laid_out in _layouts(image):
+            _assert_resized(fit(laid_out, size), truth, image)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_random_crops_of_small_images_are_the_bicubic_kernel(
+    channels: int, dtype: torch.dtype
+) -> None:
+    for (height, width), size in itertools.product(
+        itertools.product(SMALL, SMALL), [(1, 1), (4, 1), (1, 4), (3, 3)]
+    ):
+        image = _image(height, width, channels)
+        image = image if dtype == torch.uint8 else image.to(dtype) / 255
+        torch.manual_seed(height * width)
+        drawn = v2.RandomResizedCrop(size, scale=(0.2, 1.0)).make_params([image])
+        top, left = drawn["top"], drawn["left"]
+        part = image[:, top : top + drawn["height"], left : left + drawn["width"]]
+        transform = training_transform(Augment(min_scale=0.2, flip=False), size)
+        for laid_out in _layouts(image):
+            torch.manual_seed(height * width)
+            changed = transform(laid_out)
+            _assert_resized(changed, bicubic(part, size), image)
+
+
+@pytest.mark.parametrize("as_bytes", [True, False])
+def test_random_crops_are_those_of_torchvision(as_bytes: bool) -> None:
+    image = _image(31, 23) if as_bytes else _image(31, 23).float() / 255
+    ours = training_transform(Augment(min_scale=0.3, flip=False), (9, 8))
+    theirs = v2.RandomResizedCrop(
+        (9, 8), scale=(0.3, 1.0), interpolation=InterpolationMode.BICUBIC, antialias=True
+    )
+    for seed in range(20):
+        torch.manual_seed(seed)
+        changed, following = ours(image), torch.rand(1)
+        torch.manual_seed(seed)
+        expected = theirs(image)
+        if not as_bytes:
+            expected = expected.clamp(float(image.min()), float(image.max()))
+        assert torch.equal(changed, expected)
+        assert torch.equal(following, torch.rand(1))
 
 
 def test_fit_keeps_the_aspect_ratio() -> None:

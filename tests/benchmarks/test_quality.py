@@ -154,11 +154,11 @@ def test_a_command_that_cannot_be_made_fails_alone_and_nothing_is_left_running(
         raise RuntimeError("a fault of ours")
 
     mark = tmp_path / "mark"
-    slow = job("slow", tmp_path, f"import time\ntime.sleep(3)\nopen({str(mark)!r}, 'w')")
+    slow = job("slow", tmp_path, f"import time\ntime.sleep(1)\nopen({str(mark)!r}, 'w')")
     wrong = Job(name="wrong", outcome=tmp_path / "never", command=broken)
     with pytest.raises(RuntimeError, match="a fault of ours"):
         run_jobs([slow, wrong], workers=2, threads=1, logs=tmp_path, poll=0.01)
-    time.sleep(3.5)
+    time.sleep(2)
     assert not mark.exists()
 
 
@@ -446,9 +446,7 @@ TINY = {
     "models": {"crate": {}, "vitmae-same": {"vitmae": "configuration"}},
     "seeds": [0],
     "search": {"rates": [1e-2], "settings": {}},
-    "ablations": {"settings": {}, "variants": {
-        "base": {}, "tied": {"model.output_projection": "tied"}, "skip": {"alter": "skip"},
-    }},
+    "ablations": {"settings": {}, "variants": {"base": {}, "skip": {"alter": "skip"}}},
     "finetune": {"recipe": "finetune-cifar10-small", "shares": {}},
     "measure": {"completions": 8},
 }  # fmt: skip
@@ -463,7 +461,6 @@ def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
     slow = [
         "compared/crate-0/",
         "compared/vitmae-same-0/",
-        "ablations/tied/probe",
         "ablations/skip/probe",
         "ablations/base/",
     ]
@@ -501,7 +498,7 @@ def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
     rates = found["search"]["crate"]
     best = min(rates, key=lambda rate: float(rates[rate]))
     assert crate["base_lr"] == float(best)
-    assert found["ablations"]["tied"]["psnr"] > 0
+    assert found["ablations"]["skip"]["psnr"] > 0
     cost = {name: facts.get("pflops") for name, facts in found["ablations"].items()}
     assert cost["skip"] == cost["base"]  # counted by who altered it: additions are no products
     assert found["ablations"]["skip"]["parameters"] == found["ablations"]["base"]["parameters"]

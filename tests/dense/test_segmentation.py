@@ -27,7 +27,7 @@ from crate_mae.dense.token_maps import TokenMap
 from crate_mae.models.config import Preprocess
 from crate_mae.sources.inputs import open_images
 
-some = settings(max_examples=60, deadline=None, derandomize=True)
+some = settings(max_examples=60)
 
 
 def between_by_loops(values: list[float], threshold: float) -> float:

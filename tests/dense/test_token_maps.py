@@ -63,7 +63,7 @@ def test_subspace_coordinates_by_loops() -> None:
                     )
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(
     grid=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     stride=st.tuples(st.integers(1, 4), st.integers(1, 6)),

@@ -146,7 +146,7 @@ def test_equal_votes_go_to_the_lowest_class() -> None:
     assert [answers[k].item() for k in (1, 2, 4)] == [3, 1, 1]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.lists(st.integers(-1, 1), min_size=2, max_size=2), min_size=1, max_size=25),
     st.integers(1, 25),

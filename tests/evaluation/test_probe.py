@@ -337,7 +337,7 @@ def test_wilson_by_its_defining_equation() -> None:
                 assert distance == pytest.approx(1.959964, abs=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     labels=st.lists(st.integers(0, 4), min_size=1, max_size=80),
     share=st.floats(0.01, 0.9),

@@ -223,7 +223,7 @@ def test_true_statistics_undo_the_target() -> None:
     torch.testing.assert_close(model.target(images) * spread + mean, plain)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     grid=st.tuples(st.integers(1, 6), st.integers(2, 6)),
     patch_hw=st.tuples(st.integers(1, 5), st.integers(1, 5)),
@@ -326,7 +326,7 @@ def baselines_by_loops(targets: Tensor, mask: Tensor, channels: int) -> tuple[fl
     return float(np.mean(by_colour)), float(np.mean(by_patch))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     batch=st.integers(1, 4),
     pixels=st.integers(1, 6),

@@ -3,7 +3,6 @@
 import io
 import json
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from source_cases import Encode, Items, Write
 
 import crate_mae.sources.describe as report_module
 from crate_mae.sources.address import open_source
@@ -21,23 +21,9 @@ from crate_mae.sources.describe import PixelStatistics, describe_source, measure
 from crate_mae.sources.torch_datasets import wrap_dataset
 from crate_mae.sources.webdataset import StreamSource
 
-Encode = Callable[..., bytes]
-Write = Callable[..., Path]
-
-
-class _Images(torch.utils.data.Dataset[Any]):
-    def __init__(self, images: list[Any]) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.images[index]
-
 
 def _wrapped(images: list[Any]) -> ImageSource:
-    return wrap_dataset(_Images(images))
+    return wrap_dataset(Items(images))
 
 
 def _random_images(shapes: list[tuple[int, int]], channels: int = 3) -> list[np.ndarray]:
@@ -51,7 +37,7 @@ def _pixels(images: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([image.reshape(len(image), -1) for image in scaled], axis=1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     shapes=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=5),
     channels=st.integers(1, 5),
@@ -93,7 +79,7 @@ def test_measure_statistics_after_a_change_of_channels() -> None:
     luma = np.asarray(Image.fromarray(colour.transpose(1, 2, 0)).convert("L"))
     mean, _ = measure_statistics(source, channels=1)
     np.testing.assert_allclose(mean, _pixels([luma[None], grey]).mean(), atol=1e-12)
-    with pytest.raises(ValueError, match="dataset:_Images, _images/000000: an image of 3 channels"):
+    with pytest.raises(ValueError, match="dataset:Items, items/000000: an image of 3 channels"):
         measure_statistics(source, channels=5)
 
 
@@ -191,7 +177,7 @@ def test_a_limited_report_says_so() -> None:
 
 def test_a_class_without_images_is_listed() -> None:
     image = torch.zeros(3, 4, 4, dtype=torch.uint8)
-    items: Any = _Images([(image, 0), (image, -1)])
+    items: Any = Items([(image, 0), (image, -1)])
     report = describe_source(wrap_dataset(items, class_names=["here", "nowhere"]))
     assert report.classes == {"here": 1, "nowhere": 0}
     assert report.unlabelled == 1

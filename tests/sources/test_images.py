@@ -3,7 +3,6 @@
 import pickle
 import struct
 import zlib
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from source_cases import Encode, MakeImage
 
 from crate_mae.sources.images import (
     MAX_PIXELS_VARIABLE,
@@ -24,9 +24,6 @@ from crate_mae.sources.images import (
     readable_formats,
     to_channels,
 )
-
-Encode = Callable[..., bytes]
-MakeImage = Callable[..., Image.Image]
 
 
 def _png_header(width: int, height: int) -> bytes:
@@ -271,7 +268,7 @@ def _assert_one_line(reason: str) -> None:
     assert "\n" not in reason
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     kind=st.sampled_from(_KINDS),
     changes=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=8),
@@ -295,7 +292,7 @@ def test_damaged_bytes_give_an_image_or_a_reason_and_nothing_else(
         assert image.isfinite().all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(height=st.integers(1, 40), width=st.integers(1, 40), channels=st.sampled_from([1, 3]))
 def test_any_shape_survives_a_round_trip(height: int, width: int, channels: int) -> None:
     shape = (height, width, channels)

@@ -1,6 +1,5 @@
 """Files, folders and addresses as a command line names them, and masks drawn as pictures."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +7,13 @@ import pytest
 import torch
 from data_cases import MODEL, write_shards
 from PIL import Image
+from source_cases import Write
 
 from crate_mae.evaluation.reconstruction import pixel_mask
 from crate_mae.models.config import ModelConfig
 from crate_mae.sources.address import is_address
 from crate_mae.sources.images import UnreadableImage
 from crate_mae.sources.inputs import open_images
-
-Write = Callable[..., Path]
 
 
 def test_addresses_are_told_from_paths() -> None:

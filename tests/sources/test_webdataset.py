@@ -6,7 +6,7 @@ import pickle
 import shutil
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from source_cases import Encode
 
 import crate_mae.sources.webdataset as streams
 from crate_mae.sources.address import open_source
@@ -24,8 +25,6 @@ from crate_mae.sources.splits import match_split, select_shards
 from crate_mae.sources.webdataset import StreamSource, decode_record
 
 pytest.importorskip("webdataset")
-
-Encode = Callable[..., bytes]
 
 
 def _write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
@@ -91,7 +90,7 @@ def test_samples_of_different_shards_are_mixed(
     assert jumps(_names(_read(source))) == 5  # one buffered record: whole shards follow each other
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     world_size=st.integers(1, 3),
     num_workers=st.integers(1, 2),

@@ -77,7 +77,7 @@ def log_probability(density: Distribution, x: Tensor) -> Tensor:
 # --- subspaces and tokens ---------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     size=st.integers(1, 4),
     count=st.integers(1, 5),

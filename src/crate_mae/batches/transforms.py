@@ -20,13 +20,8 @@ def training_transform(augment: Augment, size: tuple[int, int]) -> v2.Transform:
     """A transform of images (C, H, W) to (C, *size); it draws from torch's global generator."""
     steps: list[v2.Transform] = []
     if augment.kind == "resized_crop":
-        crop = v2.RandomResizedCrop(
-            size,
-            scale=(augment.min_scale, 1.0),
-            interpolation=InterpolationMode.BICUBIC,
-            antialias=True,
-        )
-        steps.append(v2.Lambda(partial(_cropped, crop=crop)))
+        crop = v2.RandomResizedCrop(size, scale=(augment.min_scale, 1.0))
+        steps.append(v2.Lambda(partial(_cropped, crop=crop, size=size)))
     else:
         steps.append(v2.Lambda(partial(fit, size=size)))  # picklable, for workers
         if augment.kind == "pad_crop":
@@ -84,9 +79,8 @@ def fit(image: Tensor, size: tuple[int, int]) -> Tensor:
     if (height, width) == size:
         return image
     scale = max(size[0] / height, size[1] / width)
-    scaled = [max(size[0], round(height * scale)), max(size[1], round(width * scale))]
-    resized = tv.resize(image, scaled, interpolation=InterpolationMode.BICUBIC, antialias=True)
-    centre: Tensor = tv.center_crop(resized, list(size))
+    scaled = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
+    centre: Tensor = tv.center_crop(_resized(image, scaled), list(size))
     return _within_range(centre, image)
 
 
@@ -121,8 +115,32 @@ def _rand_augmented(image: Tensor, of_bytes: v2.Transform, of_floats: v2.Transfo
     return changed
 
 
-def _cropped(image: Tensor, crop: v2.Transform) -> Tensor:
-    return _within_range(crop(image), image)
+def _cropped(image: Tensor, crop: v2.RandomResizedCrop, size: tuple[int, int]) -> Tensor:
+    part = tv.crop(image, **crop.make_params([image]))
+    return _within_range(_resized(part, size), image)
+
+
+def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """An image (C, H, W) of another size (C, *size), bicubic with antialiasing.
+
+    Torch cannot make images that are one pixel wide of images of another height: most values come
+    out wrong without a word, and one pixel of three bytes ends in an internal assertion. Each axis
+    of these is resized by itself, in the same order, and beside a copy, so that torch never makes
+    a single pixel in the first step nor a single column in the second. All that torch makes right
+    keeps its value.
+    """
+    if size[1] > 1:
+        return _bicubic(image, size)
+    height = image.shape[-2]
+    column = _bicubic(image.repeat(1, 2, 1), (2 * height, 1))[:, :height]
+    return _bicubic(column.repeat(1, 1, 2), (size[0], 2))[..., :1]
+
+
+def _bicubic(image: Tensor, size: tuple[int, int]) -> Tensor:
+    resized: Tensor = tv.resize(
+        image, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True
+    )
+    return resized
 
 
 def _within_range(resized: Tensor, image: Tensor) -> Tensor:

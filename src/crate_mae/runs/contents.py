@@ -1,23 +1,18 @@
 """What a run folder says, read as it is: a missing or damaged file is told of, never fatal."""
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from crate_mae.evaluation.backbones import describe_weights
+from crate_mae.training.metrics_log import JSONL, read_metrics
+from crate_mae.training.run_folder import CONFIG, load_config_values
 from crate_mae.weights.weights_folder import weights_hash
-from crate_mae.training.run_folder import CONFIG
-from crate_mae.training.run_folder import load_config_values
-from crate_mae.training.metrics_log import JSONL
-from crate_mae.training.metrics_log import read_metrics
 from crate_mae.whitebox.table import JSON as LAYERS
-from crate_mae.whitebox.table import Measurement
-from crate_mae.whitebox.table import read_table
-from typing import Any
-from collections.abc import Sequence
-from typing import TypeGuard
-import math
+from crate_mae.whitebox.table import Measurement, read_table
 
 EVALUATION, RECONSTRUCTION, ANALYSIS = "evaluation.json", "reconstruction.json", "analysis"
 SHEET = "reconstruction.png"

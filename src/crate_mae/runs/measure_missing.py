@@ -3,31 +3,20 @@
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from crate_mae.analysis import RANDOM
-from crate_mae.analysis import analyse_subjects
-from crate_mae.analysis import open_subjects
+from crate_mae.analysis import RANDOM, analyse_subjects, open_subjects
+from crate_mae.batches.config import VALIDATION_SEED
+from crate_mae.common.files import write_atomically
 from crate_mae.evaluation.compare import compare_models
 from crate_mae.evaluation.reconstruction import reconstruct_source
 from crate_mae.evaluation.rows import comparison_table
 from crate_mae.figures.reconstruction_sheet import draw_reconstruction
-from crate_mae.common.files import write_atomically
-from crate_mae.weights.weights_folder import load_autoencoder
-from crate_mae.weights.weights_folder import weights_hash
-from crate_mae.runs.contents import ANALYSIS
-from crate_mae.runs.contents import EVALUATION
-from crate_mae.runs.contents import RECONSTRUCTION
-from crate_mae.runs.contents import SHEET
-from crate_mae.runs.contents import Run
-from crate_mae.runs.contents import read_results
-from crate_mae.sources.base import ImageSource
-from dataclasses import dataclass
-from crate_mae.runs.contents import Run
-from crate_mae.batches.config import VALIDATION_SEED
-from crate_mae.sources.base import random_subset
+from crate_mae.runs.contents import ANALYSIS, EVALUATION, RECONSTRUCTION, SHEET, Run, read_results
+from crate_mae.sources.address import open_pair, open_source
+from crate_mae.sources.base import ImageSource, random_subset
 from crate_mae.sources.splits import split_off
-from crate_mae.sources.address import open_pair
-from crate_mae.sources.address import open_source
+from crate_mae.weights.weights_folder import load_autoencoder, weights_hash
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,167 @@
+"""Tables of encoded images."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from source_cases import labels_of, opened, picture_table
+
+from crate_mae.sources import parquet as tables
+from crate_mae.sources.address import open_source
+from crate_mae.sources.images import UnreadableImage, decode_image
+
+
+@pytest.mark.parametrize("struct", [True, False])
+def test_parquet_columns_are_found_by_type(
+    tmp_path: Path, pictures: list[bytes], struct: bool
+) -> None:
+    table = picture_table(
+        pictures, struct=struct, kind=[1, 0, None, 1], text=list("abcd"), id=[5, 6, 7, 8]
+    )
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=2)
+    source = opened(f"parquet:{tmp_path / 'x.parquet'}")
+    assert source.class_names == ("0", "1")
+    assert labels_of(source) == [1, 0, None, 1]
+    sample = source.load(3)
+    assert (sample.name, sample.label) == ("x.parquet/000003", 1)
+    assert torch.equal(sample.image, decode_image(pictures[3], "x"))
+    assert source.facts(3).width == 5
+
+
+def test_class_names_come_from_the_schema(tmp_path: Path, pictures: list[bytes]) -> None:
+    features = {
+        "picture": {"_type": "Image"},
+        "fine": {"_type": "ClassLabel", "names": ["cat", "dog"]},
+    }
+    table = picture_table(pictures, number=[9, 9, 9, 9], fine=pa.array([0, 1, 1, 0], pa.uint8()))
+    noted = json.dumps({"info": {"features": features}})
+    pq.write_table(table.replace_schema_metadata({"huggingface": noted}), tmp_path / "x.parquet")
+    source = opened(f"parquet:{tmp_path}")
+    assert source.class_names == ("cat", "dog")
+    assert labels_of(source) == [0, 1, 1, 0]
+    table = picture_table(pictures, number=[9, 9, 9, 9], fine=[0, 1, 1, 2])
+    pq.write_table(table.replace_schema_metadata({"huggingface": noted}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="label 2 but only 2 class names"):
+        open_source(f"parquet:{tmp_path}")
+
+
+@pytest.mark.parametrize("noted", ["{", "[]", "null", '{"info": {"features": [1]}}', "[" * 10_000])
+def test_odd_schema_notes_are_ignored(tmp_path: Path, pictures: list[bytes], noted: str) -> None:
+    table = picture_table(pictures, label=[0, 1, 1, 0]).replace_schema_metadata(
+        {"huggingface": noted}
+    )
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert opened(f"parquet:{tmp_path}").class_names == ("0", "1")
+
+
+def test_parquet_labels_by_name_or_not_at_all(tmp_path: Path, pictures: list[bytes]) -> None:
+    pq.write_table(picture_table(pictures, a=[0] * 4, label=[1] * 4), tmp_path / "named.parquet")
+    assert opened(f"parquet:{tmp_path / 'named.parquet'}").label(0) == 1
+    pq.write_table(picture_table(pictures, a=[0] * 4, b=[1] * 4), tmp_path / "unclear.parquet")
+    with pytest.raises(ValueError, match=r"several integer columns.*: a, b"):
+        open_source(f"parquet:{tmp_path / 'unclear.parquet'}")
+    pq.write_table(picture_table(pictures, image_id=[7] * 4), tmp_path / "none.parquet")
+    assert opened(f"parquet:{tmp_path / 'none.parquet'}").class_names is None
+
+
+def test_parquet_without_images_lists_its_columns(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"], "label": [0]}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"no column of encoded images.*text \(string\), label"):
+        open_source(f"parquet:{tmp_path}")
+    table = pa.table({"left": [b"a"], "right": [b"b"]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="several image columns"):
+        open_source(f"parquet:{tmp_path}")
+    (tmp_path / "x.parquet").write_text("not parquet at all")
+    with pytest.raises(ValueError, match="cannot be read as parquet"):
+        open_source(f"parquet:{tmp_path}")
+    (tmp_path / "x.parquet").unlink()
+    with pytest.raises(ValueError, match=r"holds no \.parquet files"):
+        open_source(f"parquet:{tmp_path}")
+
+
+def test_rows_with_only_a_path_are_unreadable(tmp_path: Path, pictures: list[bytes]) -> None:
+    pq.write_table(picture_table([pictures[0], None]), tmp_path / "x.parquet")
+    source = opened(f"parquet:{tmp_path}")
+    assert source.load(0).image.shape == (3, 4, 5)
+    for read in (source.load, source.facts):
+        with pytest.raises(UnreadableImage, match="at most a path"):
+            read(1)
+
+
+def test_parquet_splits_come_from_the_names(tmp_path: Path, pictures: list[bytes]) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    files = {
+        "train-00000-of-00002": pictures[:2],
+        "train-00001-of-00002": pictures[2:],
+        "validation-00000-of-00001": pictures[:1],
+    }
+    for name, images in files.items():
+        pq.write_table(picture_table(images), folder / f"{name}.parquet")
+    address = f"parquet:{tmp_path}"
+    train = opened(address)
+    assert (train.split, len(train)) == ("train", 4)
+    assert train.name(2) == "data/train-00001-of-00002.parquet/000000"
+    assert torch.equal(train.load(2).image, decode_image(pictures[2], "x"))
+    assert len(opened(address, split="val")) == 1
+    with pytest.raises(ValueError, match="its splits are train, validation"):
+        open_source(address, split="test")
+    assert opened(f"parquet:{folder / 'train-00000-of-00002.parquet'}").split == "train"
+
+
+def test_parquet_folders_may_name_the_split_or_nothing_does(
+    tmp_path: Path, pictures: list[bytes]
+) -> None:
+    for name in ("test/0000", "test/0001"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(picture_table(pictures), tmp_path / f"{name}.parquet")
+    assert (opened(f"parquet:{tmp_path}").split, len(opened(f"parquet:{tmp_path}"))) == ("test", 8)
+    pq.write_table(picture_table(pictures), tmp_path / "other.parquet")
+    rest = opened(f"parquet:{tmp_path}")  # never test images unasked
+    assert (rest.split, len(rest), rest.name(0)) == (None, 4, "other.parquet/000000")
+    (tmp_path / "other.parquet").rename(tmp_path / "val.parquet")
+    with pytest.raises(
+        ValueError, match="has the splits test, val and none called train: name one"
+    ):
+        opened(f"parquet:{tmp_path}")
+    assert len(opened(f"parquet:{tmp_path}", split="validation")) == 4
+
+
+def test_parquet_shards_must_agree(tmp_path: Path, pictures: list[bytes]) -> None:
+    pq.write_table(picture_table(pictures), tmp_path / "0.parquet")
+    pq.write_table(picture_table(pictures, struct=False), tmp_path / "1.parquet")
+    with pytest.raises(ValueError, match=r"1\.parquet has another type in column 'picture'"):
+        open_source(f"parquet:{tmp_path}")
+    pq.write_table(pa.table({"other": [b"x"]}), tmp_path / "1.parquet")
+    with pytest.raises(ValueError, match=r"1\.parquet has no column 'picture'"):
+        open_source(f"parquet:{tmp_path}")
+
+
+def test_parquet_too_large_for_memory_points_to_hf(
+    tmp_path: Path, pictures: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(picture_table(pictures), tmp_path / "x.parquet")
+    monkeypatch.setattr(tables, "MAX_PARQUET_BYTES", 100)
+    with pytest.raises(ValueError, match=f"open it with hf:{tmp_path}"):
+        open_source(f"parquet:{tmp_path}")
+
+
+def test_parquet_fingerprints_follow_sizes_and_labels(
+    tmp_path: Path, pictures: list[bytes]
+) -> None:
+    def fingerprint(table: pa.Table) -> str:
+        pq.write_table(table, tmp_path / "x.parquet")
+        return opened(f"parquet:{tmp_path}").fingerprint()
+
+    tables = [
+        picture_table(pictures, label=[0, 1, 1, 0]),
+        picture_table(pictures, label=[0, 1, 0, 0]),
+        picture_table(pictures[:3], label=[0, 1, 1]),
+        picture_table([b"longer" * 50, *pictures[1:]], label=[0, 1, 1, 0]),
+    ]
+    assert len({fingerprint(table) for table in tables}) == 4
+    assert fingerprint(tables[0]) == fingerprint(tables[0])
