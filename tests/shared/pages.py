@@ -46,6 +46,38 @@ def code_of(page: str) -> list[str]:
     return [content for language, content in blocks_of(page) if language == "python"]
 
 
+def section_of(page: str, heading: str) -> str:
+    """What stands below a heading, up to the next one of its level or above."""
+    level = heading.partition(" ")[0]
+    _, found, rest = page.partition(f"\n{heading}\n")
+    assert found, heading
+    return re.split(rf"^#{{1,{len(level)}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def tables_of(page: str) -> list[list[list[str]]]:
+    """The tables of a page in order: rows of cells, without the line below the head."""
+    tables: list[list[list[str]]] = []
+    inside = False
+    for line in page.splitlines():
+        if not line.startswith("|"):
+            inside = False
+            continue
+        if not inside:
+            tables.append([])
+        inside = True
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if set("".join(cells)) - set("-: "):
+            tables[-1].append(cells)
+    return tables
+
+
+def anchors_of(page: str) -> set[str]:
+    """The names that links into a page can end with: its headings, as GitHub writes them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(_FENCE, "", page), re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.replace(" ", "-") for heading in plain}
+
+
 def laid_out(page: str) -> str:
     """A page as `make format` writes it."""
     options = tomllib.loads((ROOT / ".mdformat.toml").read_text())
