@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# What people write; model cards and records of benchmarks stay as programs wrote them.
+MARKDOWN := README.md CONTRIBUTING.md CHANGELOG.md docs benchmarks/README.md \
+	tests/shared/golden/README.md
 
-.PHONY: demo test check bench wheel clean
+.PHONY: demo test check format bench wheel clean
 
 demo: $(READY)
 	$(BIN)/crate-mae demo --out runs/demo
@@ -16,8 +19,13 @@ test: $(READY)
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mdformat --check $(MARKDOWN)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/project/test_imports.py
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/mdformat $(MARKDOWN)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/targets.py

@@ -5,6 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from matrix import ALTER, MEASURES
+from tables import rule_below
 
 OTHER_LOSS = {"masking.ratio", "masking.kind", "model.norm_pix_loss"}
 """Settings under which a loss is of other patches or another target, so that it stands alone."""
@@ -25,10 +26,10 @@ def _comparison(found: Mapping[str, Any]) -> Iterator[str]:
     if not any(found["compared"].values()):
         return
     yield (
-        "| | parameters | GFLOPs an image and step | time of a step | loss | PSNR | linear probe"
+        "|  | parameters | GFLOPs an image and step | time of a step | loss | PSNR | linear probe"
         " | kNN | probe, 50 a class | probe, 500 a class | seeds |"
     )
-    yield "|---" * 11 + "|"
+    yield rule_below(11)
     for model, runs in found["compared"].items():
         if not runs:
             continue
@@ -60,7 +61,7 @@ def _time(times: Mapping[str, Any], model: str) -> str:
 def _search(found: Mapping[str, Any]) -> Iterator[str]:
     rates = list(next(iter(found["search"].values())))
     yield f"| loss at base learning rate | {' | '.join(rates)} |"
-    yield "|---" * (len(rates) + 1) + "|"
+    yield rule_below(len(rates) + 1)
     for model, losses in found["search"].items():
         best = min((loss for loss in losses.values() if loss is not None), default=None)
         if best is None:
@@ -90,7 +91,7 @@ def _finetuned(found: Mapping[str, Any]) -> Iterator[str]:
         model for model in next(iter(shares.values())) if any(r[model] for r in shares.values())
     ]
     yield f"| fine-tuned with labels | {' | '.join(models)} |"
-    yield "|---" * (len(models) + 1) + "|"
+    yield rule_below(len(models) + 1)
     for share, runs in shares.items():
         cells = [_spread([100 * v for v in runs[m].values()], "{:.1f} %") for m in models]
         yield f"| {float(share):.0%} | {' | '.join(cells)} |"
@@ -101,7 +102,7 @@ def _ablations(found: Mapping[str, Any]) -> Iterator[str]:
         return
     words = "linear probe, 10,000 images"
     yield f"| variant | parameters | GFLOPs an image and step | loss | PSNR | {words} |"
-    yield "|---|---|---|---|---|---|"
+    yield rule_below(6)
     for variant, facts in found["ablations"].items():
         psnr = f"{facts['psnr']:.2f} dB" if "psnr" in facts else ""
         loss = f"{facts['loss']:.4f}" + (" †" if OTHER_LOSS & set(_changes(found, variant)) else "")

@@ -1,4 +1,4 @@
-"""Results of the targets as pages, and the tables of the documents made from them."""
+"""Results of the targets as pages, and the table of docs/speed.md made from them."""
 
 import json
 from collections.abc import Sequence
@@ -8,19 +8,8 @@ from typing import Any
 from crate_mae.common.files import write_atomically
 from speed.result_text import result_text
 
-PLACES = {"docs/speed.md": "targets", "README.md": "speed"}
-"""Which document holds which table, between <!-- NAME --> and <!-- /NAME -->."""
-SHORT = (
-    "base: step, times as fast as the reference arithmetic",
-    "base: step, times as fast as ViT-MAE (published decoder)",
-    "base: visible-only step, times as fast as ViT-MAE (published decoder)",
-    "base: features, times as fast as the reference arithmetic",
-    "base: features, times as fast as timm's ViT",
-    "base: step, share of the limit",
-    "base: peak memory of a step, over the reference's",
-    "tiny, 32 px: step, times as fast as the reference arithmetic",
-)
-"""The targets that the short table of the README shows."""
+PAGE, PLACE = "docs/speed.md", "targets"
+"""The page that holds the table, between <!-- targets --> and <!-- /targets -->."""
 
 
 def result_page(result: dict[str, Any]) -> str:
@@ -36,7 +25,7 @@ def result_page(result: dict[str, Any]) -> str:
 
 def targets_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The lines of a Markdown table: target, wanted, measured (median), quartiles, met."""
-    lines = ["| target | wanted | measured | quartiles | met |", "|---|---|---|---|---|"]
+    lines = ["| target | wanted | measured | quartiles | met |", rule_below(5)]
     for row in rows:
         sign = "at most" if row["at_most"] else "at least"
         value = "not measured" if row["measured"] is None else f"{row['measured']:.2f}"
@@ -46,39 +35,27 @@ def targets_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def speed_table(rows: Sequence[dict[str, Any]], source: str) -> list[str]:
-    """The lines of a short Markdown table: what of `SHORT` was measured, the source as its head."""
-    lines = [f"| {source} | measured |", "|---|---|"]
-    return lines + [
-        f"| {row['target']} | {row['measured']:.2f} |" for row in rows if row["target"] in SHORT
-    ]
+def rule_below(columns: int) -> str:
+    """The line below the head of a Markdown table, as `make format` lays it out."""
+    return f"|{' -- |' * columns}"
 
 
-def fill_documents(path: Path, root: Path) -> list[str]:
-    """What was done, a line a document below `root`: their tables now hold the result at `path`.
+def fill_page(path: Path, root: Path) -> str:
+    """What was done, in a line: the table of docs/speed.md below `root` holds the result at `path`.
 
-    A document without the pair of comments is left as it is, and so said. Raises ValueError where
-    only one of the pair stands.
+    A page without the pair of comments is left as it is, and so said. Raises ValueError where only
+    one of the pair stands.
     """
     result = json.loads(path.read_text(encoding="utf-8"))
-    told = []
-    for name, place in PLACES.items():
-        document = root / name
-        text = document.read_text(encoding="utf-8")
-        up = "../" * name.count("/")
-        page = path.with_suffix(".md").name
-        source = f"{_where(result)} All numbers: [{page}]({up}benchmarks/results/{page})."
-        if place == "targets":
-            lines = [*targets_table(result["targets"]), "", source]
-        else:
-            lines = speed_table(result["targets"], source)
-        filled = between_markers(text, place, "\n".join(lines), name)
-        if filled is None:
-            told.append(f"{name} has no place for the table: <!-- {place} --> <!-- /{place} -->")
-            continue
-        write_atomically(document, filled)
-        told.append(f"{name} holds {path.name}")
-    return told
+    document = root / PAGE
+    record = path.with_suffix(".md").name
+    source = f"[All numbers](../benchmarks/results/{record})."
+    content = "\n".join([*targets_table(result["targets"]), "", _where(result), "", source])
+    filled = between_markers(document.read_text(encoding="utf-8"), PLACE, content, PAGE)
+    if filled is None:
+        return f"{PAGE} has no place for the table: <!-- {PLACE} --> <!-- /{PLACE} -->"
+    write_atomically(document, filled)
+    return f"{PAGE} holds {path.name}"
 
 
 def between_markers(text: str, place: str, content: str, name: str) -> str | None:
@@ -93,7 +70,7 @@ def between_markers(text: str, place: str, content: str, name: str) -> str | Non
         raise ValueError(f"{name} needs {begin} and {end} once each, in this order")
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
-    return f"{before}{begin}\n{content}\n{end}{after}"
+    return f"{before}{begin}\n\n{content}\n\n{end}{after}"
 
 
 def _where(result: dict[str, Any]) -> str:

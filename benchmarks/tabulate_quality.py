@@ -236,7 +236,7 @@ def write_table(
         variant_losses(comparable_losses(found), variants, emphasised=altered_names(found))
     if docs is not None:
         old = docs.read_text(encoding="utf-8")
-        page = between_markers(old, place, f"\n{text}\n", str(docs))
+        page = between_markers(old, place, text, str(docs))
         if page is None:
             raise ValueError(f"{docs} has no place for tables: <!-- {place} --> <!-- /{place} -->")
         write_atomically(docs, page)

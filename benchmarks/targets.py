@@ -1,7 +1,7 @@
 """The speed and memory this project promises on two CPU cores, measured and judged.
 
 python benchmarks/targets.py           measures all; writes results/MACHINE-DATE.json and .md
-python benchmarks/targets.py --docs    fills docs/speed.md and README.md from the newest result
+python benchmarks/targets.py --docs    fills docs/speed.md from the newest result
 """
 
 import argparse
@@ -19,7 +19,7 @@ from crate_mae.models.config import PRESETS
 from promises import TARGETS, judged
 from speed.run_bench import machine, run_bench
 from speed.settings import Settings
-from tables import fill_documents, result_page
+from tables import fill_page, result_page
 
 HERE = Path(__file__).parent
 FORMAT = "crate-mae-targets/1"
@@ -130,18 +130,17 @@ def _free_path(folder: Path, name: str) -> Path:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """The exit status: 0 when every target is met (or documents are filled), else 1."""
+    """The exit status: 0 when every target is met (or the page is filled), else 1."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0] if __doc__ else None, allow_abbrev=False
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: no evidence, a try")
-    parser.add_argument("--docs", action="store_true", help="fill the documents, measure nothing")
+    parser.add_argument("--docs", action="store_true", help="fill docs/speed.md, measure nothing")
     parser.add_argument("--out", default=str(HERE / "results"), metavar="FOLDER")
     given = parser.parse_args(words)
     folder = Path(given.out)
     if given.docs:
-        for line in fill_documents(newest(folder), HERE.parent):
-            print(line)
+        print(fill_page(newest(folder), HERE.parent))
         return 0
     path = measure(folder, quick=given.quick)
     print(path.with_suffix(".md").read_text(encoding="utf-8"))

@@ -527,7 +527,7 @@ def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
     assert main([*table, "--docs", str(page), "--place", "there"]) == 1
     assert "<!-- there -->" in capsys.readouterr().err
     assert main([*table, "--docs", str(page), "--place", "here"]) == 0
-    assert page.read_text().startswith("before\n<!-- here -->\n\n| |")
+    assert page.read_text().startswith("before\n<!-- here -->\n\n|  |")
     assert page.read_text().endswith("|\n\n<!-- /here -->\nafter\n")
     table.append("--json")
     assert main([*table, str(tmp_path / "again.json")]) == 0

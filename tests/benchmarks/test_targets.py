@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import ROOT, laid_out
 
 import targets
 from crate_mae.common.peak_memory import PeakMemory
 from promises import TARGETS, Target, judged
 from speed import growth
 from speed.settings import Settings
-from tables import SHORT, fill_documents, speed_table, targets_table
+from tables import PAGE, fill_page, targets_table
 
 
 def part(work: str, **rounds: list[float]) -> dict[str, Any]:
@@ -141,14 +142,6 @@ def test_foreign_files_are_no_results(tmp_path: Path) -> None:
     assert targets.newest(tmp_path).name == "ours.json"
 
 
-def test_the_short_table_is_short() -> None:
-    rows = [{"target": target.title, "measured": 2.0} for target in TARGETS]
-    table = speed_table(rows, "P, 2 cores.")
-    assert len(SHORT) == 8
-    assert len(table) == 2 + len(SHORT)  # every title is that of a target
-    assert table[0] == "| P, 2 cores. | measured |"
-
-
 def test_a_subject_that_ran_out_of_memory_is_not_measured() -> None:
     case = {"work": "train", "subjects": {"crate": {"rounds": [1.0]}}}
     kinds: list[Any] = ["speed", "limit"]
@@ -158,7 +151,7 @@ def test_a_subject_that_ran_out_of_memory_is_not_measured() -> None:
         assert (row["measured"], row["met"]) == (None, None)
 
 
-def test_documents_are_filled_between_their_comments(tmp_path: Path) -> None:
+def test_the_page_is_filled_between_its_comments(tmp_path: Path) -> None:
     row = {
         "target": "base: step", "wanted": 1.8, "at_most": False, "measured": 2.5, "lower": 2.4,
         "upper": 2.6, "met": True,
@@ -174,20 +167,27 @@ def test_documents_are_filled_between_their_comments(tmp_path: Path) -> None:
     assert path.name == "new.json"
     (tmp_path / "docs").mkdir()
     page = tmp_path / "docs" / "speed.md"
-    page.write_text("above\n<!-- targets -->\nold\n<!-- /targets -->\nbelow\n")
-    (tmp_path / "README.md").write_text("no place\n")
-    told = fill_documents(path, tmp_path)
+    page.write_text("above\n\n<!-- targets -->\n\nold\n\n<!-- /targets -->\n\nbelow\n")
+    assert fill_page(path, tmp_path) == "docs/speed.md holds new.json"
     filled = page.read_text()
-    assert told == [
-        "docs/speed.md holds new.json",
-        "README.md has no place for the table: <!-- speed --> <!-- /speed -->",
-    ]
-    assert filled.startswith("above\n<!-- targets -->\n| target |")
-    assert filled.endswith("<!-- /targets -->\nbelow\n")
+    assert filled.startswith("above\n\n<!-- targets -->\n\n| target |")
+    assert filled.endswith("\n\n<!-- /targets -->\n\nbelow\n")
     assert "| base: step | at least 1.8 | 2.50 | 2.40 to 2.60 | yes |" in filled
     assert "(../benchmarks/results/new.md)" in filled
-    fill_documents(path, tmp_path)
+    assert laid_out(filled) == filled
+    fill_page(path, tmp_path)
     assert page.read_text() == filled
-    (tmp_path / "README.md").write_text("<!-- /speed --> <!-- speed -->")
+    page.write_text("no place\n")
+    assert "has no place for the table: <!-- targets -->" in fill_page(path, tmp_path)
+    assert page.read_text() == "no place\n"
+    page.write_text("<!-- /targets --> <!-- targets -->")
     with pytest.raises(ValueError, match="in this order"):
-        fill_documents(path, tmp_path)
+        fill_page(path, tmp_path)
+
+
+def test_the_speed_page_holds_the_newest_result(tmp_path: Path) -> None:
+    folder, page = ROOT / "benchmarks" / "results", ROOT / PAGE
+    (tmp_path / "docs").mkdir()
+    (tmp_path / PAGE).write_text(page.read_text())
+    fill_page(targets.newest(folder), tmp_path)
+    assert (tmp_path / PAGE).read_text() == page.read_text()

@@ -1,13 +1,13 @@
 """Verbs that draw: what they write, print and refuse; and the page about pictures, as it stands."""
 
 import json
-import re
 import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pages import code_of, commands_of
 from PIL import Image
 
 from crate_mae import build_model, save_model
@@ -62,13 +62,14 @@ def drawn(path: str) -> np.ndarray:
 
 @pytest.mark.usefixtures("place")
 def test_the_pages_commands_and_code_run() -> None:
-    commands = re.findall(r"^    crate-mae (.+)$", PAGE, re.MULTILINE)
+    commands = [words for words in commands_of(PAGE) if "FILE.png" not in words]
     assert len(commands) == 12
-    for command in commands:
-        assert call(command) == 0, command
-        drawn(re.findall(r"--out (\S+)", command)[0])
+    for words in commands:
+        assert main(words) == 0, words
+        drawn(words[words.index("--out") + 1])
     assert Path("heads.json").is_file()
-    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+    assert len(code_of(PAGE)) == 2
+    for block in code_of(PAGE):
         exec(block, {})
     drawn("curves.png")
 

@@ -2,12 +2,12 @@
 
 import json
 import re
-import shlex
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
+from pages import blocks_of, code_of, commands_in, commands_of
 
 from crate_mae import build_model, save_model
 from crate_mae.cli import main
@@ -38,20 +38,17 @@ def test_the_pages_commands_and_snippets_run(
     monkeypatch.chdir(weights.parents[2])
     # Few images can be separated, where the minimum is far away: not what is asked here.
     monkeypatch.setattr("crate_mae.evaluation.regression.MAX_STEPS", 20)
-    pattern = r"^    crate-mae ([^\n]+)$|```python\n(.*?)```"
-    parts = re.findall(pattern, PAGE, re.MULTILINE | re.DOTALL)
-    commands = [shlex.split(command) for command, _ in parts if command]
-    assert len(commands) == 16
-    assert sum(bool(code) for _, code in parts) == 1
+    assert len(commands_of(PAGE)) == 16
+    assert len(code_of(PAGE)) == 1
     short = ["--optim.epochs", "1", "--optim.warmup_epochs", "0", "--data.limit", "160"]
-    for command, code in parts:
-        if code:
-            exec(code, {})
+    for language, block in blocks_of(PAGE):
+        if language == "python":
+            exec(block, {})
             continue
-        verb, *words = shlex.split(command)
-        few = FEW if verb != "extract" and "digits" in words else []
-        few = short if verb in ("pretrain", "finetune") else few
-        assert main([verb, *words, *few]) == 0, command
+        for verb, *words in commands_in(block, "crate-mae"):
+            few = FEW if verb != "extract" and "digits" in words else []
+            few = short if verb in ("pretrain", "finetune") else few
+            assert main([verb, *words, *few]) == 0, (verb, words)
     assert json.loads(Path("probe.json").read_text())["rows"][0]["pool"] == "both"
 
 

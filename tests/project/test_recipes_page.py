@@ -1,11 +1,11 @@
 """The page on recipes: its commands run, its tables hold what is counted."""
 
 import re
-import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import commands_of
 from PIL import Image
 
 from crate_mae.cli import main
@@ -15,7 +15,7 @@ from crate_mae.plan.recipe import parse_recipe
 from crate_mae.training.parse import recipe
 
 PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
-COMMANDS = re.findall(r"^    crate-mae (.+)$", PAGE, re.MULTILINE)
+COMMANDS = commands_of(PAGE)
 
 SMALL = [
     *("--model.dim", "16", "--model.depth", "1", "--model.decoder_depth", "1"),
@@ -39,18 +39,17 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_page_is_short_and_says_how_to_look() -> None:
-    assert len(PAGE.splitlines()) <= 200
-    assert {command.split()[0] for command in COMMANDS} == {"data", "plan", "pretrain"}
+    assert len(PAGE.split()) <= 2_000
+    assert {verb for verb, *_ in COMMANDS} == {"data", "plan", "pretrain"}
 
 
 def test_its_commands_run(workplace: Path) -> None:
-    for command in COMMANDS:
-        verb, *words = shlex.split(command)
+    for verb, *words in COMMANDS:
         if verb == "pretrain":
             words += SMALL
         if verb == "plan" and "--no-measure" not in words:
             words += ["--optim.batch_size", "8", "--no-measure"]
-        assert main([verb, *words]) == 0, command
+        assert main([verb, *words]) == 0, (verb, words)
     assert (workplace / "runs" / "mine" / "weights" / "model.safetensors").is_file()
 
 

@@ -1,0 +1,228 @@
+"""The numbers of the documents are those of the records they name."""
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pages import PAGES, ROOT, section_of, tables_of
+
+from crate_mae.weights.shipped import SHIPPED
+from quality_tables import as_markdown
+
+RECORDS, BENCHMARKS = ROOT / "docs" / "results", ROOT / "benchmarks" / "results"
+GPU = "quality-nvidia-h200-2026-11-26"
+RESULTS = (ROOT / "docs" / "results.md").read_text()
+APPENDIX = (ROOT / "docs" / "results-appendix.md").read_text()
+README = (ROOT / "README.md").read_text()
+
+
+def record(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def shows(cell: str, value: float, scale: float = 1.0) -> None:
+    """A cell's first number is the value, rounded to as many digits as it shows."""
+    number = re.search(r"\d[\d,]*(?:\.(\d+))?", cell)
+    assert number is not None, cell
+    shown = float(number[0].replace(",", ""))
+    assert abs(shown - scale * value) <= 0.5 * 10 ** -len(number[1] or "") + 1e-9, (cell, value)
+
+
+def shows_accuracy(cell: str, row: dict[str, Any]) -> None:
+    """A cell holds an accuracy in per cent and, in brackets, the ends of its interval."""
+    shows(cell, row["accuracy"], 100)
+    ends = re.search(r"\((.+) to (.+)\)", cell)
+    assert ends is not None, cell
+    for end, value in zip(ends.groups(), row["interval"], strict=True):
+        shows(end, value, 100)
+
+
+def rows_of(name: str) -> list[dict[str, Any]]:
+    """The rows of a record of probe or kNN."""
+    return list(record(RECORDS / f"{name}.json")["rows"])
+
+
+# -- the short tables ---------------------------------------------------------------------------
+
+
+def facts_of(label: str) -> dict[str, float]:
+    """What the records know of a row of the short tables: the run of seed 0, or a baseline."""
+    if label.startswith(("random baseline", "raw pixels")):
+        subject = label.replace("baseline", "twin").split(":")[0]
+        probe, knn = (
+            next(row for row in rows_of(f"cifar10-shallow-{kind}") if row["subject"] == subject)
+            for kind in ("probe", "knn")
+        )
+        facts = {"linear probe": probe["accuracy"], "kNN": knn["accuracy"]}
+        return facts | ({"parameters": probe["parameters"]} if "random" in label else {})
+    named = {
+        "CRATE-MAE, ships as": "crate-shallow",
+        "ViT-MAE, as small": "vitmae-shallow",
+        "ViT-MAE, 3.5 times": "vitmae-same",
+    }
+    found = re.match(r"`([\w-]+)`: ", label)
+    model = found[1] if found else next(m for text, m in named.items() if label.startswith(text))
+    run = record(BENCHMARKS / f"{GPU}.json")["compared"][model]["0"]
+    return {
+        "parameters": run["parameters"], "loss": run["loss"], "linear probe": run["probe"],
+        "kNN": run["knn"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("page", [README, RESULTS], ids=["README.md", "results.md"])
+def test_the_short_tables_hold_what_was_measured(page: str) -> None:
+    assert GPU in RESULTS
+    (table,) = [t for t in tables_of(page) if t[0][1:] == ["parameters", "loss", "linear probe",
+                                                           "kNN"]]  # fmt: skip
+    assert len(table) >= 6
+    for label, *cells in table[1:]:
+        facts = facts_of(label)
+        for name, cell in zip(table[0][1:], cells, strict=True):
+            assert bool(cell) == (name in facts), (label, name)
+            if cell:
+                shows(cell, facts[name], {"parameters": 1e-6, "loss": 1}.get(name, 100))
+
+
+def test_the_larger_vitmae_has_as_many_parameters_as_is_said() -> None:
+    larger, small = facts_of("ViT-MAE, 3.5 times"), facts_of("CRATE-MAE, ships as")
+    assert round(larger["parameters"] / small["parameters"], 1) == 3.5
+
+
+def test_the_sentences_of_the_results_page_hold_what_was_measured() -> None:
+    compared = record(BENCHMARKS / f"{GPU}.json")["compared"]
+    small, larger = (
+        [run["probe"] for run in compared[name].values()]
+        for name in ("crate-shallow", "vitmae-same")
+    )
+    sure = " ".join(section_of(RESULTS, "## How sure are we?").split())
+    spread = re.search(r"lie within ([\d.]+) points in the probe, .+ within ([\d.]+);", sure)
+    assert spread is not None
+    for shown, probes in zip(spread.groups(), (small, larger), strict=True):
+        assert len(probes) == 3
+        shows(shown, max(probes) - min(probes), 100)
+    helps = section_of(RESULTS, "## Does pre-training help?")
+    for name in ("finetune-1-percent", "scratch-1-percent", "finetune", "scratch"):
+        accuracy = record(RECORDS / f"cifar10-{name}.json")["accuracy"]
+        assert f"{100 * accuracy:.1f}" in helps, name
+    times = compared["crate-overcomplete"]["0"]["gflops_per_image"]
+    times /= compared["vitmae-shallow"]["0"]["gflops_per_image"]
+    assert f"{times:.1f} times" in " ".join(RESULTS.split())
+
+
+# -- the appendix -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("gpu", GPU),
+        ("quality", "quality-amd-epyc-2-cores-2026-11-26"),
+        ("overcomplete", "quality-overcomplete-amd-epyc-2-cores-2026-11-26"),
+    ],
+)
+def test_the_tables_of_the_comparisons_are_those_of_their_records(place: str, name: str) -> None:
+    _, _, rest = APPENDIX.partition(f"<!-- {place} -->\n")
+    shown, end, _ = rest.partition(f"<!-- /{place} -->")
+    assert end
+    assert shown.strip() == as_markdown(record(BENCHMARKS / f"{name}.json")).strip()
+    assert f"../benchmarks/results/{name}.json" in APPENDIX
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_tables_of_the_shipped_models_hold_what_was_measured(name: str) -> None:
+    stem = "cifar10" if name == "cifar10-small" else name
+    section = section_of(APPENDIX, f"## The shipped model {name}")
+    (table,) = [t for t in tables_of(section) if t[0][0] == "features"]
+    probes, neighbours = rows_of(f"{stem}-probe"), rows_of(f"{stem}-knn")
+    subjects = ["model", "random twin", "untrained ViT-MAE (same sizes)", "raw pixels"]
+    assert len(table) == 1 + len(subjects)
+    for subject, (_, parameters, width, probe, knn) in zip(subjects, table[1:], strict=True):
+        row = next(row for row in probes if row["subject"] == subject)
+        shows_accuracy(probe, row)
+        shows(width, row["dim"])
+        if parameters:
+            shows(parameters, row["parameters"], 1e-6)
+        near = [row for row in neighbours if row["subject"] == subject]
+        assert bool(knn) == bool(near)
+        if knn:
+            shows_accuracy(knn, near[0])
+
+
+@pytest.mark.parametrize("name", ["cifar10-small", "cifar10-overcomplete"])
+def test_the_losses_by_epoch_are_those_that_were_logged(name: str) -> None:
+    stem = "cifar10" if name == "cifar10-small" else name
+    with (RECORDS / f"{stem}-metrics.csv").open(newline="") as file:
+        losses = [float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]]
+    section = section_of(APPENDIX, f"## The shipped model {name}")
+    (table,) = [t for t in tables_of(section) if t[0][0] == "after epoch"]
+    for epoch, cell in zip(table[0][1:], table[1][1:], strict=True):
+        shows(cell, losses[int(epoch) - 1])
+    assert int(table[0][-1]) == len(losses)
+
+
+def test_the_probe_by_layer_is_that_of_its_record() -> None:
+    (table,) = [t for t in tables_of(APPENDIX) if t[0][0] == "encoder layers passed"]
+    rows = [row for row in rows_of("cifar10-probe-layers") if row["subject"] == "model"]
+    by_layer = sorted(rows, key=lambda row: (row["layer"] is None, row["layer"] or 0))
+    for cell, row in zip(table[1][1:], by_layer, strict=True):
+        shows(cell, row["accuracy"], 100)
+
+
+def test_fine_tuned_accuracies_are_those_of_their_records() -> None:
+    (table,) = tables_of(section_of(APPENDIX, "### Fine-tuning"))
+    for cells, suffix in zip(table[1:], ("", "-1-percent"), strict=True):
+        for cell, kind in zip(cells[1:], ("finetune", "scratch"), strict=True):
+            shows_accuracy(cell, record(RECORDS / f"cifar10-{kind}{suffix}.json"))
+
+
+# -- everywhere else ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_table_of_shipped_models_holds_what_is_on_their_cards(name: str) -> None:
+    page = (ROOT / "docs" / "weights.md").read_text()
+    (row,) = [r for t in tables_of(page) for r in t if r[0] == f"`{name}`" and len(r) == 7]
+    kept = record(SHIPPED[name].folder / "metrics.json")
+    accuracies = {r["method"]: r["accuracy"] for r in kept["rows"] if r["subject"] == "model"}
+    shows(row[3], kept["validation"]["val/loss"])
+    shows(row[4], accuracies["probe"], 100)
+    shows(row[5], accuracies["knn"], 100)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_card_holds_the_notes_that_were_written_for_it(name: str) -> None:
+    notes = (ROOT / "docs" / "cards" / f"{name}.md").read_text()
+    assert notes.strip() in SHIPPED[name].card
+
+
+@pytest.mark.parametrize(
+    ("recipe", "model"),
+    [
+        ("cifar10", "cifar10-small"), ("cifar10-shallow", "cifar10-shallow"),
+        ("cifar10-overcomplete", "cifar10-overcomplete"),
+    ],
+)  # fmt: skip
+def test_a_recipe_expects_what_was_measured(recipe: str, model: str) -> None:
+    header = " ".join((ROOT / "configs" / f"{recipe}.yaml").read_text().replace("\n#", " ").split())
+    kept = record(SHIPPED[model].folder / "metrics.json")
+    assert f"{kept['validation']['val/loss']:.3f} at the end" in header
+    accuracy = next(r["accuracy"] for r in kept["rows"] if r["subject"] == "model")
+    found = re.search(r"linear probe ([\d.]+) %", header)
+    assert found is not None
+    shows(found[1], accuracy, 100)
+
+
+CARDS = [weights.folder / "README.md" for weights in SHIPPED.values()]
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "path", [*PAGES, *CARDS, *RECIPES], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_whoever_tells_an_accuracy_on_cifar10_tells_of_the_jpeg_copy(path: Path) -> None:
+    text = " ".join(path.read_text().replace("\n#", " ").split())
+    if re.search("cifar-?10", text, re.IGNORECASE) and re.search(r"\d\d\.\d+ ?%", text):
+        assert re.search(r"JPEG copy.{,40}quality 75, halved chroma", text), path
