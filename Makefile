@@ -25,6 +25,7 @@ check: $(READY)
 
 format: $(READY)
 	$(BIN)/ruff format .
+	$(BIN)/python tools/fill_docs.py
 	$(BIN)/mdformat $(MARKDOWN)
 
 bench: $(READY)

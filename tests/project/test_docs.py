@@ -70,6 +70,12 @@ def test_the_model_page_points_at_the_right_lines() -> None:
         assert text.startswith(wanted), f"{file}:{line} is {text!r}, not {wanted}"
 
 
+def test_what_documents_take_from_the_code_is_up_to_date() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "fill_docs.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_parameter_counts_of_the_model_page() -> None:
     page = (ROOT / "docs" / "model.md").read_text()
     for name in ("tiny", "small", "base", "large"):
