@@ -472,7 +472,7 @@ def test_a_masked_twin_is_planned_as_it_runs(changes: list[str]) -> None:
     real = counted_flops(lambda: torch.autograd.backward(model(images, mask).loss))
     assert plan.parameters == parameter_count(model)
     assert plan.flops == real // 2 * config.optim.batch_size
-    assert "ViT-MAE twin" in plan_text(plan)
+    assert "ViT-MAE baseline" in plan_text(plan)
 
 
 def test_a_supervised_twin_is_planned_as_it_runs() -> None:

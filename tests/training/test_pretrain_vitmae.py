@@ -170,7 +170,7 @@ def test_fine_tuning_takes_a_twins_weights(tmp_path: Path) -> None:
     average = final_state(tmp_path / "tuned")
     for key, value in classifier.state_dict().items():
         assert torch.equal(value, average[f"average.module.{key}"])
-    assert not any(key.startswith("twin.model.decoder") for key in classifier.state_dict())
+    assert not any(key.startswith("vitmae.model.decoder") for key in classifier.state_dict())
     # What came out is measured, and goes on being trained, like any other classifier.
     loaded, _ = load_backbone(tmp_path / "tuned")
     assert isinstance(loaded, ViTClassifier)
@@ -191,7 +191,7 @@ def test_scores_are_the_head_on_pooled_tokens(tmp_path: Path) -> None:
     for pool in ("mean", "cls"):
         made = ViTClassifier(MODEL, num_classes=3, pool=pool, class_names=("a", "b", "c")).eval()
         images = torch.rand(2, 1, 8, 8)
-        tokens = made.twin.encode(images)
+        tokens = made.vitmae.encode(images)
         pooled = tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(dim=1)
         expected = pooled @ made.head.weight.T + made.head.bias
         torch.testing.assert_close(made(images), expected)

@@ -34,9 +34,9 @@ def _work(plan: RunPlan) -> Iterator[Row]:
         found = "" if plan.images.classes else " (assumed; they change the head alone)"
         yield "run", f"{config.name}: supervised training of {plan.classes:,} classes{found}"
     else:
-        twin = "" if config.vitmae is None else " of the ViT-MAE twin"
+        baseline = "" if config.vitmae is None else " of the ViT-MAE baseline"
         masks = f"{config.masking.ratio:.0%} of the patches removed ({config.masking.kind})"
-        yield "run", f"{config.name}: masked pre-training{twin}, {masks}"
+        yield "run", f"{config.name}: masked pre-training{baseline}, {masks}"
     inside = "" if decoder in (None, encoder) else f" in the encoder, {decoder:,} in the decoder"
     yield (
         "model",

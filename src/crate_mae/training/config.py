@@ -141,7 +141,7 @@ class RunConfig:
     model: ModelConfig | None = None
     """The architecture."""
     vitmae: Match | None = None
-    """Train the ViT-MAE twin of `model` in its place, for a comparison."""
+    """Train the ViT-MAE baseline of `model` in its place, for a comparison."""
     data: DataConfig = field(default_factory=DataConfig)
     """The images."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -176,7 +176,7 @@ class PretrainConfig(RunConfig):
     model: ModelConfig = field(default_factory=ModelConfig)
     """The architecture."""
     vitmae: Match | None = None
-    """Train the ViT-MAE twin of `model` in its place, for a comparison: of the same configuration,
+    """Train the ViT-MAE baseline of `model` in its place, for a comparison: of the same configuration,
     or of nearly the same number of parameters; null to train `model` itself."""
     masking: Masking = field(default_factory=Masking)
     """Which patches are removed."""
@@ -245,7 +245,7 @@ class FinetuneConfig(RunConfig):
     model: ModelConfig | None = None
     """The architecture; that of the weights when there are any."""
     vitmae: Match | None = None
-    """Train a classifier on the ViT-MAE twin of `model` in its place, for a comparison; of weights
+    """Train a classifier on the ViT-MAE baseline of `model` in its place, for a comparison; of weights
     that are a ViT-MAE's it is always "configuration"."""
     image_size: int | tuple[int, int] | None = None
     """Height and width of the images; as the weights were trained when not given."""

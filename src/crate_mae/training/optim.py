@@ -68,7 +68,7 @@ def layer_decay_share(name: str, *, decay: float, depth: int) -> float:
     depth + 1 the final norm and the head. Source: BEiT and MAE (appendix A.1). Raises ValueError
     for a name that is no classifier's.
     """
-    match name.replace("twin.model.vit.", "encoder.").split("."):  # a twin's are called so
+    match name.replace("vitmae.model.vit.", "encoder.").split("."):  # of a ViT-MAE
         case ["encoder", "patch_embed" | "class_token" | "embeddings", *_]:
             layer = 0
         case ["encoder", "layers", index, *_]:

@@ -31,7 +31,7 @@ ARITHMETIC = (
 class ViTClassifier(nn.Module):
     """Class scores from a ViT-MAE encoder's class token or from the mean of its patch tokens.
 
-    The encoder is that of the ViT-MAE twin (`vitmae_config`) of a configuration.
+    The encoder is that of the ViT-MAE baseline (`vitmae_config`) of a configuration.
     """
 
     kind: ClassVar[str] = MODEL_TYPE
@@ -53,10 +53,10 @@ class ViTClassifier(nn.Module):
         self.preprocess = Preprocess.identity(config)
         self.pool = pool
         self.class_names = class_names
-        twin = build_vitmae(vitmae_config(config, match), preprocess=self.preprocess, seed=seed)
-        twin.model.decoder = None
-        self.twin = twin
-        width = int(twin.model.config.hidden_size)
+        vitmae = build_vitmae(vitmae_config(config, match), preprocess=self.preprocess, seed=seed)
+        vitmae.model.decoder = None
+        self.vitmae = vitmae
+        width = int(vitmae.model.config.hidden_size)
         self.head = classifier_head(width, num_classes, pool=pool, class_names=class_names)
 
     @classmethod
@@ -70,38 +70,39 @@ class ViTClassifier(nn.Module):
     ) -> "ViTClassifier":
         """A classifier that starts from a copy of a trained model's encoder, with a new head.
 
-        Raises ValueError for a ViT-MAE that computes otherwise than a twin of its sizes does.
+        Raises ValueError for a ViT-MAE that computes otherwise than the baseline of its sizes does.
         """
-        config, match, twin = model.config, model.match, model.twin
-        theirs, ours = twin.model.config.to_dict(), vitmae_config(config, match).to_dict()
+        config, match, vitmae = model.config, model.match, model.vitmae
+        theirs, ours = vitmae.model.config.to_dict(), vitmae_config(config, match).to_dict()
         differing = [key for key in ARITHMETIC if theirs[key] != ours[key]]
         if differing:
             raise ValueError(
-                "only ViT-MAEs that compute as our twins do are fine-tuned; this one differs in "
+                "only ViT-MAEs that compute as our baselines do are fine-tuned; this one differs"
+                " in "
                 + ", ".join(f"{key} {theirs[key]!r} (not {ours[key]!r})" for key in differing)
             )
         classifier = cls(config, match, num_classes=num_classes, pool=pool, class_names=class_names)
         classifier.preprocess = model.preprocess
-        classifier.twin.model.vit.load_state_dict(twin.model.vit.state_dict())
+        classifier.vitmae.model.vit.load_state_dict(vitmae.model.vit.state_dict())
         return classifier
 
     def recompute_layers(self) -> None:
         """Make training recompute layers in the backward pass to save memory."""
-        self.twin.recompute_layers()
+        self.vitmae.recompute_layers()
 
     def encode(self, images: Tensor) -> Tensor:
         """Features (B, 1 + L, d) of images (B, C, H, W), as `ViTMAE.encode`."""
-        return self.twin.encode(images)
+        return self.vitmae.encode(images)
 
     def layer_tokens(
         self, images: Tensor, layers: Sequence[int | None]
     ) -> dict[int | None, Tensor]:
         """Tokens (B, 1 + L, d) after each of so many encoder layers; None: as `encode`."""
-        return self.twin.layer_tokens(images, layers)
+        return self.vitmae.layer_tokens(images, layers)
 
     def untrained(self, seed: int) -> ViTMAE:
         """A ViT-MAE of the same encoder with fresh weights."""
-        return self.twin.untrained(seed)
+        return self.vitmae.untrained(seed)
 
     def tensors_to_scores(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Name and value of the tensors on the way to the scores; its layers are not told."""

@@ -1,4 +1,4 @@
-"""ViT-MAE, the black-box twin: transformers' ViT-MAE behind the interface of our own models.
+"""ViT-MAE, the baseline: transformers' ViT-MAE behind the interface of our own models.
 
 Three things are put right that a model straight from transformers gets wrong for a comparison:
 its patches are shuffled even when none is masked, its fixed position tables (and class token) are
@@ -42,8 +42,8 @@ class ViTMAE(nn.Module):
             table.requires_grad_(False)
 
     @property
-    def twin(self) -> "ViTMAE":
-        """Itself: what a classifier on its encoder calls so."""
+    def vitmae(self) -> "ViTMAE":
+        """Itself: a classifier has a ViT-MAE under this name."""
         return self
 
     @functools.cached_property
@@ -208,8 +208,10 @@ def build_vitmae(config: Any, *, preprocess: Preprocess, seed: int) -> ViTMAE:
 
 def vitmae_baseline(model: Backbone, match: Match = "configuration", seed: int = 0) -> ViTMAE:
     """The untrained ViT-MAE of a model's sizes, with its preprocessing and on its device."""
-    twin = build_vitmae(vitmae_config(model.config, match), preprocess=model.preprocess, seed=seed)
-    return twin.to(next(model.parameters()).device)
+    baseline = build_vitmae(
+        vitmae_config(model.config, match), preprocess=model.preprocess, seed=seed
+    )
+    return baseline.to(next(model.parameters()).device)
 
 
 def position_tables(model: Any) -> tuple[nn.Parameter, nn.Parameter]:
@@ -234,7 +236,7 @@ def _width_of_equal_count(config: ModelConfig) -> int:
 
 
 def _count(config: ModelConfig, d: int) -> int:
-    """Trainable parameters of the twin of width d (the fixed position tables do not count)."""
+    """Trainable parameters of the baseline of width d (the fixed position tables do not count)."""
     layers = (config.depth + config.decoder_depth) * (12 * d * d + 13 * d)
     patch = config.patch_dim
     encoder = patch * d + d + d + 2 * d  # filters, class token, norm

@@ -53,9 +53,9 @@ class Mirrors:
                 tokens[step.side, step.index, "input"] = step.before
             tokens[step.side, step.index, step.name] = step.after
         for layer in range(self.depth):
-            for point, twin in _MIRROR.items():
+            for point, mirror in _MIRROR.items():
                 found = tokens["decoder", layer, point]
-                expected = tokens["encoder", self.depth - 1 - layer, twin]
+                expected = tokens["encoder", self.depth - 1 - layer, mirror]
                 if (layer, point) not in self._found:
                     self._found[layer, point] = Agreement(found.shape[-1])
                 self._found[layer, point].update(found, expected)
@@ -65,7 +65,7 @@ class Mirrors:
         rows = []
         for (layer, point), agreement in self._found.items():
             own = SYMBOLS["decoder", point]
-            twin = SYMBOLS["encoder", _MIRROR[point]]
+            mirror = SYMBOLS["encoder", _MIRROR[point]]
             for measure, value in (
                 ("mirror_cka", agreement.linear_cka()),
                 ("mirror_error", agreement.relative_error()),
@@ -80,7 +80,7 @@ class Mirrors:
                         measure=measure,
                         mean=value,
                         images=self._images,
-                        tensor=f"{own}, and {twin} of encoder layer {self.depth - 1 - layer}",
+                        tensor=f"{own}, and {mirror} of encoder layer {self.depth - 1 - layer}",
                         precision=self.precision,
                     )
                 )
