@@ -134,7 +134,7 @@ def test_verbose_shows_every_grid_and_mistakes(
         (["knn", "W", "digits", "--seeds", "0"], "--seeds must be at least 1"),
         (["knn", "W", "digits", "--shots", "5000"], "5000 images of every class"),
         (["knn", "W", "digits", "--device", "abacus"], "device 'abacus' cannot be used here"),
-        (["knn", "W", "digits", "--vitmae", "nothing"], "no folder that holds a ViT-MAE"),
+        (["knn", "W", "digits", "--vitmae", "nothing"], "no weights at nothing"),
         (["knn", "W", "digits", "--json", "W"], "not overwritten"),
         (["knn", "a.npz", "digits"], "should hold test features"),
         (["knn", "a.npz", "b.npz"], "there is no file a.npz"),

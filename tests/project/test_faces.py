@@ -75,7 +75,8 @@ def test_faces_are_loaded_on_first_use() -> None:
 def imports_of(text: str) -> list[tuple[str, str]]:
     """(module, name) of everything of this package that a document's Python imports."""
     found = []
-    for line in re.findall(r"^\s*((?:from|import) crate_mae[^\n]*(?:\([^)]*\))?)", text, re.M):
+    statement = r"^[ \t]*((?:from|import) crate_mae[^\n(]*(?:\([^)]*\))?)"
+    for line in re.findall(statement, text, re.MULTILINE):
         for node in ast.walk(ast.parse(line)):
             if isinstance(node, ast.ImportFrom):
                 found += [(node.module or "", alias.name) for alias in node.names]
@@ -92,7 +93,11 @@ def test_documents_import_from_faces_alone(path: Path) -> None:
 
 
 def test_imports_in_documents_are_found() -> None:
-    text = "Text.\n\n    from crate_mae import a, b\n\n```python\nimport crate_mae.models\n```\n"
+    text = (
+        "Text.\n\n    from crate_mae import a, b\n\n```python\nimport crate_mae.models\n```\n"
+        "from crate_mae.x import (\n    c,\n    d,\n)\n"
+    )
     assert imports_of(text) == [
         ("crate_mae", "a"), ("crate_mae", "b"), ("crate_mae.models", ""),
+        ("crate_mae.x", "c"), ("crate_mae.x", "d"),
     ]  # fmt: skip

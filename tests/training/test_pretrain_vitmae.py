@@ -268,7 +268,7 @@ def test_a_classifier_begins_with_the_encoder_it_comes_from() -> None:
         (lambda values: values["config"].update(depth=7), "cannot fill 7 layers of width 16"),
         (lambda values: values["config"].update(dim=8192), "cannot fill 1 layers of width 8192"),
         (lambda values: values["config"].update(channels=2), "re-shaped|fit"),
-        (lambda values: values.update(model_type="other"), "holds no classifier"),
+        (lambda values: values.update(model_type="other"), "model of kind 'other'"),
     ],
 )
 def test_damaged_folders_of_a_supervised_twin_are_refused(

@@ -133,7 +133,8 @@ def classifier_head(
 
 def head_facts(head: nn.Linear, pool: Pool, class_names: tuple[str, ...] | None) -> dict[str, Any]:
     """What is written of a classifier's head beside its tensors, in plain values."""
-    facts = {"num_classes": head.out_features, "pool": pool, "class_names": class_names}
+    names = None if class_names is None else list(class_names)
+    facts = {"num_classes": head.out_features, "pool": pool, "class_names": names}
     return {"classifier": facts}
 
 

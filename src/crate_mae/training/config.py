@@ -176,8 +176,8 @@ class PretrainConfig(RunConfig):
     model: ModelConfig = field(default_factory=ModelConfig)
     """The architecture."""
     vitmae: Match | None = None
-    """Train the ViT-MAE baseline of `model` in its place, for a comparison: of the same configuration,
-    or of nearly the same number of parameters; null to train `model` itself."""
+    """Train the ViT-MAE baseline of `model` in its place, for a comparison: of the same
+    configuration, or of nearly the same number of parameters; null to train `model` itself."""
     masking: Masking = field(default_factory=Masking)
     """Which patches are removed."""
     record: RecordConfig = field(default_factory=RecordConfig)
@@ -245,8 +245,8 @@ class FinetuneConfig(RunConfig):
     model: ModelConfig | None = None
     """The architecture; that of the weights when there are any."""
     vitmae: Match | None = None
-    """Train a classifier on the ViT-MAE baseline of `model` in its place, for a comparison; of weights
-    that are a ViT-MAE's it is always "configuration"."""
+    """Train a classifier on the ViT-MAE baseline of `model` in its place, for a comparison; of
+    weights that are a ViT-MAE's it is always "configuration"."""
     image_size: int | tuple[int, int] | None = None
     """Height and width of the images; as the weights were trained when not given."""
     pool: Pool = "mean"
