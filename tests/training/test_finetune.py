@@ -65,7 +65,6 @@ class Shades(Dataset[tuple[Tensor, int]]):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert finetune(small_finetune(), folder, command=["crate-mae", "finetune", "x"]).finished
     return folder

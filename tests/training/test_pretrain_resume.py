@@ -28,7 +28,6 @@ from crate_mae.training.pretrain import pretrain
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert pretrain(small_config(), folder).finished
     return folder
