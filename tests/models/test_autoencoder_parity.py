@@ -13,6 +13,7 @@ from model_cases import (
     images_for,
     make,
     mask_for,
+    positions_by_loops,
 )
 from torch import Tensor
 
