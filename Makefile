@@ -14,7 +14,7 @@ demo: $(READY)
 
 # Each test file in one process, a process a core and at most four: every test computes on one core.
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Fixtures of all tests: writers of small image files, and one thread; property tests' settings."""
+"""Fixtures of all tests: one thread, the settings of property tests, small image files."""
 
 import os
 import tempfile
@@ -13,6 +13,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 from PIL import Image
 from source_cases import Encode, MakeImage, Write
+
+# Tiny models run fastest on one thread, sums then keep one order, and the processes of pytest-xdist
+# have a core each: here, in fixtures of a whole module, and in the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 # A slow or busy machine is no fault of what is tested, and a test's outcome does not depend on the
 # tests of yesterday; the seed of a failure is printed, and --hypothesis-seed repeats it.
@@ -81,9 +86,6 @@ def svg_words() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny models run fastest on one thread, and sums then keep one order."""
-    threads = torch.get_num_threads()
+def one_thread() -> None:
+    """Each test begins on one thread, whatever the one before did."""
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

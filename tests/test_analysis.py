@@ -1,5 +1,7 @@
 """`crate-mae analyze`: folders, comparisons, figures, refusals."""
 
+import contextlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -37,12 +39,19 @@ def analyze(weights: Path, out: Path, *words: str) -> int:
     return main(["analyze", str(weights), "digits", "--limit", "12", "--out", str(out), *words])
 
 
+@pytest.fixture(scope="module")
+def analysed(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of an analysis, to copy or to read, and what was printed."""
+    out = tmp_path_factory.mktemp("analyses") / "analysis"
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert analyze(weights, out) == 0
+    return out, printed.getvalue()
+
+
 def test_an_analysis_is_a_folder_of_tables_and_figures(
-    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    weights: Path, analysed: tuple[Path, str]
 ) -> None:
-    out = tmp_path / "analysis"
-    assert analyze(weights, out) == 0
-    printed = capsys.readouterr().out
+    out, printed = analysed
     assert "random twin, encoder" in printed
     assert {item.name for item in out.iterdir()} == FILES
     rows, facts = read_table(out)
@@ -62,11 +71,12 @@ def test_an_analysis_is_a_folder_of_tables_and_figures(
     assert b"<svg" in (out / "layers.svg").read_bytes()
 
 
-def test_the_same_analysis_gives_the_same_files(weights: Path, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        assert analyze(weights, tmp_path / name, "--no-baselines") == 0
+def test_the_same_analysis_gives_the_same_files(
+    weights: Path, analysed: tuple[Path, str], tmp_path: Path
+) -> None:
+    assert analyze(weights, tmp_path / "b") == 0
     for name in sorted(FILES - {"layers.svg", "weights.svg", "angles.svg"}):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+        assert (analysed[0] / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
 def test_other_weights_and_classifiers_beside(weights: Path, tmp_path: Path) -> None:
@@ -102,34 +112,34 @@ def test_decoders_behind_encoders_of_other_depths_are_drawn_in_one_place(
     deeper = build_model("debug", image_size=8, patch_size=2, channels=1, dim=16, depth=3)
     other = save_model(deeper, tmp_path / "deeper")
     source = open_images(["digits"], limit=2)
-    rows, _ = analyse_subjects(open_subjects(str(weights), [str(other)]), source, tmp_path / "a")
-    drawn: list[Figure] = []
+    drawn: dict[str, Figure] = {}
 
     def keep(figure: Figure, path: Path) -> Path:
-        drawn.append(figure)
+        drawn[path.name] = figure
         return path
 
     monkeypatch.setattr(base, "save_figure", keep)
-    draw_weights(rows, tmp_path / "w.png")
-    draw_layers(rows, tmp_path / "l.png")
-    for figure in drawn:
-        words = [label.get_text() for label in figure.axes[2].get_xticklabels()]
+    analyse_subjects(open_subjects(str(weights), [str(other)]), source, tmp_path / "a")
+    for name in ("weights.png", "layers.png"):
+        words = [label.get_text() for label in drawn[name].axes[2].get_xticklabels()]
         assert len(words) == 5, "three encoder and two decoder layers, each place once"
-    ticks = [label.get_text() for label in drawn[0].axes[2].get_xticklabels()]
+    ticks = [label.get_text() for label in drawn["weights.png"].axes[2].get_xticklabels()]
     assert ticks == ["E0", "E1", "E2", "D0", "D1"]
-    starts = {np.asarray(line.get_xdata())[0] for line in drawn[0].axes[2].lines}
+    starts = {np.asarray(line.get_xdata())[0] for line in drawn["weights.png"].axes[2].lines}
     assert starts == {0, 3}
 
 
 def test_nothing_is_overwritten_unasked(
-    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    weights: Path,
+    analysed: tuple[Path, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out = tmp_path / "analysis"
-    assert analyze(weights, out, "--no-baselines") == 0
+    out = shutil.copytree(analysed[0], tmp_path / "analysis")
     before = (out / "layers.json").read_text()
-    assert analyze(weights, out, "--no-baselines") == 1
+    assert analyze(weights, out) == 1
     assert "holds an analysis" in capsys.readouterr().err
-    assert analyze(weights, out, "--no-baselines", "--overwrite", "--eps-squared", "0.5") == 0
+    assert analyze(weights, out, "--overwrite", "--eps-squared", "0.5") == 0
     assert json.loads(before)["facts"]["eps_squared"] == 0.01
     assert read_table(out)[1]["eps_squared"] == 0.5
     (out / "mine.txt").write_text("precious")
@@ -162,9 +172,8 @@ def test_faults_are_one_message(
     assert not (tmp_path / "out").exists()
 
 
-def test_figures_refuse_what_they_cannot_draw(weights: Path, tmp_path: Path) -> None:
-    source = open_images(["digits"], limit=3)
-    rows, _ = analyse_subjects(open_subjects(str(weights), []), source, tmp_path / "a")
+def test_figures_refuse_what_they_cannot_draw(analysed: tuple[Path, str], tmp_path: Path) -> None:
+    rows, _ = read_table(analysed[0])
     assert "model, encoder" in summary_table(rows)
     target = tmp_path / "x.png"
     for draw in (draw_layers, draw_weights):

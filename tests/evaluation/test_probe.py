@@ -34,11 +34,9 @@ from crate_mae.sources.splits import hold_out
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """These problems are so small that threads only wait for each other."""
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with threadpool_limits(1):
         yield
-    torch.set_num_threads(threads)
 
 
 def features(

@@ -1,7 +1,5 @@
 """The model against the published code's numbers, and against its definition by loops."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from model_cases import (
@@ -28,15 +26,6 @@ TOLERANCE = 1e-5
 @pytest.fixture(params=["train", "eval"])
 def model(request: pytest.FixtureRequest) -> CrateMAE:
     return golden_model().train(request.param == "train")
-
-
-@pytest.fixture
-def loops() -> Iterator[type[Definition]]:
-    """The definition, with the many tiny operations kept on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Definition
-    torch.set_num_threads(threads)
 
 
 def test_every_masked_layer_is_the_published_one(model: CrateMAE) -> None:
@@ -125,11 +114,11 @@ def test_golden_weights_were_moved_off_their_initial_values() -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_model_equals_its_definition_in_float64(name: str, loops: type[Definition]) -> None:
+def test_model_equals_its_definition_in_float64(name: str) -> None:
     config = VARIANTS[name]
     model = make(config).double()
     images, mask = images_for(config).double(), mask_for(config)
-    truth = loops(model)
+    truth = Definition(model)
     out = model(images, mask)
     for index in range(2):
         expected = truth.prediction(images[index], mask[index])
@@ -142,11 +131,11 @@ def test_model_equals_its_definition_in_float64(name: str, loops: type[Definitio
 @pytest.mark.parametrize(
     "name", ["not square, five channels", "tied", "overcomplete", "everything at once"]
 )
-def test_gradients_equal_those_of_the_definition(name: str, loops: type[Definition]) -> None:
+def test_gradients_equal_those_of_the_definition(name: str) -> None:
     config = VARIANTS[name]
     model = make(config).double()
     images, mask = images_for(config).double(), mask_for(config)
-    truth = loops(model)
+    truth = Definition(model)
     model(images, mask).loss.backward()
     truth.loss(images, mask).backward()  # type: ignore[no-untyped-call]
     for key, found in gradients(model).items():
@@ -156,11 +145,11 @@ def test_gradients_equal_those_of_the_definition(name: str, loops: type[Definiti
         assert gap(found, expected) <= 1e-10, key
 
 
-def test_attention_equals_its_definition(loops: type[Definition]) -> None:
+def test_attention_equals_its_definition() -> None:
     config = VARIANTS["not square, five channels"]
     model = make(config).double()
     image = images_for(config, batch=1).double()
-    truth = loops(model)
+    truth = Definition(model)
     tokens = list(model.encoder.embed(image)[0])
     maps = model.attention(image, layers=[0, 1])
     for index in range(config.depth):
@@ -171,11 +160,11 @@ def test_attention_equals_its_definition(loops: type[Definition]) -> None:
         tokens = truth.encoder_layer(tokens, index)
 
 
-def test_decoder_attention_equals_its_definition(loops: type[Definition]) -> None:
+def test_decoder_attention_equals_its_definition() -> None:
     config = VARIANTS["visible only"]
     model = make(config).double()
     image = images_for(config, batch=1).double()
-    truth = loops(model)
+    truth = Definition(model)
     latent = truth.features(image[0]) + truth.positions
     tokens: list[Tensor] = list(latent)
     maps = model.attention(image, layers=[0, 1], side="decoder")

@@ -2,8 +2,11 @@
 
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,6 +114,10 @@ def write_recipe(config: PretrainConfig | FinetuneConfig, path: Path) -> Path:
     return path
 
 
+PATIENCE = 600.0
+"""Seconds that a process may take before a test gives it up: far more than on any machine."""
+
+
 def command_line(*words: str | Path, **environment: str) -> subprocess.Popen[str]:
     """`crate-mae` in a process of its own, on one thread, so that sums are in a fixed order."""
     return subprocess.Popen(
@@ -120,3 +127,25 @@ def command_line(*words: str | Path, **environment: str) -> subprocess.Popen[str
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
+
+
+def wait_for_lines(run: subprocess.Popen[str], folder: Path, count: int) -> None:
+    """Return once a run has logged so many lines and saved a checkpoint; it must not end before."""
+    log, last = folder / "metrics.jsonl", folder / "checkpoints" / "last.ckpt"
+    given_up = time.monotonic() + PATIENCE
+    while not last.exists() or len(log.read_bytes().splitlines()) < count:
+        assert run.poll() is None, run.communicate()[0]
+        assert time.monotonic() < given_up
+        time.sleep(0.001)
+
+
+def killed_at_random(run: subprocess.Popen[str], folder: Path) -> int:
+    """The step of the last checkpoint of a run that was killed (SIGKILL) at a random moment."""
+    try:
+        wait_for_lines(run, folder, random.Random(time.time_ns()).randint(8, 40))
+    finally:
+        run.kill()
+        run.communicate()
+    assert run.returncode == -signal.SIGKILL
+    step: int = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    return step

@@ -38,7 +38,6 @@ UNEVEN = replace(small_config().data, limit=215, val_share=35 / 215)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
     config = small_config(
         record=RecordConfig(log_every=1, checkpoint_epochs=2, reconstruct_epochs=2)
     )

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from training_runs import command_line, final_state, records, small_config, write_recipe
+from training_runs import PATIENCE, command_line, final_state, records, small_config, write_recipe
 
 from crate_mae.training.config import OptimConfig, TrainerConfig
 from crate_mae.training.pretrain import pretrain
@@ -18,7 +18,7 @@ def test_two_gloo_processes_equal_one(tmp_path: Path) -> None:
     recipe = write_recipe(two, tmp_path / "two.yaml")
     run = command_line("pretrain", "--config", recipe, "--out", tmp_path / "two")
     pretrain(one, tmp_path / "one")
-    output, _ = run.communicate(timeout=180)
+    output, _ = run.communicate(timeout=PATIENCE)
     assert run.returncode == 0, output
     assert "2 devices x 1 accumulated x 16" in output
     first, second = final_state(tmp_path / "one"), final_state(tmp_path / "two")

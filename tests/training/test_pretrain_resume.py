@@ -1,10 +1,6 @@
 """A run that was interrupted ends exactly like one that was not."""
 
-import os
-import random
 import shutil
-import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,23 +8,26 @@ from typing import Any
 import pytest
 import torch
 from training_runs import (
+    PATIENCE,
     assert_same_run,
     command_line,
     final_state,
+    killed_at_random,
     records,
     small_config,
     small_finetune,
+    wait_for_lines,
     write_recipe,
 )
 
 from crate_mae.batches.config import Augment, DataConfig
+from crate_mae.cli import main
 from crate_mae.training.config import OptimConfig, PretrainConfig, RecordConfig, TrainerConfig
 from crate_mae.training.pretrain import pretrain
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert pretrain(small_config(), folder).finished
     return folder
@@ -71,60 +70,39 @@ def test_accumulation_and_workers_do_not_change_the_samples(whole: Path, tmp_pat
         torch.testing.assert_close(final_state(tmp_path / "run")[key], value, atol=2e-3, rtol=2e-3)
 
 
-def long_run() -> PretrainConfig:
+def endless_run() -> PretrainConfig:
     config = small_config()
     return replace(
         config,
-        optim=OptimConfig(epochs=40, batch_size=32, base_lr=1e-2, warmup_epochs=1),
+        optim=OptimConfig(epochs=5000, batch_size=32, base_lr=1e-2, warmup_epochs=1),
         record=RecordConfig(log_every=1, checkpoint_steps=3, reconstruct_epochs=0),
     )
 
 
 def test_resume_after_kill_9_at_a_random_step(tmp_path: Path) -> None:
-    recipe = write_recipe(long_run(), tmp_path / "recipe.yaml")
-    whole = command_line("pretrain", "--config", recipe, "--out", tmp_path / "whole")
-    output, _ = whole.communicate(timeout=120)
-    assert whole.returncode == 0, output
-
-    killed = command_line("pretrain", "--config", recipe, "--out", tmp_path / "killed")
-    log = tmp_path / "killed" / "metrics.jsonl"
-    wanted = random.Random(int(time.time())).randint(8, 150)
-    deadline = time.monotonic() + 120
-    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
-    while not last.exists() or len(log.read_bytes().splitlines()) < wanted:
-        assert killed.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    os.kill(killed.pid, signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    killed.communicate()
-    reached = torch.load(last, weights_only=True)["global_step"]
-    assert 0 < reached < 200
-
-    resumed = command_line("pretrain", "--resume", tmp_path / "killed")
-    output, _ = resumed.communicate(timeout=120)
-    assert resumed.returncode == 0, output
-    first, second = final_state(tmp_path / "whole"), final_state(tmp_path / "killed")
-    assert all(torch.equal(first[key], second[key]) for key in first), f"killed after {wanted}"
+    recipe = write_recipe(endless_run(), tmp_path / "recipe.yaml")
+    run = command_line("pretrain", "--config", recipe, "--out", tmp_path / "killed")
+    reached = killed_at_random(run, tmp_path / "killed")
+    assert reached > 0
+    pretrain(endless_run(), tmp_path / "killed", resume=True, stop_after=10)
+    pretrain(endless_run(), tmp_path / "whole", stop_after=reached + 10)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_sigterm_saves_first_and_says_how_to_go_on(tmp_path: Path) -> None:
-    recipe = write_recipe(long_run(), tmp_path / "recipe.yaml")
+    recipe = write_recipe(endless_run(), tmp_path / "recipe.yaml")
     run = command_line("pretrain", "--config", recipe, "--out", tmp_path / "run")
-    log = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not log.exists() or len(log.read_bytes().splitlines()) < 10:
-        assert run.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    wait_for_lines(run, tmp_path / "run", 10)
     run.terminate()
-    output, _ = run.communicate(timeout=60)
+    output, _ = run.communicate(timeout=PATIENCE)
     assert run.returncode == 143, output
     assert f"--resume {tmp_path / 'run'}" in output
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] >= 10
     steps = [record["step"] for record in records(tmp_path / "run")]
     assert max(steps) == saved["global_step"] - 1
+    assert main(["pretrain", "--resume", str(tmp_path / "run"), "--stop-after", "1"]) == 143
+    assert max(r["step"] for r in records(tmp_path / "run")) == saved["global_step"]
 
 
 def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
