@@ -4,6 +4,9 @@ import torch
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
+from crate_mae.sources.arrays import ArraySource
+from crate_mae.sources.base import ImageSource
+
 PHOTOGRAPHS = ("china", "flower")
 
 
@@ -24,3 +27,14 @@ def square(photograph: Tensor, share: float, centre: tuple[float, float]) -> Ten
         for at, length in zip(centre, photograph.shape[1:], strict=True)
     )
     return photograph[:, top : top + side, left : left + side]
+
+
+def photograph_squares() -> ImageSource:
+    """Twelve squares (3, 213, 213) that do not overlap, six of each photograph."""
+    squares = [
+        square(photograph(name), 0.5, (down, across))
+        for name in PHOTOGRAPHS
+        for down in (1 / 4, 3 / 4)
+        for across in (1 / 6, 1 / 2, 5 / 6)
+    ]
+    return ArraySource("photographs", torch.stack(squares).numpy(), prefix="square")
