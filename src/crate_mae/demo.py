@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from crate_mae.batches.transforms import denormalise, prepare
@@ -22,6 +21,7 @@ from crate_mae.figures.token_sheets import draw_pca
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.masks import draw_mask
 from crate_mae.report.page import write_report
+from crate_mae.sources.photographs import PHOTOGRAPHS, photograph, square
 from crate_mae.training.metrics_log import read_metrics
 from crate_mae.training.parse import parse_pretrain
 from crate_mae.training.pretrain import pretrain
@@ -80,12 +80,12 @@ def show_trained(folder: Path) -> str:
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = load_autoencoder(TRAINED)
-    photographs = {name: photograph(name) for name in ("china", "flower")}
-    squares = [_square(photographs[name], share, centre) for name, share, centre in _SQUARES]
+    photographs = {name: photograph(name) for name in PHOTOGRAPHS}
+    squares = [square(photographs[name], share, centre) for name, share, centre in _SQUARES]
     completed = reconstruct(model, prepare(squares, model.preprocess), _masks(model))
     names = [
-        f"{name}, {square.shape[-1]} px"
-        for (name, _, _), square in zip(_SQUARES, squares, strict=True)
+        f"{name}, {pixels.shape[-1]} px"
+        for (name, _, _), pixels in zip(_SQUARES, squares, strict=True)
     ]
     draw_reconstruction(completed, folder / PICTURES[0], names=names, overwrite=True)
 
@@ -125,20 +125,6 @@ def _masks(model: CrateMAE) -> Tensor:
             for index in range(len(_SQUARES))
         ]
     )
-
-
-def photograph(name: str) -> Tensor:
-    """A photograph (3, 427, 640) uint8 that scikit-learn brings along: "china" or "flower"."""
-    return torch.from_numpy(load_sample_image(f"{name}.jpg").copy()).permute(2, 0, 1)
-
-
-def _square(photograph: Tensor, share: float, centre: tuple[float, float]) -> Tensor:
-    side = int(photograph.shape[1] * share)
-    top, left = (
-        min(max(int(at * length - side / 2), 0), length - side)
-        for at, length in zip(centre, photograph.shape[1:], strict=True)
-    )
-    return photograph[:, top : top + side, left : left + side]
 
 
 def _fitted(photographs: list[Tensor], model: CrateMAE, grid: tuple[int, int]) -> Tensor:

@@ -19,7 +19,7 @@ from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import ModelConfig
 from crate_mae.models.layers import DecoderLayer, EncoderLayer
 from crate_mae.models.operators import operators_of
-from crate_mae.weights.published import from_reference
+from crate_mae.weights.published import PublishedFacts, from_reference
 
 GOLDEN = Path(__file__).parent / "golden" / "crate_mae_reference.safetensors"
 
@@ -37,9 +37,13 @@ def golden_under(prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): v for key, v in golden().items() if key.startswith(prefix)}
 
 
-def golden_model(**options: Any) -> CrateMAE:
-    """The model that the golden tensors were computed with."""
-    return from_reference(golden_under("state."), num_heads=4, **options)
+GOLDEN_FACTS = PublishedFacts(num_heads=4, sparsity=0.5, norm_pix_loss=False)
+"""What the model of the golden tensors was computed with and its state does not hold."""
+
+
+def golden_model(**changed: Any) -> CrateMAE:
+    """The model that the golden tensors were computed with, single facts changed."""
+    return from_reference(golden_under("state."), replace(GOLDEN_FACTS, **changed))
 
 
 def tiny(**overrides: Any) -> ModelConfig:

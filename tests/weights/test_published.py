@@ -7,12 +7,14 @@ import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from model_cases import (
+    GOLDEN_FACTS,
     VARIANTS,
     gap,
     golden,
@@ -27,8 +29,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.config import IMAGENET_MEAN, IMAGENET_STD, PRESETS, Preprocess
-from crate_mae.weights.published import from_reference, to_reference
+from crate_mae.models.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PRESETS,
+    ModelConfig,
+    Preprocess,
+)
+from crate_mae.weights.published import PublishedFacts, from_reference, to_reference
 from crate_mae.weights.tensors import IncompleteWeightsError
 
 State = dict[str, Tensor]
@@ -37,6 +45,17 @@ State = dict[str, Tensor]
 def state() -> State:
     """A fresh published state dict."""
     return {key: value.clone() for key, value in golden_under("state.").items()}
+
+
+def facts_of(config: ModelConfig) -> PublishedFacts:
+    """What the published form of a model does not hold."""
+    return PublishedFacts(
+        num_heads=config.num_heads,
+        decoder_num_heads=config.decoder_num_heads,
+        step_size=config.step_size,
+        sparsity=config.sparsity,
+        norm_pix_loss=config.norm_pix_loss,
+    )
 
 
 def assert_golden(model: CrateMAE) -> None:
@@ -82,31 +101,31 @@ def training_file() -> dict[str, Any]:
 @pytest.mark.parametrize("nested", [None, "model", "state_dict", "module"])
 def test_every_wrapping_is_taken_off(prefix: str, nested: str | None) -> None:
     source: Any = prefixed(prefix)
-    assert_golden(from_reference(source if nested is None else {nested: source}, num_heads=4))
+    assert_golden(from_reference(source if nested is None else {nested: source}, GOLDEN_FACTS))
 
 
 @pytest.mark.parametrize("suffix", ["pth", "pt", "bin"])
 def test_training_files_are_read(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"checkpoint-799.{suffix}"
     torch.save(training_file(), path)
-    assert_golden(from_reference(path, num_heads=4))
-    assert_golden(from_reference(str(path), num_heads=4))
+    assert_golden(from_reference(path, GOLDEN_FACTS))
+    assert_golden(from_reference(str(path), GOLDEN_FACTS))
 
 
 def test_files_in_the_old_format_of_torch_are_read(tmp_path: Path) -> None:
     torch.save(training_file(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    assert_golden(from_reference(tmp_path / "old.pth", num_heads=4))
+    assert_golden(from_reference(tmp_path / "old.pth", GOLDEN_FACTS))
 
 
 def test_safetensors_files_are_read(tmp_path: Path) -> None:
     save_file(prefixed("module."), tmp_path / "published.safetensors")
-    assert_golden(from_reference(tmp_path / "published.safetensors", num_heads=4))
+    assert_golden(from_reference(tmp_path / "published.safetensors", GOLDEN_FACTS))
 
 
 def test_nothing_stays_allowed_in_pickles_afterwards(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pth"
     torch.save(training_file(), path)
-    from_reference(path, num_heads=4)
+    from_reference(path, GOLDEN_FACTS)
     with pytest.raises(pickle.UnpicklingError, match="Namespace"):
         torch.load(path, weights_only=True)
 
@@ -135,7 +154,7 @@ def test_colour_images_are_prepared_as_imagenet() -> None:
         size=(32, 32), mean=IMAGENET_MEAN, std=IMAGENET_STD
     )
     config = tiny(channels=1)
-    loaded = from_reference(to_reference(make(config)), num_heads=3, decoder_num_heads=2)
+    loaded = from_reference(to_reference(make(config)), facts_of(config))
     assert loaded.preprocess == Preprocess.identity(config)
 
 
@@ -143,7 +162,7 @@ def test_unused_tensors_are_passed_over() -> None:
     assert {"pos_embed", "decoder_embed.weight", "decoder_embed.bias"} <= set(state())
     lean = {k: v for k, v in state().items() if not k.startswith(("pos_embed", "decoder_embed"))}
     assert len(lean) == len(state()) - 3
-    first, second = from_reference(lean, num_heads=4), golden_model()
+    first, second = from_reference(lean, GOLDEN_FACTS), golden_model()
     for key, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[key])
 
@@ -155,7 +174,7 @@ def test_unused_tensors_are_passed_over() -> None:
 def test_grids_that_are_not_square_are_inferred_from_the_table(image: Any, patch: Any) -> None:
     config = tiny(image_size=image, patch_size=patch)
     model = make(config)
-    loaded = from_reference(to_reference(model), num_heads=3, decoder_num_heads=2)
+    loaded = from_reference(to_reference(model), facts_of(config))
     assert loaded.config == config
     images = images_for(config)
     assert torch.equal(loaded.encode(images), model.encode(images))
@@ -163,7 +182,7 @@ def test_grids_that_are_not_square_are_inferred_from_the_table(image: Any, patch
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_files_in_other_precisions_become_float32(dtype: torch.dtype) -> None:
-    model = from_reference({k: v.to(dtype) for k, v in state().items()}, num_heads=4)
+    model = from_reference({k: v.to(dtype) for k, v in state().items()}, GOLDEN_FACTS)
     for parameter in model.parameters():
         assert parameter.dtype == torch.float32
     D = state()["blocks.0.layers.0.1.fn.weight"]
@@ -172,7 +191,7 @@ def test_files_in_other_precisions_become_float32(dtype: torch.dtype) -> None:
 
 def test_the_given_tensors_are_copied() -> None:
     source = state()
-    model = from_reference(source, num_heads=4)
+    model = from_reference(source, GOLDEN_FACTS)
     for value in source.values():
         value.zero_()
     assert float(model.mask_token.detach().abs().max()) > 0
@@ -199,7 +218,7 @@ def test_hostile_pickles_are_refused_and_not_run(new_format: bool, tmp_path: Pat
         with pytest.raises(
             ValueError, match=r"could not be read as plain tensors.*where you trust"
         ):
-            from_reference(path, num_heads=4)
+            from_reference(path, GOLDEN_FACTS)
         assert not trace.exists()
     pickle.loads(pickle.dumps(Hostile(trace)))  # the attack does work where nothing stops it
     assert trace.exists()
@@ -209,14 +228,14 @@ def test_hostile_arguments_inside_the_allowed_class_are_refused(tmp_path: Path) 
     trace, path = tmp_path / "executed", tmp_path / "checkpoint.pth"
     torch.save({**training_file(), "args": argparse.Namespace(lr=Hostile(trace))}, path)
     with pytest.raises(ValueError, match="could not be read as plain tensors"):
-        from_reference(path, num_heads=4)
+        from_reference(path, GOLDEN_FACTS)
     assert not trace.exists()
 
 
 def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
     torch.save(make(tiny()), tmp_path / "model.pth")
     with pytest.raises(ValueError, match="could not be read as plain tensors"):
-        from_reference(tmp_path / "model.pth", num_heads=4)
+        from_reference(tmp_path / "model.pth", GOLDEN_FACTS)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80", b"not a checkpoint", b"PK\x03\x04 cut"])
@@ -225,7 +244,7 @@ def test_damaged_files_are_refused(content: bytes, suffix: str, tmp_path: Path) 
     path = tmp_path / f"checkpoint.{suffix}"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"checkpoint\.{suffix}"):
-        from_reference(path, num_heads=4)
+        from_reference(path, GOLDEN_FACTS)
 
 
 def test_cut_training_file_is_refused(tmp_path: Path) -> None:
@@ -233,14 +252,14 @@ def test_cut_training_file_is_refused(tmp_path: Path) -> None:
     torch.save(training_file(), path)
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(ValueError, match="could not be read as plain tensors"):
-        from_reference(path, num_heads=4)
+        from_reference(path, GOLDEN_FACTS)
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no checkpoint file at .*nowhere.pth"):
-        from_reference(tmp_path / "nowhere.pth", num_heads=4)
+        from_reference(tmp_path / "nowhere.pth", GOLDEN_FACTS)
     with pytest.raises(FileNotFoundError, match="no checkpoint file at"):
-        from_reference(tmp_path, num_heads=4)
+        from_reference(tmp_path, GOLDEN_FACTS)
 
 
 def without(*prefixes: str) -> Callable[[State], None]:
@@ -311,7 +330,7 @@ def test_states_that_are_not_complete_are_refused(
     tensors = state()
     change(tensors)
     with pytest.raises(error, match=message):
-        from_reference(tensors, num_heads=4)
+        from_reference(tensors, GOLDEN_FACTS)
 
 
 def test_encoder_only_checkpoint_says_so() -> None:
@@ -319,7 +338,7 @@ def test_encoder_only_checkpoint_says_so() -> None:
     without("decoder_blocks.", "decoder_norm.", "decoder_pred.", "mask_token")(tensors)
     message = r"holds an encoder only \(0 decoder layers.*Reconstruction needs a full checkpoint"
     with pytest.raises(ValueError, match=message):
-        from_reference(tensors, num_heads=4)
+        from_reference(tensors, GOLDEN_FACTS)
 
 
 @pytest.mark.parametrize(
@@ -340,7 +359,7 @@ def test_foreign_positions_are_refused(table: str) -> None:
         "integer": published.long(),
     }[table]
     with pytest.raises(ValueError, match="is no sin-cos table of any grid"):
-        from_reference(tensors, num_heads=4)
+        from_reference(tensors, GOLDEN_FACTS)
 
 
 @pytest.mark.parametrize(
@@ -358,7 +377,7 @@ def test_foreign_positions_are_refused(table: str) -> None:
 )
 def test_wrong_head_counts_are_refused(heads: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        from_reference(state(), **heads)
+        from_reference(state(), replace(GOLDEN_FACTS, **heads))
 
 
 @pytest.mark.parametrize(
@@ -375,7 +394,7 @@ def test_wrong_head_counts_are_refused(heads: dict[str, Any], message: str) -> N
 )
 def test_other_things_are_refused(source: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        from_reference(source, num_heads=4)
+        from_reference(source, GOLDEN_FACTS)
 
 
 # --- and back ---------------------------------------------------------------------------------
@@ -408,14 +427,7 @@ def test_every_expressible_model_survives_the_published_form(name: str) -> None:
     """A tied map is written out as a separate one, which computes the same."""
     config = VARIANTS[name]
     model = make(config).eval()
-    again = from_reference(
-        to_reference(model),
-        num_heads=config.num_heads,
-        decoder_num_heads=config.decoder_num_heads,
-        step_size=config.step_size,
-        sparsity=config.sparsity,
-        norm_pix_loss=config.norm_pix_loss,
-    )
+    again = from_reference(to_reference(model), facts_of(config))
     assert again.config.output_projection == "free"
     out = model(images_for(config), mask_for(config))
     returned = again(images_for(config), mask_for(config))
@@ -486,4 +498,4 @@ def test_reading_a_checkpoint_warns_of_nothing(tmp_path: Path) -> None:
     torch.save(training_file(), tmp_path / "checkpoint.pth")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        from_reference(tmp_path / "checkpoint.pth", num_heads=4)
+        from_reference(tmp_path / "checkpoint.pth", GOLDEN_FACTS)

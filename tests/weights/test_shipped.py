@@ -14,11 +14,11 @@ from torch import Tensor
 from crate_mae import CrateMAE, load_model, save_model
 from crate_mae.batches.transforms import normalise, prepare
 from crate_mae.cli import main
-from crate_mae.demo import photograph
 from crate_mae.evaluation.backbones import random_baseline
 from crate_mae.models.loss import BaselineSums
 from crate_mae.models.masks import draw_mask
 from crate_mae.publish.package import build_package
+from crate_mae.sources.photographs import photograph
 from crate_mae.training.run_folder import load_settings
 from crate_mae.weights import shipped
 from crate_mae.weights.shipped import SHIPPED

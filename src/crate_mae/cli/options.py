@@ -79,6 +79,11 @@ def add_images(
         parser.add_argument(
             "images", nargs="+", help="one data address, or image files and folders"
         )
+    add_part(parser, limit)
+
+
+def add_part(parser: CommandParser, limit: int | None) -> None:
+    """Add --split and --limit: which of the images are used."""
     parser.add_argument("--split", metavar="NAME", help="split of the data address")
     parser.add_argument(
         "--limit",

@@ -2,14 +2,18 @@
 
 import argparse
 import sys
+from typing import Any
 
 from crate_mae.cli.options import (
     CommandParser,
     Output,
     add_json,
     add_overwrite,
+    add_part,
     add_weights,
+    counter_for,
     new_file,
+    opened_images,
     verb_parser,
 )
 
@@ -114,14 +118,15 @@ def push(argv: list[str]) -> int:
 
     from huggingface_hub import HfApi
 
+    from crate_mae.common.files import check_new_folder
     from crate_mae.publish import hub
-    from crate_mae.publish.package import build_package, check_folder, write_folder
+    from crate_mae.publish.package import build_package, write_folder
 
     sends = not (given.dry_run or given.out)
     api = HfApi()
     if given.repo is not None:
         hub.check_repository(given.repo)
-    folder = None if given.out is None else check_folder(given.out)
+    folder = None if given.out is None else check_new_folder(given.out)
     if sends:
         print(f"as {hub.check_token(api)}")
     package = build_package(
@@ -167,41 +172,60 @@ def convert_parser() -> CommandParser:
     target.add_argument(
         "--to-reference", metavar="FILE", help="new .safetensors or .pth with published key names"
     )
-    parser.add_argument("--num-heads", type=int, metavar="N", help="of the encoder (needed)")
+    parser.add_argument("--num-heads", type=int, metavar="N", help="of the encoder (measured)")
     parser.add_argument("--decoder-num-heads", type=int, metavar="N", help="(as the encoder)")
+    parser.add_argument("--step-size", type=float, metavar="X", help="eta of ISTA (0.1)")
     parser.add_argument(
-        "--step-size", type=float, metavar="X", default=0.1, help="eta of ISTA (0.1)"
+        "--sparsity", type=float, metavar="X", help="lambda of ISTA (measured: 5.0 or 0.5)"
     )
     parser.add_argument(
-        "--sparsity", type=float, metavar="X", default=0.5, help="lambda of ISTA (0.5)"
+        "--norm-pix-loss",
+        action=argparse.BooleanOptionalAction,
+        help="whether it was trained on normalised patches (measured)",
     )
     parser.add_argument(
-        "--norm-pix-loss", action="store_true", help="it was trained on normalised patches"
+        "--images",
+        nargs="+",
+        metavar="IMAGE",
+        help="files, folders or one data address to measure on (squares of two photographs)",
     )
+    add_part(parser, limit=8)
     return parser
 
 
 def convert(argv: list[str]) -> int:
     """The exit status of `crate-mae convert`."""
-    given = convert_parser().read(argv)
-    return _to_reference(given) if given.to_reference else _from_reference(given)
+    parser = convert_parser()
+    given = parser.read(argv)
+    facts = {name: getattr(given, name) for name in _FACTS if getattr(given, name) is not None}
+    if given.to_reference and (facts or given.images):
+        parser.error("--to-reference takes no facts and no images: our weights hold all of them")
+    if given.images and facts.keys() >= _MEASURED:
+        parser.error("every fact is given, so there is nothing to measure: leave out --images")
+    return _to_reference(given) if given.to_reference else _from_reference(given, facts)
 
 
-def _from_reference(given: argparse.Namespace) -> int:
-    from crate_mae.weights.published import HEADS, convert_checkpoint
+_FACTS = ("num_heads", "sparsity", "norm_pix_loss", "decoder_num_heads", "step_size")
+_MEASURED = {"num_heads", "sparsity", "norm_pix_loss"}
 
-    if given.num_heads is None:
-        raise ValueError(f"the file does not hold the number of heads: give --num-heads ({HEADS})")
-    made = convert_checkpoint(
-        given.source,
-        given.out,
-        num_heads=given.num_heads,
-        decoder_num_heads=given.decoder_num_heads,
-        step_size=given.step_size,
-        sparsity=given.sparsity,
-        norm_pix_loss=given.norm_pix_loss,
-    )
-    print(made.text())
+
+def _from_reference(given: argparse.Namespace, facts: dict[str, Any]) -> int:
+    from crate_mae.common.files import check_new_folder
+    from crate_mae.evaluation.published_facts import measure_published_facts
+    from crate_mae.weights.published import PublishedFacts, convert_checkpoint, published_state
+
+    check_new_folder(given.out)
+    source = opened_images(given) if given.images else None
+    state = published_state(given.source)
+    if facts.keys() >= _MEASURED:
+        known = PublishedFacts(**facts)
+    else:
+        measured = measure_published_facts(
+            state, source, progress=counter_for("models measured"), **facts
+        )
+        print(measured.text())
+        known = measured.facts
+    print(convert_checkpoint(state, given.out, known).text())
     return 0
 
 

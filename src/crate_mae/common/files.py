@@ -25,6 +25,19 @@ def check_folder_of(path: Path) -> None:
         raise PermissionError(f"{folder} cannot be written to: name another place than {path}")
 
 
+def check_new_folder(folder: str | Path) -> Path:
+    """The whole path, links followed, of a folder that is new or empty.
+
+    Raises FileExistsError for anything else, and what `check_folder_of` raises for a place where
+    nothing can be written.
+    """
+    path = Path(folder).resolve()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{folder} exists and is not overwritten; name a new folder")
+    check_folder_of(path / "file")
+    return path
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; flushed to disk and moved there in one step at the end.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crate_mae.common.files import check_folder_of
+from crate_mae.common.files import check_new_folder
 from crate_mae.publish.card import licence_of, loaded_names, model_card, with_metadata, with_name
 from crate_mae.publish.facts import METRICS, RECIPE, gather, recipe_text
 from crate_mae.weights.shipped import CARD, SHIPPED
@@ -109,9 +109,9 @@ def write_folder(package: Package, folder: str | Path) -> Path:
     """The folder's whole path, now with exactly the files that would be sent; all or none.
 
     An empty folder is filled and stays itself: somebody may stand in it, or it may be a mount.
-    Raises what `check_folder` raises.
+    Raises what `check_new_folder` raises.
     """
-    folder = check_folder(folder)
+    folder = check_new_folder(folder)
     whole = folder / f".{folder.name}.whole" if folder.exists() else folder
     with replacing_folder(whole) as fresh:
         for name, content in package.files.items():
@@ -124,19 +124,6 @@ def write_folder(package: Package, folder: str | Path) -> Path:
             (whole / name).rename(folder / name)
         whole.rmdir()
     return folder
-
-
-def check_folder(folder: str | Path) -> Path:
-    """The whole path, links followed, of a folder that is new or empty.
-
-    Raises FileExistsError for anything else, and what `check_folder_of` raises for a place where
-    nothing can be written.
-    """
-    path = Path(folder).resolve()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{folder} exists and is not overwritten; name a new folder")
-    check_folder_of(path / CARD)
-    return path
 
 
 def _text(path: str | Path) -> str:

@@ -1,14 +1,14 @@
 """Published CRATE-MAE checkpoints in and out: their key names, wrappings and sizes.
 
 The published files hold two tensors the model never uses (`pos_embed`, `decoder_embed.*`); they
-are passed over by name. `eta`, `lambda` and the head counts are not in the file: they are
-arguments here, as they were of the model.
+are passed over by name. What the files do not hold, heads, eta, lambda and the kind of target, is
+given as `PublishedFacts`; `crate_mae.evaluation.published_facts` measures what it can of them.
 """
 
 import argparse
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from crate_mae.common.files import replacing
+from crate_mae.common.files import check_new_folder, replacing
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import IMAGENET_MEAN, IMAGENET_STD, PRESETS, ModelConfig, Preprocess
 from crate_mae.models.patches import sincos_positions
@@ -25,6 +25,9 @@ from crate_mae.weights.weights_folder import load_autoencoder, save_model, weigh
 
 UNUSED = ("pos_embed", "decoder_embed.weight", "decoder_embed.bias")
 POSITIONS = "decoder_pos_embed"
+
+PUBLISHED = ("tiny", "small", "base", "large")
+"""The presets whose sizes were published."""
 
 _ENCODER_LAYER = {
     "norm1": "layers.0.0.norm",
@@ -50,44 +53,55 @@ _TOP = {
 }
 
 
-def from_reference(
-    path_or_state: str | Path | Mapping[str, Any],
-    *,
-    num_heads: int,
-    decoder_num_heads: int | None = None,
-    step_size: float = 0.1,
-    sparsity: float = 0.5,
-    norm_pix_loss: bool = False,
-) -> CrateMAE:
+@dataclass(frozen=True, kw_only=True)
+class PublishedFacts:
+    """What a published checkpoint does not hold and its model cannot do without."""
+
+    num_heads: int
+    """Of the encoder; the published sizes use 6 (tiny), 12 (small, base) and 16 (large)."""
+    sparsity: float
+    """lambda of ISTA; 5.0 and 0.5 were both published (docs/weights.md)."""
+    norm_pix_loss: bool
+    """Whether it was trained on patches normalised by their own mean and variance."""
+    decoder_num_heads: int | None = None
+    """Of the decoder; None: as many as the encoder's."""
+    step_size: float = 0.1
+    """eta of ISTA; the published code has no other."""
+
+
+def from_reference(checkpoint: str | Path | Mapping[str, Any], facts: PublishedFacts) -> CrateMAE:
     """The model of a published checkpoint: a `.pth` or `.safetensors` path, or a state dict.
 
-    Sizes come from the tensors; the heads (the published sizes use 6 tiny, 12 small and base,
-    16 large; the decoder's count defaults to the encoder's), the step size, the sparsity and the
-    kind of target do not stand in the file. A training script's wrapping (`{"model": ...}`) and
-    the prefixes `module.` and `_orig_mod.` are taken off. Pickled files are read with
-    `weights_only=True` plus `argparse.Namespace`, which such scripts store, and nothing else.
+    Sizes come from the tensors, the rest from `facts`. A training script's wrapping
+    (`{"model": ...}`) and the prefixes `module.` and `_orig_mod.` are taken off. Pickled files are
+    read with `weights_only=True` plus `argparse.Namespace`, which such scripts store, and nothing
+    else.
 
     The preprocessing is set to ImageNet's mean and std for three channels.
-    Raises FileNotFoundError, and ValueError for files that are no complete checkpoint: encoder
-    only, missing, unexpected or re-shaped tensors (by name), or a foreign position table.
+    Raises FileNotFoundError, and ValueError for files that are no complete checkpoint (encoder
+    only, missing, unexpected or re-shaped tensors, by name, or a foreign position table), for
+    values that are not finite and for facts that do not fit the sizes.
     """
-    state = published_state(path_or_state)
-    config = _infer_config(
-        state,
-        num_heads=num_heads,
-        decoder_num_heads=num_heads if decoder_num_heads is None else decoder_num_heads,
-        step_size=step_size,
-        sparsity=sparsity,
-        norm_pix_loss=norm_pix_loss,
-    )
-    names = {theirs: ours for ours, theirs in _names(config).items()}
+    state = published_state(checkpoint)
+    given = asdict(facts)
+    if facts.decoder_num_heads is None:
+        given["decoder_num_heads"] = facts.num_heads
+    config = ModelConfig(**published_sizes(state), **given)
+    theirs = _names(config)
+    ours = {published: name for name, published in theirs.items()}
     renamed = {
-        names.get(key, key): value
+        ours.get(key, key): value
         for key, value in state.items()
         if key not in UNUSED and key != POSITIONS
     }
     model = CrateMAE(config)
-    load_exactly(model, renamed, origin="the published checkpoint", names=_names(config))
+    load_exactly(model, renamed, origin="the published checkpoint", names=theirs)
+    loaded = model.state_dict()
+    broken = [theirs[key] for key, value in loaded.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"the published checkpoint holds values that are not finite, in {', '.join(broken[:3])}"
+        )
     if config.channels == 3:
         model.preprocess = Preprocess(size=config.image_hw, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return model
@@ -122,6 +136,102 @@ def to_reference(model: CrateMAE) -> dict[str, Tensor]:
     return state
 
 
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What came of a checkpoint."""
+
+    folder: Path
+    config: ModelConfig
+    parameters: int
+    sha256: str
+    """Of the new tensor file."""
+    passed_over: list[str]
+    """Names and shapes of what the file holds and the model does not need."""
+
+    @property
+    def preset(self) -> str | None:
+        """The published size of the same widths, depths, image and patches; None for others."""
+        sizes = ("image_size", "patch_size", "channels", "dim", "depth", "decoder_depth")
+        mine = self.config.to_dict()
+        for name in PUBLISHED:
+            published = PRESETS[name].to_dict()
+            if all(mine[key] == published[key] for key in sizes):
+                return name
+        return None
+
+    def text(self) -> str:
+        """All of it as text, with a warning where the heads are not those of its size."""
+        config = self.config
+        image, patch = (" x ".join(map(str, hw)) for hw in (config.image_hw, config.patch_hw))
+        lines = [
+            f"size        {self.preset or 'none of the published ones'}: width {config.dim},"
+            f" {config.depth} + {config.decoder_depth} layers, {image} pixels in"
+            f" patches of {patch}, {config.channels} channels",
+            f"parameters  {self.parameters:,}",
+            f"heads       {config.num_heads} + {config.decoder_num_heads}",
+            f"lambda      {config.sparsity:g}, eta {config.step_size:g}",
+            f"targets     {'normalised patches' if config.norm_pix_loss else 'pixels'}",
+            f"passed over {', '.join(self.passed_over) or 'nothing'}",
+            f"SHA-256     {self.sha256}",
+            f"wrote       {self.folder}",
+        ]
+        expected = None if self.preset is None else PRESETS[self.preset].num_heads
+        if expected is not None and {config.num_heads, config.decoder_num_heads} != {expected}:
+            lines.append(
+                f"warning     the published {self.preset} model has {expected} heads: with another"
+                " number every tensor fits and every result is wrong"
+            )
+        return "\n".join(lines)
+
+
+def convert_checkpoint(
+    checkpoint: str | Path | Mapping[str, Any], out: str | Path, facts: PublishedFacts
+) -> Conversion:
+    """What came of a published checkpoint, now a weights folder at `out`, new or empty.
+
+    Read as `from_reference` reads it (tensors alone, nothing is executed). Raises FileExistsError
+    for a folder with content, before anything is read, and what `from_reference` raises.
+    """
+    check_new_folder(out)
+    state = published_state(checkpoint)
+    model = from_reference(state, facts)
+    folder = save_model(model, out)
+    return Conversion(
+        folder=folder,
+        config=model.config,
+        parameters=sum(p.numel() for p in model.parameters()),
+        sha256=weights_hash(folder),
+        passed_over=[
+            f"{key} {tuple(state[key].shape)}"
+            + (" (the table is computed)" if key == POSITIONS else " (never used)")
+            for key in state
+            if key in (*UNUSED, POSITIONS)
+        ],
+    )
+
+
+def write_reference(weights: str | Path, file: str | Path) -> int:
+    """How many tensors went into a new file with the published names.
+
+    `.safetensors` holds the tensors, `.pth` holds them under "model", as a training script saves
+    them. Raises ValueError for another suffix, for a classifier and for a model that the published
+    code cannot express (see `to_reference`), and FileExistsError for a file that is there.
+    """
+    path = Path(file)
+    if path.suffix not in (".safetensors", ".pth"):
+        raise ValueError(f"{path} must end in .safetensors or .pth")
+    if path.exists():
+        raise FileExistsError(f"{path} exists and is not overwritten; name another file")
+    model: CrateMAE = load_autoencoder(weights)
+    state = {key: value.contiguous() for key, value in to_reference(model).items()}
+    with replacing(path) as fresh:
+        if path.suffix == ".pth":
+            torch.save({"model": state}, fresh)
+        else:
+            save_file(state, fresh, metadata={"format": "pt"})
+    return len(state)
+
+
 def published_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors by their published names, out of a file or mapping in any wrapping.
 
@@ -147,23 +257,13 @@ def published_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]
     return state
 
 
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint file at {path}")
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile or broken file fails in too many ways to list
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"{path} could not be read as plain tensors: {reason}. Only tensors, plain values and"
-            " argparse.Namespace are accepted; convert anything else where you trust it."
-        ) from error
+def published_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The fields of a `ModelConfig` that the tensors of a `published_state` tell.
 
+    Image and patch size, channels, width and depths. Raises ValueError for tensors that are no
+    complete CRATE-MAE, or that have a foreign position table.
+    """
 
-def _infer_config(state: dict[str, Tensor], **given: Any) -> ModelConfig:
     def shape(key: str, ndim: int) -> tuple[int, ...]:
         if key not in state or state[key].ndim != ndim:
             found = f"of shape {tuple(state[key].shape)}" if key in state else "missing"
@@ -181,26 +281,39 @@ def _infer_config(state: dict[str, Tensor], **given: Any) -> ModelConfig:
     dim, channels, *patch = shape("patch_embed.proj.weight", 4)
     depth, decoder_depth = count("blocks"), count("decoder_blocks")
     if not decoder_depth:
-        decoder = len(_names(ModelConfig(dim=dim, depth=depth or 1, **_heads(given))))
+        # Any number of heads above one has the same tensors; four divide every width.
+        full = ModelConfig(dim=dim, depth=depth or 1, num_heads=4, decoder_num_heads=4)
+        decoder = len(_names(full))
         raise ValueError(
             f"this checkpoint holds an encoder only (0 decoder layers; a full one has {decoder}"
             " tensors or more). Reconstruction needs a full checkpoint."
         )
     shape(POSITIONS, 3)
     grid = _infer_grid(state[POSITIONS])
-    return ModelConfig(
-        image_size=(grid[0] * patch[0], grid[1] * patch[1]),
-        patch_size=(patch[0], patch[1]),
-        channels=channels,
-        dim=dim,
-        depth=depth,
-        decoder_depth=decoder_depth,
-        **given,
-    )
+    return {
+        "image_size": (grid[0] * patch[0], grid[1] * patch[1]),
+        "patch_size": (patch[0], patch[1]),
+        "channels": channels,
+        "dim": dim,
+        "depth": depth,
+        "decoder_depth": decoder_depth,
+    }
 
 
-def _heads(given: dict[str, Any]) -> dict[str, Any]:
-    return {key: given[key] for key in ("num_heads", "decoder_num_heads")}
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint file at {path}")
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a hostile or broken file fails in too many ways to list
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{path} could not be read as plain tensors: {reason}. Only tensors, plain values and"
+            " argparse.Namespace are accepted; convert anything else where you trust it."
+        ) from error
 
 
 def _infer_grid(table: Tensor) -> tuple[int, int]:
@@ -241,109 +354,3 @@ def _names(config: ModelConfig) -> dict[str, str]:
         return f"{stems[stem]}.{leaf}"
 
     return {key: published(key) for key in keys}
-
-
-PUBLISHED = ("tiny", "small", "base", "large")
-
-
-HEADS = ", ".join(f"{PRESETS[name].num_heads} for {name}" for name in PUBLISHED)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conversion:
-    """What came of a checkpoint."""
-
-    folder: Path
-    config: ModelConfig
-    parameters: int
-    sha256: str
-    """Of the new tensor file."""
-    passed_over: list[str]
-    """Names and shapes of what the file holds and the model does not need."""
-
-    @property
-    def preset(self) -> str | None:
-        """The published size of the same widths, depths, image and patches; None for others."""
-        sizes = ("image_size", "patch_size", "channels", "dim", "depth", "decoder_depth")
-        mine = self.config.to_dict()
-        for name in PUBLISHED:
-            published = PRESETS[name].to_dict()
-            if all(mine[key] == published[key] for key in sizes):
-                return name
-        return None
-
-    def text(self) -> str:
-        """All of it for people, with a warning where the heads are not those of its size."""
-        config = self.config
-        image, patch = (" x ".join(map(str, hw)) for hw in (config.image_hw, config.patch_hw))
-        lines = [
-            f"size        {self.preset or 'none of the published ones'}: width {config.dim},"
-            f" {config.depth} + {config.decoder_depth} layers, {image} pixels in"
-            f" patches of {patch}, {config.channels} channels",
-            f"parameters  {self.parameters:,}",
-            f"heads       {config.num_heads} + {config.decoder_num_heads}, as given",
-            f"passed over {', '.join(self.passed_over) or 'nothing'}",
-            f"SHA-256     {self.sha256}",
-            f"wrote       {self.folder}",
-        ]
-        expected = None if self.preset is None else PRESETS[self.preset].num_heads
-        if expected is not None and {config.num_heads, config.decoder_num_heads} != {expected}:
-            lines.append(
-                f"warning     the published {self.preset} model has {expected} heads: with another"
-                " number every tensor fits and every result is wrong"
-            )
-        return "\n".join(lines)
-
-
-def convert_checkpoint(
-    file: str | Path, out: str | Path, *, num_heads: int, **options: Any
-) -> Conversion:
-    """What came of a published checkpoint, now a weights folder at `out`, new or empty.
-
-    `options` as in `from_reference`, which reads the file (tensors alone, nothing is executed).
-    Raises FileExistsError for a folder with content, before anything is read, what
-    `from_reference` raises, and ValueError when a weight is not finite.
-    """
-    folder = Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists and is not overwritten; name a new folder")
-    state = published_state(file)
-    model = from_reference(state, num_heads=num_heads, **options)
-    broken = [key for key, value in model.state_dict().items() if not value.isfinite().all()]
-    if broken:
-        raise ValueError(f"{file} holds values that are not finite, in {', '.join(broken[:3])}")
-    save_model(model, folder)
-    return Conversion(
-        folder=folder,
-        config=model.config,
-        parameters=sum(p.numel() for p in model.parameters()),
-        sha256=weights_hash(folder),
-        passed_over=[
-            f"{key} {tuple(state[key].shape)}"
-            + (" (the table is computed)" if key == POSITIONS else " (never used)")
-            for key in state
-            if key in (*UNUSED, POSITIONS)
-        ],
-    )
-
-
-def write_reference(weights: str | Path, file: str | Path) -> int:
-    """How many tensors went into a new file with the published names.
-
-    `.safetensors` holds the tensors, `.pth` holds them under "model", as a training script saves
-    them. Raises ValueError for another suffix, for a classifier and for a model that the published
-    code cannot express (see `to_reference`), and FileExistsError for a file that is there.
-    """
-    path = Path(file)
-    if path.suffix not in (".safetensors", ".pth"):
-        raise ValueError(f"{path} must end in .safetensors or .pth")
-    if path.exists():
-        raise FileExistsError(f"{path} exists and is not overwritten; name another file")
-    model: CrateMAE = load_autoencoder(weights)
-    state = {key: value.contiguous() for key, value in to_reference(model).items()}
-    with replacing(path) as fresh:
-        if path.suffix == ".pth":
-            torch.save({"model": state}, fresh)
-        else:
-            save_file(state, fresh, metadata={"format": "pt"})
-    return len(state)
