@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from crate_mae.common.progress import bytes_text, time_text
+from crate_mae.common.text import bytes_text, time_text
 
 
 def result_text(result: dict[str, Any]) -> str:

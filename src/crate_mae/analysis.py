@@ -1,13 +1,14 @@
 """A white-box analysis from weights to a folder: table, figures, and what they say in short."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from crate_mae.common.environment import environment
+from crate_mae.common.progress import StartProgress
 from crate_mae.evaluation.backbones import random_twin
 from crate_mae.figures.layer_curves import MAX_MODELS, layer_curves, subspace_angles, weight_curves
 from crate_mae.models.autoencoder import CrateMAE
@@ -21,8 +22,6 @@ from crate_mae.whitebox.table import CSV, JSON, Measurement, curve, models_of, w
 RANDOM = "random"
 FIGURES = ("layers", "weights", "angles")
 KINDS = (".png", ".svg")
-
-Progress = Callable[[str], Callable[[int, int], None] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +93,7 @@ def analyse_subjects(
     precision: Precision = "float32",
     batch_size: int = 64,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: StartProgress | None = None,
 ) -> tuple[list[Measurement], dict[str, Any]]:
     """(rows, facts) of an analysis that now lies in `folder`, with its figures as PNG and SVG.
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -30,6 +29,7 @@ from crate_mae.batches.on_device import (
     kept_images,
 )
 from crate_mae.batches.samplers import EpochBatches, FixedBatches
+from crate_mae.common.progress import StartProgress
 from crate_mae.models.config import ModelConfig, Preprocess
 from crate_mae.sources.address import open_source
 from crate_mae.sources.base import ImageSource, random_subset
@@ -42,8 +42,6 @@ from crate_mae.sources.webdataset import StreamSource
 logger = logging.getLogger(__name__)
 
 STATISTICS_SAMPLES = 10_000
-Progress = Callable[[str], Callable[[int, int], None] | None]
-"""Given the name of some work, what reports (done, total); such as `progress.counter`."""
 
 
 class TooManyBrokenImagesError(RuntimeError):
@@ -90,7 +88,7 @@ class ImageDataModule(LightningDataModule):
         dataset: Dataset[Any] | ImageSource | None = None,
         val_dataset: Dataset[Any] | ImageSource | None = None,
         preprocess: Preprocess | None = None,
-        progress: Progress | None = None,
+        progress: StartProgress | None = None,
     ) -> None:
         super().__init__()
         self.config, self.model_config, self.kind = config, model, kind

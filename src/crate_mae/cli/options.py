@@ -3,11 +3,11 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from crate_mae.common.files import check_folder_of, write_atomically
+from crate_mae.common.progress import Progress, progress_bar
 
 WEIGHTS = "weights folder, run folder, shipped model (crate-mae weights) or Hub repository"
 
@@ -103,11 +103,9 @@ def device_of(name: str) -> str:
     return name
 
 
-def counter_for(what: str) -> Callable[[int, int], None] | None:
-    """A one-line count with time left on a terminal; None elsewhere."""
-    from crate_mae.common.progress import counter
-
-    return counter(what)
+def counter_for(what: str) -> Progress | None:
+    """A bar with the time left on a terminal; None elsewhere."""
+    return progress_bar(what)
 
 
 def new_file(name: str | None) -> Path | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from crate_mae.batches.transforms import fit
+from crate_mae.common.progress import Progress
 from crate_mae.dense.attention import AttentionMaps, attention_maps, head_numbers
 from crate_mae.dense.layout import Pair, layout_of
 from crate_mae.dense.segmentation import (
@@ -19,7 +20,7 @@ from crate_mae.dense.segmentation import (
     segment_tokens,
 )
 from crate_mae.dense.thresholds import checked_mass
-from crate_mae.dense.token_maps import AnyModel, Progress, TokenKind, shown_images, token_map
+from crate_mae.dense.token_maps import AnyModel, TokenKind, shown_images, token_map
 from crate_mae.sources.base import ImageSource
 from crate_mae.sources.images import UnreadableImage, decode_image, probe_image
 

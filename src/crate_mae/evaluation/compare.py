@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
+from crate_mae.common.progress import Progress, StartProgress
 from crate_mae.evaluation.backbones import Backbone, Layers, checked_layers, random_twin
 from crate_mae.evaluation.features import FeaturePool, Features, Key, extract_all, raw_pixels
 from crate_mae.evaluation.knn import knn
@@ -16,7 +17,6 @@ from crate_mae.models.cost import parameter_count
 from crate_mae.sources.base import ImageSource
 from crate_mae.sources.splits import few_shot_indices
 
-Progress = Callable[[str], Callable[[int, int], None] | None]
 Subject = Backbone | Callable[[int], Backbone]
 """A model, or a function that makes one of a seed."""
 
@@ -32,7 +32,7 @@ class Measure(Protocol):
         test: Features,
         *,
         seed: int,
-        progress: Callable[[int, int], None] | None,
+        progress: Progress | None,
     ) -> Result: ...
 
 
@@ -51,7 +51,7 @@ def compare(
     shots: int | None = None,
     baselines: bool = True,
     others: Mapping[str, Subject] | None = None,
-    progress: Progress | None = None,
+    progress: StartProgress | None = None,
 ) -> list[Row]:
     """Rows of every measure, subject, layer and pool; by measure, then subject.
 
@@ -119,7 +119,7 @@ def compare_features(
     measures: Mapping[Method, Measure] = MEASURES,
     seeds: Sequence[int] = (0,),
     shots: int | None = None,
-    progress: Progress | None = None,
+    progress: StartProgress | None = None,
 ) -> list[Row]:
     """Rows, one per measure, of features that are there already.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from crate_mae.batches.prepared import UNLABELLED, prepared_batches
+from crate_mae.common.progress import Progress
 from crate_mae.evaluation.backbones import (
     Backbone,
     Layers,
@@ -24,7 +25,6 @@ from crate_mae.sources.base import ImageSource
 from crate_mae.sources.webdataset import StreamSource
 
 FeaturePool = Literal["mean", "cls", "both", "tokens"]
-Progress = Callable[[int, int], None]
 Key = tuple[int | None, str]
 """Layer and pool."""
 

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Iterator
 
-from crate_mae.common.progress import bytes_text, duration, time_text
+from crate_mae.common.text import bytes_text, duration, time_text
 from crate_mae.plan.amounts import SPARE
 from crate_mae.plan.machine import Hardware
 from crate_mae.plan.plan import Measured, RunPlan

@@ -12,9 +12,10 @@ from markupsafe import Markup
 
 import crate_mae
 from crate_mae.common.files import write_atomically
+from crate_mae.common.progress import StartProgress
 from crate_mae.report.sections import sections_of
 from crate_mae.runs.contents import Run, read_run
-from crate_mae.runs.measure_missing import Progress, measure_missing
+from crate_mae.runs.measure_missing import measure_missing
 
 NAME = "report.html"
 MARK = '<meta name="generator" content="crate-mae report">'
@@ -38,7 +39,7 @@ def write_report(
     limit: int | None = None,
     test_limit: int | None = None,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: StartProgress | None = None,
 ) -> Report:
     """The report of a run folder, written to `out`, by default `report.html` in the folder.
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from crate_mae.common.progress import duration
+from crate_mae.common.text import duration
 from crate_mae.report.blocks import (
     Block,
     Items,

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable
 
+from crate_mae.common.progress import StartProgress
 from crate_mae.analysis import RANDOM
 from crate_mae.analysis import analyse_subjects
 from crate_mae.analysis import open_subjects
@@ -35,7 +36,6 @@ PICTURES = 8
 ANALYSED = 500
 """Images of the layer analysis: enough that its means stand still in the third digit."""
 
-Progress = Callable[[str], Callable[[int, int], None] | None]
 
 
 def measure_missing(
@@ -44,7 +44,7 @@ def measure_missing(
     limit: int | None = None,
     test_limit: int | None = None,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: StartProgress | None = None,
 ) -> None:
     """Measure what the run folder lacks or holds of other weights, and keep it there.
 
@@ -108,7 +108,7 @@ def _reconstruct(run: Run, device: str) -> None:
 
 
 def _evaluate(
-    run: Run, limit: int, test_limit: int, device: str, progress: Progress | None
+    run: Run, limit: int, test_limit: int, device: str, progress: StartProgress | None
 ) -> None:
     old = run.evaluation
     if (run.folder / EVALUATION).exists() and (old is None or not {"sha256", "rows"} <= set(old)):
@@ -124,7 +124,7 @@ def _evaluate(
     write_atomically(run.folder / "evaluation.txt", comparison_table(rows) + "\n")
 
 
-def _analyse(run: Run, device: str, progress: Progress | None) -> None:
+def _analyse(run: Run, device: str, progress: StartProgress | None) -> None:
     subjects = open_subjects(str(run.folder / "weights"), [RANDOM])
     for subject in subjects:
         subject.model.to(device)

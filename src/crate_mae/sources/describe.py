@@ -10,12 +10,10 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from crate_mae.common.progress import Progress
 from crate_mae.sources.base import ImageSource, random_subset
 from crate_mae.sources.images import ImageFacts, Sample, UnreadableImage, probe_image, to_channels
 from crate_mae.sources.webdataset import StreamSource, decode_record
-
-Progress = Callable[[int, int], None]
-"""Called with the number of images done and the number to do."""
 
 # Pixels that are converted to float64 at once.
 _CHUNK = 1 << 20

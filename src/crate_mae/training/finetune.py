@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from crate_mae.batches.data_module import ImageDataModule
 from crate_mae.batches.labelled import LabelledBatches
-from crate_mae.common.progress import counter
+from crate_mae.common.progress import progress_bar
 from crate_mae.evaluation.backbones import Backbone, load_backbone
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
@@ -198,7 +198,7 @@ def _data_module(
         dataset=images.train,
         val_dataset=images.val,
         preprocess=preprocess,
-        progress=counter if is_main_process() else None,
+        progress=progress_bar if is_main_process() else None,
     )
 
 

@@ -8,7 +8,7 @@ Tokens are scaled so that E|z|^2 = d, the squared length that LayerNorm gives th
 import csv
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from crate_mae.common.environment import environment
 from crate_mae.common.files import replacing, write_atomically
+from crate_mae.common.progress import Progress
 from crate_mae.whitebox.denoising import (
     Mixture,
     Tokens,
@@ -214,7 +215,7 @@ def study(
     seeds: int = 5,
     first_seed: int = 0,
     num_tokens: int = 1024,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Tidy rows: axis, the setting's columns, method, measure, mean, std over seeds, seeds.
 
