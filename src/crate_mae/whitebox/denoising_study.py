@@ -20,6 +20,7 @@ from torch import Tensor
 from crate_mae.common.environment import environment
 from crate_mae.common.files import replacing, write_atomically
 from crate_mae.common.progress import Progress
+from crate_mae.common.text_tables import aligned
 from crate_mae.whitebox.denoising import (
     Mixture,
     Tokens,
@@ -277,11 +278,10 @@ def study_table(rows: Sequence[dict[str, Any]]) -> str:
         for row in rows
         if all(row[name] == value for name, value in base.items())
     }
-    head = f"{'':<16}" + "".join(f"{name:>12}" for name in shown)
     lines = [
-        f"{method:<16}" + "".join(f"{cells[method, name]:>12.3f}" for name in shown)
+        [method, *(f"{cells[method, name]:.3f}" for name in shown)]
         for method in METHODS
         if (method, shown[0]) in cells
     ]
     size = ", ".join(f"{name} {value:g}" for name, value in base.items() if value is not None)
-    return "\n".join([size, head, *lines])
+    return "\n".join([size, *aligned([["", *shown], *lines])])
