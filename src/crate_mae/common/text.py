@@ -1,4 +1,4 @@
-"""Times and sizes as people read them."""
+"""Times, sizes and counts as people read them."""
 
 
 def duration(seconds: float) -> str:
@@ -25,3 +25,8 @@ def bytes_text(count: float | None) -> str:
             value = count / step
             return f"{value:.3g} {unit}" if value < 999.5 else f"{value:,.0f} {unit}"
     return f"{count / 1024:.3g} KiB" if count < 1023.5 * 1024 else "1 MiB"
+
+
+def count_text(count: int) -> str:
+    """A count of parameters with two decimals in millions, or one in thousands: 1.65 M, 170.2 k."""
+    return f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count / 1e3:.1f} k"

@@ -7,14 +7,14 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import crate_mae
 from crate_mae.common.files import write_atomically
 from crate_mae.common.progress import StartProgress
 from crate_mae.report.sections import sections_of
-from crate_mae.runs.contents import Run, read_run
+from crate_mae.runs.contents import STALE, Run, read_run
 from crate_mae.runs.measure_missing import measure_missing
 
 NAME = "report.html"
@@ -28,7 +28,7 @@ class Report:
 
     path: Path
     left_out: list[str]
-    """What the page could not tell and why, in sentences; the page says the same."""
+    """What the page could not show and why, in sentences; the page says the same."""
 
 
 def write_report(
@@ -43,9 +43,9 @@ def write_report(
 ) -> Report:
     """The report of a run folder, written to `out`, by default `report.html` in the folder.
 
-    What the run lacks is measured first and kept in the run folder, unless `measure` is False; see
-    `measure_missing`. Raises FileNotFoundError when the folder is no run or `out` has no folder,
-    ValueError for damaged settings, another suffix than .html and limits below 1, and
+    What the run lacks is measured first and written into the run folder, unless `measure` is False;
+    see `measure_missing`. Raises FileNotFoundError when the folder is no run or `out` has no
+    folder, ValueError for damaged settings, another suffix than .html and limits below 1, and
     FileExistsError when `out` is there and is no report of ours.
     """
     for name, count in (("limit", limit), ("test_limit", test_limit)):
@@ -86,11 +86,15 @@ def render(run: Run) -> str:
     script = (here / "script.js").read_text(encoding="utf-8")
     sections = sections_of(run)
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("crate_mae.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    template = environment.from_string((here / "page.html").read_text(encoding="utf-8"))
+    environment.globals["STALE"] = STALE
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    page = template.render(
+    page = environment.get_template("page.html").render(
         title=run.name,
         made=f"Made from {run.folder} by crate-mae {crate_mae.__version__} on {now}.",
         policy=_policy(style, script),

@@ -1,41 +1,31 @@
-"""What a report needs and a run folder lacks: measured once, kept in the run folder."""
+"""What a report needs and a run folder lacks: measured once and written into the run folder."""
 
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
+from crate_mae.analysis import RANDOM, analyse_subjects, open_subjects
+from crate_mae.batches.config import VALIDATION_SEED
+from crate_mae.common.files import write_atomically
 from crate_mae.common.progress import StartProgress
-from crate_mae.analysis import RANDOM
-from crate_mae.analysis import analyse_subjects
-from crate_mae.analysis import open_subjects
 from crate_mae.evaluation.compare import compare
 from crate_mae.evaluation.reconstruction import reconstruct_source
 from crate_mae.evaluation.rows import comparison_table
 from crate_mae.figures.reconstruction_sheet import reconstruction_sheet
-from crate_mae.common.files import write_atomically
-from crate_mae.weights.weights_folder import load_autoencoder
-from crate_mae.weights.weights_folder import weights_hash
-from crate_mae.runs.contents import ANALYSIS
-from crate_mae.runs.contents import EVALUATION
-from crate_mae.runs.contents import RECONSTRUCTION
-from crate_mae.runs.contents import SHEET
-from crate_mae.runs.contents import Run
-from crate_mae.runs.contents import read_results
-from crate_mae.sources.base import ImageSource
-from dataclasses import dataclass
-from crate_mae.runs.contents import Run
-from crate_mae.batches.config import VALIDATION_SEED
-from crate_mae.sources.base import random_subset
+from crate_mae.runs.contents import ANALYSIS, EVALUATION, RECONSTRUCTION, SHEET, Run, read_results
+from crate_mae.sources.address import open_pair, open_source
+from crate_mae.sources.base import ImageSource, random_subset
 from crate_mae.sources.splits import split_off
-from crate_mae.sources.address import open_pair
-from crate_mae.sources.address import open_source
+from crate_mae.weights.weights_folder import load_autoencoder, weights_hash
 
 logger = logging.getLogger(__name__)
 
+MAX_TRAIN, MAX_TEST = 50_000, 10_000
+"""Images of the probe and of nearest neighbours, at most."""
 PICTURES = 8
 ANALYSED = 500
 """Images of the layer analysis: enough that its means stand still in the third digit."""
-
 
 
 def measure_missing(
@@ -46,13 +36,13 @@ def measure_missing(
     device: str = "cpu",
     progress: StartProgress | None = None,
 ) -> None:
-    """Measure what the run folder lacks or holds of other weights, and keep it there.
+    """Measure what the run folder lacks or holds of other weights, and write it there.
 
     Reconstructions, linear probe and nearest neighbours beside a random twin and raw pixels (at
     most `limit` training and `test_limit` test images, by default MAX_TRAIN and MAX_TEST), and the
     layer analysis. Results of the weights that lie there now are measured again only when a limit
     is given and they were measured with another. What cannot be measured becomes one of the run's
-    problems, in words. A supervised run has made its own test and keeps it.
+    problems, as a sentence. A supervised run has its own test, which stays as it is.
     """
     if run.weights is None:
         return
@@ -65,18 +55,18 @@ def measure_missing(
             run.problems.append(f"Left out, {what}: {_reason(error)}")
 
     if not run.is_classifier:
-        if not _kept(run, run.reconstruction, SHEET):
+        if not _is_current(run, run.reconstruction, SHEET):
             attempt("reconstructions", lambda: _reconstruct(run, device))
-        if not _kept(run, run.evaluation, EVALUATION, limit=limit, test_limit=test_limit):
+        if not _is_current(run, run.evaluation, EVALUATION, limit=limit, test_limit=test_limit):
             most = (limit or MAX_TRAIN, test_limit or MAX_TEST)
             attempt("probe and nearest neighbours", lambda: _evaluate(run, *most, device, progress))
-    if not _kept(run, run.layer_facts or None, ANALYSIS):
+    if not _is_current(run, run.layer_facts or None, ANALYSIS):
         attempt("layer analysis", lambda: _analyse(run, device, progress))
     read_results(run)
 
 
-def _kept(run: Run, result: dict[str, object] | None, name: str, **asked: int | None) -> bool:
-    """Whether a result is there, of the present weights, and made with what is asked for."""
+def _is_current(run: Run, result: dict[str, object] | None, name: str, **asked: int | None) -> bool:
+    """Whether a result is there, of the present weights, and measured as is asked for."""
     if result is None or run.stale(result) or not (run.folder / name).exists():
         return False
     return all(value is None or result.get(key) == value for key, value in asked.items())
@@ -143,11 +133,8 @@ def _check_unchanged(run: Run, sha256: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    words = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return words if words.endswith((".", "!", "?")) else f"{words}."
-
-
-MAX_TRAIN, MAX_TEST = 50_000, 10_000
+    sentence = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."
 
 
 @dataclass(frozen=True, kw_only=True)
