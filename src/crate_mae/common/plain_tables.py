@@ -12,7 +12,7 @@ class Cell:
 
     text: str
     value: float | None = None
-    """The number that the text shows, by which a column can be sorted; None for words."""
+    """The number that the text shows, by which a column can be sorted; None for text."""
     interval: tuple[float, float] | None = None
     """The ends of a share's 95 % interval, where it can be drawn."""
     best: bool = False
@@ -30,7 +30,7 @@ class Table:
 
 
 def as_text(table: Table) -> str:
-    """The table as aligned text: words begin and numbers end at one place, * marks the best."""
+    """The table as aligned text: text begins and numbers end at one place, * marks the best."""
     columns = list(zip(*table.rows, strict=True))
     marked = [any(cell.best for cell in column) for column in columns]
     lines = [
@@ -41,6 +41,6 @@ def as_text(table: Table) -> str:
         for row in table.rows
     ]
     heads = [f"{head}{' ' if mark else ''}" for head, mark in zip(table.heads, marked, strict=True)]
-    words = [i for i, column in enumerate(columns) if all(cell.value is None for cell in column)]
+    texts = [i for i, column in enumerate(columns) if all(cell.value is None for cell in column)]
     legend = [f"* {table.best}"] if any(marked) else []
-    return "\n".join([*aligned([heads, *lines], left=words), *legend, *table.notes])
+    return "\n".join([*aligned([heads, *lines], left=texts), *legend, *table.notes])

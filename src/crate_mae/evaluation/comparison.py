@@ -36,15 +36,15 @@ def comparison_layout(rows: Sequence[PlainRow], *, whole: bool = False) -> Table
     }
     best = _best(rows)
     columns = {
-        "features of": [_words(row.get("subject")) for row in rows],
-        "method": [_words(method_name(row)) for row in rows],
+        "features of": [_text(row.get("subject")) for row in rows],
+        "method": [_text(method_name(row)) for row in rows],
         "accuracy": [_accuracy(row, best) for row in rows],
         "95 % interval": [_interval(row) for row in rows],
         "layer": [_layer(row) for row in rows],
-        "pool": [_words(row.get("pool")) for row in rows],
+        "pool": [_text(row.get("pool")) for row in rows],
         "width": [_number(row.get("dim"), "{:,}") for row in rows],
         "parameters": [_parameters(row) for row in rows],
-        "setting": [_words(_setting(row)) for row in rows],
+        "setting": [_text(_setting(row)) for row in rows],
     }
     shown = {
         head: cells
@@ -67,7 +67,7 @@ def headline(rows: Iterable[PlainRow], method: str, subject: str) -> PlainRow | 
 def interval(row: PlainRow) -> tuple[float, float] | None:
     """The 95 % interval of an accuracy, where it was written down."""
     ends = row.get("interval")
-    if isinstance(ends, list) and len(ends) == 2 and all(map(is_number, ends)):
+    if isinstance(ends, list) and len(ends) == 2 and all(map(is_finite, ends)):
         return float(ends[0]), float(ends[1])
     return None
 
@@ -75,18 +75,19 @@ def interval(row: PlainRow) -> tuple[float, float] | None:
 def interval_text(row: PlainRow) -> str:
     """The 95 % interval in per cent; empty where it was not written down."""
     ends = interval(row)
-    return f"{ends[0]:.1%} to {ends[1]:.1%}" if ends and all(map(is_finite, ends)) else ""
+    return "" if ends is None else f"{ends[0]:.1%} to {ends[1]:.1%}"
 
 
 def counts_text(row: PlainRow) -> str:
     """How many images and classes a result rests on, and what the most frequent class gives."""
     shots, tested_on = row.get("shots"), row.get("tested_on")
+    few = f" ({shots:,} of every class)" if is_count(shots) else ""
+    where = f" ({tested_on})" if isinstance(tested_on, str) and tested_on else ""
+    classes = row.get("num_classes")
     counts = [
-        _counted(row.get("num_train"), "training image")
-        + (f" ({shots:,} of every class)" if is_count(shots) else ""),
-        _counted(row.get("num_test"), "test image")
-        + (f" ({tested_on})" if isinstance(tested_on, str) and tested_on else ""),
-        f"{row['num_classes']:,} classes" if is_count(row.get("num_classes")) else "",
+        _counted(row.get("num_train"), "training image", few),
+        _counted(row.get("num_test"), "test image", where),
+        f"{classes:,} classes" if is_count(classes) else "",
     ]
     chance = ""
     if is_finite(row.get("chance")):
@@ -95,7 +96,7 @@ def counts_text(row: PlainRow) -> str:
 
 
 def setting_text(setting: PlainRow) -> str:
-    """The values of a setting in words, such as "k = 5, temperature 0.07"."""
+    """The values of a setting as text, such as "k = 5, temperature 0.07"."""
     return ", ".join(
         f"{name.replace('_', ' ')}{' = ' if name == 'k' else ' '}{setting[name]:g}"
         for name in SETTINGS
@@ -114,18 +115,18 @@ def row_name(row: PlainRow) -> str:
 
 
 def row_place(row: PlainRow) -> str:
-    """What tells a row from the others: method, subject, pool and layer."""
+    """What sets a row apart from the others: method, subject, pool and layer."""
     layer = "" if row.get("layer") is None else f", layer {row['layer']}"
     return f"{row_name(row)}, {row.get('pool')}{layer}"
 
 
 def _best(rows: Sequence[PlainRow]) -> dict[Any, float]:
     """The highest accuracy by method, of methods that have several rows."""
-    found: dict[Any, list[float]] = {}
+    by_method: dict[Any, list[float]] = {}
     for row in rows:
         if is_finite(row.get("accuracy")):
-            found.setdefault(row.get("method"), []).append(row["accuracy"])
-    return {method: max(values) for method, values in found.items() if len(values) > 1}
+            by_method.setdefault(row.get("method"), []).append(row["accuracy"])
+    return {method: max(values) for method, values in by_method.items() if len(values) > 1}
 
 
 def _accuracy(row: PlainRow, best: Mapping[Any, float]) -> Cell:
@@ -141,8 +142,8 @@ def _accuracy(row: PlainRow, best: Mapping[Any, float]) -> Cell:
 
 
 def _interval(row: PlainRow) -> Cell:
-    ends, text = interval(row), interval_text(row)
-    return Cell(text=text, value=ends[0] if ends and text else None)
+    ends = interval(row)
+    return Cell(text=interval_text(row), value=None if ends is None else ends[0])
 
 
 def _layer(row: PlainRow) -> Cell:
@@ -158,22 +159,22 @@ def _parameters(row: PlainRow) -> Cell:
 
 
 def _number(value: Any, form: str) -> Cell:
-    return Cell(text=form.format(value), value=value) if is_number(value) else _words(value)
+    return Cell(text=form.format(value), value=value) if is_number(value) else _text(value)
 
 
-def _words(value: Any) -> Cell:
+def _text(value: Any) -> Cell:
     return Cell(text="" if value is None else str(value))
 
 
-def _counted(value: Any, what: str) -> str:
-    return f"{value:,} {what}{'' if value == 1 else 's'}" if is_count(value) else ""
+def _counted(value: Any, what: str, more: str) -> str:
+    return f"{value:,} {what}{'' if value == 1 else 's'}{more}" if is_count(value) else ""
 
 
 def _runs(row: PlainRow) -> list[PlainRow]:
     """The results of every seed, or the row itself where only one was written down."""
     runs = row.get("runs")
-    found = [run for run in runs if isinstance(run, Mapping)] if isinstance(runs, list) else []
-    return found or [row]
+    results = [run for run in runs if isinstance(run, Mapping)] if isinstance(runs, list) else []
+    return results or [row]
 
 
 def _setting(row: PlainRow) -> str:
@@ -196,8 +197,10 @@ def _notes(rows: Sequence[PlainRow]) -> list[str]:
         notes.append(f"setting fixed, none chosen on held-out images: {', '.join(fixed)}")
     edges: dict[str, list[str]] = {}
     for row in rows:
-        told = [run.get("on_edge") for run in _runs(row)]
-        for text in sorted({str(text) for at in told if isinstance(at, list) for text in at}):
+        edges_of_runs = [run.get("on_edge") for run in _runs(row)]
+        for text in sorted(
+            {str(text) for at in edges_of_runs if isinstance(at, list) for text in at}
+        ):
             edges.setdefault(text, []).append(row_place(row))
     notes += [f"on the edge of the grid, {text}: {'; '.join(at)}" for text, at in edges.items()]
     return [note for note in notes if note]

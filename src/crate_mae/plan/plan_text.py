@@ -11,7 +11,7 @@ from crate_mae.training.config import FinetuneConfig
 from crate_mae.training.pretrain import FEW_STEPS
 
 FAR = 16
-"""Times the measured images from which an estimate of memory is a rough one, or not told."""
+"""Times the measured images from which an estimate of memory is a rough one, or left out."""
 _WIDTH = 96
 _KINDS = {"cpu": "CPU", "cuda": "GPU", "mps": "Apple GPU"}
 
@@ -27,8 +27,8 @@ def plan_text(plan: RunPlan) -> str:
 def _work(plan: RunPlan) -> Iterator[Row]:
     config, (encoder, decoder) = plan.config, plan.tokens
     if isinstance(config, FinetuneConfig):
-        found = "" if plan.images.classes else " (assumed; they change the head alone)"
-        yield "run", f"{config.name}: supervised training of {plan.classes:,} classes{found}"
+        assumed = "" if plan.images.classes else " (assumed; they change the head alone)"
+        yield "run", f"{config.name}: supervised training of {plan.classes:,} classes{assumed}"
     else:
         twin = "" if config.vitmae is None else " of the ViT-MAE twin"
         masks = f"{config.masking.ratio:.0%} of the patches removed ({config.masking.kind})"
@@ -249,7 +249,7 @@ def _scaled(count: float) -> str:
 
 
 def _held(count: int, measured: Measured) -> str:
-    """How many images fit, read off a line: two digits, or no more than it can tell from afar."""
+    """How many images fit, read off a line: two digits, or no more than it can say from afar."""
     points = measured.probe.points
     if points and count > FAR * points[-1].images:
         return f"more than {FAR * points[-1].images:,}"

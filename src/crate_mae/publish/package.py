@@ -85,7 +85,7 @@ def build_package(
     added = None if notes is None else _text(notes)
     facts = gather(weights, results)
     # A shipped model's own name gives these very weights anywhere.
-    names = {name, *(key for key, made in SHIPPED.items() if made.sha256 == facts.sha256)}
+    names = {name, *(key for key, shipped in SHIPPED.items() if shipped.sha256 == facts.sha256)}
     doubts = []
     if own is None and facts.card is not None:
         if added or results or title or data_name or dataset:

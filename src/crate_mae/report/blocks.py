@@ -57,7 +57,7 @@ def named_values(caption: str, rows: Sequence[tuple[str, Cell]]) -> Table:
 
 
 def text_cell(value: Any) -> Cell:
-    """A cell of words, empty for None."""
+    """A cell of text, empty for None."""
     return Cell(text="" if value is None else str(value))
 
 

@@ -1,4 +1,4 @@
-"""One HTML file that tells a whole run: it needs no network, and nothing beside it."""
+"""One HTML file about a whole run: it needs no network, and nothing beside it."""
 
 import base64
 import hashlib
@@ -96,7 +96,7 @@ def render(run: Run) -> str:
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     page = environment.get_template("page.html").render(
         title=run.name,
-        made=f"Made from {run.folder} by crate-mae {crate_mae.__version__} on {now}.",
+        origin=f"Made from {run.folder} by crate-mae {crate_mae.__version__} on {now}.",
         policy=_policy(style, script),
         style=Markup(style),
         script=Markup(script),

@@ -33,7 +33,7 @@ MAX_RECORDS = 4000
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A picture as a data URI, its caption, and its content in words."""
+    """A picture as a data URI, its caption, and its content as text."""
 
     uri: str
     alt: str

@@ -41,7 +41,7 @@ def planned_steps(run: Run) -> int | None:
 
 
 def summary_data(run: Run) -> dict[str, Any]:
-    """Status, key numbers, verdicts, what the run was made with, and what could not be shown."""
+    """Status, key numbers, verdicts, facts of the run, and what could not be shown."""
     sentence, finished = status(run)
     return {
         "status": sentence,

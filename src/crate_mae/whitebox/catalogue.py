@@ -1,7 +1,7 @@
 """What each white-box measure is: every number that an analysis writes is described here, once.
 
 Tables of the report, the summary of `crate-mae analyze` and the titles of the figures are made from
-it. docs/whitebox.md tells how to read the numbers.
+it. docs/whitebox.md explains how to read the numbers.
 """
 
 from collections.abc import Mapping
@@ -61,7 +61,7 @@ class Measure:
     """As the column `measure` of the table has it."""
     title: str
     meaning: str
-    """What it tells, in sentences."""
+    """What a number of it says, in sentences."""
     points: Places
     """Where it is taken: points by side."""
     scale: Scale
