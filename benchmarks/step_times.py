@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from crate_mae.common.progress import counter
+from crate_mae.common.progress import progress_bar
 from crate_mae.models.config import Preprocess
 from crate_mae.training.parse import parse_pretrain
 from crate_mae.training.pretrain import model_of
@@ -44,7 +44,7 @@ def timed_steps(
             module = Completer(model, job.ratio).to(device).train()
             calls[name] = training_step(module, *job.inputs(), job)
         times = alternate(
-            calls, rounds=rounds, wait=waiter(device), progress=counter("training steps")
+            calls, rounds=rounds, wait=waiter(device), progress=progress_bar("training steps")
         )
         first = next(iter(times))
         told = summary(times, images=job.batch, base=first)

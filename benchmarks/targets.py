@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from crate_mae.common.files import write_atomically
-from crate_mae.common.progress import counter
+from crate_mae.common.progress import progress_bar
 from crate_mae.models.config import PRESETS
 from promises import TARGETS, judged
 from speed.run_bench import machine, run_bench
@@ -86,7 +86,10 @@ def measure(folder: Path, *, quick: bool = False, run: Run = run_bench) -> Path:
 
     for name, settings in parts(quick=quick).items():
         print(name, file=sys.stderr)
-        keep(name, run(settings, progress=counter, keep=lambda part, name=name: keep(name, part)))
+        keep(
+            name,
+            run(settings, progress=progress_bar, keep=lambda part, name=name: keep(name, part)),
+        )
     return path
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from crate_mae.common.peak_memory import OutOfMemoryError, PeakMemory, peak_memory
+from crate_mae.common.progress import Progress
 from crate_mae.models.config import nearest_multiple
 from speed.harness import exponent
 from speed.steps import Job, make_step
@@ -65,7 +66,7 @@ def growth_of(
     *,
     largest: int,
     measure: Measure,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Points and fitted exponents of every subject's work on one growing image, JSON-able.
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from crate_mae.common.progress import Progress
+
 SHORTEST = 0.05
 """Seconds a timed sample lasts at least: a shorter call is repeated."""
 MOST = 1 << 20
@@ -47,7 +49,7 @@ def alternate(
     wait: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = perf_counter,
     drop: Callable[[str, Exception], bool] = lambda *_: False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Rounds:
     """The seconds of one call of each subject, in every round.
 

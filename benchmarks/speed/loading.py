@@ -8,7 +8,7 @@ import gc
 import io
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +23,7 @@ from crate_mae.batches.config import DataConfig
 from crate_mae.batches.data_module import ImageDataModule
 from crate_mae.batches.masked import MaskedBatches
 from crate_mae.batches.on_device import NotKeptError
+from crate_mae.common.progress import Progress
 from crate_mae.models.config import ModelConfig
 from crate_mae.sources.address import open_source
 
@@ -55,7 +56,7 @@ def loading_speeds(
     workers: Sequence[int],
     seed: int = 0,
     seconds: float = SECONDS,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Images per second of every (name, address) with every number of workers, JSON-able rows.
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from crate_mae.common.progress import bytes_text, time_text
+from crate_mae.common.text import bytes_text, time_text
+from crate_mae.common.text_tables import aligned, named_values
 
 
 def result_text(result: dict[str, Any]) -> str:
@@ -19,8 +20,7 @@ def result_text(result: dict[str, Any]) -> str:
     parts += [growth_text(growth) for growth in result.get("growth", [])]
     if "loading" in result:
         parts.append(loading_text(result["loading"]))
-    width = max(map(len, result["subjects"]))
-    parts.append("\n".join(f"{k:<{width}}  {text}" for k, text in result["subjects"].items()))
+    parts.append("\n".join(named_values(result["subjects"].items())))
     if result["notes"]:
         parts.append("\n".join(result["notes"]))
     return "\n\n".join(parts)
@@ -74,7 +74,7 @@ def case_text(case: dict[str, Any]) -> str:
             f" of matrix products at {rate:.4g} GFLOP/s"
         )
     notes += [f"{k}: {held['note']}" for k, held in (memory or {}).items() if "note" in held]
-    return "\n".join([title, *_indented(lines), *(f"  {note}" for note in notes)])
+    return "\n".join([title, *aligned(lines, indent="  "), *(f"  {note}" for note in notes)])
 
 
 def growth_text(growth: dict[str, Any]) -> str:
@@ -100,7 +100,7 @@ def growth_text(growth: dict[str, Any]) -> str:
         )
         ends += [f"{name}: {own['note']}"] if own["note"] else []
     title = f"growth, {growth['work']}, batch {growth['batch']}, {growth['precision']}"
-    return "\n".join([title, *_indented(lines), *(f"  {line}" for line in ends)])
+    return "\n".join([title, *aligned(lines, indent="  "), *(f"  {line}" for line in ends)])
 
 
 def loading_text(loading: dict[str, Any]) -> str:
@@ -126,7 +126,9 @@ def loading_text(loading: dict[str, Any]) -> str:
         for row in loading["rows"]
         if "note" in row
     ]
-    return "\n".join([f"loading, batch {loading['batch']}{told}", *_indented(lines), *notes])
+    return "\n".join(
+        [f"loading, batch {loading['batch']}{told}", *aligned(lines, indent="  "), *notes]
+    )
 
 
 def _gpu(device: str, names: Sequence[str]) -> str:
@@ -141,12 +143,3 @@ def _size(size: Sequence[int]) -> str:
 
 def _power(value: float | None) -> str:
     return "?" if value is None else f"{value:.2f}"
-
-
-def _indented(lines: list[list[str]]) -> list[str]:
-    """Lines whose columns stand under each other, the first to the left, the rest to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  " + "  ".join(f"{c:<{w}}" if i == 0 else f"{c:>{w}}" for i, (c, w) in cells).rstrip()
-        for cells in (enumerate(zip(line, widths, strict=True)) for line in lines)
-    ]

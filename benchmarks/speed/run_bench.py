@@ -10,6 +10,7 @@ import torch
 
 from crate_mae.common.environment import environment
 from crate_mae.common.peak_memory import OutOfMemoryError, ran_out_of_memory
+from crate_mae.common.progress import Progress, StartProgress
 from speed.growth import STEPS, Measured, growth_of
 from speed.harness import Rounds, alternate, summary
 from speed.limit import GEMM, gemm_call, limit_of, subjects_only
@@ -28,14 +29,13 @@ from speed.subjects import Work, choose_subjects, subject_of
 
 FORMAT = "crate-mae-bench/1"
 PACKAGES = ("timm", "transformers", "torchvision", "lightning", "numpy", "pillow")
-Progress = Callable[[str], Callable[[int, int], None] | None]
 Result = dict[str, Any]
 
 
 def run_bench(
     settings: Settings,
     *,
-    progress: Progress = lambda _: None,
+    progress: StartProgress = lambda _: None,
     keep: Callable[[Result], object] = lambda _: None,
 ) -> Result:
     """The result of a benchmark, JSON-able; `keep` gets it after every part, as far as it is.
@@ -90,7 +90,7 @@ def run_bench(
 
 
 def _case(
-    names: Sequence[str], job: Job, settings: Settings, threads: int, progress: Progress
+    names: Sequence[str], job: Job, settings: Settings, threads: int, progress: StartProgress
 ) -> tuple[dict[str, Any], list[str]]:
     """Times, and what else was asked for, of one kind of work; and notes of what was left out."""
     title = f"{job.work}, batch {job.batch}, {job.precision}"
@@ -113,7 +113,7 @@ def _times(
     names: Sequence[str],
     job: Job,
     settings: Settings,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> tuple[Rounds, list[str]]:
     """Rounds of all subjects that fit in memory beside each other, and notes about the others."""
     calls: dict[str, Callable[[], object]] = {}
@@ -157,7 +157,7 @@ def _memory(
     names: Sequence[str],
     job: Job,
     threads: int,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> dict[str, Any]:
     """The peak memory of every subject's step, or why there is no number."""
     found: dict[str, Any] = {}
@@ -172,7 +172,7 @@ def _memory(
 
 
 def _growth(
-    names: Sequence[str], work: Work, settings: Settings, threads: int, progress: Progress
+    names: Sequence[str], work: Work, settings: Settings, threads: int, progress: StartProgress
 ) -> dict[str, Any]:
     assert settings.growth is not None
     return growth_of(
@@ -184,7 +184,7 @@ def _growth(
     )
 
 
-def _loading(settings: Settings, result: Result, progress: Progress) -> dict[str, Any]:
+def _loading(settings: Settings, result: Result, progress: StartProgress) -> dict[str, Any]:
     """Rows of loading speed, beside what a training step takes, where one was timed."""
     batch = settings.batch_sizes[0]
     takes = [

@@ -1,13 +1,16 @@
 """A white-box analysis from weights to a folder: table, figures, and what they say in short."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
 from crate_mae.common.environment import environment
+from crate_mae.common.progress import StartProgress
+from crate_mae.common.text_tables import aligned
 from crate_mae.figures.layer_curves import (
     MAX_MODELS,
     draw_layers,
@@ -18,6 +21,7 @@ from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.sources.base import ImageSource
 from crate_mae.weights.weights_folder import load_model, weights_hash
+from crate_mae.whitebox.catalogue import MEASURES
 from crate_mae.whitebox.layerwise import Analysis, Precision, analyse
 from crate_mae.whitebox.measures import EPS_SQUARED
 from crate_mae.whitebox.table import CSV, JSON, Measurement, curve, models_of, write_table
@@ -25,8 +29,6 @@ from crate_mae.whitebox.table import CSV, JSON, Measurement, curve, models_of, w
 RANDOM = "random"
 FIGURES = ("layers", "weights", "angles")
 KINDS = (".png", ".svg")
-
-Progress = Callable[[str], Callable[[int, int], None] | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,7 @@ def analyse_subjects(
     precision: Precision = "float32",
     batch_size: int = 64,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: StartProgress | None = None,
 ) -> tuple[list[Measurement], dict[str, Any]]:
     """(rows, facts) of an analysis that now lies in `folder`, with its figures as PNG and SVG.
 
@@ -152,40 +154,48 @@ def draw_analysis(
     return paths
 
 
-_COLUMNS = (
-    ("subspace_coding_rate", "input", "R^c in"),
-    ("subspace_coding_rate", "compress", "compress"),
-    ("subspace_coding_rate", "sparsify", "sparsify"),
-    ("zero_fraction", "sparsify", "zeros"),
-    ("lasso_fall", "sparsify", "LASSO"),
-    ("mssa_gradient_cosine", "compress", "cos MSSA"),
-    ("mssa_shift_gradient_cosine", "compress", "cos shift"),
-    ("atoms_used", "sparsify", "atoms"),
+_SUMMARY = (
+    ("subspace_coding_rate", "input"),
+    ("subspace_coding_rate", "compress"),
+    ("subspace_coding_rate", "sparsify"),
+    ("zero_fraction", "sparsify"),
+    ("lasso_fall", "sparsify"),
+    ("mssa_gradient_cosine", "compress"),
+    ("mssa_shift_gradient_cosine", "compress"),
+    ("atoms_used", "sparsify"),
 )
+"""Measures and points of the encoder that the summary shows."""
 
 
 def summary_table(rows: Sequence[Measurement]) -> str:
-    """The encoder's layers in short as aligned text, for every model; the table holds the rest."""
-    lines = []
-    for name in models_of(rows):
-        lines.append(f"{name}, encoder")
-        lines.append(f"{'layer':>7}" + "".join(f"{title:>11}" for _, _, title in _COLUMNS))
-        cells = [
+    """The encoder's layers in short as aligned text, for every model; the table holds the rest.
+
+    Below it, what its columns show.
+    """
+    names = Counter(name for name, _ in _SUMMARY)
+    heads = [
+        f"{MEASURES[name].column} {point}" if names[name] > 1 else MEASURES[name].column
+        for name, point in _SUMMARY
+    ]
+    parts = {}
+    for model in models_of(rows):
+        columns = [
             {
-                row.layer: row.mean
-                for row in curve(rows, measure, model=name, side="encoder", point=point)
+                row.layer: f"{row.mean:.4g}"
+                for row in curve(rows, name, model=model, side="encoder", point=point)
             }
-            for measure, point, _ in _COLUMNS
+            for name, point in _SUMMARY
         ]
-        for layer in sorted(cells[0]):
-            values = "".join(
-                f"{values[layer]:>11.4g}" if layer in values else f"{'':>11}" for values in cells
-            )
-            lines.append(f"{layer:>7}{values}")
+        parts[model] = [["layer", *heads]] + [
+            [str(layer), *(column.get(layer, "") for column in columns)]
+            for layer in sorted(columns[0])
+        ]
+    lines = iter(aligned([line for part in parts.values() for line in part], left=(), indent="  "))
+    shown = []
+    for model, part in parts.items():
+        shown += [f"{model}, encoder", *islice(lines, len(part))]
     sample = next(row for row in rows if row.measure == "subspace_coding_rate")
-    lines.append(
-        f"{sample.images} images; R^c in nats at the layer's input and after each half step, tokens"
-        f" of length 1, eps^2 {sample.eps_squared:g}; LASSO: relative fall of the objective over"
-        " ISTA; cos: of MSSA(x) and of MSSA(x) - x with -dR^c/dZ"
-    )
-    return "\n".join(lines)
+    legend = [f"{sample.images} images; rates of tokens of length 1, eps^2 {sample.eps_squared:g}"]
+    for name in names:
+        legend.append(f"{MEASURES[name].column}: {MEASURES[name].title} ({MEASURES[name].scale})")
+    return "\n".join([*shown, *legend])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from crate_mae.batches.transforms import denormalise, prepare
-from crate_mae.common.progress import counter
+from crate_mae.common.progress import progress_bar
 from crate_mae.common.randomness import keyed_generator
 from crate_mae.dense.attention import attention_maps
 from crate_mae.dense.token_maps import token_map
@@ -65,7 +65,7 @@ def run_demo(folder: Path) -> str | None:
         if not summary.finished:
             return None
     draw_training(read_metrics(folder), folder / "training.png", overwrite=True)
-    report = write_report(folder, progress=counter)
+    report = write_report(folder, progress=progress_bar)
     if report.left_out:
         raise RuntimeError(f"{report.path} is not complete: {' '.join(report.left_out)}")
     return _findings(folder) + _next_steps(folder, report.path, shown)

@@ -14,7 +14,7 @@ import torch
 
 from bench import main
 from crate_mae.common.peak_memory import OutOfMemoryError, PeakMemory
-from crate_mae.common.progress import bytes_text, time_text
+from crate_mae.common.text import bytes_text, time_text
 from crate_mae.models.config import PRESETS, ModelConfig
 from speed import growth as growth_module
 from speed.growth import growing_sizes, growth_of

@@ -103,7 +103,7 @@ def test_a_vitmae_beside_and_in_place_of_the_weights(
     assert [row["subject"] for row in facts["rows"]] == ["model", "random twin", "raw pixels"]
     assert main(["probe", str(folder), "digits", "--vitmae", "parameters"]) == 1
     assert "needs CRATE-MAE weights" in capsys.readouterr().err
-    out = tmp_path / "layer.parquet"
+    out = tmp_path / "layer.safetensors"
     words = ["extract", str(folder), "digits", "--limit", "9", "--after", "1", "--out", str(out)]
     assert main(words) == 0
     assert load_facts(out)["layer"] == 1
@@ -136,9 +136,10 @@ def test_verbose_shows_every_grid_and_mistakes(
         (["knn", "W", "digits", "--device", "abacus"], "device 'abacus' cannot be used here"),
         (["knn", "W", "digits", "--vitmae", "nothing"], "no weights at nothing"),
         (["knn", "W", "digits", "--json", "W"], "not overwritten"),
-        (["knn", "a.npz", "digits"], "should hold test features"),
-        (["knn", "a.npz", "b.npz"], "there is no file a.npz"),
-        (["knn", "a.npz", "b.npz", "--pool", "cls"], "--pool is for images"),
+        (["knn", "a.safetensors", "digits"], "should hold test features"),
+        (["knn", "a.safetensors", "b.safetensors"], "there is no file a.safetensors"),
+        (["knn", "a.safetensors", "b.safetensors", "--pool", "cls"], "--pool is for images"),
+        (["knn", "a.npz", "b.npz"], "extract them again with --out a.safetensors"),
     ],
 )
 def test_what_is_refused(

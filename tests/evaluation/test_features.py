@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from crate_mae.batches.transforms import fit
+from crate_mae.cli import main
 from crate_mae.evaluation.feature_files import (
     check_target,
     load_facts,
@@ -186,7 +188,7 @@ def test_a_pair_of_files_must_be_made_alike(tmp_path: Path) -> None:
             features, tmp_path / name, preprocess=Preprocess(size=(8, 8)), weights_hash=weights
         )
 
-    first, second = written("a.npz", "x", 1), written("b.parquet", "x", 1)
+    first, second = written("a.safetensors", "x", 1), written("b.safetensors", "x", 1)
     train, test, facts = load_pair(first, second)
     assert torch.equal(train.values, test.values)
     assert (train.layer, facts["layer"], facts["weights_sha256"]) == (1, 1, "x")
@@ -271,14 +273,13 @@ def test_raw_pixels_are_scaled_and_flattened() -> None:
         torch.testing.assert_close(pixels.values[index].double(), expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize("shape", [(4,), (3, 4)])
 def test_files_give_the_features_back(
-    tmp_path: Path, suffix: str, labelled: bool, shape: tuple[int, ...]
+    tmp_path: Path, labelled: bool, shape: tuple[int, ...]
 ) -> None:
     features = random_features(shape=shape, labelled=labelled)
-    path = tmp_path / "new" / f"out{suffix}"
+    path = tmp_path / "new" / "out.safetensors"
     preprocess = Preprocess(size=(8, 4), mean=(0.1, 0.2, 0.3))
     assert save_features(features, path, preprocess=preprocess, weights_hash="abc") == path
     loaded = load_features(path)
@@ -325,21 +326,24 @@ def test_test_rows_that_are_training_rows_are_told_of(
 
     train = random_features()
     same_names = Features(**{**vars(train), "values": train.values + 1})
-    load_pair(written("a.npz", train), written("b.npz", same_names))
+    load_pair(written("a.safetensors", train), written("b.safetensors", same_names))
     assert not caplog.records
     one = train.values + 1
     one[2] = train.values[2]
-    load_pair(tmp_path / "a.npz", written("c.npz", Features(**{**vars(train), "values": one})))
+    load_pair(
+        tmp_path / "a.safetensors",
+        written("c.safetensors", Features(**{**vars(train), "values": one})),
+    )
     assert "1 of 5 test images are training images" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": np.arange(3)}, r"labels are torch\.int64 \(3,\)"),
-        ({"labels": np.arange(5) / 2}, r"labels are torch\.float64"),
-        ({"names": np.array(["a"])}, "1 names for 5 rows"),
-        ({"values": np.ones((5, 4))}, r"values are torch\.float64"),
+        ({"labels": torch.arange(3)}, r"labels are torch\.int64 \(3,\)"),
+        ({"labels": torch.arange(5) / 2}, r"labels are torch\.float32"),
+        ({"names_json": torch.tensor(list(b'["a"]'), dtype=torch.uint8)}, "1 names for 5 rows"),
+        ({"values": torch.ones((5, 4)).double()}, r"values are torch\.float64"),
         ({"facts": {"format": "other/1"}}, "format 'other/1' is not"),
         ({"facts": {"unreadable": None}}, "does not say its unreadable"),
         ({"facts": {"class_names": None}}, "does not say its class_names"),
@@ -347,13 +351,16 @@ def test_test_rows_that_are_training_rows_are_told_of(
 )
 def test_damaged_files_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = save_features(
-        random_features(), tmp_path / "a.npz", preprocess=Preprocess(size=(8, 8)), weights_hash="x"
+        random_features(),
+        tmp_path / "a.safetensors",
+        preprocess=Preprocess(size=(8, 8)),
+        weights_hash="x",
     )
-    with np.load(path) as file:
-        arrays = dict(file)
-    facts = json.loads(str(arrays["crate_mae"])) | change.pop("facts", {})
-    kept = {k: v for k, v in facts.items() if v is not None}  # None here: taken out
-    np.savez(path, **{**arrays, **change, "crate_mae": np.array(json.dumps(kept))})
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["crate_mae"]) | change.get("facts", {})
+    tensors = load_file(path) | {key: value for key, value in change.items() if key != "facts"}
+    given = {key: value for key, value in facts.items() if value is not None}  # None: taken out
+    save_file(tensors, path, metadata={"crate_mae": json.dumps(given)})
     with pytest.raises(ValueError, match=message):
         load_features(path)
 
@@ -379,7 +386,7 @@ def test_targets_are_checked_before_work(
         weights_hash=None,
         overwrite=True,
     )
-    assert len(load_features(path).values) == 5
+    assert path.read_bytes() != b"mine"
     with pytest.raises(ValueError, match=r"\.safetensors, \.npz, \.parquet"):
         check_target(tmp_path / "out.csv")
     (tmp_path / f"folder{suffix}").mkdir()
@@ -416,24 +423,27 @@ def test_a_failed_write_leaves_the_old_file(
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_foreign_files_are_refused(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"out{suffix}"
+def test_foreign_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "out.safetensors"
     path.write_bytes(b"not a feature file at all")
     with pytest.raises(ValueError, match="no feature file"):
         load_features(path)
     with pytest.raises(FileNotFoundError):
-        load_features(tmp_path / f"missing{suffix}")
-    with pytest.raises(ValueError, match="read from"):
-        load_features(tmp_path / "out.txt")
+        load_features(tmp_path / "missing.safetensors")
 
 
-def test_pickles_are_not_loaded(tmp_path: Path) -> None:
-    path = tmp_path / "out.npz"
-    with path.open("wb") as file:
-        np.savez(file, values=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(ValueError, match="no feature file"):
-        load_features(path)
+@pytest.mark.parametrize("suffix", [".npz", ".parquet", ".txt"])
+def test_features_are_read_from_safetensors_alone(
+    tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [tmp_path / f"{name}{suffix}" for name in ("train", "test")]
+    for path in paths:
+        path.write_bytes(b"never opened")
+        with pytest.raises(ValueError, match=r"extract them again with --out \w+\.safetensors"):
+            load_features(path)
+    if suffix in SUFFIXES:  # what is named so is taken for features, not for weights
+        assert main(["probe", *map(str, paths)]) == 1
+        assert "features are read from .safetensors files" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

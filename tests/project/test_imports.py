@@ -23,7 +23,8 @@ ROWS = [
     {"figures"},
     {"training", "analysis"},
     {"runs"},
-    {"report", "publish", "plan"},
+    {"publish", "plan"},
+    {"report"},
     {"demo"},
     {"cli", "__main__"},
 ]

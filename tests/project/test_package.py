@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "crate_mae"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,12 @@ def test_the_wheel_holds_every_module_and_recipe(unpacked: Path) -> None:
     assert modules <= held
     assert {f"crate_mae/recipes/{p.name}" for p in (ROOT / "configs").glob("*.yaml")} <= held
     assert "crate_mae/py.typed" in held
-    assert not [name for name in held if "test" in name]
+    templates = {
+        p.name for kind in ("html", "css", "js", "jinja") for p in PACKAGE.rglob(f"*.{kind}")
+    }
+    assert templates
+    assert templates <= {Path(name).name for name in held}
+    assert not [name for name in held if "tests" in Path(name).parts]
 
 
 def test_the_wheel_works_alone(unpacked: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, ModelCard
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, EvalResult, ModelCard
 from huggingface_hub.errors import RevisionNotFoundError
 
 from crate_mae import build_model, load_model, save_model
@@ -281,7 +281,7 @@ def test_the_card_tells_what_is_known(run: Path) -> None:
         "# small-crate", f'load_model("{REPO}")', package.sha256, f"{count / 1e6:.2f} million",
         "photographs of my garden, `imagefolder:PATH train`, 900 images", "3,960 optimiser steps",
         "50 %, random", "abc1234", "0.328 (the one best colour 0.991)", "12.50 dB, mean over 2",
-        "| model | probe | 75.00% ± 0.50% | 74.0% to 76.0% | final | mean | 16 |",
+        "| model | probe | **75.00% ± 0.50%** | 74.0% to 76.0% | final | mean | 16 |",
         "random \\| &lt;twin&gt;", "**For**", "**Not for**", "## Licence\n\ncc-by-4.0",
     ):  # fmt: skip
         assert words in text, words
@@ -289,6 +289,48 @@ def test_the_card_tells_what_is_known(run: Path) -> None:
     kept = json.loads(package.files["metrics.json"])  # type: ignore[arg-type]
     assert kept["rows"][0]["accuracy"] == 0.75
     assert kept["validation"] == {"val/loss": 0.328, "val/mean_colour": 0.991}
+
+
+def results_in(package: Package) -> dict[str | None, EvalResult]:
+    """The results that the Hub's client reads in a card, by the name of their metric."""
+    content = package.files["README.md"]
+    assert isinstance(content, bytes)
+    results = ModelCard(content.decode()).data.get("eval_results", [])
+    return {result.metric_name: result for result in results}
+
+
+def test_the_hub_shows_the_numbers(run: Path) -> None:
+    results = results_in(package_of(run))
+    loss = results["mean squared error on removed patches, in units of normalised pixels"]
+    probe = results["accuracy, linear probe"]
+    assert set(results) == {loss.metric_name, probe.metric_name}, "what was measured, no more"
+    assert (loss.metric_type, loss.metric_value) == ("mse", 0.328)
+    assert (loss.task_type, loss.dataset_split) == ("image-feature-extraction", "validation")
+    assert (probe.metric_type, probe.metric_value) == ("accuracy", 0.75)
+    assert (probe.task_type, probe.dataset_split) == ("image-classification", "test")
+    assert probe.dataset_name == "imagefolder:PATH", "no place of this machine"
+    package = package_of(run, dataset="My Garden, 2nd")
+    named = results_in(package)[probe.metric_name]
+    assert (named.dataset_name, named.dataset_type) == ("My Garden, 2nd", "my-garden-2nd")
+    assert "100 test images (My Garden, 2nd, test)" in card_of(package).text
+    index = card_of(package).metadata["model-index"]
+    assert [model["name"] for model in index] == ["small-crate"]
+
+
+def test_the_hub_shows_the_test_of_a_classifier(run: Path) -> None:
+    shutil.rmtree(run / "weights")
+    model = CrateClassifier(model_of(0).config, num_classes=3, pool="mean")
+    save_model(model, run / "weights")
+    config, _ = parse_finetune([str(run), "--config", "finetune-cifar10"])
+    (run / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
+    hashed = sha256((run / "weights" / "model.safetensors").read_bytes()).hexdigest()
+    tested = {"sha256": hashed, "accuracy": 0.625, "tested_on": "hf:ann/flowers test"}
+    (run / "evaluation.json").write_text(json.dumps(tested))
+    package = package_of(run)
+    (result,) = results_in(package).values()
+    assert (result.metric_name, result.metric_value) == ("test accuracy", 0.625)
+    assert (result.dataset_type, result.dataset_split) == ("ann/flowers", "test")
+    assert "Test, made once at the end: 62.50%" in card_of(package).text
 
 
 def test_weights_alone_claim_nothing(weights: Path) -> None:
@@ -300,6 +342,7 @@ def test_weights_alone_claim_nothing(weights: Path) -> None:
     assert "Nothing that was measured" in card.text
     assert "None has been named" in card.text
     assert "How it was made" not in card.text
+    assert "model-index" not in card.metadata
 
 
 def test_results_of_other_weights_are_left_out_or_refused(run: Path, weights: Path) -> None:
@@ -396,7 +439,7 @@ def test_a_pushed_folder_is_called_by_its_new_name(run: Path, tmp_path: Path) ->
     assert 'load_model("published")' in (folder / "README.md").read_text()
     package = package_of(folder)
     text = card_of(package).text
-    assert text == card_of(package_of(run)).text, "as if it had been made for the Hub"
+    assert card_of(package) == card_of(package_of(run)), "as if it had been made for the Hub"
     assert f'load_model("{REPO}")' in text
     assert package.doubts == ()
     card = folder / "README.md"
@@ -406,7 +449,9 @@ def test_a_pushed_folder_is_called_by_its_new_name(run: Path, tmp_path: Path) ->
     card.write_text(edited)
     package = package_of(folder)
     assert package.files["README.md"] == (
-        edited.replace('load_model("published")', f'load_model("{REPO}")').encode()
+        edited.replace('load_model("published")', f'load_model("{REPO}")')
+        .replace("- name: published\n", "- name: small-crate\n")
+        .encode()
     )
     assert package.doubts == (f"The card loads published; these weights will be {REPO}.",)
     package = build_package(tmp_path / "published", name=REPO, card=card)
@@ -459,6 +504,7 @@ def test_a_licence_and_a_card_of_ones_own(weights: Path, tmp_path: Path) -> None
         ("---\nlicense: other\n---\nMine.\n", "another licence, other: .* leave --licence out"),
         ("---\nlicense:\n---\nMine.\n", "an empty one"),
         ("---\na: b: c\n---\nMine.\n", "no YAML"),
+        ("---\nmodel-index:\n- name: x\n---\nMine.\n", "metadata cannot be read"),
     ):
         card.write_text(text)
         with pytest.raises(ValueError, match=message):

@@ -80,13 +80,16 @@ def test_every_accuracy_is_the_one_in_the_file(measured: Path) -> None:
     rows = json.loads((measured / "evaluation.json").read_text())["rows"]
     table = read_page(measured / "report.html").table("Images told apart by frozen features")
     assert len(table.rows) == len(rows) == 6
-    column = table.heads.index("Accuracy")
+    column = table.heads.index("accuracy")
+    assert table.heads[column + 1] == "95 % interval"
     for row, shown, values in zip(rows, table.rows, table.values, strict=True):
-        assert shown[0] == {"model": "this model"}.get(row["subject"], row["subject"])
+        assert shown[0] == row["subject"]
         assert values[column] == str(row["accuracy"])
         assert shown[column] == f"{row['accuracy']:.2%}"
-        assert [float(str(v)) for v in values[column + 1 : column + 3]] == row["interval"]
-        assert shown[table.heads.index("Width")] == f"{row['dim']:,}"
+        low, high = row["interval"]
+        assert shown[column + 1] == f"{low:.1%} to {high:.1%}"
+        assert values[column + 1] == str(low)
+        assert shown[table.heads.index("width")] == f"{row['dim']:,}"
 
 
 def test_classes_and_errors_are_those_of_the_files(measured: Path) -> None:
@@ -94,7 +97,7 @@ def test_classes_and_errors_are_those_of_the_files(measured: Path) -> None:
     rows = [r for r in json.loads((measured / "evaluation.json").read_text())["rows"]
             if r["method"] == "probe"]  # fmt: skip
     table = page.table("Accuracy by class, linear probe")
-    assert table.heads == ["Class", "this model", "random twin", "raw pixels"]
+    assert table.heads == ["Class", "model", "random twin", "raw pixels"]
     for line, values in zip(table.rows, table.values, strict=True):
         wanted = [row["per_class"][line[0]] for row in rows]
         assert [float(str(value)) for value in values[1:]] == wanted
@@ -125,9 +128,10 @@ def test_seeds_and_layers_have_their_columns(run: Path) -> None:
     change(run / "evaluation.json", several)
     write_report(run, measure=False)
     table = read_page(run / "report.html").table("Images told apart by frozen features")
-    assert {row[table.heads.index("Std over seeds")] for row in table.rows} == {"1.25%"}
-    layers = [row[table.heads.index("Layer")] for row in table.rows]
-    assert layers == ["final", "1", "2", "3", "4", "5"]
+    accuracies = [row[table.heads.index("accuracy")] for row in table.rows]
+    assert all(text.endswith(" ± 1.25%") for text in accuracies)
+    layers = [row[table.heads.index("layer")] for row in table.rows]
+    assert layers == ["final", "1", "\u2013", "3", "4", "\u2013"], "raw pixels have none"
 
 
 def test_every_layer_number_is_the_one_in_the_file(measured: Path) -> None:
@@ -162,9 +166,9 @@ def test_a_table_says_of_each_model_what_was_measured() -> None:
         )  # fmt: skip
 
     ((_, alike),) = layer_tables([row("model", "z'"), row("other", "z'")])
-    assert "Measured: z'." in str(alike.note)
+    assert "Measured: z'." in alike.notes
     ((_, unlike),) = layer_tables([row("model", "z'"), row("other", "codes a")])
-    assert "Measured: z' (this model); codes a (other)." in str(unlike.note)
+    assert "Measured: z' (model); codes a (other)." in unlike.notes
 
 
 def test_losses_hashes_and_settings_are_those_of_the_run(measured: Path) -> None:
@@ -246,7 +250,7 @@ def test_another_limit_measures_again_and_none_keeps(run: Path) -> None:
     for given in ([], ["--limit", "80"]):
         assert main(["report", str(run), *given]) == 0
         assert (run / "evaluation.json").stat().st_mtime_ns == first
-    assert "80 training images; 40 test images" in read_page(run / "report.html").text
+    assert "80 training images, 40 test images (digits test)" in read_page(run / "report.html").text
 
 
 def test_a_supervised_run_keeps_its_one_test(measured: Path, tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from crate_mae.report.blocks import Items
+from crate_mae.evaluation.comparison import headline
 from crate_mae.report.summary import beside_baselines, key_numbers, status, verdicts
-from crate_mae.runs.contents import Run, headline
+from crate_mae.runs.contents import Run
 
 
 def line(subject: str, accuracy: float, low: float, high: float, **more: Any) -> dict[str, Any]:
@@ -34,11 +34,12 @@ def made(**changes: Any) -> Run:
     return Run(**(values | changes))
 
 
-def titles(run: Run) -> dict[str, list[str]]:
-    """Sentences by the title they stand under."""
-    return {
-        block.title: list(block.sentences) for block in verdicts(run) if isinstance(block, Items)
-    }
+def by_verdict(run: Run) -> dict[bool | None, list[str]]:
+    """Sentences by what they say: better, worse or undecided, those that there are."""
+    found: dict[bool | None, list[str]] = {}
+    for sentence, better in verdicts(run):
+        found.setdefault(better, []).append(sentence)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -73,29 +74,26 @@ def test_the_first_line_counts_and_not_the_best() -> None:
 
 
 def test_completion_is_set_beside_one_colour_and_the_patch_means() -> None:
-    found = titles(made())
-    assert list(found) == ["Better than the baseline", "No clear difference, or not a fair match"]
-    (better,), (beside,) = found.values()
+    found = by_verdict(made())
+    assert set(found) == {True, None}
+    (better,), (beside,) = found[True], found[None]
     assert "75% below that of the best single colour (0.25 against 1)" in better
     assert "above the error of knowing each removed patch's true mean, 0.2" in beside
     records = [{"step": 1, "val/loss": 1.5, "val/mean_colour": 1.0, "val/patch_mean": 2.0}]
-    found = titles(made(records=records))
-    assert "50% above that of the best single colour" in found["Worse than the baseline"][0]
-    assert "it predicts structure within patches" in found["Better than the baseline"][0]
+    found = by_verdict(made(records=records))
+    assert "50% above that of the best single colour" in found[False][0]
+    assert "it predicts structure within patches" in found[True][0]
     normed = {"masking": {}, "model": {"norm_pix_loss": True}}
-    found = titles(made(records=records, config=normed))
-    assert list(found) == ["Worse than the baseline"], "a normalised loss has no patch means"
+    found = by_verdict(made(records=records, config=normed))
+    assert set(found) == {False}, "a normalised loss has no patch means"
 
 
-@pytest.mark.parametrize(
-    ("accuracy", "title"),
-    [(0.3, "Better than the baseline"), (0.1, "Worse than the baseline")],
-)
+@pytest.mark.parametrize(("accuracy", "better"), [(0.3, True), (0.1, False)])
 def test_a_supervised_run_is_set_beside_the_most_frequent_class(
-    accuracy: float, title: str
+    accuracy: float, better: bool
 ) -> None:
     run = made(config={}, evaluation={"accuracy": accuracy, "chance": 0.2})
-    assert list(titles(run)) == [title]
+    assert set(by_verdict(run)) == {better}
     numbers = {number.label: number for number in key_numbers(run)}
     assert numbers["test accuracy"].value == f"{accuracy:.1%}"
     assert numbers["test accuracy"].note == "most frequent class 20.0%"

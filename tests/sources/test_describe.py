@@ -142,7 +142,7 @@ def test_the_report_as_json_and_as_text(folder: tuple[Path, list[np.ndarray]]) -
     assert loaded["unreadable"][1] == ["b/empty.jpg", "the file is empty"]
     table = report.table()
     assert all(len(line) <= 80 for line in table.splitlines())
-    for part in ("readable        4 of 6", "a  2", "b/empty.jpg: the file is empty", "RGB (3)"):
+    for part in ("readable       4 of 6", "a  2", "b/empty.jpg: the file is empty", "RGB (3)"):
         assert part in table
 
 

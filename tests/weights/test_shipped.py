@@ -71,6 +71,17 @@ def test_a_shipped_model_is_a_published_folder(name: str) -> None:
         assert sent == (folder / file).read_bytes(), file
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_card_is_the_one_that_a_push_writes(name: str, tmp_path: Path) -> None:
+    """From the metrics beside it and docs/cards: after a change, push writes it anew."""
+    notes = Path(__file__).parents[2] / "docs" / "cards" / f"{name}.md"
+    words = ["push", name, "--to-folder", str(tmp_path / name), "--licence", "mit"]
+    words += ["--data-name", "the training images of CIFAR-10, without labels"]
+    words += ["--dataset", "JPEG copy of CIFAR-10", "--notes", str(notes)]
+    assert main(words) == 0
+    assert (tmp_path / name / "README.md").read_text() == SHIPPED[name].card
+
+
 def masked_losses(model: CrateMAE, images: Tensor, ratio: float = 0.75) -> tuple[float, float]:
     """The model's loss under fixed masks, and that of the one best colour on the same pixels."""
     generator = torch.Generator().manual_seed(0)

@@ -1,11 +1,11 @@
 """Small sets decoded once and kept in memory."""
 
 import logging
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from crate_mae.common.progress import Progress
 from crate_mae.sources.base import ImageSource
 from crate_mae.sources.images import ImageFacts, Sample, UnreadableImage
 
@@ -15,9 +15,7 @@ logger = logging.getLogger(__name__)
 class CachedSource(ImageSource):
     """A source whose readable images lie decoded in memory; the others are listed in `broken`."""
 
-    def __init__(
-        self, source: ImageSource, *, progress: Callable[[int, int], None] | None = None
-    ) -> None:
+    def __init__(self, source: ImageSource, *, progress: Progress | None = None) -> None:
         self.address, self.split = source.address, source.split
         self.class_names = source.class_names
         self.source = source

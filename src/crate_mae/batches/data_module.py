@@ -20,8 +20,9 @@ from crate_mae.batches.assembly import (
 from crate_mae.batches.broken import BrokenImages
 from crate_mae.batches.config import DataConfig
 from crate_mae.batches.on_device import DeviceBatches, DeviceMaker, FixedDeviceBatches
-from crate_mae.batches.opening import OpenedData, Progress, open_data
+from crate_mae.batches.opening import OpenedData, open_data
 from crate_mae.batches.samplers import EpochBatches, FixedBatches
+from crate_mae.common.progress import StartProgress
 from crate_mae.models.config import ModelConfig, Preprocess
 from crate_mae.sources.base import ImageSource, Share
 from crate_mae.sources.webdataset import StreamSource
@@ -69,7 +70,7 @@ class ImageDataModule(LightningDataModule):
         dataset: Dataset[Any] | ImageSource | None = None,
         val_dataset: Dataset[Any] | ImageSource | None = None,
         preprocess: Preprocess | None = None,
-        progress: Progress | None = None,
+        progress: StartProgress | None = None,
     ) -> None:
         super().__init__()
         self.config, self.model_config, self.kind = config, model, kind

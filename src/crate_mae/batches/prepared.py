@@ -1,6 +1,6 @@
 """Images of a source as model input, batch by batch, in order: nothing random, nothing masked."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from crate_mae.batches.broken import listed, readable
 from crate_mae.batches.transforms import prepare
+from crate_mae.common.progress import Progress
 from crate_mae.models.config import Preprocess
 from crate_mae.sources.base import Source
 from crate_mae.sources.images import to_channels
@@ -33,7 +34,7 @@ def prepared_batches(
     *,
     batch_size: int,
     broken: list[tuple[str, str]],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[PreparedBatch]:
     """Batches of the readable images of a source; (name, reason) of others go into `broken`.
 

@@ -261,8 +261,8 @@ def _of_files(
     train, test = Path(given.weights), Path(given.address)
     if test.suffix.lower() not in FEATURE_FILES:
         raise ValueError(
-            f"{train} holds training features, so {test} should hold test features"
-            f" ({', '.join(FEATURE_FILES)}): extract both, with two commands"
+            f"{train} holds training features, so {test} should hold test features (.safetensors):"
+            " extract both, with two commands"
         )
     known, unknown, facts = load_pair(train, test)
     rows = compare_features(

@@ -7,13 +7,14 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from crate_mae.common.files import check_folder_of, write_atomically
 from crate_mae.common.hints import option_names, refuse_arguments
+from crate_mae.common.progress import Progress, progress_bar
 
 if TYPE_CHECKING:
     from crate_mae.sources.base import ImageSource
@@ -332,11 +333,9 @@ def device_of(name: str) -> str:
     return name
 
 
-def counter_for(what: str) -> Callable[[int, int], None] | None:
-    """A one-line count with time left on a terminal; None elsewhere."""
-    from crate_mae.common.progress import counter
-
-    return counter(what)
+def counter_for(what: str) -> Progress | None:
+    """A bar with the time left on a terminal; None elsewhere."""
+    return progress_bar(what)
 
 
 def new_file(name: str | None) -> Path | None:

@@ -89,6 +89,9 @@ def push_parser() -> CommandParser:
         "--data-name", metavar="TEXT", help="what the training images are, in words"
     )
     parser.add_argument(
+        "--dataset", metavar="NAME", help="what the images of the results are called on the Hub"
+    )
+    parser.add_argument(
         "--results",
         nargs="+",
         default=[],
@@ -113,8 +116,10 @@ def push(argv: list[str]) -> int:
     given = parser.read(argv)
     if given.repo is None and given.out is None:
         parser.error("name OWNER/REPO, or write to a folder with --out FOLDER")
-    if given.card and (given.notes or given.results or given.data_name):
-        parser.error("--card is the whole card: --notes, --results and --data-name go into ours")
+    if given.card and (given.notes or given.results or given.data_name or given.dataset):
+        parser.error(
+            "--card is the whole card: --notes, --results, --data-name and --dataset go into ours"
+        )
 
     from huggingface_hub import HfApi
 
@@ -134,6 +139,7 @@ def push(argv: list[str]) -> int:
         name=given.repo if folder is None or given.repo else folder.name,
         licence=given.licence,
         data_name=given.data_name,
+        dataset=given.dataset,
         card=given.card,
         notes=given.notes,
         results=given.results,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import crate_mae
+from crate_mae.common.text_tables import named_values
 
 OPTIONAL = {"datasets": "hf", "transformers": "hf", "timm": "bench", "webdataset": "wds"}
 
@@ -93,5 +94,4 @@ def doctor_table(facts: dict[str, Any]) -> str:
         found = find_spec(module) is not None
         hint = f'not installed; pip install "crate-mae[{extra}]"'
         rows.append((f"{module} (optional)", packages.get(module, "present") if found else hint))
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return "\n".join(named_values(rows))

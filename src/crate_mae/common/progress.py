@@ -1,52 +1,33 @@
-"""How far long work has come, how long it will still take; times and sizes as people read them."""
+"""How far long work has come: what hears of it, and a bar on a terminal."""
 
 import sys
 from collections.abc import Callable
-from time import perf_counter
+
+Progress = Callable[[int, int], None]
+"""Hears how many parts of how many are done."""
+
+StartProgress = Callable[[str], Progress | None]
+"""What hears of the work of that name, or None where nobody looks; such as `progress_bar`."""
 
 
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, such as 1h02m, 3m20s or 7s."""
-    whole = round(max(0.0, seconds))
-    hours, rest = divmod(whole, 3600)
-    minutes, left = divmod(rest, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{left:02d}s" if minutes else f"{left}s"
+def progress_bar(what: str) -> Progress | None:
+    """A bar with the time left for the work of that name on a terminal; None elsewhere.
 
-
-def time_text(seconds: float) -> str:
-    """Seconds with three digits, in ms below one second: 12.3 s, 1.23 ms."""
-    return f"{seconds * 1e3:.3g} ms" if seconds < 0.9995 else f"{seconds:.3g} s"
-
-
-def bytes_text(count: float | None) -> str:
-    """Bytes with three digits or more, in GiB, MiB or KiB: 2.35 GiB; "-" for None."""
-    if count is None:
-        return "-"
-    for unit, step in (("GiB", 2**30), ("MiB", 2**20)):
-        if count >= step:
-            value = count / step
-            return f"{value:.3g} {unit}" if value < 999.5 else f"{value:,.0f} {unit}"
-    return f"{count / 1024:.3g} KiB" if count < 1023.5 * 1024 else "1 MiB"
-
-
-def counter(what: str, *, every: float = 0.2) -> Callable[[int, int], None] | None:
-    """A callable (done, total) that keeps one line on a terminal up to date; None elsewhere."""
+    Files and pipes get nothing: a bar redrawn there would bury the lines that matter.
+    """
     if not sys.stderr.isatty():
         return None
-    begun = perf_counter()
-    shown = begun
+    from tqdm import tqdm
+
+    bar = tqdm(desc=what, file=sys.stderr, dynamic_ncols=True)
 
     def show(done: int, total: int) -> None:
-        nonlocal shown
-        now = perf_counter()
-        if done < total and now - shown < every:
-            return
-        shown = now
-        left = duration((now - begun) / max(done, 1) * (total - done))
-        end = "\n" if done >= total else ""
-        line = f"\r{what}: {done}/{total}, {left} left"
-        print(f"{line:<60}", end=end, file=sys.stderr, flush=True)
+        nonlocal bar
+        if bar.disable:  # the work before has ended and closed its bar: another pass
+            bar = tqdm(desc=what, file=sys.stderr, dynamic_ncols=True)
+        bar.total = total
+        bar.update(done - bar.n)
+        if done >= total:
+            bar.close()
 
     return show

@@ -12,10 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from crate_mae.common.progress import Progress
 from crate_mae.dense.layout import MAX_VALUES, Layout, Pair, check_room, layout_of, warn_of_many
 from crate_mae.dense.token_maps import (
     AnyModel,
-    Progress,
     dense_positions,
     embed_dense,
     layer_number,

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from crate_mae.batches.transforms import fit
+from crate_mae.common.progress import Progress
+from crate_mae.common.text_tables import named_values
 from crate_mae.dense.attention import AttentionMaps, attention_maps, head_numbers
 from crate_mae.dense.layout import Pair, layout_of
 from crate_mae.dense.segmentation import (
@@ -19,7 +21,7 @@ from crate_mae.dense.segmentation import (
     segment_tokens,
 )
 from crate_mae.dense.thresholds import checked_mass
-from crate_mae.dense.token_maps import AnyModel, Progress, TokenKind, shown_images, token_map
+from crate_mae.dense.token_maps import AnyModel, TokenKind, shown_images, token_map
 from crate_mae.sources.base import ImageSource
 from crate_mae.sources.images import UnreadableImage, decode_image, probe_image
 
@@ -70,19 +72,18 @@ class SegmentedSource:
         for row, name in enumerate(self.names):
             fit = "" if self.scores is None else f", IoU {float(self.scores.iou[row]):.3f}"
             lines.append(f"{name}: {share[row]:.0%} foreground{fit}")
+        controls: list[tuple[str, Tensor | float]] = []
         if self.scores is not None:
             lines.append(f"mean IoU {float(self.scores.iou.mean()):.4f}")
-            lines.append(
-                f"  everything called foreground   {float(self.scores.everything.mean()):.4f}"
-            )
+            controls.append(("everything called foreground", self.scores.everything.mean()))
             if self.pixels is not None:
-                lines.append(
-                    f"  same rule on raw pixels        {float(self.pixels.iou.mean()):.4f}"
-                )
-            lines.append(f"  oracle: better side, by truth  {float(self.scores.oracle.mean()):.4f}")
+                controls.append(("same rule on raw pixels", self.pixels.iou.mean()))
+            controls.append(("oracle: better side, by truth", self.scores.oracle.mean()))
         if self.heads is not None:
             best = max(range(len(self.heads)), key=self.heads.__getitem__)
-            lines.append(f"  oracle: best head, {best:<12}  {self.heads[best]:.4f}")
+            controls.append((f"oracle: best head, {best}", self.heads[best]))
+        shown = ((name, f"{float(iou):.4f}") for name, iou in controls)
+        lines += named_values(shown, indent="  ")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:

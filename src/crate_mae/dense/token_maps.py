@@ -5,7 +5,6 @@ both the positions are those of the patch centres in the grid the model was trai
 Shapes: B images (C, H, W), patches of h x w pixels, R x S tokens (rows, columns), d token width.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from crate_mae.batches.prepared import prepared_batches
 from crate_mae.batches.transforms import denormalise
+from crate_mae.common.progress import Progress
 from crate_mae.dense.layout import MANY_TOKENS, Layout, Pair, check_room, layout_of, warn_of_many
 from crate_mae.evaluation.backbones import checked_layers, evaluating
 from crate_mae.models.autoencoder import CrateMAE
@@ -25,7 +25,6 @@ from crate_mae.models.patches import positions_at
 from crate_mae.sources.base import ImageSource
 
 AnyModel = CrateMAE | CrateClassifier
-Progress = Callable[[int, int], None]
 TokenKind = Literal["tokens", "compressed", "subspace"]
 
 _KIND_WORDS = {

@@ -1,11 +1,12 @@
 """One protocol for every model: the same images, features, choices and test, line by line."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
+from crate_mae.common.progress import Progress, StartProgress
 from crate_mae.evaluation.backbones import Layers, checked_layers, random_baseline
 from crate_mae.evaluation.features import FeaturePool, Features, Key, extract_all, raw_pixels
 from crate_mae.evaluation.knn import nearest_neighbours
@@ -17,7 +18,6 @@ from crate_mae.models.cost import parameter_count
 from crate_mae.sources.base import ImageSource
 from crate_mae.sources.splits import few_shot_indices
 
-Progress = Callable[[str], Callable[[int, int], None] | None]
 Subject = Backbone | partial[Any]
 """A model, or a `functools.partial` that makes one of a seed."""
 
@@ -33,7 +33,7 @@ class Measure(Protocol):
         test: Features,
         *,
         seed: int,
-        progress: Callable[[int, int], None] | None,
+        progress: Progress | None,
     ) -> Result: ...
 
 
@@ -52,7 +52,7 @@ def compare_models(
     shots: int | None = None,
     baselines: bool = True,
     others: Mapping[str, Subject] | None = None,
-    progress: Progress | None = None,
+    progress: StartProgress | None = None,
 ) -> list[Row]:
     """Rows of every measure, subject, layer and pool; by measure, then subject.
 
@@ -120,7 +120,7 @@ def compare_features(
     measures: Mapping[Method, Measure] = MEASURES,
     seeds: Sequence[int] = (0,),
     shots: int | None = None,
-    progress: Progress | None = None,
+    progress: StartProgress | None = None,
 ) -> list[Row]:
     """Rows, one per measure, of features that are there already.
 

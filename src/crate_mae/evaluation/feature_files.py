@@ -1,6 +1,6 @@
-"""Feature files: rows, names, labels and how they were made, in one safetensors, npz or parquet.
+"""Feature files: rows, names, labels and how they were made.
 
-Nothing is unpickled.
+Written as safetensors and, for other programs, as npz or parquet; read as safetensors alone.
 """
 
 import hashlib
@@ -18,7 +18,9 @@ from crate_mae.common.files import check_file_target, replacing
 from crate_mae.evaluation.features import Features
 from crate_mae.models.config import Preprocess
 
-SUFFIXES = (".safetensors", ".npz", ".parquet")
+READABLE = ".safetensors"
+SUFFIXES = (READABLE, ".npz", ".parquet")
+"""Of the files that are written."""
 FORMAT = "crate-mae-features/1"
 FACTS = "crate_mae"
 FACT_KEYS = ("pool", "class_names", "preprocess", "weights_sha256", "unreadable")
@@ -67,9 +69,9 @@ def save_features(
 
 
 def load_features(path: str | Path) -> Features:
-    """The features that `save_features` wrote.
+    """The features of a .safetensors file that `save_features` wrote.
 
-    Raises ValueError for another suffix and for files that it did not write.
+    Raises FileNotFoundError, and ValueError for another suffix and for files that it did not write.
     """
     values, labels, names, facts = _read(Path(path))
     class_names = facts["class_names"]
@@ -163,14 +165,15 @@ def _write_parquet(features: Features, facts: str, path: Path) -> None:
 
 
 def _read(path: Path) -> tuple[Tensor, Tensor | None, list[str], dict[str, Any]]:
-    readers = {".safetensors": _read_safetensors, ".npz": _read_npz, ".parquet": _read_parquet}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise ValueError(f"{path}: features are read from {', '.join(SUFFIXES)}")
+    if path.suffix.lower() != READABLE:
+        raise ValueError(
+            f"{path}: features are read from {READABLE} files; extract them again with --out"
+            f" {path.with_suffix(READABLE).name}"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        values, labels, names, text = reader(path)
+        values, labels, names, text = _read_safetensors(path)
         facts = json.loads(text)
         values = values.reshape(facts["shape"])
         _check_contents(values, labels, names, facts)
@@ -205,21 +208,3 @@ def _read_safetensors(path: Path) -> tuple[Tensor, Tensor | None, list[str], str
         names = json.loads(bytes(file.get_tensor("names_json").numpy()))
         labels = file.get_tensor("labels") if "labels" in file.keys() else None  # noqa: SIM118
         return file.get_tensor("values"), labels, names, file.metadata()[FACTS]
-
-
-def _read_npz(path: Path) -> tuple[Tensor, Tensor | None, list[str], str]:
-    with np.load(path, allow_pickle=False) as file:
-        labels = torch.from_numpy(file["labels"]) if "labels" in file else None
-        return torch.from_numpy(file["values"]), labels, file["names"].tolist(), str(file[FACTS])
-
-
-def _read_parquet(path: Path) -> tuple[Tensor, Tensor | None, list[str], str]:
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path)
-    values = table["values"].combine_chunks().flatten().to_numpy()
-    labels = None
-    if "label" in table.column_names:
-        labels = torch.from_numpy(table["label"].to_numpy().copy())
-    facts = table.schema.metadata[FACTS.encode()].decode()
-    return torch.from_numpy(values.copy()), labels, table["name"].to_pylist(), facts

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from crate_mae.batches.prepared import UNLABELLED, prepared_batches
+from crate_mae.common.progress import Progress
 from crate_mae.evaluation.backbones import Layers, checked_layers, evaluating
 from crate_mae.models.backbone import Backbone
 from crate_mae.models.classifier import pool_tokens
@@ -18,7 +19,6 @@ from crate_mae.models.config import Preprocess
 from crate_mae.sources.base import Source
 
 FeaturePool = Literal["mean", "cls", "both", "tokens"]
-Progress = Callable[[int, int], None]
 Key = tuple[int | None, str]
 """Layer and pool."""
 

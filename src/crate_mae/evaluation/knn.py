@@ -3,7 +3,7 @@
 Shapes: n images, m queries, d features, C classes, K neighbours.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crate_mae.common.progress import Progress
 from crate_mae.evaluation.features import Features
 from crate_mae.evaluation.metrics import (
     HELD_OUT,
@@ -23,7 +24,6 @@ from crate_mae.evaluation.metrics import (
 )
 from crate_mae.sources.splits import can_hold_out, hold_out
 
-Progress = Callable[[int, int], None]
 Choice = tuple[int, float]
 """Number of neighbours and temperature."""
 

@@ -3,13 +3,14 @@
 Shapes: n images, d features, C classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from crate_mae.common.progress import Progress
 from crate_mae.evaluation.features import Features
 from crate_mae.evaluation.metrics import (
     HELD_OUT,
@@ -26,7 +27,6 @@ from crate_mae.sources.splits import can_hold_out, hold_out
 
 Solver = Literal["exact", "sgd"]
 Normalise = Literal["standardise", "batch_norm", "none"]
-Progress = Callable[[int, int], None]
 Setting = dict[str, float]
 
 PENALTIES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)

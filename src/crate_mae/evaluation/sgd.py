@@ -5,11 +5,13 @@ weights does the work of G trainings.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+
+from crate_mae.common.progress import Progress
 
 MOMENTUM = 0.9
 INITIAL_STD = 0.01
@@ -50,7 +52,7 @@ class LinearGrid:
         *,
         epochs: int,
         batch_size: int,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """Minimise every setting's cross-entropy on features (n, d), classes (n,).
 

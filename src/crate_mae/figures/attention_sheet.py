@@ -55,7 +55,7 @@ def draw_attention(
         torch.cat([of_all[image][:, chosen], of_all[image].mean(dim=1, keepdim=True)], dim=1)
         for of_all in (maps.patches, maps.others, maps.own)
     )
-    kept = None if mass is None else mass_mask(others.flatten(-2), mass).view_as(others)
+    attended = None if mass is None else mass_mask(others.flatten(-2), mass).view_as(others)
 
     columns = ["image", *(f"head {head}" for head in chosen), "mean of all"]
     size = (int(original.shape[1]), int(original.shape[2]))
@@ -68,16 +68,16 @@ def draw_attention(
             _frame(sheet.panel(row, 0, drawable(original)), maps)
         colours = _scale(others[row])
         for column in range(panels.shape[1]):
-            if kept is None:
+            if attended is None:
                 values = to_pixels(panels[row, column], maps.layout, smooth=False).numpy()
                 picture = colours.to_rgba(values)[..., :3]
             else:
-                where = to_pixels(kept[row, column].float(), maps.layout, smooth=False) > 0.5
+                where = to_pixels(attended[row, column].float(), maps.layout, smooth=False) > 0.5
                 picture = _spotlight(drawable(original), where.numpy())
             axes = sheet.panel(row, column + 1, picture)
             _frame(axes, maps)
             _note(axes, f"own {float(own[row, column]):.0%}")
-        if kept is None:
+        if attended is None:
             sheet.colour_bar(colours, "weight", row=row, tall=False)
     return save_figure(figure, path)
 
@@ -117,11 +117,11 @@ def _frame(axes: Axes, maps: AttentionMaps) -> None:
         )
 
 
-def _note(axes: Axes, words: str) -> None:
+def _note(axes: Axes, text: str) -> None:
     axes.text(
         0.03,
         0.04,
-        words,
+        text,
         transform=axes.transAxes,
         fontsize=7,
         color="white",
@@ -130,9 +130,12 @@ def _note(axes: Axes, words: str) -> None:
 
 
 def _caption(maps: AttentionMaps, note: str | None, mass: float | None) -> str:
-    words, patches = maps.words(), "a patch" if maps.query == "class" else "another patch"
+    description, patches = maps.words(), "a patch" if maps.query == "class" else "another patch"
     heads = maps.weights.shape[2]
-    parts = [f"{words[0].upper()}{words[1:]}.", f"{heads} heads, counted from 0 as layers are."]
+    parts = [
+        f"{description[0].upper()}{description[1:]}.",
+        f"{heads} heads, counted from 0 as layers are.",
+    ]
     if mass is None:
         parts.append(f"Each layer is drawn from 0 to its largest weight on {patches}.")
     else:

@@ -46,8 +46,8 @@ def draw_feature_map(
     rest = ~torch.isin(labels, torch.tensor(chosen, dtype=labels.dtype)).numpy()
     if rest.any():
         others = len(present) - len(chosen)
-        words = f"{others} other classes" if others else "no label"
-        axes.scatter(x[rest], y[rest], s=7, color=_OTHER, marker=".", label=words, linewidths=0)
+        label = f"{others} other classes" if others else "no label"
+        axes.scatter(x[rest], y[rest], s=7, color=_OTHER, marker=".", label=label, linewidths=0)
     size = 26 if len(labels) <= 500 else 13
     for label, (colour, marker) in zip(chosen, _LOOKS, strict=False):
         here = (labels == label).numpy()

@@ -19,71 +19,52 @@ from crate_mae.figures.style import (
     tidy,
 )
 from crate_mae.models.layers import Side
+from crate_mae.whitebox.catalogue import HALF_STEPS, MEASURES
 from crate_mae.whitebox.table import Measurement, curve, models_of
 from crate_mae.whitebox.weight_rows import Overlaps
 
 # Colours, dashes and markers: told apart in grey print as well.
 _STYLES = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (GREEN, ":", "^"), (GREY, "-.", "D"))
-_POINTS: dict[Side, tuple[str, str, str]] = {
-    "encoder": ("input", "compress", "sparsify"),
-    "decoder": ("input", "expand", "decompress"),
-}
 MAX_MODELS = len(_STYLES)
 
 
 @dataclass(frozen=True)
 class _Panel:
+    """A measure by layer; its title and where it is taken are the catalogue's."""
+
     measure: str
-    title: str
-    side: Side | None
-    """None for tokens at every half step of both sides."""
+    side: Side
     points: tuple[str, ...] = ()
-    floor: float | None = None
+    """Those to show; all of that side when empty."""
+    floor: float | None = 0
     control: str | None = None
     """Measure drawn beside it as a thin line."""
 
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The points to show."""
+        return self.points or MEASURES[self.measure].points[self.side]
 
-_TOKENS = (
-    _Panel("subspace_coding_rate", "$R^c$ against the layer's own subspaces (nats)", None),
-    _Panel("coding_rate", "$R$ of all tokens (nats)", None),
-    _Panel("effective_rank", "effective rank in a subspace", None),
-)
+
+_TOKENS = ("subspace_coding_rate", "coding_rate", "effective_rank")
+"""Measures of tokens at every half step of both sides."""
 _LAYERS = (
-    _Panel("zero_fraction", "zeros after ISTA (share)", "encoder", ("sparsify",), 0),
-    _Panel("lasso_fall", "fall of the LASSO objective (share)", "encoder", ("sparsify",), 0),
-    _Panel(
-        "mssa_shift_gradient_cosine",
-        r"cosine of MSSA($x$)$-x$, $-\partial R^c$; thin: $-x$",
-        "encoder",
-        ("compress",),
-        0,
-        "shrink_gradient_cosine",
-    ),
-    _Panel(
-        "mssa_gradient_cosine",
-        r"cosine of MSSA($x$) and $-\partial R^c$",
-        "encoder",
-        ("compress",),
-    ),
-    _Panel("mirror_cka", "CKA with the mirrored encoder tokens", "decoder", ("decompress",), 0),
-    _Panel(
-        "class_rate_reduction",
-        r"$\Delta R$ between classes (nats); thin: control",
-        "encoder",
-        ("sparsify", "features"),
-        0,
-        "class_rate_reduction_dealt",
-    ),
+    _Panel("zero_fraction", "encoder"),
+    _Panel("lasso_fall", "encoder"),
+    _Panel("mssa_shift_gradient_cosine", "encoder", control="shrink_gradient_cosine"),
+    _Panel("mssa_gradient_cosine", "encoder", floor=None),
+    _Panel("mirror_cka", "decoder", points=("decompress",)),
+    _Panel("class_rate_reduction", "encoder", control="class_rate_reduction_dealt"),
 )
 _WEIGHTS = (
-    ("orthogonality_error", "columns of $U_k$: distance from orthogonal"),
-    ("orthonormality_error", "columns of $U_k$: distance from orthonormal"),
-    ("subspace_overlap", "overlap between subspaces"),
-    ("subspace_largest_cosine", "largest cosine between subspaces"),
-    ("tied_cosine", "cosine of $W$ and $U^T$"),
-    ("dictionary_coherence", "coherence of $D$"),
-    ("ista_step_bound", r"$\eta\,|D|^2$"),
-    ("mirror_dictionary_cosine", "cosine of $A$ and mirrored $D$"),
+    "orthogonality_error",
+    "orthonormality_error",
+    "subspace_overlap",
+    "subspace_largest_cosine",
+    "tied_cosine",
+    "dictionary_coherence",
+    "ista_step_bound",
+    "mirror_dictionary_cosine",
 )
 
 
@@ -96,13 +77,13 @@ def draw_layers(rows: Sequence[Measurement], path: str | Path, *, overwrite: boo
     """
     path = check_figure_target(path, overwrite=overwrite)
     names = _models(rows)
-    small = [panel for panel in _LAYERS if _found(rows, panel)]
+    small = [panel for panel in _LAYERS if _is_measured(rows, panel)]
     height = 2.3 * (len(_TOKENS) + (len(small) + 2) // 3) + 1.2
     figure = new_figure(10, height)
     grid = figure.add_gridspec(len(_TOKENS) + (len(small) + 2) // 3, 6)
-    for index, panel in enumerate(_TOKENS):
+    for index, measure in enumerate(_TOKENS):
         axes = figure.add_subplot(grid[index, :])
-        _half_steps(axes, rows, panel, names, labels=index == len(_TOKENS) - 1)
+        _half_steps(axes, rows, measure, names, labels=index == len(_TOKENS) - 1)
     for index, panel in enumerate(small):
         place = grid[len(_TOKENS) + index // 3, 2 * (index % 3) : 2 * (index % 3) + 2]
         _by_layer(figure.add_subplot(place), rows, panel, names)
@@ -117,14 +98,14 @@ def draw_weights(rows: Sequence[Measurement], path: str | Path, *, overwrite: bo
     """
     path = check_figure_target(path, overwrite=overwrite)
     names = _models(rows)
-    panels = [item for item in _WEIGHTS if any(row.measure == item[0] for row in rows)]
+    panels = [measure for measure in _WEIGHTS if any(row.measure == measure for row in rows)]
     lines = (len(panels) + 3) // 4
     figure = new_figure(11, 2.5 * lines + 1)
     grid = figure.add_gridspec(lines, min(4, len(panels)))
-    for index, (measure, title) in enumerate(panels):
+    for index, measure in enumerate(panels):
         axes = figure.add_subplot(grid[index // 4, index % 4])
         _weights(axes, rows, measure, names)
-        axes.set_title(title, fontsize=8.5)
+        axes.set_title(MEASURES[measure].panel, fontsize=8.5)
         tidy(axes)
     _legend(figure, names)
     random = next((row.mean for row in rows if row.measure == "subspace_overlap_random"), None)
@@ -195,32 +176,30 @@ def _models(rows: Sequence[Measurement]) -> list[str]:
     return names
 
 
-def _found(rows: Sequence[Measurement], panel: _Panel) -> bool:
-    return any(row.measure == panel.measure and row.point in panel.points for row in rows)
+def _is_measured(rows: Sequence[Measurement], panel: _Panel) -> bool:
+    return any(row.measure == panel.measure and row.point in panel.shown for row in rows)
 
 
 def _half_steps(
-    axes: Axes, rows: Sequence[Measurement], panel: _Panel, names: list[str], *, labels: bool
+    axes: Axes, rows: Sequence[Measurement], measure: str, names: list[str], *, labels: bool
 ) -> None:
     """Draw tokens at the three points of every layer, joined within a layer only."""
     ticks: dict[float, str] = {}
     start = 0.0
-    for side, points in _POINTS.items():
+    for side, points in HALF_STEPS.items():
         deepest = 0  # models of other depths must not meet under one label
         for name, (colour, dashes, marker) in zip(names, _STYLES, strict=False):
-            found = [
-                curve(rows, panel.measure, model=name, side=side, point=point) for point in points
-            ]
-            for before, between, after in zip(*found, strict=True):
+            curves = [curve(rows, measure, model=name, side=side, point=point) for point in points]
+            for before, between, after in zip(*curves, strict=True):
                 x = np.array([0.0, 1.0, 2.0]) + start + 2.4 * before.layer
                 y = np.array([before.mean, between.mean, after.mean])
                 spread = np.array([item.std or 0.0 for item in (before, between, after)])
                 axes.fill_between(x, y - spread, y + spread, color=colour, alpha=0.15, linewidth=0)
                 axes.plot(x, y, color=colour, linestyle=dashes, marker=marker, markersize=3.5)
                 ticks[float(x[1])] = f"{side[0].upper()}{before.layer}"
-            deepest = max(deepest, len(found[0]))
+            deepest = max(deepest, len(curves[0]))
         start += 2.4 * deepest + 1.0
-    axes.set_title(panel.title, fontsize=9, loc="left")
+    axes.set_title(MEASURES[measure].panel, fontsize=9, loc="left")
     axes.set_xticks(list(ticks), list(ticks.values()) if labels else [""] * len(ticks), fontsize=8)
     axes.tick_params(axis="y", labelsize=8)
     axes.set_ylim(bottom=0)
@@ -228,24 +207,23 @@ def _half_steps(
 
 
 def _by_layer(axes: Axes, rows: Sequence[Measurement], panel: _Panel, names: list[str]) -> None:
-    assert panel.side is not None
     last = 0
     lowest: list[float] = []
     for name, (colour, dashes, marker) in zip(names, _STYLES, strict=False):
-        found = [
+        shown = [
             row
-            for point in panel.points
+            for point in panel.shown
             for row in curve(rows, panel.measure, model=name, side=panel.side, point=point)
         ]
-        x, y = [row.layer for row in found], np.array([row.mean for row in found])
-        spread = np.array([row.std or 0.0 for row in found])
+        x, y = [row.layer for row in shown], np.array([row.mean for row in shown])
+        spread = np.array([row.std or 0.0 for row in shown])
         last, lowest = max([last, *x]), [*lowest, *(y - spread)]
         axes.fill_between(x, y - spread, y + spread, color=colour, alpha=0.15, linewidth=0)
         axes.plot(x, y, color=colour, linestyle=dashes, marker=marker, markersize=3.5)
         if panel.control is not None:
             beside = [
                 row
-                for point in panel.points
+                for point in panel.shown
                 for row in curve(rows, panel.control, model=name, side=panel.side, point=point)
             ]
             axes.plot(
@@ -258,7 +236,7 @@ def _by_layer(axes: Axes, rows: Sequence[Measurement], panel: _Panel, names: lis
         axes.set_ylim(min(low, -0.1), max(high, 0.1))  # or noise about 0 would fill the panel
     elif all(low >= panel.floor for low in lowest):
         axes.set_ylim(bottom=panel.floor)
-    axes.set_title(panel.title, fontsize=8.5)
+    axes.set_title(MEASURES[panel.measure].panel, fontsize=8.5)
     axes.set_xlabel(f"{panel.side} layer", fontsize=8)
     _whole_ticks(axes, last)
     tidy(axes)
@@ -267,23 +245,23 @@ def _by_layer(axes: Axes, rows: Sequence[Measurement], panel: _Panel, names: lis
 def _weights(axes: Axes, rows: Sequence[Measurement], measure: str, names: list[str]) -> None:
     ticks: dict[int, str] = {}
     start = 0
-    for side in _POINTS:
+    for side in HALF_STEPS:
         deepest = 0
         for name, (colour, dashes, marker) in zip(names, _STYLES, strict=False):
-            found = curve(rows, measure, model=name, side=side, point="weights")
-            x = [start + row.layer for row in found]
+            shown = curve(rows, measure, model=name, side=side, point="weights")
+            x = [start + row.layer for row in shown]
             axes.plot(
-                x, [row.mean for row in found],
+                x, [row.mean for row in shown],
                 color=colour, linestyle=dashes, marker=marker, markersize=3.5,
             )  # fmt: skip
             ticks |= {
-                place: f"{side[0].upper()}{row.layer}" for place, row in zip(x, found, strict=True)
+                place: f"{side[0].upper()}{row.layer}" for place, row in zip(x, shown, strict=True)
             }
-            deepest = max(deepest, len(found))
+            deepest = max(deepest, len(shown))
         start += deepest
     step = max(1, len(ticks) // 8)
-    shown = sorted(ticks)[::step]
-    axes.set_xticks(shown, [ticks[place] for place in shown], fontsize=7)
+    places = sorted(ticks)[::step]
+    axes.set_xticks(places, [ticks[place] for place in places], fontsize=7)
     axes.tick_params(axis="y", labelsize=8)
     if measure == "ista_step_bound":
         axes.axhline(2, color=GREY, linestyle=":", linewidth=1)

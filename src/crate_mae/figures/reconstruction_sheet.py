@@ -28,7 +28,7 @@ def draw_reconstruction(
     max_rows: int = 16,
     overwrite: bool = False,
 ) -> Path:
-    """The path of a picture with a row per image and the mode, mask ratio and errors in words.
+    """The path of a picture with a row per image and the mode, mask ratio and errors as text.
 
     Columns: original, masked, prediction, prediction + visible, error. Small images are enlarged by
     whole factors, so that every pixel stays a sharp square. Of images with other than 1 or 3
@@ -67,7 +67,7 @@ def draw_settings(
 ) -> Path:
     """The path of a picture that sets masks side by side: a row per image, two columns per setting.
 
-    `settings` are (words, reconstruction) of the same images, such as ("block 75 %", ...). Columns:
+    `settings` are (title, reconstruction) of the same images, such as ("block 75 %", ...). Columns:
     original, then for each setting the masked image and the prediction pasted into it. The caption
     gives each setting's PSNR over all images.
     Raises as `check_figure_target`, and ValueError without rows or settings, for more than 12
@@ -81,7 +81,7 @@ def draw_settings(
         raise ValueError("settings are compared on the same images, in the same order")
     total, channels, height, width = first.original.shape
     rows = min(total, max_rows)
-    words = checked_names(names, rows and total)
+    labels = checked_names(names, rows and total)
     columns = ["original"]
     for setting, _ in settings:
         columns += [f"{setting}\nmasked", f"{setting}\ncompleted"]
@@ -90,7 +90,7 @@ def draw_settings(
     note = channels_note(channels)
     figure = sheet.start([f"{note}; errors over all"] if note else [], _compared(settings, rows))
     for row in range(rows):
-        sheet.label(row, words[row], "")
+        sheet.label(row, labels[row], "")
         sheet.panel(row, 0, drawable(first.original[row]))
         for place, (_, reconstruction) in enumerate(settings):
             sheet.panel(row, 1 + 2 * place, drawable(reconstruction.masked[row]))
@@ -105,8 +105,8 @@ def _compared(settings: Sequence[tuple[str, Reconstruction]], rows: int) -> str:
     parts = [
         f"Completed: predictions pasted where patches were removed. PSNR on removed patches{over}:",
         "; ".join(
-            f"{words} {_decibels(float(result.psnr.double().nanmean()))}"
-            for words, result in settings
+            f"{title} {_decibels(float(result.psnr.double().nanmean()))}"
+            for title, result in settings
         )
         + ".",
         "Higher ratios remove more and harder pixels, so compare kinds at one ratio.",

@@ -39,8 +39,8 @@ def draw_training(
     if not len(train[0]) and not len(validation[0]):
         raise ValueError("no row of the metrics has a step and a finite train/loss or val/loss")
     accuracies = [
-        (curve, words, colour)
-        for key, words, colour in (
+        (curve, name, colour)
+        for key, name, colour in (
             ("train/accuracy", "training accuracy", BLUE),
             ("val/accuracy", "validation accuracy", ORANGE),
         )
@@ -52,19 +52,19 @@ def draw_training(
     figure = new_figure(8, sum(heights) if len(heights) > 1 else 4)
     grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
     axes = figure.add_subplot(grid[0])
-    for curve, words, colour in (
+    for curve, name, colour in (
         (train, "training loss", BLUE),
         (validation, "validation loss", ORANGE),
     ):
         if len(curve[0]):
-            _line(axes, curve, words, colour)
-    for key, words, colour, dashes in (
+            _line(axes, curve, name, colour)
+    for key, name, colour, dashes in (
         ("val/mean_colour", "predicting the mean colour", GREEN, "--"),
         ("val/patch_mean", "predicting each patch's mean", GREY, ":"),
     ):
         level = _curve(metrics, key)[1]
         if len(level):
-            label = f"{words} ({level[-1]:.3g})"
+            label = f"{name} ({level[-1]:.3g})"
             axes.axhline(level[-1], color=colour, linestyle=dashes, linewidth=1.5, label=label)
     _finish_losses(axes, np.concatenate([train[1], validation[1]]), "" if accuracies else "masked ")
     if accuracies:
@@ -82,15 +82,15 @@ def draw_training(
     return save_figure(figure, path)
 
 
-def _line(axes: Axes, curve: Curve, words: str, colour: str) -> None:
+def _line(axes: Axes, curve: Curve, name: str, colour: str) -> None:
     marker = "o" if len(curve[0]) < 40 else None
-    axes.plot(*curve, label=words, color=colour, linewidth=1.2, marker=marker, markersize=3.5)
+    axes.plot(*curve, label=name, color=colour, linewidth=1.2, marker=marker, markersize=3.5)
 
 
 def _draw_accuracies(axes: Axes, curves: Sequence[tuple[Curve, str, str]]) -> None:
-    for curve, words, colour in curves:
+    for curve, name, colour in curves:
         best = float(curve[1].max())
-        _line(axes, curve, f"{words} (best {best:.1%}, last {curve[1][-1]:.1%})", colour)
+        _line(axes, curve, f"{name} (best {best:.1%}, last {curve[1][-1]:.1%})", colour)
     axes.set_ylabel("accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     tidy(axes)

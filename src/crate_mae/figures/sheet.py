@@ -40,10 +40,10 @@ class Sheet:
         self.pitch = (max(self.cell[0], 2 * self.line) + self.gap, max(self.cell[1], 80) + self.gap)
         narrow = self.cell[1] < 120
         self.columns = [
-            words.replace(" + ", "\n+ ") if narrow and "\n" not in words else words
-            for words in columns
+            title.replace(" + ", "\n+ ") if narrow and "\n" not in title else title
+            for title in columns
         ]
-        self.title_lines = max(1 + narrow, *(1 + words.count("\n") for words in self.columns))
+        self.title_lines = max(1 + narrow, *(1 + title.count("\n") for title in self.columns))
         self.heading = 0
 
     def start(self, headings: Sequence[str], caption: str) -> Figure:
@@ -60,9 +60,9 @@ class Sheet:
         FigureCanvasAgg(self.figure)
         for index, part in enumerate(text):
             self._text(self.margin, self.margin + index * self.line, part, size=11, weight="bold")
-        for column, words in enumerate(self.columns):
+        for column, title in enumerate(self.columns):
             centre = self._left(column) + self.cell[1] / 2
-            self._text(centre, self.heading - 6, words, ha="center", va="bottom")
+            self._text(centre, self.heading - 6, title, ha="center", va="bottom")
         for index, part in enumerate(below):
             top = self.heading + body + 12 + index * self.line
             self._text(self.margin, top, part, color="#333333", size=9)
@@ -83,7 +83,7 @@ class Sheet:
         return axes
 
     def colour_bar(
-        self, colours: ScalarMappable, words: str, *, row: int = 0, tall: bool = True
+        self, colours: ScalarMappable, label: str, *, row: int = 0, tall: bool = True
     ) -> None:
         """Draw a scale right of a row, `tall` over several rows where they are low."""
         left = self.margin + self.label_width + len(self.columns) * self.pitch[1] + 4
@@ -93,7 +93,7 @@ class Sheet:
         bar = self._axes(left, self._top(row), 12, height)
         self.figure.colorbar(colours, cax=bar)
         bar.tick_params(labelsize=8, length=2)
-        bar.set_ylabel(words, fontsize=8)
+        bar.set_ylabel(label, fontsize=8)
 
     def _left(self, column: int) -> int:
         spare = self.pitch[1] - self.gap - self.cell[1]
@@ -108,9 +108,9 @@ class Sheet:
             (left / self.width, bottom / self.height, width / self.width, height / self.height)
         )
 
-    def _text(self, x: float, y: float, words: str, *, va: str = "top", **style: Any) -> None:
+    def _text(self, x: float, y: float, text: str, *, va: str = "top", **style: Any) -> None:
         # File names may hold dollar signs, which are no formulas, and bytes that are not UTF-8.
-        shown = words.encode("utf-8", "backslashreplace").decode()
+        shown = text.encode("utf-8", "backslashreplace").decode()
         self.figure.text(
             x / self.width, 1 - y / self.height, shown, va=va, parse_math=False, **style
         )

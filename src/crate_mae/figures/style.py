@@ -61,8 +61,8 @@ def save_figure(figure: Figure, path: Path) -> Path:
     return path
 
 
-def save_captioned(figure: Figure, path: Path, words: str) -> Path:
-    """The path, once the figure is there with these words below it, wrapped to its width."""
+def save_captioned(figure: Figure, path: Path, caption: str) -> Path:
+    """The path, once the figure is there with this caption below it, wrapped to its width."""
     width = int(figure.get_size_inches()[0] * 17)
-    figure.supxlabel(fill(words, width), fontsize=8, x=0.01, ha="left", color="#333333")
+    figure.supxlabel(fill(caption, width), fontsize=8, x=0.01, ha="left", color="#333333")
     return save_figure(figure, path)

@@ -31,7 +31,7 @@ from crate_mae.whitebox.denoising import (
 )
 from crate_mae.whitebox.denoising_study import Setting
 
-# Line by method: (words, colour, dashes, marker).
+# Line by method: (label, colour, dashes, marker).
 LINES = {
     "exact": ("exact denoiser", "black", "-", None),
     "shrink": ("shrinking all tokens alike", "black", ":", None),
@@ -93,9 +93,9 @@ def draw_theory(
             first.set_ylim(0.05, 20)
     for panel in figure.axes[::columns]:
         panel.set_ylabel(MEASURE_WORDS.get(measure, measure))
-    handles, words = first.get_legend_handles_labels()
+    handles, labels = first.get_legend_handles_labels()
     figure.legend(
-        handles, words, loc="outside upper center", ncols=min(4, len(words)), frameon=False
+        handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False
     )
     seeds = max(int(row["seeds"]) for row in mine)
     return save_captioned(
@@ -115,7 +115,7 @@ def _words(setting: Setting) -> str:
 
 
 def _curves(panel: Axes, rows: Sequence[dict[str, Any]], axis: str) -> None:
-    for method, (words, colour, dashes, marker) in LINES.items():
+    for method, (label, colour, dashes, marker) in LINES.items():
         points = sorted(
             (float(row[axis]), row["mean"], row["std"] or 0.0)
             for row in rows
@@ -125,7 +125,7 @@ def _curves(panel: Axes, rows: Sequence[dict[str, Any]], axis: str) -> None:
             where, mean, std = zip(*points, strict=True)
             panel.errorbar(
                 *(where, mean, std),
-                label=words,
+                label=label,
                 color=colour,
                 linestyle=dashes,
                 marker=marker,

@@ -41,10 +41,10 @@ def draw_pca(
     """
     path = check_figure_target(path, overwrite=overwrite)
     rows = min(len(tokens.values), max_rows)
-    words = checked_names(names, rows and len(tokens.values))
-    bases = [basis] * len(words) if isinstance(basis, TokenBasis) else list(basis)
-    if len(shown) != len(words) or len(bases) != len(words):
-        raise ValueError(f"{len(bases)} bases and {len(shown)} images for {len(words)} token maps")
+    labels = checked_names(names, rows and len(tokens.values))
+    bases = [basis] * len(labels) if isinstance(basis, TokenBasis) else list(basis)
+    if len(shown) != len(labels) or len(bases) != len(labels):
+        raise ValueError(f"{len(bases)} bases and {len(shown)} images for {len(labels)} token maps")
     count = min(3, min(len(one.axes) for one in bases))
     titles = ["image", "components\n1, 2, 3 as RGB"]
     columns = [*titles, *(f"component {place + 1}" for place in range(count))]
@@ -58,7 +58,7 @@ def draw_pca(
         levels = to_pixels(one.levels(values).permute(2, 0, 1)[:count], tokens.layout, smooth=False)
         here = None if one.foreground is None else one.foreground.mask(values).float()
         part = "" if here is None else f"{float(here.mean()):.0%} foreground"
-        sheet.label(row, words[row], part)
+        sheet.label(row, labels[row], part)
         sheet.panel(row, 0, drawable(shown[row]))
         white = None
         if here is not None:
@@ -71,7 +71,7 @@ def draw_pca(
 
 
 def draw_segmentation(
-    found: Segmentation,
+    segmentation: Segmentation,
     shown: Tensor,
     path: str | Path,
     *,
@@ -88,20 +88,20 @@ def draw_segmentation(
     Raises as `check_figure_target`, and ValueError for names, images or truth that do not fit.
     """
     path = check_figure_target(path, overwrite=overwrite)
-    rows = min(len(found.masks), max_rows)
-    words = checked_names(names, rows and len(found.masks))
-    if len(shown) != len(words) or (truth is not None and truth.shape != found.masks.shape):
-        raise ValueError(f"images and truth must belong to the {len(words)} masks")
+    rows = min(len(segmentation.masks), max_rows)
+    labels = checked_names(names, rows and len(segmentation.masks))
+    if len(shown) != len(labels) or (truth is not None and truth.shape != segmentation.masks.shape):
+        raise ValueError(f"images and truth must belong to the {len(labels)} masks")
     columns = ["image", "score", "foreground found", *(["truth"] if truth is not None else [])]
     sheet = Sheet((int(shown.shape[2]), int(shown.shape[3])), columns, rows)
     note = channels_note(shown.shape[1])
-    figure = sheet.start([note] if note else [], _mask_caption(found, scores, rows))
+    figure = sheet.start([note] if note else [], _mask_caption(segmentation, scores, rows))
     for row in range(rows):
-        sheet.label(row, words[row], "" if scores is None else f"IoU {float(scores.iou[row]):.2f}")
+        sheet.label(row, labels[row], "" if scores is None else f"IoU {float(scores.iou[row]):.2f}")
         image = drawable(shown[row])
         sheet.panel(row, 0, image)
-        sheet.panel(row, 1, _spread(found.scores[row]))
-        masks = [found.masks[row], *([truth[row]] if truth is not None else [])]
+        sheet.panel(row, 1, _spread(segmentation.scores[row]))
+        masks = [segmentation.masks[row], *([truth[row]] if truth is not None else [])]
         for column, mask in enumerate(masks):
             _outlined(sheet, row, 2 + column, image, mask.numpy())
     return save_figure(figure, path)
@@ -134,8 +134,8 @@ def _contour(axes: Axes, mask: np.ndarray) -> None:
 def _basis_caption(
     tokens: TokenMap, bases: list[TokenBasis], given: TokenBasis | Sequence[TokenBasis], rows: int
 ) -> str:
-    words, first = tokens.words(), bases[0]
-    parts = [f"Principal components of {words}."]
+    description, first = tokens.words(), bases[0]
+    parts = [f"Principal components of {description}."]
     if isinstance(given, TokenBasis):
         shares = ", ".join(f"{share:.0%}" for share in first.explained[:3].tolist())
         parts.append(
@@ -155,14 +155,14 @@ def _basis_caption(
     return " ".join(parts)
 
 
-def _mask_caption(found: Segmentation, scores: Agreement | None, rows: int) -> str:
-    parts = [found.words()]
+def _mask_caption(segmentation: Segmentation, scores: Agreement | None, rows: int) -> str:
+    parts = [segmentation.words()]
     if scores is not None:
         parts.append(
             f"Intersection over union, mean of {len(scores.iou)}: {float(scores.iou.mean()):.3f};"
             f" everything called foreground {float(scores.everything.mean()):.3f}; the better side"
             f" of each mask, chosen with the truth, {float(scores.oracle.mean()):.3f}."
         )
-    if rows < len(found.masks):
-        parts.append(f"The first {rows} of {len(found.masks)} images are shown.")
+    if rows < len(segmentation.masks):
+        parts.append(f"The first {rows} of {len(segmentation.masks)} images are shown.")
     return " ".join(parts)

@@ -1,9 +1,9 @@
 """A plan as text for a terminal."""
 
-import textwrap
 from collections.abc import Iterator
 
-from crate_mae.common.progress import bytes_text, duration, time_text
+from crate_mae.common.text import bytes_text, duration, time_text
+from crate_mae.common.text_tables import named_values
 from crate_mae.plan.amounts import SPARE
 from crate_mae.plan.machine import Hardware
 from crate_mae.plan.plan import Measured, RunPlan
@@ -11,8 +11,8 @@ from crate_mae.training.config import FinetuneConfig
 from crate_mae.training.pretrain import FEW_STEPS
 
 FAR = 16
-"""Times the measured images from which an estimate of memory is a rough one, or not told."""
-_KEY, _WIDTH = 12, 96
+"""Times the measured images from which an estimate of memory is a rough one, or left out."""
+_WIDTH = 96
 _KINDS = {"cpu": "CPU", "cuda": "GPU", "mps": "Apple GPU"}
 
 Row = tuple[str, str]
@@ -21,18 +21,14 @@ Row = tuple[str, str]
 def plan_text(plan: RunPlan) -> str:
     """Aligned text: the model, the work, the memory, the time and the disk of a run."""
     rows = [*_work(plan), *_hardware(plan), *_memory(plan), *_time(plan), *_disk(plan)]
-    lines = []
-    for key, value in rows:
-        body = textwrap.wrap(value, _WIDTH - _KEY - 1) or [""]
-        lines += [f"{key:<{_KEY}} {body[0]}", *(f"{'':<{_KEY}} {line}" for line in body[1:])]
-    return "\n".join(lines)
+    return "\n".join(named_values(rows, wrap=_WIDTH))
 
 
 def _work(plan: RunPlan) -> Iterator[Row]:
     config, (encoder, decoder) = plan.config, plan.tokens
     if isinstance(config, FinetuneConfig):
-        found = "" if plan.images.classes else " (assumed; they change the head alone)"
-        yield "run", f"{config.name}: supervised training of {plan.classes:,} classes{found}"
+        assumed = "" if plan.images.classes else " (assumed; they change the head alone)"
+        yield "run", f"{config.name}: supervised training of {plan.classes:,} classes{assumed}"
     else:
         baseline = "" if config.vitmae is None else " of the ViT-MAE baseline"
         masks = f"{config.masking.ratio:.0%} of the patches removed ({config.masking.kind})"
@@ -253,7 +249,7 @@ def _scaled(count: float) -> str:
 
 
 def _held(count: int, measured: Measured) -> str:
-    """How many images fit, read off a line: two digits, or no more than it can tell from afar."""
+    """How many images fit, read off a line: two digits, or no more than it can say from afar."""
     points = measured.probe.points
     if points and count > FAR * points[-1].images:
         return f"more than {FAR * points[-1].images:,}"

@@ -1,15 +1,26 @@
-"""Model cards: what a model is, how it was made, what it reached, what it is for and not for."""
+"""Model cards: what a model is, how it was made, what it reached, what it is for and not for.
+
+The prose stands in `card.md.jinja`, filled by `ModelCard.from_template`.
+"""
 
 import re
+from importlib.resources import files
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from crate_mae.evaluation.rows import SHOWN
+from crate_mae.common.plain_tables import Table
+from crate_mae.common.values import is_count, is_finite, named_values_at
+from crate_mae.evaluation.comparison import (
+    LONG_NAMES,
+    comparison_layout,
+    counts_text,
+    headline,
+    interval_text,
+)
 from crate_mae.publish.facts import RECIPE, Facts
-from crate_mae.publish.redact import hub_dataset
-from crate_mae.runs.contents import is_finite
+from crate_mae.publish.redact import address_and_split, hub_dataset
 
 _LOADING = re.compile(
     r'(    from crate_mae import load_model\n    model = load_model\(")(.+)("\)\n)'
@@ -19,20 +30,70 @@ _LICENSED = re.compile(r"^## Licence\n\n(\S+)\. The training images keep their o
 TASK = {"CrateMAE": "image-feature-extraction", "CrateClassifier": "image-classification"}
 
 
-def metadata(facts: Facts, *, licence: str | None = None) -> str:
-    """The block between `---` lines that the Hub reads at the beginning of a card."""
-    dataset = hub_dataset(section(facts.metrics, "data").get("source"))
+def card_data(
+    facts: Facts, *, name: str, licence: str | None = None, dataset: str | None = None
+) -> ModelCardData:
+    """What the Hub reads of a card: licence, tags, task, and the numbers that it shows.
+
+    `name` is the model's, `dataset` what the images of the results are called; by default their
+    public address.
+    """
+    trained_on = hub_dataset(named_values_at(facts.metrics, "data").get("source"))
     kind = facts.weights["model"]
-    tags = ["crate", "white-box", "safetensors"]
-    tags.insert(0, "masked-autoencoder" if kind == "CrateMAE" else "image-classification")
-    data = ModelCardData(
+    return ModelCardData(
         license=licence,
         library_name="crate-mae",
         pipeline_tag=TASK[kind],
-        tags=tags,
-        datasets=[dataset] if dataset else None,
-    )
-    return f"---\n{data.to_yaml()}\n---\n"
+        tags=[
+            "masked-autoencoder" if kind == "CrateMAE" else "image-classification",
+            "crate", "white-box", "safetensors",
+        ],
+        datasets=[trained_on] if trained_on else None,
+        model_name=name.rpartition("/")[2],
+        eval_results=results_of(facts, dataset) or None,
+    )  # fmt: skip
+
+
+def results_of(facts: Facts, dataset: str | None = None) -> list[EvalResult]:
+    """The model's own results: masked loss, frozen features by method, the test of a classifier."""
+    metrics = facts.metrics
+    results = []
+
+    def add(metric: tuple[str, str], value: float, task: tuple[str, str], tested_on: Any) -> None:
+        address, split = address_and_split(tested_on if isinstance(tested_on, str) else "")
+        name = dataset or address or "images without a name"
+        results.append(
+            EvalResult(
+                task_type=task[0],
+                task_name=task[1],
+                dataset_type=hub_dataset(address) or re.sub(r"[^a-z0-9]+", "-", name.lower()),
+                dataset_name=name,
+                dataset_split=split,
+                metric_type=metric[0],
+                metric_name=metric[1],
+                metric_value=value,
+            )
+        )
+
+    loss = named_values_at(metrics, "validation").get("val/loss")
+    if facts.weights["model"] == "CrateMAE" and is_finite(loss):
+        data = named_values_at(metrics, "data")
+        add(
+            ("mse", "mean squared error on removed patches, in units of normalised pixels"),
+            loss,
+            ("image-feature-extraction", "Completion of masked images"),
+            f"{data.get('source') or ''} validation",
+        )
+    for method, title in LONG_NAMES.items():
+        row = headline(_rows(metrics), method, "model")
+        if row is not None:
+            task = ("image-classification", "Image classification on frozen features")
+            add(("accuracy", f"accuracy, {title}"), row["accuracy"], task, row.get("tested_on"))
+    test = named_values_at(metrics, "test")
+    if is_finite(test.get("accuracy")):
+        task = ("image-classification", "Image classification")
+        add(("accuracy", "test accuracy"), test["accuracy"], task, test.get("tested_on"))
+    return results
 
 
 def model_card(
@@ -42,39 +103,64 @@ def model_card(
     title: str | None = None,
     licence: str | None = None,
     data_name: str | None = None,
+    dataset: str | None = None,
     notes: str | None = None,
 ) -> str:
     """The card of a model as Markdown, its metadata first.
 
     `name` is what `load_model` takes and `title` what stands on top (the last part of the name).
-    `data_name` says in words what the images are, which an address of files does not; `notes` are
-    own words in Markdown, put in front of what is known of every model of this kind. What was not
-    measured is not told.
+    `data_name` says in words what the training images are, which an address of files does not, and
+    `dataset` what the images of the results are called on the Hub; `notes` are own words in
+    Markdown, put in front of what is known of every model of this kind. What was not measured is
+    left out.
     """
-    parts = [
-        f"# {plain(title or name.rpartition('/')[2])}",
-        _opening(facts, name),
-        "## The model",
-        table_of(_model_rows(facts)),
-    ]
-    if rows := _training_rows(facts, data_name):
-        parts += ["## How it was made", table_of(rows)]
-    if facts.recipe is not None:
-        parts.append(_repeat(facts))
-    parts += ["## What it reaches", *result_parts(facts.metrics)]
-    parts += [notes.strip()] if notes and notes.strip() else []
-    parts += ["## What it is for, and what not", *_use(facts), "## Licence", _licence(licence)]
-    return metadata(facts, licence=licence) + "\n" + "\n\n".join(parts) + "\n"
+    metrics, config = facts.metrics, facts.weights["config"]
+    height, width = config["image_size"]
+    rows, test = _rows(metrics), named_values_at(metrics, "test")
+    if dataset is not None:
+        rows = [_tested_on(dataset, row) for row in rows]
+        test = _tested_on(dataset, test)
+    card = ModelCard.from_template(
+        card_data(facts, name=name, licence=licence, dataset=dataset),
+        template_str=files("crate_mae.publish").joinpath("card.md.jinja").read_text("utf-8"),
+        title=plain(title or name.rpartition("/")[2]),
+        name=name,
+        classifier=facts.weights["model"] == "CrateClassifier",
+        variant=" with overcomplete dictionaries (not the paper's layers)"
+        if config.get("overcomplete", 1) > 1
+        else "",
+        images=f"{height} x {width} pixel images of {counted(config['channels'], 'channel')}",
+        model=table_of(_model_rows(facts)),
+        training=table_of(_training_rows(facts, data_name)),
+        recipe=RECIPE if facts.recipe is not None else None,
+        validation=_validation(named_values_at(metrics, "validation")),
+        psnr=_psnr(named_values_at(metrics, "psnr")),
+        comparison=_comparison(rows) if rows else None,
+        test=_test(test) if is_finite(test.get("accuracy")) else None,
+        several_seeds=any(
+            isinstance(row.get("seeds"), list) and len(row["seeds"]) > 1 for row in rows
+        ),
+        notes=(notes or "").strip(),
+        licence=_licence(licence),
+    )
+    return f"{card}\n"
 
 
-def with_metadata(text: str, facts: Facts, *, licence: str | None = None) -> str:
+def with_metadata(
+    text: str,
+    facts: Facts,
+    *,
+    name: str,
+    licence: str | None = None,
+    dataset: str | None = None,
+) -> str:
     """A card written before, with our metadata in front when it has none of its own.
 
     A licence goes into metadata without one, and where our card says that none was named. Raises
     ValueError when the card names another licence, and for metadata that are no YAML.
     """
-    found, named = _metadata_of(text), licence_of(text)
-    empty = found is not None and found.get("license", "") is None
+    metadata, named = _metadata_of(text), licence_of(text)
+    empty = metadata is not None and metadata.get("license", "") is None
     if licence is not None and (empty or named not in (None, licence)):
         raise ValueError(
             f"the card names another licence, {named or 'an empty one'}: change it there, or leave"
@@ -82,11 +168,20 @@ def with_metadata(text: str, facts: Facts, *, licence: str | None = None) -> str
         )
     if licence is not None and named is None:
         text = text.replace(_licence(None), _licence(licence))
-    if found is None:
-        return metadata(facts, licence=licence or named) + "\n" + text
-    if licence is not None and "license" not in found:
+    if metadata is None:
+        data = card_data(facts, name=name, licence=licence or named, dataset=dataset)
+        return f"---\n{data.to_yaml()}\n---\n\n{text}"
+    if licence is not None and "license" not in metadata:
         text = text.replace("---\n", f"---\nlicense: {licence}\n", 1)
     return text
+
+
+def check_card(text: str) -> None:
+    """Raise ValueError for metadata that the Hub's client cannot read; no network is needed."""
+    try:
+        ModelCard(text)
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise ValueError(f"the card's metadata cannot be read: {error}") from error
 
 
 def licence_of(text: str) -> str | None:
@@ -104,15 +199,16 @@ def licence_of(text: str) -> str | None:
 def with_name(text: str, name: str) -> str:
     """A card of ours for weights that lie somewhere else now.
 
-    `name` stands in the line that loads them, and as title where the old name was the title. A card
-    without our lines stays as it is.
+    `name` stands in the line that loads them, and as title and in the metadata where the old name
+    did. A card without our lines stays as it is.
     """
-    found = _LOADING.search(text)
-    if found is None or found[2] == name:
+    loading = _LOADING.search(text)
+    if loading is None or loading[2] == name:
         return text
-    text = f"{text[: found.start(2)]}{name}{text[found.end(2) :]}"
-    old, new = (f"# {plain(place.rpartition('/')[2])}" for place in (found[2], name))
-    return re.sub(rf"^{re.escape(old)}$", lambda _: new, text, count=1, flags=re.MULTILINE)
+    text = f"{text[: loading.start(2)]}{name}{text[loading.end(2) :]}"
+    old, new = (place.rpartition("/")[2] for place in (loading[2], name))
+    text = _with_line(text, f"# {plain(old)}", f"# {plain(new)}")
+    return _with_line(text, _named(old), _named(new))
 
 
 def loaded_names(text: str) -> list[str]:
@@ -120,37 +216,38 @@ def loaded_names(text: str) -> list[str]:
     return list(dict.fromkeys(re.findall(r"""load_model\(\s*["']([^"'\n]+)["']""", text)))
 
 
+def _with_line(text: str, old: str, new: str) -> str:
+    """The text with the first line that is `old` replaced."""
+    return re.sub(rf"^{re.escape(old)}$", lambda _: new, text, count=1, flags=re.MULTILINE)
+
+
+def _named(name: str) -> str:
+    """The line of the metadata that holds the model's name."""
+    return yaml.safe_dump([{"name": name}]).rstrip()
+
+
 def _metadata_of(text: str) -> dict[str, Any] | None:
     block = re.match(r"---\n(.*?)^---[ \t]*$", text, re.DOTALL | re.MULTILINE)
     if block is None:
         return None
     try:
-        found = yaml.safe_load(block[1])
+        metadata = yaml.safe_load(block[1])
     except yaml.YAMLError as error:
         raise ValueError(
             f"the card's metadata, between its --- lines, are no YAML: {error}"
         ) from error
-    return {} if found is None else found if isinstance(found, dict) else None
+    return {} if metadata is None else metadata if isinstance(metadata, dict) else None
 
 
-def _opening(facts: Facts, name: str) -> str:
-    config = facts.weights["config"]
-    height, width = config["image_size"]
-    images = f"{height} x {width} pixel images of {counted(config['channels'], 'channel')}"
-    atoms = config.get("overcomplete", 1)
-    other = " with overcomplete dictionaries (not the paper's layers)" if atoms > 1 else ""
-    kind = f"A CRATE-MAE{other}, encoder and decoder, for {images}"
-    use = "features = model.encode(images)"
-    if facts.weights["model"] == "CrateClassifier":
-        kind = f"A classifier on a CRATE encoder{other}, for {images}"
-        use = "scores = model(images)"
-    return (
-        f"{kind}: a white-box transformer whose every layer compresses tokens toward learned"
-        " subspaces and sparsifies them in a learned dictionary.\n\n"
-        "    from crate_mae import load_model\n"
-        f'    model = load_model("{name}")\n'
-        f"    {use}"
-    )
+def _rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for row in metrics.get("rows") or [] if is_finite(row.get("accuracy"))]
+
+
+def _tested_on(dataset: str, result: dict[str, Any]) -> dict[str, Any]:
+    """A result with the name of its images in place of their address."""
+    address = result.get("tested_on")
+    split = address_and_split(address)[1] if isinstance(address, str) else None
+    return {**result, "tested_on": ", ".join(filter(None, (dataset, split)))}
 
 
 def _model_rows(facts: Facts) -> list[tuple[str, str]]:
@@ -165,12 +262,12 @@ def _model_rows(facts: Facts) -> list[tuple[str, str]]:
     size = f"{facts.weights['parameters'] / 1e6:.2f} million parameters"
     patch = " x ".join(map(str, config["patch_size"]))
     atoms = config.get("overcomplete", 1)
-    words = f"{atoms} x {config['dim']} atoms, two ISTA steps from 0 and a skip (not of the paper)"
+    steps = f"{atoms} x {config['dim']} atoms, two ISTA steps from 0 and a skip (not of the paper)"
     return [
         ("size", f"{size}: width {config['dim']}, heads {heads}, layers {layers}"),
         ("patches", f"{patch} pixels"),
         ("step size and sparsity", f"eta {config['step_size']}, lambda {config['sparsity']}"),
-        *([("dictionaries", words)] if atoms > 1 else []),
+        *([("dictionaries", steps)] if atoms > 1 else []),
         ("output map, mask tokens", f"{config['output_projection']}, {config['mask_tokens']}"),
         *([("predicts", target)] if facts.weights["model"] == "CrateMAE" else []),
         ("images are normalised with", f"mean {mean}; std {std}; done by every command"),
@@ -180,8 +277,8 @@ def _model_rows(facts: Facts) -> list[tuple[str, str]]:
 
 def _training_rows(facts: Facts, data_name: str | None) -> list[tuple[str, str]]:
     metrics, recipe = facts.metrics, facts.recipe or {}
-    data, versions = section(metrics, "data"), section(metrics, "versions")
-    optim, masking = section(recipe, "optim"), section(recipe, "masking")
+    data, versions = named_values_at(metrics, "data"), named_values_at(metrics, "versions")
+    optim, masking = named_values_at(recipe, "optim"), named_values_at(recipe, "masking")
     address = " ".join(str(data[key]) for key in ("source", "split") if data.get(key))
     images = counted(data.get("images"), "image")
     removed = masking.get("ratio")
@@ -224,63 +321,75 @@ def _software(versions: dict[str, Any]) -> str:
     return ", ".join(f"{name} {versions[key]}" for name, key in named if versions.get(key))
 
 
-def _repeat(facts: Facts) -> str:
-    verb = "pretrain" if facts.weights["model"] == "CrateMAE" else "finetune"
-    return (
-        f"All settings are in [`{RECIPE}`]({RECIPE}); where `PATH` stands, name your own place:\n\n"
-        f"    crate-mae {verb} --config {RECIPE} --data.source ADDRESS"
-    )
-
-
-def _use(facts: Facts) -> list[str]:
-    if facts.weights["model"] == "CrateMAE":
-        use = (
-            "**For** completing masked images, features of images like those it was trained on,"
-            " study of what each layer does (`crate-mae analyze`), and as a start for other"
-            " training (`crate-mae pretrain --init-from`, `crate-mae finetune`)."
-        )
-        limits = (
-            "**Not for** telling what is in an image without further training: predicted pixels are"
-            " a mean over all that could be there, so completions are smooth and no evidence of"
-            " what was hidden."
-        )
-    else:
-        use = "**For** naming the class of images like those it was trained on."
-        limits = (
-            "**Not for** images of other kinds: it answers with one of its classes whatever it is"
-            " shown, and its scores are not calibrated."
-        )
-    return [
-        use,
-        f"{limits} Decisions about people are outside of what it was made and tested for. It"
-        " carries whatever bias the choice of its training images has; no number above measures"
-        " that.",
-    ]
-
-
 def _licence(licence: str | None) -> str:
     if licence is None:
         return "None has been named: ask whoever published these weights before you use them."
     return f"{'MIT' if licence == 'mit' else licence}. The training images keep their own terms."
 
 
-def section(values: dict[str, Any], key: str) -> dict[str, Any]:
-    """The named values below a key; none for anything else that stands there."""
-    found = values.get(key)
-    return found if isinstance(found, dict) else {}
+def _validation(values: dict[str, Any]) -> dict[str, str]:
+    """The losses of held-out images as text, those that are there."""
+    formats = {
+        "loss": ("val/loss", ".4g"),
+        "accuracy": ("val/accuracy", ".2%"),
+        "colour": ("val/mean_colour", ".4g"),
+        "patch": ("val/patch_mean", ".4g"),
+    }
+    if not is_finite(values.get("val/loss")):
+        return {}
+    return {
+        name: format(values[key], form)
+        for name, (key, form) in formats.items()
+        if is_finite(values.get(key))
+    }
+
+
+def _psnr(values: dict[str, Any]) -> dict[str, str] | None:
+    if not is_finite(values.get("mean")):
+        return None
+    count = counted(values.get("images"), "held-out image") or "held-out images"
+    return {"mean": f"{values['mean']:.2f}", "images": count}
+
+
+def _comparison(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    layout = comparison_layout(rows, whole=True)
+    marked = any(cell.best for row in layout.rows for cell in row)
+    counts = counts_text(rows[0])
+    return {
+        "counts": plain(counts) or "counts were not recorded",
+        "table": markdown_table(layout),
+        "legend": f"Bold: {layout.best}." if marked else "",
+        "notes": [plain(note) for note in layout.notes if note != counts],
+    }
+
+
+def _test(values: dict[str, Any]) -> dict[str, str]:
+    return {
+        "accuracy": f"{values['accuracy']:.2%}",
+        "interval": interval_text(values),
+        "counts": plain(counts_text(values)) or "counts were not recorded",
+    }
+
+
+def markdown_table(table: Table) -> str:
+    """A table as Markdown, the best cells bold, with nothing in it that a file could slip in."""
+    body = [
+        [f"**{plain(cell.text)}**" if cell.best else plain(cell.text) for cell in row]
+        for row in table.rows
+    ]
+    heads = [f"| {' | '.join(table.heads)} |", "|" + "---|" * len(table.heads)]
+    return "\n".join([*heads, *(f"| {' | '.join(cells)} |" for cells in body)])
 
 
 def table_of(rows: list[tuple[str, str]]) -> str:
-    """A Markdown table of names and values; a value may hold Markdown, but no HTML."""
+    """A Markdown table of names and values, or "" for none; a value may hold Markdown, no HTML."""
     lines = [f"| {what} | {in_cell(value)} |" for what, value in rows]
-    return "\n".join(["| | |", "|---|---|", *lines])
+    return "\n".join(["| | |", "|---|---|", *lines]) if rows else ""
 
 
 def counted(number: Any, what: str) -> str:
     """Such as "1 image" and "2,000 images"; "" for what is no whole number."""
-    if not isinstance(number, int) or isinstance(number, bool):
-        return ""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    return f"{number:,} {what}{'' if number == 1 else 's'}" if is_count(number) else ""
 
 
 def in_cell(text: str) -> str:
@@ -293,106 +402,3 @@ def plain(value: Any) -> str:
     """A value from a file on one line, with nothing in it that Markdown or HTML would act on."""
     text = re.sub(r"([\\`*_\[\]])", r"\\\1", str("" if value is None else value))
     return in_cell(text)
-
-
-def result_parts(found: dict[str, Any]) -> list[str]:
-    """Paragraphs and tables on what METRICS holds, or the sentence that it holds nothing."""
-    rows = [row for row in found.get("rows") or [] if is_finite(row.get("accuracy"))]
-    parts = [
-        *_losses(section(found, "validation")),
-        *_completion(section(found, "psnr")),
-        *_comparison(rows),
-        *_test(section(found, "test")),
-    ]
-    if not parts:
-        return ["Nothing that was measured on these very weights is recorded here."]
-    if not any(isinstance(row.get("seeds"), list) and len(row["seeds"]) > 1 for row in rows):
-        parts.append(
-            "One training run and one seed: another seed moves every number by an unknown amount."
-            " Intervals (95 %, Wilson) are the sampling error of the test images alone."
-        )
-    return parts
-
-
-def _losses(values: dict[str, Any]) -> list[str]:
-    if not is_finite(values.get("val/loss")):
-        return []
-    if is_finite(values.get("val/accuracy")):
-        return [
-            f"Held-out images at the end: loss {values['val/loss']:.4g}, accuracy"
-            f" {values['val/accuracy']:.2%}."
-        ]
-    beside = [
-        f"{words} {values[key]:.4g}"
-        for key, words in (
-            ("val/mean_colour", "the one best colour"),
-            ("val/patch_mean", "the true mean of each patch, which no model is told,"),
-        )
-        if is_finite(values.get(key))
-    ]
-    told = f" ({'; '.join(beside)})" if beside else ""
-    return [
-        f"Mean squared error on removed patches of held-out images under fixed masks:"
-        f" {values['val/loss']:.4g}{told}, in units of the model's normalised pixels."
-    ]
-
-
-def _completion(found: dict[str, Any]) -> list[str]:
-    if not is_finite(found.get("mean")):
-        return []
-    count = counted(found.get("images"), "held-out image") or "held-out images"
-    return [f"PSNR on removed patches: {found['mean']:.2f} dB, mean over {count}."]
-
-
-def _comparison(rows: list[dict[str, Any]]) -> list[str]:
-    if not rows:
-        return []
-    heads = ["features of", "method", "accuracy", "95 % interval", "layer", "pool", "width"]
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    for row in rows:
-        spread = f" ± {row['std']:.2%}" if is_finite(row.get("std")) else ""
-        cells = [
-            plain(row.get("subject")),
-            SHOWN.get(str(row.get("method")), plain(row.get("method"))),
-            f"{row['accuracy']:.2%}{spread}",
-            _interval(row),
-            _layer(row),
-            plain(row.get("pool")),
-            plain(row.get("dim")),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return [f"Frozen features: {_counts(rows[0])}.", "\n".join(lines)]
-
-
-def _layer(row: dict[str, Any]) -> str:
-    if row.get("pool") == "pixels":
-        return ""
-    return "final" if row.get("layer") is None else plain(row["layer"])
-
-
-def _test(found: dict[str, Any]) -> list[str]:
-    if not is_finite(found.get("accuracy")):
-        return []
-    return [
-        f"Test, made once at the end: {found['accuracy']:.2%} ({_interval(found)}),"
-        f" {_counts(found)}."
-    ]
-
-
-def _counts(row: dict[str, Any]) -> str:
-    parts = [
-        counted(row.get("num_train"), "training image"),
-        counted(row.get("num_test"), "test image"),
-    ]
-    if isinstance(row.get("num_classes"), int):
-        parts.append(f"{row['num_classes']} classes")
-    if is_finite(row.get("chance")):
-        parts.append(f"the most frequent class alone gives {row['chance']:.2%}")
-    return ", ".join(filter(None, parts)) or "counts were not recorded"
-
-
-def _interval(row: dict[str, Any]) -> str:
-    ends = row.get("interval")
-    if not isinstance(ends, list) or len(ends) != 2 or not all(map(is_finite, ends)):
-        return ""
-    return f"{ends[0]:.1%} to {ends[1]:.1%}"

@@ -8,9 +8,10 @@ from typing import Any
 import yaml
 
 from crate_mae.common.files import read_json_object
+from crate_mae.common.values import is_finite
 from crate_mae.evaluation.backbones import describe_weights
 from crate_mae.publish.redact import public_address, public_values
-from crate_mae.runs.contents import MAX_BYTES, Run, comparison_rows, is_finite, read_run
+from crate_mae.runs.contents import MAX_BYTES, Run, comparison_rows, read_run
 from crate_mae.training.run_folder import CONFIG, load_settings
 from crate_mae.weights.shipped import CARD
 from crate_mae.weights.weights_folder import local_weights_folder
@@ -33,10 +34,10 @@ VERSIONS = ("crate_mae", "git", "torch")
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Everything that a card may tell; no path of this machine is in it."""
+    """Everything that a card may say; no path of this machine is in it."""
 
     folder: Path
-    """Where the three files lie; for reading alone, never told."""
+    """Where the three files lie; for reading alone, never published."""
     weights: dict[str, Any]
     """As `describe_weights`."""
     recipe: dict[str, Any] | None = None
@@ -46,7 +47,7 @@ class Facts:
     card: str | None = None
     """The card that came with weights that were published before."""
     left_out: tuple[str, ...] = ()
-    """What is not told and why, in sentences."""
+    """What the card leaves out and why, in sentences."""
 
     @property
     def sha256(self) -> str:
@@ -101,10 +102,10 @@ def _published_before(
     if (folder / RECIPE).is_file():
         recipe = public_values(load_settings(folder / RECIPE), near=folder)
     if (folder / METRICS).is_file():
-        kept = public_values(read_json_object(folder / METRICS), near=folder)
-        if kept.get("sha256") != sha256:
+        values = public_values(read_json_object(folder / METRICS), near=folder)
+        if values.get("sha256") != sha256:
             raise ValueError(f"{folder / METRICS} was measured on other weights: take it away")
-        metrics = {k: v for k, v in kept.items() if isinstance(v, SECTIONS.get(k, ()))}
+        metrics = {k: v for k, v in values.items() if isinstance(v, SECTIONS.get(k, ()))}
         if "rows" in metrics:
             metrics["rows"] = [row for row in metrics["rows"] if isinstance(row, dict)]
     if (folder / CARD).is_file():
@@ -120,7 +121,7 @@ def _published_before(
 def _of_run(run: Run, name: str, sha256: str) -> tuple[dict[str, Any], list[str]]:
     """(metrics, sentences on what is left out) of the run whose weights are published."""
     source = run.data.get("source")
-    found: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         "finished": run.summary is not None,
         "steps": (run.summary or {}).get("step"),
         "data": {
@@ -134,33 +135,33 @@ def _of_run(run: Run, name: str, sha256: str) -> tuple[dict[str, Any], list[str]
         left_out.append("The run is not finished: these weights are of a checkpoint on its way.")
     if name == "weights":
         last = {key: run.last_value(key) for key in VALIDATION}
-        found["validation"] = {key: value for key, value in last.items() if value is not None}
+        metrics["validation"] = {key: value for key, value in last.items() if value is not None}
     measured = run.evaluation
     if measured is not None and measured.get("sha256") != sha256:
         left_out.append("evaluation.json was measured on other weights and is left out.")
     elif measured is not None and run.is_classifier:
-        found["test"] = _public(measured, TEST_KEYS, run.folder)
+        metrics["test"] = _public(measured, TEST_KEYS, run.folder)
     elif measured is not None:
-        found["rows"] = [_public(row, ROW_KEYS, run.folder) for row in comparison_rows(run)]
+        metrics["rows"] = [_public(row, ROW_KEYS, run.folder) for row in comparison_rows(run)]
     completed = run.reconstruction
     if completed is not None and completed.get("sha256") == sha256:
         psnr = completed.get("psnr")
         numbers = [value for value in psnr if is_finite(value)] if isinstance(psnr, list) else []
         if numbers:
-            found["psnr"] = {"mean": sum(numbers) / len(numbers), "images": len(numbers)}
-    return found, left_out
+            metrics["psnr"] = {"mean": sum(numbers) / len(numbers), "images": len(numbers)}
+    return metrics, left_out
 
 
 def _rows_of(path: Path, sha256: str) -> list[dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no result file {path}")
     values = read_json_object(path, max_bytes=MAX_BYTES)
-    found = comparison_rows(Run(folder=path.parent, config={}, config_text="", evaluation=values))
-    if not found:
+    rows = comparison_rows(Run(folder=path.parent, config={}, config_text="", evaluation=values))
+    if not rows:
         raise ValueError(f"{path} holds no results: name what probe --json or knn --json wrote")
     if values.get("sha256") != sha256:
         raise ValueError(f"{path} was measured on other weights: {values.get('sha256')}")
-    return [_public(row, ROW_KEYS, path.parent) for row in found]
+    return [_public(row, ROW_KEYS, path.parent) for row in rows]
 
 
 def _public(values: dict[str, Any], keys: Sequence[str], near: Path) -> dict[str, Any]:

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crate_mae.common.files import check_new_folder
-from crate_mae.publish.card import licence_of, loaded_names, model_card, with_metadata, with_name
+from crate_mae.publish.card import (
+    check_card,
+    licence_of,
+    loaded_names,
+    model_card,
+    with_metadata,
+    with_name,
+)
 from crate_mae.publish.facts import METRICS, RECIPE, gather, recipe_text
 from crate_mae.weights.shipped import CARD, SHIPPED
 from crate_mae.weights.weights_folder import FILES, replacing_folder
@@ -29,7 +36,7 @@ class Package:
     sha256: str
     """Of the tensor file."""
     left_out: tuple[str, ...]
-    """What the card does not tell and why, in sentences."""
+    """What the card leaves out and why, in sentences."""
     doubts: tuple[str, ...] = ()
     """What should be looked at in a card that was there before, in sentences."""
 
@@ -42,7 +49,7 @@ class Package:
 
 
 def check_licence(licence: str | None) -> str | None:
-    """The licence's identifier as the Hub writes it, such as "mit"; ValueError for other words."""
+    """The licence's identifier as the Hub writes it, such as "mit"; ValueError for other text."""
     if licence is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{1,40}", licence.lower()):
         raise ValueError(
             f"{licence!r} is no licence identifier: write one such as mit, apache-2.0, cc-by-4.0"
@@ -58,6 +65,7 @@ def build_package(
     title: str | None = None,
     licence: str | None = None,
     data_name: str | None = None,
+    dataset: str | None = None,
     card: str | Path | None = None,
     notes: str | Path | None = None,
     results: Sequence[str | Path] = (),
@@ -65,9 +73,10 @@ def build_package(
     """The files to publish of a run folder, a weights folder or a shipped model.
 
     `name` is how `load_model` will find them. `card` is a file with a card of your own, `notes` one
-    with words that go into ours, `results` as in `gather`. A folder that was published before
-    brings its card, with `name` in place of the old one, unless there is something new to tell:
-    then it is made anew under the old licence or the new one. Raises what `gather` raises,
+    with text that goes into ours, `results` as in `gather`; `data_name` and `dataset` as in
+    `model_card`. A folder that was published before brings its card, with `name` in place of the
+    old one, unless there is something new to say: then it is written anew under the old licence or
+    the new one. Raises what `gather` raises,
     ValueError for a licence or text that is none and for a card that names another licence, and
     FileNotFoundError for a file that is not there.
     """
@@ -76,24 +85,29 @@ def build_package(
     added = None if notes is None else _text(notes)
     facts = gather(weights, results)
     # A shipped model's own name gives these very weights anywhere.
-    names = {name, *(key for key, made in SHIPPED.items() if made.sha256 == facts.sha256)}
+    names = {name, *(key for key, shipped in SHIPPED.items() if shipped.sha256 == facts.sha256)}
     doubts = []
     if own is None and facts.card is not None:
-        if added or results or title or data_name:
+        if added or results or title or data_name or dataset:
             licence = licence or licence_of(facts.card)
-            doubts.append(
-                "The card beside the weights is made anew: words of yours in it are lost."
-            )
+            doubts.append("The card beside the weights is made anew: what you wrote in it is lost.")
         elif names.issuperset(loaded_names(facts.card)):
             own = facts.card
         else:
             own = with_name(facts.card, name)
     if own is None:
         text = model_card(
-            facts, name=name, title=title, licence=licence, data_name=data_name, notes=added
+            facts,
+            name=name,
+            title=title,
+            licence=licence,
+            data_name=data_name,
+            dataset=dataset,
+            notes=added,
         )
     else:
-        text = with_metadata(own, facts, licence=licence)
+        text = with_metadata(own, facts, name=name, licence=licence)
+        check_card(text)
         if others := [other for other in loaded_names(text) if other not in names]:
             doubts.append(f"The card loads {', '.join(others)}; these weights will be {name}.")
     files: dict[str, Path | bytes] = {file: facts.folder / file for file in FILES}

@@ -52,7 +52,7 @@ def public_text(text: str, *, near: Path | None = None) -> str:
     An address may be followed by the name of its split, which stays. A text with a slash or
     backslash in it, or a tilde at its beginning, counts as a path; shipped models are names.
     """
-    if is_address(_address_and_split(text)[0]):
+    if is_address(address_and_split(text)[0]):
         return public_source(text, near=near)
     if text in SHIPPED:
         return text
@@ -61,14 +61,15 @@ def public_text(text: str, *, near: Path | None = None) -> str:
 
 def public_source(text: str, *, near: Path | None = None) -> str:
     """A text known to be a data address, with its split or without, as `public_address` has it."""
-    address, split = _address_and_split(text)
+    address, split = address_and_split(text)
     return " ".join(filter(None, (address and public_address(address, near=near), split)))
 
 
-def _address_and_split(text: str) -> tuple[str, str | None]:
-    found = re.fullmatch(rf"(.*?){_SPLITS}", text, re.DOTALL)
-    assert found is not None
-    return found[1], found[2]
+def address_and_split(text: str) -> tuple[str, str | None]:
+    """A data address and the name of the split behind it, if one stands there."""
+    match = re.fullmatch(rf"(.*?){_SPLITS}", text, re.DOTALL)
+    assert match is not None
+    return match[1], match[2]
 
 
 def public_weights(name: str) -> str:

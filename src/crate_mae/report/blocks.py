@@ -1,38 +1,26 @@
-"""The parts that a page is made of, as plain values; every text in them is escaped later."""
+"""What the templates show beside their prose, as plain values; every text is escaped there."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
-from crate_mae.runs.contents import is_finite
-
-NOTHING = "\u2013"
-
-Tone = Literal["plain", "good", "bad", "note"]
+from crate_mae.common import plain_tables
+from crate_mae.common.plain_tables import Cell
+from crate_mae.common.values import is_finite
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paragraph:
-    """A few sentences."""
+class Section:
+    """A headed part of the page: `id` names its macro in sections.html, `data` fills it."""
 
-    text: str
-    tone: Tone = "plain"
-    kind: str = field(default="paragraph", init=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Items:
-    """Sentences in a list under a short heading."""
-
+    id: str
     title: str
-    sentences: Sequence[str]
-    tone: Tone = "plain"
-    kind: str = field(default="items", init=False)
+    data: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeyNumber:
-    """One number of the summary."""
+    """One number that a glance should find."""
 
     label: str
     value: str
@@ -40,86 +28,37 @@ class KeyNumber:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeyNumbers:
-    """The numbers that a glance should find."""
-
-    numbers: Sequence[KeyNumber]
-    kind: str = field(default="numbers", init=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bar:
-    """A number and its interval on a scale from 0 to 1, drawn behind a table's cell."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """What stands in a table, and the number by which its column is sorted, if it is one."""
-
-    text: str
-    value: float | None = None
-    bar: Bar | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table whose first cell of each row names the row."""
+    """A table whose first cell of each row names the row; its notes are sentences."""
 
     caption: str
     heads: Sequence[str]
     rows: Sequence[Sequence[Cell]]
-    note: str = ""
+    notes: Sequence[str] = ()
     sortable: bool = True
-    kind: str = field(default="table", init=False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A picture as a data URI, its caption, and its content in words."""
-
-    uri: str
-    alt: str
-    caption: str
-    kind: str = field(default="figure", init=False)
+def captioned(caption: str, table: plain_tables.Table) -> Table:
+    """A table under its caption, what its marks mean among the notes."""
+    marked = any(cell.best for row in table.rows for cell in row)
+    notes = [*([f"bold: {table.best}"] if marked else []), *table.notes]
+    sentences = [f"{note[:1].upper()}{note[1:]}." for note in notes]
+    return Table(caption=caption, heads=table.heads, rows=table.rows, notes=sentences)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Code:
-    """Lines to copy, and what they are."""
-
-    label: str
-    text: str
-    kind: str = field(default="code", init=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Details:
-    """Blocks that are shown on demand."""
-
-    title: str
-    blocks: Sequence["Block"]
-    kind: str = field(default="details", init=False)
-
-
-Block = Paragraph | Items | KeyNumbers | Table | Figure | Code | Details
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A headed part of the page."""
-
-    id: str
-    title: str
-    blocks: Sequence[Block]
+def named_values(caption: str, rows: Sequence[tuple[str, Cell]]) -> Table:
+    """A table of what there is of names and values."""
+    return Table(
+        caption=caption,
+        heads=["What", "Value"],
+        rows=[[text_cell(name), cell] for name, cell in rows if cell.text],
+        sortable=False,
+    )
 
 
 def text_cell(value: Any) -> Cell:
-    """A cell of words, or a dash for nothing."""
-    return Cell(text=NOTHING if value is None or value == "" else str(value))
+    """A cell of text, empty for None."""
+    return Cell(text="" if value is None else str(value))
 
 
 def number_cell(value: Any, form: str = ".4g", *, spread: Any = None) -> Cell:
@@ -135,8 +74,8 @@ def number_cell(value: Any, form: str = ".4g", *, spread: Any = None) -> Cell:
     return Cell(text=text, value=float(value))
 
 
-def percent_cell(value: Any, *, bar: Bar | None = None) -> Cell:
-    """A cell of a share in per cent."""
+def percent_cell(value: Any, *, interval: tuple[float, float] | None = None) -> Cell:
+    """A cell of a share in per cent, with the interval that is drawn beside it."""
     if not is_finite(value):
         return text_cell(value)
-    return Cell(text=f"{value:.2%}", value=float(value), bar=bar)
+    return Cell(text=f"{value:.2%}", value=float(value), interval=interval)

@@ -1,9 +1,10 @@
 """How the training went: curves, the same in numbers, warnings."""
 
 import math
+from typing import Any
 
-from crate_mae.report.blocks import Block, Code, Details, Figure, Paragraph, Table, number_cell
-from crate_mae.report.pictures import curves_uri
+from crate_mae.report.blocks import Table, number_cell
+from crate_mae.report.pictures import Figure, curves_uri
 from crate_mae.runs.contents import Run
 
 NAMES = {
@@ -17,42 +18,27 @@ MAX_VALIDATIONS = 12
 MAX_WARNINGS = 20
 
 
-def training_blocks(run: Run) -> list[Block]:
-    """The training section of a run."""
-    units = (
-        "The loss is the mean squared error on the removed patches, in units of the data's standard"
-        " deviation: 1 is what predicting their mean reaches, 0 is perfect."
-    )
-    if run.setting("model.norm_pix_loss"):
-        units = (
-            "The loss is the mean squared error on the removed patches, each normalised by its own"
-            " mean and contrast: just below 1 is what predicting its mean reaches, 0 is perfect."
-        )
-    if run.is_classifier:
-        units = "The loss is the cross-entropy of the classes: lower is better, 0 is perfect."
-    blocks: list[Block] = [
-        Paragraph(
-            text=f"{units} A validation loss that falls with the training loss is learning; one"
-            " that rises while the training loss falls is learning by heart."
-        )
-    ]
+def training_data(run: Run) -> dict[str, Any]:
+    """Curves of a run, or why there are none, its validations, and the end of its warnings."""
+    curves, reason = None, None
     try:
-        uri = curves_uri(run.records)
+        curves = Figure(
+            uri=curves_uri(run.records),
+            alt=_curves_in_words(run),
+            caption="Loss and learning rate by step.",
+        )
     except (OSError, ValueError) as error:
         reason = str(error) if run.records else "no metrics have been recorded yet"
-        return [*blocks, Paragraph(text=f"There are no curves: {reason}.", tone="note")]
-    blocks.append(
-        Figure(uri=uri, alt=_curves_in_words(run), caption="Loss and learning rate by step.")
-    )
-    table = _validations(run)
-    blocks += [table] if table else []
-    if run.warnings:
-        shown = "\n".join(run.warnings[-MAX_WARNINGS:])
-        more = len(run.warnings) - MAX_WARNINGS
-        title = f"Warnings in the log ({len(run.warnings):,})"
-        label = "The last lines" if more > 0 else "All of them"
-        blocks.append(Details(title=title, blocks=[Code(label=label, text=shown)]))
-    return blocks
+    return {
+        "classifier": run.is_classifier,
+        "normalised_patches": bool(run.setting("model.norm_pix_loss")),
+        "curves": curves,
+        "no_curves": reason,
+        "validations": _validations(run),
+        "warnings": len(run.warnings),
+        "cut": len(run.warnings) > MAX_WARNINGS,
+        "last_warnings": "\n".join(run.warnings[-MAX_WARNINGS:]),
+    }
 
 
 def _validations(run: Run) -> Table | None:
@@ -70,7 +56,6 @@ def _validations(run: Run) -> Table | None:
     chosen = [lines[round(i * last / max(1, count - 1))] for i in range(count)]
     note = f"{count} of {len(lines):,} validations, evenly spread; metrics.csv has all."
     counted = ["Epoch, from 0"] if "epoch" in chosen[-1] else []
-    heads = ["Step", *counted, *(NAMES[key] for key in keys)]
     body = []
     for line in chosen:
         cells = [number_cell(_whole(line.get("step")), ",d")]
@@ -78,9 +63,9 @@ def _validations(run: Run) -> Table | None:
         body.append([*cells, *(number_cell(line.get(key)) for key in keys)])
     return Table(
         caption="The same in numbers",
-        heads=heads,
+        heads=["Step", *counted, *(NAMES[key] for key in keys)],
         rows=body,
-        note=note if count < len(lines) else "",
+        notes=[note] if count < len(lines) else [],
     )
 
 

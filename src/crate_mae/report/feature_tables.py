@@ -1,177 +1,118 @@
-"""Tables of what was measured: classes told apart by frozen features, and the test of a run."""
+"""What was measured of frozen features beside baselines, and the test of a supervised run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from crate_mae.evaluation.rows import SHOWN
+from crate_mae.common.values import is_number
+from crate_mae.evaluation.comparison import (
+    BASELINES,
+    LONG_NAMES,
+    comparison_layout,
+    headline,
+    interval,
+)
 from crate_mae.report.blocks import (
-    NOTHING,
-    Bar,
-    Block,
-    Cell,
-    Details,
-    Paragraph,
     Table,
+    captioned,
+    named_values,
     number_cell,
     percent_cell,
     text_cell,
 )
-from crate_mae.runs.contents import Run, headline, interval, is_number
+from crate_mae.runs.contents import Run, comparison_rows
 
-SUBJECT = {"model": "this model", "random twin": "random twin", "raw pixels": "raw pixels"}
-SETTINGS = ("k", "temperature", "penalty", "learning_rate", "weight_decay")
 MAX_CLASSES = 200
-METHODS = {
-    "probe": "linear probe",
-    "knn": "nearest neighbours",
-}
 
 
-def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """The lines of a comparison, every number as it was written down."""
-    layered = any(row.get("layer") is not None for row in rows)
-    spread = any(is_number(row.get("std")) for row in rows)
-    heads = ["Features of", "Method", "Accuracy", *(["Std over seeds"] if spread else [])]
-    heads += ["95 % low", "95 % high", *(["Layer"] if layered else []), "Pool", "Width", "Setting"]
-    body = []
-    for row in rows:
-        low, high = interval(row) or (None, None)
-        line = [text_cell(SUBJECT.get(row["subject"], row["subject"]))]
-        line.append(text_cell(SHOWN.get(row["method"], row["method"])))
-        line.append(percent_cell(row["accuracy"], bar=_bar(row)))
-        line += [percent_cell(row.get("std"))] if spread else []
-        line += [percent_cell(low), percent_cell(high)]
-        if layered:
-            layer = row.get("layer")
-            line.append(text_cell("final") if layer is None else number_cell(layer, "d"))
-        line += [text_cell(row.get("pool")), number_cell(row.get("dim"), ",d")]
-        body.append([*line, text_cell(_setting(row))])
-    return Table(
-        caption="Images told apart by frozen features",
-        heads=heads,
-        rows=body,
-        note=_table_note(rows),
-    )
+def features_data(run: Run) -> dict[str, Any]:
+    """The comparison of a run's features with baselines, by class and as a whole."""
+    rows = comparison_rows(run)
+    comparison = None
+    if rows:
+        caption = "Images told apart by frozen features"
+        comparison = captioned(caption, comparison_layout(rows))
+    return {
+        "comparison": comparison,
+        "reported": any("nearest neighbours" in problem for problem in run.problems),
+        "stale": run.stale(run.evaluation),
+        "pictures_seen": bool(rows) and _were_seen(run, str(rows[0].get("tested_on"))),
+        "by_class": class_tables(rows),
+    }
 
 
-def class_blocks(rows: Sequence[dict[str, Any]]) -> list[Block]:
-    """Accuracy by class, beside the baselines, and the most frequent mistakes; on demand."""
-    blocks: list[Block] = []
+def class_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Accuracy by class, beside the baselines, and the most frequent mistakes, by method."""
+    tables: list[Table] = []
     for method in dict.fromkeys(row["method"] for row in rows):
-        found = {
+        results = {
             subject: row
-            for subject in SUBJECT
+            for subject in ("model", *BASELINES)
             if (row := headline(rows, method, subject)) and isinstance(row.get("per_class"), dict)
         }
-        if "model" not in found:
+        if "model" not in results:
             continue
-        name = METHODS.get(method, method)
-        blocks.append(_per_class(found, f"Accuracy by class, {name}"))
-        mistakes = mistakes_table(found["model"], f"Most frequent mistakes of the model, {name}")
-        blocks += [mistakes] if mistakes else []
-    return (
-        [Details(title="By class, and the most frequent mistakes", blocks=blocks)] if blocks else []
-    )
+        name = LONG_NAMES.get(method, method)
+        tables.append(_per_class(results, f"Accuracy by class, {name}"))
+        title = f"Most frequent mistakes of the model, {name}"
+        tables += mistakes_tables(results["model"], title)
+    return tables
 
 
-def test_blocks(run: Run) -> list[Block]:
+def test_data(run: Run) -> dict[str, Any]:
     """The test of a supervised run: its accuracy, that of each class, its mistakes."""
-    found = run.evaluation or {}
-    if not is_number(found.get("accuracy")):
-        return []
-    low, high = interval(found) or (None, None)
-    cells: list[tuple[str, Cell]] = [
-        ("Accuracy", percent_cell(found["accuracy"], bar=_bar(found))),
-        ("95 % interval, low", percent_cell(low)),
-        ("95 % interval, high", percent_cell(high)),
-        ("Always the most frequent class", percent_cell(found.get("chance"))),
-        ("Right class among the five highest scores", percent_cell(found.get("top5_accuracy"))),
-        ("Test images", number_cell(found.get("num_test"), ",d")),
-        ("Training images", number_cell(found.get("num_train"), ",d")),
-        ("Classes", number_cell(found.get("num_classes"), ",d")),
-        ("Tested on", text_cell(found.get("tested_on"))),
-        ("Weights of step", number_cell(found.get("step"), ",d")),
-    ]
-    blocks: list[Block] = [
-        Paragraph(
-            text="The test images were used once, at the end. The interval is what chance in the"
-            " choice of test images alone allows; another seed may move the result further."
-        ),
-        Table(
-            caption="The test",
-            heads=["What", "Value"],
-            rows=[[text_cell(name), cell] for name, cell in cells if cell.text != NOTHING],
-            sortable=False,
-        ),
-    ]
-    if isinstance(found.get("per_class"), dict):
-        blocks.append(_per_class({"model": found}, "Accuracy by class"))
-    mistakes = mistakes_table(found, "Most frequent mistakes")
-    return [*blocks, mistakes] if mistakes else blocks
+    return {"stale": run.stale(run.evaluation), "tables": _test_tables(run.evaluation or {})}
 
 
-def mistakes_table(row: dict[str, Any], caption: str) -> Table | None:
-    """The most frequent mistakes of a result, or None."""
-    entries = row.get("top_confusions")
+def mistakes_tables(result: Mapping[str, Any], caption: str) -> list[Table]:
+    """A table of the most frequent mistakes of a result; none where none were written down."""
+    entries = result.get("top_confusions")
     body = [
         [text_cell(entry.get("true")), text_cell(entry.get("predicted")), number_cell(count, ",d")]
         for entry in (entries if isinstance(entries, list) else [])
         if isinstance(entry, dict) and isinstance(count := entry.get("count"), int)
     ]
-    if not body:
-        return None
-    return Table(caption=caption, heads=["True class", "Taken for", "Test images"], rows=body)
+    heads = ["True class", "Taken for", "Test images"]
+    return [Table(caption=caption, heads=heads, rows=body)] if body else []
 
 
-def _per_class(found: dict[str, dict[str, Any]], caption: str) -> Table:
-    names = list(found["model"]["per_class"])
+def _were_seen(run: Run, tested_on: str) -> bool:
+    """Whether the test images are a part of what pre-training was given."""
+    return tested_on.endswith(" held out") and str(run.data.get("source")) in tested_on
+
+
+def _test_tables(result: Mapping[str, Any]) -> list[Table]:
+    if not is_number(result.get("accuracy")):
+        return []
+    ends = interval(result)
+    low, high = ends or (None, None)
+    rows = [
+        ("Accuracy", percent_cell(result["accuracy"], interval=ends)),
+        ("95 % interval, low", percent_cell(low)),
+        ("95 % interval, high", percent_cell(high)),
+        ("Always the most frequent class", percent_cell(result.get("chance"))),
+        ("Right class among the five highest scores", percent_cell(result.get("top5_accuracy"))),
+        ("Test images", number_cell(result.get("num_test"), ",d")),
+        ("Training images", number_cell(result.get("num_train"), ",d")),
+        ("Classes", number_cell(result.get("num_classes"), ",d")),
+        ("Tested on", text_cell(result.get("tested_on"))),
+        ("Weights of step", number_cell(result.get("step"), ",d")),
+    ]
+    tables = [named_values("The test", rows)]
+    if isinstance(result.get("per_class"), dict):
+        tables.append(_per_class({"model": result}, "Accuracy by class"))
+    return [*tables, *mistakes_tables(result, "Most frequent mistakes")]
+
+
+def _per_class(results: Mapping[str, Mapping[str, Any]], caption: str) -> Table:
+    names = list(results["model"]["per_class"])
     body = []
     for name in names[:MAX_CLASSES]:
-        shares = [row["per_class"].get(name) for row in found.values()]
+        shares = [result["per_class"].get(name) for result in results.values()]
         body.append([text_cell(name), *(percent_cell(share) for share in shares)])
     left = len(names) - len(body)
     return Table(
         caption=caption,
-        heads=["Class", *(SUBJECT[subject] for subject in found)],
+        heads=["Class", *results],
         rows=body,
-        note=f"{left} more classes are in evaluation.json." if left > 0 else "",
+        notes=[f"{left} more classes are in evaluation.json."] if left > 0 else [],
     )
-
-
-def _bar(row: dict[str, Any]) -> Bar | None:
-    ends = interval(row)
-    return None if ends is None else Bar(value=row["accuracy"], low=ends[0], high=ends[1])
-
-
-def _setting(row: dict[str, Any]) -> str:
-    parts = [f"{key.replace('_', ' ')} {row[key]:g}" for key in SETTINGS if is_number(row.get(key))]
-    if row.get("converged") is False:
-        parts.append("not converged")
-    return ", ".join(parts)
-
-
-def _table_note(rows: Sequence[dict[str, Any]]) -> str:
-    first = rows[0]
-    parts = [
-        f"{first[key]:,} {words}"
-        for key, words in (
-            ("num_train", "training images"),
-            ("num_test", "test images"),
-            ("num_classes", "classes"),
-        )
-        if isinstance(first.get(key), int)
-    ]
-    if isinstance(first.get("tested_on"), str):
-        parts.append(f"tested on {first['tested_on']}")
-    if is_number(first.get("chance")):
-        parts.append(f"always answering the most frequent class gives {first['chance']:.2%}")
-    sentences = [f"{'; '.join(parts)}."] if parts else []
-    edges = [
-        f"{SHOWN.get(row['method'], row['method'])}, {row['subject']}: {text}"
-        for row in rows
-        for text in (row["on_edge"] if isinstance(row.get("on_edge"), list) else [])
-    ]
-    if edges:
-        told = "; ".join(edges)
-        sentences.append(f"A better setting may lie outside those that were tried: {told}.")
-    return " ".join(sentences)

@@ -1,4 +1,4 @@
-"""One HTML file that tells a whole run: it needs no network, and nothing beside it."""
+"""One HTML file about a whole run: it needs no network, and nothing beside it."""
 
 import base64
 import hashlib
@@ -7,14 +7,15 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import crate_mae
 from crate_mae.common.files import write_atomically
+from crate_mae.common.progress import StartProgress
 from crate_mae.report.sections import sections_of
-from crate_mae.runs.contents import Run, read_run
-from crate_mae.runs.measure_missing import Progress, complete_run
+from crate_mae.runs.contents import STALE, Run, read_run
+from crate_mae.runs.measure_missing import complete_run
 
 NAME = "report.html"
 MARK = '<meta name="generator" content="crate-mae report">'
@@ -27,7 +28,7 @@ class Report:
 
     path: Path
     left_out: list[str]
-    """What the page could not tell and why, in sentences; the page says the same."""
+    """What the page could not show and why, in sentences; the page says the same."""
 
 
 def write_report(
@@ -38,13 +39,13 @@ def write_report(
     limit: int | None = None,
     test_limit: int | None = None,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: StartProgress | None = None,
 ) -> Report:
     """The report of a run folder, written to `out`, by default `report.html` in the folder.
 
-    What the run lacks is measured first and kept in the run folder, unless `measure` is False; see
-    `measure_missing`. Raises FileNotFoundError when the folder is no run or `out` has no folder,
-    ValueError for damaged settings, another suffix than .html and limits below 1, and
+    What the run lacks is measured first and written into the run folder, unless `measure` is False;
+    see `measure_missing`. Raises FileNotFoundError when the folder is no run or `out` has no
+    folder, ValueError for damaged settings, another suffix than .html and limits below 1, and
     FileExistsError when `out` is there and is no report of ours.
     """
     for name, count in (("limit", limit), ("test_limit", test_limit)):
@@ -85,13 +86,17 @@ def render(run: Run) -> str:
     script = (here / "script.js").read_text(encoding="utf-8")
     sections = sections_of(run)
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("crate_mae.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    template = environment.from_string((here / "page.html").read_text(encoding="utf-8"))
+    environment.globals["STALE"] = STALE
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    page = template.render(
+    page = environment.get_template("page.html").render(
         title=run.name,
-        made=f"Made from {run.folder} by crate-mae {crate_mae.__version__} on {now}.",
+        origin=f"Made from {run.folder} by crate-mae {crate_mae.__version__} on {now}.",
         policy=_policy(style, script),
         style=Markup(style),
         script=Markup(script),

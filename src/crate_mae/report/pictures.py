@@ -2,25 +2,25 @@
 
 import base64
 import io
-import math
 import re
 import tempfile
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from crate_mae.analysis import FIGURES
+from crate_mae.common.values import is_finite
 from crate_mae.figures.run_curves import draw_training
-from crate_mae.report.blocks import Block, Details, Figure, Paragraph
-from crate_mae.runs.contents import SHEET, STALE, Run, is_number
+from crate_mae.runs.contents import SHEET, STALE, Run
 
 MAX_SIDE = 2400
 """Pixels; longer pictures are made smaller."""
 MAX_PNG_BYTES = 1_500_000
-"""Above this a picture is kept as JPEG."""
+"""Above this a picture is stored as JPEG."""
 MAX_SVG_BYTES = 2_000_000
 MAX_FILE_BYTES = 64 << 20
 MAX_PIXELS = 64_000_000
@@ -29,6 +29,15 @@ MAX_EPOCHS = 4
 MAX_FIGURES = 12
 MAX_RECORDS = 4000
 """Lines of metrics in the drawn curves; of more, evenly spread ones are taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A picture as a data URI, its caption, and its content as text."""
+
+    uri: str
+    alt: str
+    caption: str
 
 
 def data_uri(path: Path) -> str:
@@ -81,28 +90,28 @@ def thinned(records: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]
 
 def epoch_sheets(folder: Path) -> list[tuple[int, Path]]:
     """(epoch, file) of the reconstruction sheets to show: evenly spread, the last among them."""
-    found = []
+    sheets = []
     for path in folder.glob("epoch-*.png"):
         match = re.fullmatch(r"epoch-(\d{1,9})\.png", path.name)
         if match and path.is_file():
-            found.append((int(match[1]), path))
-    found.sort()
-    if len(found) <= MAX_EPOCHS:
-        return found
-    last = len(found) - 1
-    return [found[round(i * last / (MAX_EPOCHS - 1))] for i in range(MAX_EPOCHS)]
+            sheets.append((int(match[1]), path))
+    sheets.sort()
+    if len(sheets) <= MAX_EPOCHS:
+        return sheets
+    last = len(sheets) - 1
+    return [sheets[round(i * last / (MAX_EPOCHS - 1))] for i in range(MAX_EPOCHS)]
 
 
 def analysis_figures(folder: Path) -> list[Path]:
     """The figures of an analysis folder that are there: SVG before PNG, ours first, a dozen."""
-    found: dict[str, Path] = {}
+    figures: dict[str, Path] = {}
     names = [f"{name}.svg" for name in FIGURES] + [f"{name}.png" for name in FIGURES]
     paths = [folder / name for name in names]
     paths += sorted(folder.glob("*.svg")) + sorted(folder.glob("*.png"))
     for path in paths:
         if path.is_file():
-            found.setdefault(path.stem, path)
-    return list(found.values())[:MAX_FIGURES]
+            figures.setdefault(path.stem, path)
+    return list(figures.values())[:MAX_FIGURES]
 
 
 def _checked_svg(path: Path) -> bytes:
@@ -118,63 +127,49 @@ def _encoded(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def completion_blocks(run: Run) -> list[Block]:
-    """The completed images of a run."""
-    blocks: list[Block] = [
-        Paragraph(
-            text="Each row is an image: the original, what the model was shown (removed patches"
-            " grey), what it predicts, the prediction pasted into the visible part, and the error."
-            " Sharp detail where much is removed cannot be expected: what comes back is a mean over"
-            " everything that could have been there. PSNR is the error in decibels; higher is"
-            " better, and 3 dB are half the squared error."
-        )
-    ]
-    blocks += _sheet(run)
-    sheets = []
-    for epoch, path in epoch_sheets(run.folder / "reconstructions"):
-        figure = _picture(
-            run,
-            path,
-            alt=f"Validation images, masked and completed, after epoch {epoch}",
-            caption=f"After epoch {epoch}: validation images under masks that never change.",
-        )
-        sheets += [figure] if figure else []
-    if sheets and len(blocks) > 1:
-        blocks.append(Details(title=f"How it came about ({len(sheets)} pictures)", blocks=sheets))
-    elif sheets:
-        blocks += sheets[-1:]
-        if sheets[:-1]:
-            blocks.append(Details(title="Earlier pictures of the training", blocks=sheets[:-1]))
-    if len(blocks) == 1:
-        blocks.append(Paragraph(text="No pictures have been drawn yet.", tone="note"))
-    return blocks
-
-
-def _sheet(run: Run) -> list[Block]:
-    facts = run.reconstruction or {}
-    path = run.folder / SHEET
-    if not path.is_file() or not facts:
-        return []
-    psnr = facts.get("psnr")
-    values = [v for v in psnr if is_number(v)] if isinstance(psnr, list) else []
-    values = [value for value in values if math.isfinite(value)]
-    mean = f", PSNR {sum(values) / len(values):.2f} dB on average" if values else ""
-    where = " ".join(str(facts[key]) for key in ("data", "split") if facts.get(key))
-    caption = f"{facts.get('images', '?')} images of {where}{mean}."
-    blocks: list[Block] = []
-    if run.stale(facts):
-        caption += f" STALE: {STALE}."
-        blocks.append(Paragraph(text=f"The picture was {STALE}.", tone="bad"))
-    if facts.get("trained_on"):
-        caption += " These are training images: the run has no others, so they flatter it."
-    alt = f"Sheet of images in five columns: original, masked, prediction, pasted, error{mean}"
-    figure = _picture(run, path, alt=alt, caption=caption)
-    return [*blocks, figure] if figure else blocks
-
-
-def _picture(run: Run, path: Path, *, alt: str, caption: str) -> Figure | None:
+def figure_of(run: Run, path: Path, *, alt: str, caption: str) -> Figure | None:
+    """The picture in a file; None, and a problem of the run, where it cannot be shown."""
     try:
         return Figure(uri=data_uri(path), alt=alt, caption=caption)
     except (OSError, ValueError) as error:
         run.problems.append(f"Left out, {path.name}: {error}.")
         return None
+
+
+def completion_data(run: Run) -> dict[str, Any]:
+    """The completed images of a run: its own sheet, or the last one of its training, and earlier
+    ones."""
+    is_there = bool(run.reconstruction) and (run.folder / SHEET).is_file()
+    sheet = _sheet(run, run.reconstruction or {}) if is_there else None
+    epochs = [
+        figure
+        for epoch, path in epoch_sheets(run.folder / "reconstructions")
+        if (
+            figure := figure_of(
+                run,
+                path,
+                alt=f"Validation images, masked and completed, after epoch {epoch}",
+                caption=f"After epoch {epoch}: validation images under masks that never change.",
+            )
+        )
+    ]
+    return {
+        "is_stale": is_there and run.stale(run.reconstruction),
+        "sheet": sheet,
+        "last": None if sheet or not epochs else epochs[-1],
+        "earlier": epochs if sheet else epochs[:-1],
+    }
+
+
+def _sheet(run: Run, facts: dict[str, Any]) -> Figure | None:
+    psnr = facts.get("psnr")
+    values = [value for value in psnr if is_finite(value)] if isinstance(psnr, list) else []
+    mean = f", PSNR {sum(values) / len(values):.2f} dB on average" if values else ""
+    where = " ".join(str(facts[key]) for key in ("data", "split") if facts.get(key))
+    caption = f"{facts.get('images', '?')} images of {where}{mean}."
+    if run.stale(facts):
+        caption += f" STALE: {STALE}."
+    if facts.get("trained_on"):
+        caption += " These are training images: the run has no others, so they flatter it."
+    alt = f"Sheet of images in five columns: original, masked, prediction, pasted, error{mean}"
+    return figure_of(run, run.folder / SHEET, alt=alt, caption=caption)

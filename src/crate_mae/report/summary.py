@@ -1,23 +1,17 @@
 """The top of the page: what this run is, and its numbers in one glance."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from crate_mae.common.progress import duration
-from crate_mae.report.blocks import (
-    Block,
-    Items,
-    KeyNumber,
-    KeyNumbers,
-    Paragraph,
-    Table,
-    Tone,
-    number_cell,
-    text_cell,
-)
-from crate_mae.report.feature_tables import METHODS
-from crate_mae.runs.contents import Run, comparison_rows, headline, interval, is_finite, is_number
+from crate_mae.common.text import count_text, duration
+from crate_mae.common.values import is_finite, is_number
+from crate_mae.evaluation.comparison import BASELINES, LONG_NAMES, headline, interval
+from crate_mae.report.blocks import KeyNumber, Table, named_values, number_cell, text_cell
+from crate_mae.runs.contents import Run, comparison_rows
+
+Verdict = tuple[str, bool | None]
+"""A sentence; True where the model is clearly better, False where it is clearly worse."""
 
 
 def status(run: Run) -> tuple[str, bool]:
@@ -46,75 +40,77 @@ def planned_steps(run: Run) -> int | None:
     return int(images // batch * epochs)
 
 
-def summary_blocks(run: Run) -> list[Block]:
-    """Status, key numbers, verdicts and what the run was made with."""
+def summary_data(run: Run) -> dict[str, Any]:
+    """Status, key numbers, verdicts, facts of the run, and what could not be shown."""
     sentence, finished = status(run)
-    blocks: list[Block] = [Paragraph(text=sentence, tone="good" if finished else "bad")]
-    blocks.append(KeyNumbers(numbers=key_numbers(run)))
-    blocks += verdicts(run)
-    blocks.append(_facts(run))
-    if run.problems:
-        title = "What this page cannot tell"
-        blocks.append(Items(title=title, sentences=run.problems, tone="note"))
-    return blocks
+    return {
+        "status": sentence,
+        "finished": finished,
+        "numbers": key_numbers(run),
+        "verdicts": verdicts(run),
+        "facts": _facts(run),
+        "problems": run.problems,
+    }
 
 
 def key_numbers(run: Run) -> list[KeyNumber]:
     """The numbers that a glance should find; those that are not there are left out."""
-    found = []
+    numbers = []
     loss, colour = run.last_value("val/loss"), run.last_value("val/mean_colour")
     if loss is not None:
         note = "classification, held-out images; lower is better"
         if not run.is_classifier:
             note = "on removed patches of held-out images; lower is better"
             note += f", one colour gets {colour:.4g}" if colour is not None else ""
-        found.append(KeyNumber(label="validation loss", value=f"{loss:.4g}", note=note))
+        numbers.append(KeyNumber(label="validation loss", value=f"{loss:.4g}", note=note))
     if run.is_classifier:
-        found += _test_number(run)
+        numbers += _test_number(run)
     else:
-        found += _probe_numbers(run)
+        numbers += _probe_numbers(run)
     if run.weights is not None:
         count = run.weights["parameters"]
-        found.append(
-            KeyNumber(label="parameters", value=_short(count), note=f"{count:,} trained numbers")
+        numbers.append(
+            KeyNumber(
+                label="parameters", value=count_text(count), note=f"{count:,} trained numbers"
+            )
         )
     if isinstance(images := run.data.get("images"), int):
         epochs = run.setting("optim.epochs")
         note = f"seen up to {epochs:,} times each" if isinstance(epochs, int) else ""
-        found.append(KeyNumber(label="training images", value=f"{images:,}", note=note))
+        numbers.append(KeyNumber(label="training images", value=f"{images:,}", note=note))
     speed = _median([record.get("speed/images_per_s") for record in run.records])
     if speed is not None:
-        found.append(
+        numbers.append(
             KeyNumber(label="images per second", value=f"{speed:,.0f}", note="median of training")
         )
-    return found
+    return numbers
 
 
 def _probe_numbers(run: Run) -> list[KeyNumber]:
     rows = comparison_rows(run)
-    found = []
-    for method, name in METHODS.items():
+    numbers = []
+    for method, name in LONG_NAMES.items():
         model = headline(rows, method, "model")
         if model is None:
             continue
         others = [
             f"{subject} {row['accuracy']:.1%}"
-            for subject in ("random twin", "raw pixels")
+            for subject in BASELINES
             if (row := headline(rows, method, subject))
         ]
-        found.append(
+        numbers.append(
             KeyNumber(label=name, value=f"{model['accuracy']:.1%}", note=", ".join(others))
         )
-    return found
+    return numbers
 
 
 def _test_number(run: Run) -> list[KeyNumber]:
-    found = run.evaluation or {}
-    if not is_number(found.get("accuracy")):
+    test = run.evaluation or {}
+    if not is_number(test.get("accuracy")):
         return []
-    chance = found.get("chance")
+    chance = test.get("chance")
     note = f"most frequent class {chance:.1%}" if is_number(chance) else ""
-    return [KeyNumber(label="test accuracy", value=f"{found['accuracy']:.1%}", note=note)]
+    return [KeyNumber(label="test accuracy", value=f"{test['accuracy']:.1%}", note=note)]
 
 
 def _facts(run: Run) -> Table:
@@ -137,12 +133,7 @@ def _facts(run: Run) -> Table:
     unreadable = run.data.get("unreadable")
     if isinstance(unreadable, dict) and unreadable:
         rows.append(("Unreadable images", f"{len(unreadable):,}"))
-    return Table(
-        caption="What this run is",
-        heads=["What", "Value"],
-        rows=[[text_cell(name), text_cell(value)] for name, value in rows if value],
-        sortable=False,
-    )
+    return named_values("What this run is", [(name, text_cell(value)) for name, value in rows])
 
 
 def moment(seconds: float) -> str:
@@ -179,10 +170,6 @@ def _median(values: list[Any]) -> float | None:
     return numbers[len(numbers) // 2] if numbers else None
 
 
-def _short(count: int) -> str:
-    return f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count / 1e3:.1f} k"
-
-
 def _grouped(value: Any) -> str | None:
     return number_cell(value, ",d").text if isinstance(value, int) else None
 
@@ -191,95 +178,72 @@ def _counted(value: Any, what: str) -> str:
     return f"{value:,} {what}" if isinstance(value, int) else f"an unknown number of {what}"
 
 
-Verdict = tuple[str, bool | None]
-"""A sentence; True where the model is clearly better, False where it is clearly worse."""
-
-
-def verdicts(run: Run) -> list[Block]:
+def verdicts(run: Run) -> list[Verdict]:
     """Sentences that set the model beside what needs no learning: better, worse, undecided."""
-    found: list[Verdict] = []
     if not run.is_classifier:
-        found += _completion(run)
         rows = comparison_rows(run)
-        for method in METHODS:
-            found += beside_baselines(rows, method)
-    elif run.evaluation is not None:
-        accuracy, chance = run.evaluation.get("accuracy"), run.evaluation.get("chance")
-        if is_finite(accuracy) and is_finite(chance):
-            how = "above" if accuracy > chance else "not above"
-            found.append(
-                (
-                    f"Test accuracy {accuracy:.1%}, {how} always answering the most frequent class"
-                    f" ({chance:.1%}).",
-                    accuracy > chance,
-                )
-            )
-    kinds: tuple[tuple[str, Tone, bool | None], ...] = (
-        ("Better than the baseline", "good", True),
-        ("Worse than the baseline", "bad", False),
-        ("No clear difference, or not a fair match", "plain", None),
+        compared = [verdict for method in LONG_NAMES for verdict in beside_baselines(rows, method)]
+        return [*_completion(run), *compared]
+    test = run.evaluation or {}
+    accuracy, chance = test.get("accuracy"), test.get("chance")
+    if not is_finite(accuracy) or not is_finite(chance):
+        return []
+    how = "above" if accuracy > chance else "not above"
+    sentence = (
+        f"Test accuracy {accuracy:.1%}, {how} always answering the most frequent class"
+        f" ({chance:.1%})."
     )
-    return [
-        Items(title=title, sentences=sentences, tone=tone)
-        for title, tone, wanted in kinds
-        if (sentences := [text for text, better in found if better is wanted])
-    ]
+    return [(sentence, accuracy > chance)]
 
 
 def _completion(run: Run) -> list[Verdict]:
     loss = run.last_value("val/loss")
-    found: list[Verdict] = []
     colour, mean = run.last_value("val/mean_colour"), run.last_value("val/patch_mean")
     if loss is None:
-        return found
+        return []
+    compared: list[Verdict] = []
     if colour:
         share = 1 - loss / colour
-        how = "below" if share >= 0 else "above"
-        found.append(
-            (
-                f"Completion: its error on removed patches is {abs(share):.0%} {how} that of the"
-                f" best single colour ({loss:.4g} against {colour:.4g}).",
-                share > 0,
-            )
+        sentence = (
+            f"Completion: its error on removed patches is {abs(share):.0%}"
+            f" {'below' if share >= 0 else 'above'} that of the best single colour ({loss:.4g}"
+            f" against {colour:.4g})."
         )
+        compared.append((sentence, share > 0))
     if mean and not run.setting("model.norm_pix_loss"):
         better = loss < mean
-        found.append(
-            (
-                f"Completion: {'below' if better else 'above'} the error of knowing each removed"
-                f" patch's true mean, {mean:.4g}, which no model is told"
-                f"{': it predicts structure within patches' if better else ''}.",
-                True if better else None,
-            )
+        sentence = (
+            f"Completion: {'below' if better else 'above'} the error of knowing each removed"
+            f" patch's true mean, {mean:.4g}, which no model is told"
+            f"{': it predicts structure within patches' if better else ''}."
         )
-    return found
+        compared.append((sentence, True if better else None))
+    return compared
 
 
-def beside_baselines(rows: Sequence[dict[str, Any]], method: str) -> list[Verdict]:
+def beside_baselines(rows: Sequence[Mapping[str, Any]], method: str) -> list[Verdict]:
     """Sentences that set the model beside its baselines; True where it is clearly better, False
     where it is clearly worse, None where the intervals overlap."""
     model = headline(rows, method, "model")
-    sentences = []
-    for other in ("random twin", "raw pixels"):
+    compared: list[Verdict] = []
+    for other in BASELINES:
         base = headline(rows, method, other)
         if model is None or base is None:
             continue
         gap = 100 * (model["accuracy"] - base["accuracy"])
         better = _clearly_better(model, base)
-        how = "above" if gap >= 0 else "below"
         sure = ", but the intervals overlap: no clear difference" if better is None else ""
-        sentences.append(
-            (
-                f"{METHODS.get(method, method).capitalize()}: {model['accuracy']:.1%},"
-                f" {abs(gap):.1f} points {how} {other} ({base['accuracy']:.1%}){sure}.",
-                better,
-            )
+        sentence = (
+            f"{LONG_NAMES.get(method, method).capitalize()}: {model['accuracy']:.1%},"
+            f" {abs(gap):.1f} points {'above' if gap >= 0 else 'below'} {other}"
+            f" ({base['accuracy']:.1%}){sure}."
         )
-    return sentences
+        compared.append((sentence, better))
+    return compared
 
 
-def _clearly_better(model: dict[str, Any], base: dict[str, Any]) -> bool | None:
+def _clearly_better(model: Mapping[str, Any], base: Mapping[str, Any]) -> bool | None:
     mine, other = interval(model), interval(base)
     if mine is None or other is None or (mine[0] <= other[1] and other[0] <= mine[1]):
         return None
-    return bool(mine[0] > other[1])
+    return mine[0] > other[1]

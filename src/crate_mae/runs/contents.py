@@ -1,12 +1,11 @@
-"""What a run folder says, read as it is: a missing or damaged file is told of, never fatal."""
+"""What a run folder says, read as it is: a missing or damaged file is reported, never fatal."""
 
 import json
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
+from crate_mae.common.values import is_finite, is_number
 from crate_mae.evaluation.backbones import describe_weights
 from crate_mae.training.metrics_log import JSONL, read_metrics
 from crate_mae.training.run_folder import CONFIG, load_config_values
@@ -95,8 +94,8 @@ class Run:
         """Whether a result was measured on other weights than those that lie in the folder now."""
         if result is None:
             return False
-        kept = result.get("weights")
-        name = kept if kept in ("weights", "weights-best") else "weights"
+        measured = result.get("weights")
+        name = measured if measured in ("weights", "weights-best") else "weights"
         try:
             return bool(result.get("sha256") != weights_hash(self.folder / name))
         except OSError:
@@ -142,20 +141,20 @@ def read_results(run: Run) -> None:
 
 def _is_proper(row: Measurement) -> bool:
     """Whether a line read from a file holds what its fields are meant to hold."""
-    words = (row.model, row.side, row.point, row.measure, row.tensor)
+    texts = (row.model, row.side, row.point, row.measure, row.tensor)
     numbers = (row.layer, row.mean, row.images)
     optional = (row.std, row.eps_squared)
     return (
-        all(isinstance(value, str) for value in words)
+        all(isinstance(value, str) for value in texts)
         and all(is_number(value) for value in numbers)
         and all(value is None or is_number(value) for value in optional)
         and isinstance(row.layer, int)
     )
 
 
-def _problem(run: Run, words: str) -> None:
-    if words not in run.problems:
-        run.problems.append(words)
+def _problem(run: Run, sentence: str) -> None:
+    if sentence not in run.problems:
+        run.problems.append(sentence)
 
 
 def _fits(run: Run, name: str) -> bool:
@@ -166,7 +165,7 @@ def _fits(run: Run, name: str) -> bool:
 
 
 def _values(run: Run, name: str, *, expected: bool = True) -> dict[str, Any] | None:
-    """The values of a JSON file, or None, with a problem told where there is one."""
+    """The values of a JSON file, or None, with a problem noted where there is one."""
     path = run.folder / name
     if not path.is_file():
         if expected:
@@ -186,7 +185,7 @@ def _values(run: Run, name: str, *, expected: bool = True) -> dict[str, Any] | N
 
 
 def _text(run: Run, name: str) -> str:
-    """The beginning of a text file, or "" with a problem told."""
+    """The beginning of a text file, or "" with a problem noted."""
     path = run.folder / name
     if not path.is_file():
         _problem(run, f"{name} is missing.")
@@ -216,11 +215,11 @@ def _records(run: Run) -> list[dict[str, Any]]:
     except (OSError, ValueError) as error:
         _problem(run, f"{JSONL} cannot be read: {error}.")
         return []
-    kept = []
-    for record in records:
-        if isinstance(record, dict) and is_number(record.get("step")):
-            kept.append({key: value for key, value in record.items() if is_number(value)})
-    return kept
+    return [
+        {key: value for key, value in record.items() if is_number(value)}
+        for record in records
+        if isinstance(record, dict) and is_number(record.get("step"))
+    ]
 
 
 def _read_weights(run: Run) -> None:
@@ -244,28 +243,3 @@ def comparison_rows(run: Run) -> list[dict[str, Any]]:
         and isinstance(row.get("subject"), str)
         and isinstance(row.get("method"), str)
     ]
-
-
-def headline(rows: Sequence[dict[str, Any]], method: str, subject: str) -> dict[str, Any] | None:
-    """The first line of a method and a subject: not the best one, which would be picked by test."""
-    return next((r for r in rows if (r["method"], r["subject"]) == (method, subject)), None)
-
-
-def interval(row: dict[str, Any]) -> tuple[float, float] | None:
-    """The 95 % interval of an accuracy, where it was written down."""
-    found = row.get("interval")
-    if isinstance(found, list) and len(found) == 2 and all(map(is_number, found)):
-        return float(found[0]), float(found[1])
-    return None
-
-
-def is_number(value: Any) -> TypeGuard[int | float]:
-    """Whether a value from a file is a number of usual size, finite or not, and no truth value."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return isinstance(value, float) or abs(value) < 1 << 63
-
-
-def is_finite(value: Any) -> TypeGuard[int | float]:
-    """Whether a value is a number, and finite."""
-    return is_number(value) and math.isfinite(value)

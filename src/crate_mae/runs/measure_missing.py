@@ -1,4 +1,4 @@
-"""What a report needs and a run folder lacks: measured once, kept in the run folder."""
+"""What a report needs and a run folder lacks: measured once and written into the run folder."""
 
 import json
 import logging
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from crate_mae.analysis import RANDOM, analyse_subjects, open_subjects
 from crate_mae.batches.config import VALIDATION_SEED
 from crate_mae.common.files import write_atomically
+from crate_mae.common.progress import StartProgress
 from crate_mae.evaluation.compare import compare_models
 from crate_mae.evaluation.reconstruction import reconstruct_source
 from crate_mae.evaluation.rows import comparison_table
@@ -20,11 +21,11 @@ from crate_mae.weights.weights_folder import load_autoencoder, weights_hash
 
 logger = logging.getLogger(__name__)
 
+MAX_TRAIN, MAX_TEST = 50_000, 10_000
+"""Images of the probe and of nearest neighbours, at most."""
 PICTURES = 8
 ANALYSED = 500
 """Images of the layer analysis: enough that its means stand still in the third digit."""
-
-Progress = Callable[[str], Callable[[int, int], None] | None]
 
 
 def complete_run(
@@ -33,15 +34,15 @@ def complete_run(
     limit: int | None = None,
     test_limit: int | None = None,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: StartProgress | None = None,
 ) -> None:
-    """Measure what the run folder lacks or holds of other weights, and keep it there.
+    """Measure what the run folder lacks or holds of other weights, and write it there.
 
     Reconstructions, linear probe and nearest neighbours beside a random twin and raw pixels (at
     most `limit` training and `test_limit` test images, by default MAX_TRAIN and MAX_TEST), and the
     layer analysis. Results of the weights that lie there now are measured again only when a limit
     is given and they were measured with another. What cannot be measured becomes one of the run's
-    problems, in words. A supervised run has made its own test and keeps it.
+    problems, as a sentence. A supervised run has its own test, which stays as it is.
     """
     if run.weights is None:
         return
@@ -54,18 +55,18 @@ def complete_run(
             run.problems.append(f"Left out, {what}: {_reason(error)}")
 
     if not run.is_classifier:
-        if not _kept(run, run.reconstruction, SHEET):
+        if not _is_current(run, run.reconstruction, SHEET):
             attempt("reconstructions", lambda: _reconstruct(run, device))
-        if not _kept(run, run.evaluation, EVALUATION, limit=limit, test_limit=test_limit):
+        if not _is_current(run, run.evaluation, EVALUATION, limit=limit, test_limit=test_limit):
             most = (limit or MAX_TRAIN, test_limit or MAX_TEST)
             attempt("probe and nearest neighbours", lambda: _evaluate(run, *most, device, progress))
-    if not _kept(run, run.layer_facts or None, ANALYSIS):
+    if not _is_current(run, run.layer_facts or None, ANALYSIS):
         attempt("layer analysis", lambda: _analyse(run, device, progress))
     read_results(run)
 
 
-def _kept(run: Run, result: dict[str, object] | None, name: str, **asked: int | None) -> bool:
-    """Whether a result is there, of the present weights, and made with what is asked for."""
+def _is_current(run: Run, result: dict[str, object] | None, name: str, **asked: int | None) -> bool:
+    """Whether a result is there, of the present weights, and measured as is asked for."""
     if result is None or run.stale(result) or not (run.folder / name).exists():
         return False
     return all(value is None or result.get(key) == value for key, value in asked.items())
@@ -97,7 +98,7 @@ def _reconstruct(run: Run, device: str) -> None:
 
 
 def _evaluate(
-    run: Run, limit: int, test_limit: int, device: str, progress: Progress | None
+    run: Run, limit: int, test_limit: int, device: str, progress: StartProgress | None
 ) -> None:
     old = run.evaluation
     if (run.folder / EVALUATION).exists() and (old is None or not {"sha256", "rows"} <= set(old)):
@@ -113,7 +114,7 @@ def _evaluate(
     write_atomically(run.folder / "evaluation.txt", comparison_table(rows) + "\n")
 
 
-def _analyse(run: Run, device: str, progress: Progress | None) -> None:
+def _analyse(run: Run, device: str, progress: StartProgress | None) -> None:
     subjects = open_subjects(str(run.folder / "weights"), [RANDOM])
     for subject in subjects:
         subject.model.to(device)
@@ -132,11 +133,8 @@ def _check_unchanged(run: Run, sha256: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    words = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return words if words.endswith((".", "!", "?")) else f"{words}."
-
-
-MAX_TRAIN, MAX_TEST = 50_000, 10_000
+    sentence = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."
 
 
 @dataclass(frozen=True, kw_only=True)

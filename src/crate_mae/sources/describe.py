@@ -10,12 +10,11 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from crate_mae.common.progress import Progress
+from crate_mae.common.text_tables import named_values
 from crate_mae.sources.base import ImageSource, Share, Source, random_subset
 from crate_mae.sources.images import ImageFacts, Sample, UnreadableImage, probe_image, to_channels
 from crate_mae.sources.webdataset import StreamSource, decode_record
-
-Progress = Callable[[int, int], None]
-"""Called with the number of images done and the number to do."""
 
 # Pixels that are converted to float64 at once.
 _CHUNK = 1 << 20
@@ -141,7 +140,8 @@ class DataReport:
         rows.append(("fingerprint", self.fingerprint))
         bad = _cut([f"{name}: {reason}" for name, reason in self.unreadable])
         rows += [("unreadable" if not place else "", line) for place, line in enumerate(bad)]
-        return "\n".join(_row(key, value) for key, value in rows)
+        lines = named_values((key, _printable(value)) for key, value in rows)
+        return "\n".join(_fitted(line) for line in lines)
 
     def _overview(self) -> Iterator[tuple[str, str]]:
         yield "source", self.address
@@ -174,9 +174,8 @@ class DataReport:
         yield "classes", f"{len(self.classes)}, with {least} to {most} images each"
         if self.unlabelled:
             yield "", f"{self.unlabelled} images carry no label"
-        width = min(max(map(len, self.classes)), _NAME_WIDTH)
-        lines = [f"{name[:width]:<{width}}  {n}" for name, n in self.classes.items()]
-        for line in _cut(lines):
+        counts = [(name[:_NAME_WIDTH], str(n)) for name, n in self.classes.items()]
+        for line in _cut(named_values(counts)):
             yield "", line
 
 
@@ -322,8 +321,10 @@ def _numbers(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:.6f}" for value in values)
 
 
-def _row(key: str, value: str) -> str:
-    """One line; what could steer a terminal is escaped, and what is too long is cut."""
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value)
-    line = f"{key:<15} {text}"
+def _printable(text: str) -> str:
+    """The text with whatever could steer a terminal escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _fitted(line: str) -> str:
     return line if len(line) <= _WIDTH else f"{line[: _WIDTH - 3]}..."

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from crate_mae.common.files import file_hash, write_atomically
-from crate_mae.common.progress import counter
+from crate_mae.common.progress import progress_bar
 from crate_mae.evaluation.backbones import as_classifier, load_backbone
 from crate_mae.evaluation.features import extract_features
 from crate_mae.evaluation.metrics import Score, score
@@ -35,7 +35,7 @@ def score_classifier(
     Answers are among the classes that had training images. `top5_accuracy` is None below ten
     classes.
     """
-    progress = counter("testing") if is_main_process() else None
+    progress = progress_bar("testing") if is_main_process() else None
     features = extract_features(model, test, pool=model.pool, device=device, progress=progress)
     assert features.labels is not None
     with torch.inference_mode():

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from crate_mae.batches.data_module import ImageDataModule
 from crate_mae.batches.labelled import LabelledBatches
-from crate_mae.common.progress import counter
+from crate_mae.common.progress import progress_bar
 from crate_mae.evaluation.backbones import as_classifier, build_classifier, load_backbone
 from crate_mae.models.backbone import Backbone, ImageClassifier
 from crate_mae.models.config import ModelConfig, Preprocess, size_fault
@@ -205,7 +205,7 @@ def _data_module(
         dataset=images.train,
         val_dataset=images.val,
         preprocess=preprocess,
-        progress=counter if is_main_process() else None,
+        progress=progress_bar if is_main_process() else None,
     )
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from crate_mae.batches.data_module import ImageDataModule
 from crate_mae.batches.masked import MaskedBatches
-from crate_mae.common.progress import counter
+from crate_mae.common.progress import progress_bar
 from crate_mae.evaluation.backbones import build_autoencoder
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.backbone import MaskedAutoencoder
@@ -88,7 +88,7 @@ def pretrain(
             dataset=dataset,
             val_dataset=val_dataset,
             preprocess=recorded_preprocess(folder) if resume else None,
-            progress=counter if is_main_process() else None,
+            progress=progress_bar if is_main_process() else None,
         )
         data.open()
         data.keep_on(session.device)

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 
-from crate_mae.common.progress import duration
+from crate_mae.common.text import duration
 
 SHOWN = {"loss": "train/loss", "val": "val/loss", "accuracy": "val/accuracy"}
 

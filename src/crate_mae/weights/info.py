@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from crate_mae.common.text_tables import named_values
 from crate_mae.models.backbone import Backbone
 
 
@@ -43,8 +44,7 @@ def weights_table(facts: dict[str, Any]) -> str:
         *((f"images: {name}", _text(value)) for name, value in facts["preprocess"].items()),
         ("sha256", facts["sha256"]),
     ]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return "\n".join(named_values(rows))
 
 
 def _count(module: Backbone | nn.Module) -> int:

@@ -8,7 +8,7 @@ Tokens are scaled so that E|z|^2 = d, the squared length that LayerNorm gives th
 import csv
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from crate_mae.common.environment import environment
 from crate_mae.common.files import replacing, write_atomically
+from crate_mae.common.progress import Progress
+from crate_mae.common.text_tables import aligned
 from crate_mae.whitebox.denoising import (
     Mixture,
     Tokens,
@@ -214,7 +216,7 @@ def study(
     seeds: int = 5,
     first_seed: int = 0,
     num_tokens: int = 1024,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Tidy rows: axis, the setting's columns, method, measure, mean, std over seeds, seeds.
 
@@ -276,11 +278,10 @@ def study_table(rows: Sequence[dict[str, Any]]) -> str:
         for row in rows
         if all(row[name] == value for name, value in base.items())
     }
-    head = f"{'':<16}" + "".join(f"{name:>12}" for name in shown)
     lines = [
-        f"{method:<16}" + "".join(f"{cells[method, name]:>12.3f}" for name in shown)
+        [method, *(f"{cells[method, name]:.3f}" for name in shown)]
         for method in METHODS
         if (method, shown[0]) in cells
     ]
     size = ", ".join(f"{name} {value:g}" for name, value in base.items() if value is not None)
-    return "\n".join([size, head, *lines])
+    return "\n".join([size, *aligned([["", *shown], *lines])])

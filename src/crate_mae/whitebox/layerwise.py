@@ -4,13 +4,13 @@ docs/whitebox.md says in plain words what each measure means.
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 
 from crate_mae.batches.prepared import prepared_batches
+from crate_mae.common.progress import Progress
 from crate_mae.evaluation.backbones import evaluating
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
@@ -44,7 +44,7 @@ def analyse(
     eps_squared: float = EPS_SQUARED,
     precision: Precision = "float32",
     batch_size: int = 64,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Analysis:
     """Every measure of every layer, over all readable images of a source, unmasked.
 
