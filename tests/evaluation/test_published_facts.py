@@ -1,5 +1,6 @@
 """What the loss tells of published checkpoints, on models trained here with known facts."""
 
+import logging
 import math
 import re
 from collections.abc import Callable
@@ -213,6 +214,7 @@ def test_losses_are_those_of_the_model_on_fixed_masks(normalise: bool) -> None:
         ((0.9, 0.9, 0.9, 2.5), True, True),  # in other units: the lead alone counts
         ((1.0, 1.0, 1.0, 1.0), True, False),
         ((math.inf, 1.0, 1.0, 1.0), False, True),
+        ((0.0, 1.5, 1.5, 1.5), False, False),  # one image without any error
         ((math.nan, 1.0, 1.0, 1.0), True, True),
     ],
     ids=str,
@@ -345,7 +347,10 @@ def test_convert_asks_where_it_cannot_tell(
 
 
 def test_convert_measures_on_images_that_are_named(
-    checkpoint: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Write,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / "pictures").mkdir()
     source = photograph_squares()
@@ -353,10 +358,27 @@ def test_convert_measures_on_images_that_are_named(
         pixels = source.load(index).image.permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(tmp_path / "pictures" / f"{index:02d}.png")
     file = checkpoint(trained(KNOWN[0]))
-    words = ["convert", str(file), "--images", str(tmp_path / "pictures"), "--limit", "10"]
-    assert main([*words, "--out", str(tmp_path / "weights"), "--num-heads", "4"]) == 0
+    (tmp_path / "pictures" / "00.png").write_bytes(b"no image")
+    words = ["convert", str(file), "--images", str(tmp_path / "pictures"), "--limit", "11"]
+    with caplog.at_level(logging.WARNING):
+        assert main([*words, "--out", str(tmp_path / "weights"), "--num-heads", "4"]) == 0
+    assert "00.png: " in caplog.text
     assert "masked loss of 10 images, 75% of the patches removed" in capsys.readouterr().out
     assert load_model(tmp_path / "weights").config.sparsity == 5.0
+
+
+def test_the_code_of_the_model_page_does_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "model.md").read_text(encoding="utf-8")
+    section = page[page.index("## Published checkpoints") :]
+    code = "\n".join(re.findall(r"^    (.+)$", section, re.MULTILINE))
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": trained(KNOWN[3])}, "crate_mae_base.pth")
+    exec(code, {})
+    assert "lambda 0.5: with 0.5 the loss is" in capsys.readouterr().out
+    config = load_model("crate-mae-base").config
+    assert (config.sparsity, config.num_heads, config.norm_pix_loss) == (0.5, 16, False)
 
 
 def test_convert_measures_nothing_when_all_is_given(

@@ -20,6 +20,8 @@ from .metrics import few_shot as few_shot
 from .metrics import score as score
 from .probe import ProbeResult as ProbeResult
 from .probe import linear_probe as linear_probe
+from .published_facts import MeasuredFacts as MeasuredFacts
+from .published_facts import measure_published_facts as measure_published_facts
 from .reconstruction import Reconstruction as Reconstruction
 from .reconstruction import psnr as psnr
 from .reconstruction import reconstruct as reconstruct

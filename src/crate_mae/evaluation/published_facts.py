@@ -10,7 +10,9 @@ what the best single colour would have: a trained model is well below it on the 
 trained for, and about as bad or worse on the other.
 """
 
+import logging
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +36,8 @@ from crate_mae.weights.published import (
     published_sizes,
     published_state,
 )
+
+logger = logging.getLogger(__name__)
 
 Fact = Literal["sparsity", "num_heads", "norm_pix_loss"]
 
@@ -86,8 +90,10 @@ class Trial:
             return False
         if self.facts.norm_pix_loss != other.facts.norm_pix_loss:
             return True  # in different units, the losses of single images cannot be compared
+        least = sys.float_info.min  # an image may be predicted without any error
         ratios = [
-            math.log(theirs / mine) for mine, theirs in zip(self.losses, other.losses, strict=True)
+            math.log((theirs + least) / (mine + least))
+            for mine, theirs in zip(self.losses, other.losses, strict=True)
         ]
         return fmean(ratios) >= LEAST_DEVIATIONS * stdev(ratios) / math.sqrt(len(ratios))
 
@@ -267,11 +273,11 @@ def _examples(source: ImageSource | None, model: CrateMAE) -> tuple[Tensor, Tens
         broken=broken,
     )
     images = torch.cat([batch.images for batch in batches])
+    for name, reason in broken:
+        logger.warning("passed over: %s: %s", name, reason)
     if len(images) < MIN_IMAGES:
-        unread = "".join(f"; {name}: {reason}" for name, reason in broken[:3])
         raise ValueError(
             f"{len(images)} images are too few to tell chance from truth: give {MIN_IMAGES} or more"
-            f"{unread}"
         )
     grid = model.config.grid
     masks = [

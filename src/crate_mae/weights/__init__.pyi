@@ -1,5 +1,6 @@
 from .info import describe_model as describe_model
 from .info import weights_table as weights_table
+from .published import PublishedFacts as PublishedFacts
 from .published import convert_checkpoint as convert_checkpoint
 from .published import from_reference as from_reference
 from .published import to_reference as to_reference
