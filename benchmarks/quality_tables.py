@@ -47,7 +47,9 @@ def _comparison(found: Mapping[str, Any]) -> Iterator[str]:
         ]
         yield f"| {' | '.join(cells)} |"
     for name, values in found["baselines"].items():
-        shown = f"{name} of `{next(iter(found['compared']))}`" if name == "random twin" else name
+        shown = (
+            f"{name} of `{next(iter(found['compared']))}`" if name == "random baseline" else name
+        )
         cells = [shown, *[""] * 5, *(_percent(values.get(m)) for m in MEASURES), ""]
         yield f"| {' | '.join(cells)} |"
 

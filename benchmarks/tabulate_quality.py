@@ -37,7 +37,7 @@ from quality_tables import altered_names, as_markdown, comparable_losses, panels
 from tables import between_markers
 
 MACHINE = ("processor", "cores", "devices", "torch", "git")
-BASELINES = ("random twin", "raw pixels")
+BASELINES = ("random baseline", "raw pixels")
 
 
 def gathered(matrix: Matrix, out: Path) -> dict[str, Any]:

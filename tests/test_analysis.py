@@ -52,10 +52,10 @@ def test_an_analysis_is_a_folder_of_tables_and_figures(
     weights: Path, analysed: tuple[Path, str]
 ) -> None:
     out, printed = analysed
-    assert "random twin, encoder" in printed
+    assert "random baseline, encoder" in printed
     assert {item.name for item in out.iterdir()} == FILES
     rows, facts = read_table(out)
-    assert models_of(rows) == ["model", "random twin"]
+    assert models_of(rows) == ["model", "random baseline"]
     assert facts["sha256"] == weights_hash(weights)
     assert facts["images"] == 12
     assert facts["data"] == "digits"
@@ -86,7 +86,7 @@ def test_other_weights_and_classifiers_beside(weights: Path, tmp_path: Path) -> 
     out = tmp_path / "analysis"
     assert analyze(weights, out, "--compare", str(other), "--compare", "random") == 0
     rows, facts = read_table(out)
-    assert models_of(rows) == ["model", "tuned", "random twin"]
+    assert models_of(rows) == ["model", "tuned", "random baseline"]
     assert [entry["name"] for entry in facts["models"]] == models_of(rows)
     assert facts["models"][1]["sha256"] == weights_hash(other)
 
@@ -94,7 +94,7 @@ def test_other_weights_and_classifiers_beside(weights: Path, tmp_path: Path) -> 
         return [(r.measure, r.mean) for r in rows if r.model == name and r.side == "encoder"]
 
     assert encoder("model") == encoder("tuned"), "the classifier's encoder is a copy"
-    assert encoder("model") != encoder("random twin")
+    assert encoder("model") != encoder("random baseline")
 
 
 def test_weights_called_model_do_not_take_the_place_of_the_model(

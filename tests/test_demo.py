@@ -50,7 +50,13 @@ def test_an_interrupted_demo_goes_on_and_leaves_pictures_and_numbers(
     assert str(shown) in first
     assert drawn == {name: (shown / name).stat().st_mtime_ns for name in demo.PICTURES}
     assert json.loads((out / "summary.json").read_text())["step"] == 66
-    for word in ("probe, model", "probe, random twin", "probe, raw pixels", "kNN, model", "PSNR"):
+    for word in (
+        "probe, model",
+        "probe, random baseline",
+        "probe, raw pixels",
+        "kNN, model",
+        "PSNR",
+    ):
         assert word in first
     assert f"open        {out}/report.html" in first
     for name in ("reconstruction.png", "training.png", "evaluation.json", "metrics.csv",

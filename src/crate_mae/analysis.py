@@ -38,7 +38,7 @@ class Subject:
     name: str
     model: CrateMAE | CrateClassifier
     sha256: str | None
-    """Of the weights file; None for a random twin."""
+    """Of the weights file; None for a random baseline."""
 
 
 def check_analysis_folder(folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -64,7 +64,7 @@ def check_analysis_folder(folder: str | Path, *, overwrite: bool = False) -> Pat
 def open_subjects(
     weights: str, compare: Sequence[str] = (RANDOM,), *, seed: int = 0
 ) -> list[Subject]:
-    """The model of `weights` and those beside it: "random" is its random twin.
+    """The model of `weights` and those beside it: "random" is its random baseline.
 
     Raises ValueError for more than four models and for one named twice, and what `load_model`
     raises.
@@ -80,7 +80,7 @@ def open_subjects(
     for other in compare:
         if other == RANDOM:
             fresh = model.untrained(seed).to(next(model.parameters()).device)
-            subjects.append(Subject(name="random twin", model=fresh, sha256=None))
+            subjects.append(Subject(name="random baseline", model=fresh, sha256=None))
         else:
             taken = {subject.name for subject in subjects}
             base = Path(other).name or other

@@ -185,9 +185,9 @@ def test_probe_and_knn_beside_baselines(
     call = words(verb, weights, "digits", "--limit", 300, "--test-limit", 100, "--json", target)
     assert main(call) == 0
     out = capsys.readouterr().out
-    assert "random twin" in out
+    assert "random baseline" in out
     rows = {row["subject"]: row for row in json.loads(target.read_text())["rows"]}
-    assert set(rows) == {"model", "random twin", "raw pixels"}
+    assert set(rows) == {"model", "random baseline", "raw pixels"}
     assert rows["raw pixels"]["dim"] == 64
     assert rows["raw pixels"]["accuracy"] > 0.8
     assert all(0 <= row["accuracy"] <= 1 for row in rows.values())

@@ -77,7 +77,7 @@ def test_what_a_json_file_tells(weights: Path, tmp_path: Path) -> None:
     assert facts["environment"]["torch"] == torch.__version__
     layers = [(row["subject"], row["layer"]) for row in facts["rows"]]
     assert layers == [
-        ("model", 0), ("model", None), ("random twin", 0), ("random twin", None),
+        ("model", 0), ("model", None), ("random baseline", 0), ("random baseline", None),
         ("raw pixels", None),
     ]  # fmt: skip
     assert {len(row["runs"]) for row in facts["rows"]} == {2}
@@ -100,7 +100,7 @@ def test_a_vitmae_beside_and_in_place_of_the_weights(
     facts = json.loads(target.read_text())
     assert facts["sha256"] == file_hash(folder / "model.safetensors")
     assert facts["rows"][0]["accuracy"] == beside["accuracy"]
-    assert [row["subject"] for row in facts["rows"]] == ["model", "random twin", "raw pixels"]
+    assert [row["subject"] for row in facts["rows"]] == ["model", "random baseline", "raw pixels"]
     assert main(["probe", str(folder), "digits", "--vitmae", "parameters"]) == 1
     assert "needs CRATE-MAE weights" in capsys.readouterr().err
     out = tmp_path / "layer.safetensors"

@@ -53,7 +53,7 @@ def key(row: Row) -> tuple[str, str, str, int | None]:
 
 def test_rows_are_the_measures_of_the_features(model: CrateMAE, pair: Pair) -> None:
     rows = compare_models(model, *pair)
-    subjects = ("model", "random twin", "raw pixels")
+    subjects = ("model", "random baseline", "raw pixels")
     assert [(r.method, r.subject) for r in rows] == [
         (method, subject) for method in ("probe", "knn") for subject in subjects
     ]
@@ -91,7 +91,11 @@ def test_layers_pools_and_seeds(
     assert made == ["model"] * 2 + ["twin"] * 6, "features are computed once, twins once a seed"
     asked = [(pool, layer) for layer in (0, None) for pool in ("cls", "both")]
     assert [key(row) for row in rows] == [
-        *(("knn", name, pool, layer) for name in ("model", "random twin") for pool, layer in asked),
+        *(
+            ("knn", name, pool, layer)
+            for name in ("model", "random baseline")
+            for pool, layer in asked
+        ),
         ("knn", "raw pixels", "pixels", None),
     ]
     row = next(row for row in rows if key(row) == ("knn", "model", "both", 0))
@@ -103,7 +107,7 @@ def test_layers_pools_and_seeds(
     assert row.std == stdev(accuracies)
     assert row.interval == wilson_interval(fmean(accuracies) * 80, 80)
     assert {result.num_train for result in row.results} == {40}
-    twin = next(row for row in rows if key(row) == ("knn", "random twin", "cls", None))
+    twin = next(row for row in rows if key(row) == ("knn", "random baseline", "cls", None))
     known, unknown = (extract_features(random_baseline(model, 4), s, pool="cls") for s in pair)
     assert twin.results[1] == nearest_neighbours(few_shot(known, 4, 4), unknown, seed=4)
 
@@ -174,7 +178,7 @@ def test_progress_names_the_subject_and_the_part(model: CrateMAE, pair: Pair) ->
     compare_models(model, *pair, measures={"knn": nearest_neighbours}, progress=progress)
     assert heard["model, train"] == 200
     assert heard["raw pixels, test"] == 80
-    assert "random twin, knn" in heard
+    assert "random baseline, knn" in heard
 
 
 def test_the_table(model: CrateMAE, pair: Pair) -> None:

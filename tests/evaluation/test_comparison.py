@@ -22,7 +22,7 @@ def row(subject: str, accuracy: float, **more: Any) -> dict[str, Any]:
 
 ROWS = [
     row("model", 0.75),
-    row("random twin", 0.5, on_edge=["penalty 0.5 is the largest tried"]),
+    row("random baseline", 0.5, on_edge=["penalty 0.5 is the largest tried"]),
     row("raw pixels", 0.25, pool="pixels", parameters=None, converged=False),
 ]
 
@@ -59,7 +59,7 @@ def test_the_numbers_behind_the_texts_are_those_of_the_rows() -> None:
     assert layout.notes == [
         "900 training images, 1 test image (digits test), 10 classes; the most frequent class alone"
         " gives 10.00%",
-        "on the edge of the grid, penalty 0.5 is the largest tried: probe, random twin, mean",
+        "on the edge of the grid, penalty 0.5 is the largest tried: probe, random baseline, mean",
     ]
 
 

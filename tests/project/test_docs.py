@@ -180,7 +180,7 @@ def test_the_white_box_tables_hold_what_was_measured() -> None:
         shown = cells.strip(" |").split(" | ")
         expected = [
             measured[model, measure, int(layer), point]
-            for model in ("model", "random twin")
+            for model in ("model", "random baseline")
             for measure, point in tables[index // 4]
         ]
         for cell, value in zip(shown, expected, strict=True):

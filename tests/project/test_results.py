@@ -137,7 +137,7 @@ def test_the_tables_of_the_shipped_models_hold_what_was_measured(name: str) -> N
     section = section_of(APPENDIX, f"## The shipped model {name}")
     (table,) = [t for t in tables_of(section) if t[0][0] == "features"]
     probes, neighbours = rows_of(f"{stem}-probe"), rows_of(f"{stem}-knn")
-    subjects = ["model", "random twin", "untrained ViT-MAE (same sizes)", "raw pixels"]
+    subjects = ["model", "random baseline", "untrained ViT-MAE (same sizes)", "raw pixels"]
     assert len(table) == 1 + len(subjects)
     for subject, (_, parameters, width, probe, knn) in zip(subjects, table[1:], strict=True):
         row = next(row for row in probes if row["subject"] == subject)

@@ -71,7 +71,7 @@ def test_a_folder_beside_is_no_hub_name(tmp_path: Path, monkeypatch: pytest.Monk
         ("~ann", "PATH"),
         ("C:\\x", "PATH"),
         ("cifar10-small", "cifar10-small"),
-        ("random twin", "random twin"),
+        ("random baseline", "random baseline"),
         ("a held-out fifth, seed 0", "a held-out fifth, seed 0"),
         ("", ""),
     ],
@@ -118,12 +118,12 @@ def test_known_keys_hold_places_even_without_a_slash() -> None:
     values = {
         "weights": "mysecretfolder", "init_from": ["best"], "pool": "mean", "name": "mine",
         "data": {"source": "secret", "val_source": None, "test_source": "train.parquet"},
-        "rows": [{"tested_on": "digits test", "subject": "random twin"}],
+        "rows": [{"tested_on": "digits test", "subject": "random baseline"}],
     }  # fmt: skip
     assert public_values(values) == {
         "weights": "PATH", "init_from": ["PATH"], "pool": "mean", "name": "mine",
         "data": {"source": "PATH", "val_source": None, "test_source": "PATH"},
-        "rows": [{"tested_on": "digits test", "subject": "random twin"}],
+        "rows": [{"tested_on": "digits test", "subject": "random baseline"}],
     }  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def test_classes_and_errors_are_those_of_the_files(measured: Path) -> None:
     rows = [r for r in json.loads((measured / "evaluation.json").read_text())["rows"]
             if r["method"] == "probe"]  # fmt: skip
     table = page.table("Accuracy by class, linear probe")
-    assert table.heads == ["Class", "model", "random twin", "raw pixels"]
+    assert table.heads == ["Class", "model", "random baseline", "raw pixels"]
     for line, values in zip(table.rows, table.values, strict=True):
         wanted = [row["per_class"][line[0]] for row in rows]
         assert [float(str(value)) for value in values[1:]] == wanted
@@ -146,7 +146,7 @@ def test_every_layer_number_is_the_one_in_the_file(measured: Path) -> None:
     shown = {
         (line[0], line[1], line[2], name): float(str(values[at]))
         for line, values in zip(table.rows, table.values, strict=True)
-        for at, name in ((3, "model"), (4, "random twin"))
+        for at, name in ((3, "model"), (4, "random baseline"))
     }
     assert shown == wanted
     whole = {row.measure for row in rows if row.head is None}

@@ -45,8 +45,16 @@ def by_verdict(run: Run) -> dict[bool | None, list[str]]:
 @pytest.mark.parametrize(
     ("base", "better", "told"),
     [
-        (line("random twin", 0.5, 0.45, 0.55), True, "20.0 points above random twin (50.0%)."),
-        (line("random twin", 0.9, 0.85, 0.95), False, "20.0 points below random twin (90.0%)."),
+        (
+            line("random baseline", 0.5, 0.45, 0.55),
+            True,
+            "20.0 points above random baseline (50.0%).",
+        ),
+        (
+            line("random baseline", 0.9, 0.85, 0.95),
+            False,
+            "20.0 points below random baseline (90.0%).",
+        ),
         (line("raw pixels", 0.66, 0.6, 0.72), None, "the intervals overlap"),
         (line("raw pixels", 0.74, 0.7, 0.8), None, "4.0 points below raw pixels"),
         (line("raw pixels", 0.5, 0.45, 0.65), None, "the intervals overlap"),
@@ -100,12 +108,12 @@ def test_a_supervised_run_is_set_beside_the_most_frequent_class(
 
 
 def test_key_numbers_are_last_finite_values_and_medians() -> None:
-    rows = [line("model", 0.7, 0.6, 0.8), line("random twin", 0.4, 0.3, 0.5)]
+    rows = [line("model", 0.7, 0.6, 0.8), line("random baseline", 0.4, 0.3, 0.5)]
     run = made(evaluation={"rows": rows})
     numbers = {number.label: (number.value, number.note) for number in key_numbers(run)}
     assert numbers["validation loss"][0] == "0.25"
     assert numbers["validation loss"][1].endswith("one colour gets 1")
-    assert numbers["linear probe"] == ("70.0%", "random twin 40.0%")
+    assert numbers["linear probe"] == ("70.0%", "random baseline 40.0%")
     assert numbers["images per second"] == ("30", "median of training")
     assert numbers["training images"] == ("105", "seen up to 3 times each")
     assert "parameters" not in numbers, "there are no weights"

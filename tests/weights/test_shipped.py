@@ -124,7 +124,7 @@ def test_a_cifar10_model_completes_smooth_pictures(name: str) -> None:
 @pytest.mark.parametrize("photo", ["china", "flower"])
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_cifar10_model_completes_photographs(name: str, photo: str) -> None:
-    """Far better than the best colour, than its random twin, and than on scrambled pixels."""
+    """Far better than the best colour, than its random baseline, and than on scrambled pixels."""
     model = autoencoder(name)
     images = crops_of(model, photo)
     loss, colour = masked_losses(model, images)

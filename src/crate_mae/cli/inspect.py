@@ -65,7 +65,7 @@ def analyze_parser() -> CommandParser:
         "--precision", default="float32", choices=["float32", "float64"], help="(float32)"
     )
     add_batch_size(parser, 64)
-    add_seed(parser, "of the random twin")
+    add_seed(parser, "of the random baseline")
     add_overwrite(parser, "an older analysis")
     add_device(parser)
     return parser

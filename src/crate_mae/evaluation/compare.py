@@ -56,18 +56,18 @@ def compare_models(
 ) -> list[Row]:
     """Rows of every measure, subject, layer and pool; by measure, then subject.
 
-    Subjects are the model, `others` and, as baselines, its random twin (the same configuration,
-    freshly drawn weights) and raw pixels. A function in `others` makes a model of a seed, as the
-    random twin is made. Features of each are computed once, in one pass for all layers and pools;
-    where the seed makes the model, once per seed. Each seed also draws the held-out images, the
-    `shots` labels of every class and what is random in a measure.
+    Subjects are the model, `others` and two baselines: the random baseline (the same configuration,
+    freshly drawn weights) and raw pixels. A `functools.partial` in `others` makes a model of a
+    seed, as the random baseline is made. Features of each are computed once, in one pass for all
+    layers and pools; where the seed makes the model, once per seed. Each seed also draws the
+    held-out images, the `shots` labels of every class and what is random in a measure.
     Raises ValueError for layers that a subject lacks, and what the measures raise.
     """
     if not measures or not seeds:
         raise ValueError("name at least one measure and one seed")
     subjects: dict[str, Subject | None] = {"model": model, **(others or {})}
     if baselines:
-        subjects |= {"random twin": partial(random_baseline, model), "raw pixels": None}
+        subjects |= {"random baseline": partial(random_baseline, model), "raw pixels": None}
     for subject in subjects.values():
         if subject is not None and not isinstance(subject, partial):
             checked_layers(subject, layers)  # before any work

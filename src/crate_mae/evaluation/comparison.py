@@ -15,7 +15,7 @@ NAMES = {"probe": "probe", "knn": "kNN"}
 """Methods in a table."""
 LONG_NAMES = {"probe": "linear probe", "knn": "nearest neighbours"}
 """Methods where they stand alone."""
-BASELINES = ("random twin", "raw pixels")
+BASELINES = ("random baseline", "raw pixels")
 """Subjects that have learned nothing."""
 SETTINGS = ("k", "temperature", "penalty", "learning_rate", "weight_decay")
 

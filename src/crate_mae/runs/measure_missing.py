@@ -38,7 +38,7 @@ def complete_run(
 ) -> None:
     """Measure what the run folder lacks or holds of other weights, and write it there.
 
-    Reconstructions, linear probe and nearest neighbours beside a random twin and raw pixels (at
+    Reconstructions, linear probe and nearest neighbours beside a random baseline and raw pixels (at
     most `limit` training and `test_limit` test images, by default MAX_TRAIN and MAX_TEST), and the
     layer analysis. Results of the weights that lie there now are measured again only when a limit
     is given and they were measured with another. What cannot be measured becomes one of the run's

@@ -86,7 +86,7 @@ _MEASURES = (
         meaning="Nats it takes to code the tokens inside the layer's own subspaces. The first half"
         " step of an encoder layer (compress) is derived to make it smaller: falling from"
         " input to compress is what the theory promises. Attention that averages tokens"
-        " lowers it, too: a fall counts only where it is deeper than the random twin's.",
+        " lowers it, too: a fall counts only where it is deeper than the random baseline's.",
     ),
     Measure(
         name="zero_fraction",
@@ -98,7 +98,7 @@ _MEASURES = (
         column="zeros",
         meaning="Share of the numbers in the codes that are exactly zero after the second half"
         " step (sparsify). Sparser is what the step is for; but random weights give zeros"
-        " too, so only the distance to the random twin says that training did it.",
+        " too, so only the distance to the random baseline says that training did it.",
     ),
     Measure(
         name="lasso_fall",
