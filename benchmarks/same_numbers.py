@@ -1,21 +1,24 @@
 """Whether a change of structure left every number alone: a record to make before it and after it.
 
-    python benchmarks/same_numbers.py --cifar10 parquet:PATH/TO/cifar10 --out RECORD.json
+    python benchmarks/same_numbers.py --cifar10 parquet:PATH/TO/cifar10 --runs DIR --out RECORD.json
     python benchmarks/same_numbers.py --compare BEFORE.json AFTER.json
 
 A record holds the validation losses of the whole digits recipe and of the first steps of
 `cifar10-shallow`, of a short ViT-MAE baseline and of a short fine-tuning, the features of the
 models that come with the package (as SHA-256 of their bytes), and every number that `analyze`,
-`probe` and `knn` tell of them. One thread, fixed seeds: equal means equal bit for bit.
+`probe` and `knn` tell of them. One thread, fixed seeds: equal means equal bit for bit. What is done
+in DIR is not done again, so that a record that was cut off goes on. Names and words are left out of
+the comparison: they are not results.
 """
 
 import argparse
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The exit status: 0, or 1 when two records differ."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--cifar10", help="address of CIFAR-10, with splits train and test")
+    parser.add_argument("--runs", type=Path, metavar="DIR", help="folder for what is made")
     parser.add_argument("--out", type=Path, help="new file for the record")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"))
     given = parser.parse_args(arguments)
@@ -38,12 +42,12 @@ def main(arguments: list[str] | None = None) -> int:
         count = sum(1 for _ in leaves(before["numbers"]))
         print("\n".join(lines) or f"all {count} numbers are equal")
         return 1 if lines else 0
-    if given.cifar10 is None or given.out is None:
-        parser.error("a record needs --cifar10 and --out")
+    if given.cifar10 is None or given.out is None or given.runs is None:
+        parser.error("a record needs --cifar10, --runs and --out")
     if given.out.exists():
         parser.error(f"{given.out} exists: name a new file")
-    with tempfile.TemporaryDirectory() as folder:
-        numbers = recorded(given.cifar10, Path(folder))
+    given.runs.mkdir(parents=True, exist_ok=True)
+    numbers = recorded(given.cifar10, given.runs)
     facts = {
         "commit": _output("git", "rev-parse", "HEAD"),
         "python": sys.version.split()[0],
@@ -104,7 +108,7 @@ def _features(folder: Path, name: str, cifar10: str) -> dict[str, str]:
             "--pool", pool, "--out", str(out),
         )  # fmt: skip
         with safe_open(out, "numpy") as opened:
-            values = opened.get_tensor("features")
+            values = opened.get_tensor("values")
         digests[pool] = hashlib.sha256(values.tobytes()).hexdigest()
     return digests
 
@@ -127,24 +131,29 @@ def _compared(folder: Path, verb: str, name: str, cifar10: str) -> list[dict[str
 
 
 def _call(*words: str, ends: int = 0) -> None:
-    """Run one command of `crate-mae` on one thread; RuntimeError unless it ends as it should."""
+    """Run one command on one thread, once; RuntimeError unless it ends as it should."""
+    target = next(words[i + 1] for i, word in enumerate(words) if word in ("--out", "--json"))
+    done = Path(f"{target}.done")
+    if done.exists():
+        return
     print("crate-mae", *words, flush=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "crate_mae", *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode != ends:
-        raise RuntimeError(f"ended with {done.returncode}, not {ends}:\n{done.stderr[-3000:]}")
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if ended.returncode != ends:
+        raise RuntimeError(f"ended with {ended.returncode}, not {ends}:\n{ended.stderr[-3000:]}")
+    done.touch()
 
 
-def leaves(values: Any, place: str = "") -> Any:
-    """(place, number or text) of everything in nested lists and dictionaries."""
+def leaves(values: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """(place, value) of every number and digest in nested lists and dictionaries."""
     if isinstance(values, dict):
         for key, value in values.items():
             yield from leaves(value, f"{place}/{key}")
     elif isinstance(values, list):
         for number, value in enumerate(values):
             yield from leaves(value, f"{place}/{number}")
-    else:
+    elif isinstance(values, int | float | None) or re.fullmatch("[0-9a-f]{64}", values):
         yield place, values
 
 
