@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from crate_mae import build_model, save_model
-from crate_mae.analysis import analyse_subjects, open_subjects, summary_table
+from crate_mae.analysis import analyse_models, open_models, summary_table
 from crate_mae.cli import main
 from crate_mae.figures import style as base
 from crate_mae.figures.layer_curves import draw_layers, draw_subspace_angles, draw_weights
@@ -80,7 +80,7 @@ def test_the_same_analysis_gives_the_same_files(
 
 
 def test_other_weights_and_classifiers_beside(weights: Path, tmp_path: Path) -> None:
-    model = open_subjects(str(weights), [])[0].model
+    model = open_models(str(weights), [])[0].model
     assert not isinstance(model, CrateClassifier)
     other = save_model(CrateClassifier.from_pretrained(model, num_classes=10), tmp_path / "tuned")
     out = tmp_path / "analysis"
@@ -102,7 +102,7 @@ def test_weights_called_model_do_not_take_the_place_of_the_model(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(weights, "model")
-    names = [subject.name for subject in open_subjects(str(weights), ["model", "./model"])]
+    names = [subject.name for subject in open_models(str(weights), ["model", "./model"])]
     assert names == ["model", "model (2)", "./model"]
 
 
@@ -119,7 +119,7 @@ def test_decoders_behind_encoders_of_other_depths_are_drawn_in_one_place(
         return path
 
     monkeypatch.setattr(base, "save_figure", keep)
-    analyse_subjects(open_subjects(str(weights), [str(other)]), source, tmp_path / "a")
+    analyse_models(open_models(str(weights), [str(other)]), source, tmp_path / "a")
     for name in ("weights.png", "layers.png"):
         words = [label.get_text() for label in drawn[name].axes[2].get_xticklabels()]
         assert len(words) == 5, "three encoder and two decoder layers, each place once"

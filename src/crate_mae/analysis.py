@@ -32,7 +32,7 @@ KINDS = (".png", ".svg")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class AnalysedModel:
     """A model of a comparison."""
 
     name: str
@@ -61,9 +61,9 @@ def check_analysis_folder(folder: str | Path, *, overwrite: bool = False) -> Pat
     return folder
 
 
-def open_subjects(
+def open_models(
     weights: str, compare: Sequence[str] = (RANDOM,), *, seed: int = 0
-) -> list[Subject]:
+) -> list[AnalysedModel]:
     """The model of `weights` and those beside it: "random" is its random baseline.
 
     Raises ValueError for more than four models and for one named twice, and what `load_model`
@@ -76,22 +76,24 @@ def open_subjects(
     if len(set(compare)) < len(compare):
         raise ValueError(f"each model can be compared once, not {', '.join(compare)}")
     model = load_model(weights)
-    subjects = [Subject(name="model", model=model, sha256=weights_hash(weights))]
+    subjects = [AnalysedModel(name="model", model=model, sha256=weights_hash(weights))]
     for other in compare:
         if other == RANDOM:
             fresh = model.untrained(seed).to(next(model.parameters()).device)
-            subjects.append(Subject(name="random baseline", model=fresh, sha256=None))
+            subjects.append(AnalysedModel(name="random baseline", model=fresh, sha256=None))
         else:
             taken = {subject.name for subject in subjects}
             base = Path(other).name or other
             counted = (f"{other} ({number})" for number in count(2))
             name = next(name for name in chain((base, other), counted) if name not in taken)
-            subjects.append(Subject(name=name, model=load_model(other), sha256=weights_hash(other)))
+            subjects.append(
+                AnalysedModel(name=name, model=load_model(other), sha256=weights_hash(other))
+            )
     return subjects
 
 
-def analyse_subjects(
-    subjects: Sequence[Subject],
+def analyse_models(
+    subjects: Sequence[AnalysedModel],
     source: ImageSource,
     folder: str | Path,
     *,

@@ -21,7 +21,7 @@ from crate_mae.plan.machine import Hardware, Machine, asked_hardware, free_memor
 from crate_mae.plan.plan import RunPlan, plan_run
 from crate_mae.plan.plan_text import plan_text
 from crate_mae.plan.probe_step import Measure, probe_step
-from crate_mae.plan.real_step import Subject, make_step, subject_of
+from crate_mae.plan.real_step import PlannedRun, make_step, planned_run
 from crate_mae.plan.recipe import count_images, is_supervised, parse_recipe
 from crate_mae.training.config import CheckpointConfig, OptimConfig, PretrainConfig, TrainerConfig
 from crate_mae.training.parse import recipe
@@ -240,7 +240,7 @@ def test_a_cluster_is_reckoned_by_a_given_rate() -> None:
 def test_operations_and_parameters_are_those_of_a_real_step(
     name: str, words: tuple[str, ...]
 ) -> None:
-    subject = replace(subject_of(parse_recipe(name, words)), classes=7)
+    subject = replace(planned_run(parse_recipe(name, words)), classes=7)
     module, batch = subject.module(), subject.batch(3)
     real = counted_flops(lambda: torch.autograd.backward(module.loss(batch)))
     assert subject.flops(3) == real
@@ -253,9 +253,9 @@ def test_the_step_trains_every_weight(
     name: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["--from-scratch", "debug", "--optim.ema", "0.9"] if name != "digits" else []
-    subject = replace(subject_of(parse_recipe(name, words)), classes=3)
+    subject = replace(planned_run(parse_recipe(name, words)), classes=3)
     module = subject.module()
-    monkeypatch.setattr(Subject, "module", lambda _: module)
+    monkeypatch.setattr(PlannedRun, "module", lambda _: module)
     before = [p.detach().clone() for p in module.model.parameters()]
     make_step(subject, 2, "cpu", precision)()
     after = list(module.model.parameters())
@@ -263,21 +263,21 @@ def test_the_step_trains_every_weight(
 
 
 def test_tokens() -> None:
-    assert subject_of(parse_recipe("cifar10")).tokens == (65, 65)
+    assert planned_run(parse_recipe("cifar10")).tokens == (65, 65)
     visible = parse_recipe("cifar10", ["--model.mask_tokens", "decoder"])
-    assert subject_of(visible).tokens == (17, 65)
+    assert planned_run(visible).tokens == (17, 65)
     larger = parse_recipe("finetune-pets", ["--from-scratch", "base", "--image_size", "[224, 112]"])
-    assert subject_of(larger).tokens == (99, None)
+    assert planned_run(larger).tokens == (99, None)
 
 
 def test_weights_bring_their_architecture_and_size(tmp_path: Path) -> None:
     model = build_model("debug")
     save_model(model, tmp_path / "weights")
     words = ["--weights", str(tmp_path / "weights")]
-    subject = subject_of(parse_recipe("finetune-cifar10-small", words))
+    subject = planned_run(parse_recipe("finetune-cifar10-small", words))
     assert subject.model == model.config
     assert subject.image_hw == (32, 32)
-    subject = subject_of(parse_recipe("finetune-cifar10-small", [*words, "--image_size", "64"]))
+    subject = planned_run(parse_recipe("finetune-cifar10-small", [*words, "--image_size", "64"]))
     assert (subject.image_hw, subject.tokens) == ((64, 64), (65, None))
 
 
@@ -458,7 +458,7 @@ def test_computing_layers_again_costs_operations(name: str, vitmae: bool) -> Non
     words = ["--from-scratch", "debug"] if name != "digits" else []
     words += ["--vitmae", "configuration"] if vitmae else []
     plain, again = (
-        replace(subject_of(parse_recipe(name, [*words, *more])), classes=3).flops(2)
+        replace(planned_run(parse_recipe(name, [*words, *more])), classes=3).flops(2)
         for more in ([], ["--trainer.recompute", "true"])
     )
     assert 1.1 < again / plain < 1.4  # forward is a third of a step
@@ -468,7 +468,7 @@ def test_computing_layers_again_costs_operations(name: str, vitmae: bool) -> Non
 def test_a_masked_twin_is_planned_as_it_runs(changes: list[str]) -> None:
     config = parse_recipe("digits", ["--vitmae", "configuration", *changes])
     plan = plan_run(config, measure=False)
-    model: Any = subject_of(config).module().model
+    model: Any = planned_run(config).module().model
     images = torch.rand(2, 1, 8, 8)
     mask = torch.zeros(2, 16, dtype=torch.bool)
     mask[:, ::2] = True
@@ -484,7 +484,7 @@ def test_a_supervised_twin_is_planned_as_it_runs() -> None:
         ["--from-scratch", "cifar10", "--vitmae", "parameters", "--data.source", "digits"],
     )
     plan = plan_run(config, images=500, measure=False)
-    model = replace(subject_of(config), classes=plan.classes).module().model
+    model = replace(planned_run(config), classes=plan.classes).module().model
     assert type(model).__name__ == "ViTClassifier"
     assert plan.parameters == parameter_count(model)
     assert plan.flops > 0

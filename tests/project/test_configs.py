@@ -12,7 +12,7 @@ from PIL import Image
 from crate_mae.batches.config import DataConfig, LabelledDataConfig
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import ModelConfig
-from crate_mae.plan.real_step import subject_of
+from crate_mae.plan.real_step import planned_run
 from crate_mae.training.config import (
     CheckpointConfig,
     FinetuneConfig,
@@ -88,7 +88,7 @@ def test_a_supervised_recipe_builds_at_its_own_size(path: Path) -> None:
     """A real step of the whole network that its header speaks of, on one image."""
     size = "cifar10" if path.stem.endswith("-small") else "base"
     config, _ = parse_finetune(["--from-scratch", size, "--config", str(path)])
-    subject = replace(subject_of(config), classes=2)
+    subject = replace(planned_run(config), classes=2)
     module = subject.module()
     torch.autograd.backward(module.loss(subject.batch(1)))
     assert all(

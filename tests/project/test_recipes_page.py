@@ -10,7 +10,7 @@ from PIL import Image
 
 from crate_mae.cli import main
 from crate_mae.plan.amounts import schedule
-from crate_mae.plan.real_step import subject_of
+from crate_mae.plan.real_step import planned_run
 from crate_mae.plan.recipe import parse_recipe
 from crate_mae.training.parse import recipe
 
@@ -88,7 +88,7 @@ def test_the_table_of_operations() -> None:
     assert len(rows) == 6
     for size, patch, tokens, operations in rows:
         words = ["--model.image_size", size, "--model.patch_size", patch]
-        subject = subject_of(parse_recipe("own-images", words))
+        subject = planned_run(parse_recipe("own-images", words))
         assert subject.tokens[0] == int(tokens)
         digits = len(operations.partition(".")[2])
         assert round(subject.flops(64) / 64e9, digits) == float(operations)

@@ -203,7 +203,7 @@ def test_commands_on_the_page_run(measured: Path, run: Path) -> None:
 
 
 def test_nothing_is_measured_twice(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("compare_models", "reconstruct_source", "analyse_subjects"):
+    for name in ("compare_models", "reconstruct_source", "analyse_models"):
         monkeypatch.setattr(measure, name, lambda *_, **__: pytest.fail("measured again"))
     assert write_report(run).left_out == []
 

@@ -30,7 +30,7 @@ from crate_mae.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from crate_mae.evaluation.compare import Measure, Subject
+    from crate_mae.evaluation.compare import ComparedModel, Measure
     from crate_mae.evaluation.rows import Method, Row
     from crate_mae.models.backbone import Backbone
 
@@ -220,7 +220,9 @@ def _of_images(
     return rows, {"sha256": sha256, "data": data, "others": other_facts}
 
 
-def _vitmae(model: "Backbone", which: str | None) -> "tuple[dict[str, Subject], dict[str, Any]]":
+def _vitmae(
+    model: "Backbone", which: str | None
+) -> "tuple[dict[str, ComparedModel], dict[str, Any]]":
     """The ViT-MAE to compare with, by its name in the table, and what the JSON says of it."""
     if which is None:
         return {}, {}

@@ -77,9 +77,9 @@ def analyze(argv: list[str]) -> int:
 
     from crate_mae.analysis import (
         RANDOM,
-        analyse_subjects,
+        analyse_models,
         check_analysis_folder,
-        open_subjects,
+        open_models,
         summary_table,
     )
 
@@ -87,11 +87,11 @@ def analyze(argv: list[str]) -> int:
         raise ValueError("--compare and --no-baselines exclude each other")
     folder = check_analysis_folder(given.out, overwrite=given.overwrite)
     beside = [] if given.no_baselines else given.compare or [RANDOM]
-    subjects = open_subjects(given.weights, beside, seed=given.seed)
+    subjects = open_models(given.weights, beside, seed=given.seed)
     for subject in subjects:
         subject.model.to(device_of(given.device))
     source = opened_images(given)
-    rows, facts = analyse_subjects(
+    rows, facts = analyse_models(
         subjects,
         source,
         folder,

@@ -18,7 +18,7 @@ from crate_mae.models.cost import parameter_count
 from crate_mae.sources.base import ImageSource
 from crate_mae.sources.splits import few_shot_indices
 
-Subject = Backbone | partial[Any]
+ComparedModel = Backbone | partial[Any]
 """A model, or a `functools.partial` that makes one of a seed."""
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def compare_models(
     seeds: Sequence[int] = (0,),
     shots: int | None = None,
     baselines: bool = True,
-    others: Mapping[str, Subject] | None = None,
+    others: Mapping[str, ComparedModel] | None = None,
     progress: StartProgress | None = None,
 ) -> list[Row]:
     """Rows of every measure, subject, layer and pool; by measure, then subject.
@@ -65,7 +65,7 @@ def compare_models(
     """
     if not measures or not seeds:
         raise ValueError("name at least one measure and one seed")
-    subjects: dict[str, Subject | None] = {"model": model, **(others or {})}
+    subjects: dict[str, ComparedModel | None] = {"model": model, **(others or {})}
     if baselines:
         subjects |= {"random baseline": partial(random_baseline, model), "raw pixels": None}
     for subject in subjects.values():

@@ -16,7 +16,7 @@ from crate_mae.evaluation.features import Features
 from crate_mae.evaluation.metrics import (
     HELD_OUT,
     GridPoint,
-    Measured,
+    TunedScore,
     best_point,
     edges,
     labelled_pair,
@@ -37,7 +37,7 @@ BLOCK_VALUES = 1 << 26
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnnResult(Measured):
+class KnnResult(TunedScore):
     """What a vote of nearest neighbours measured; `setting` holds `k` and `temperature`."""
 
     by_k: dict[int, float]

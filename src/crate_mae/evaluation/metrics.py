@@ -117,7 +117,7 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured(Score):
+class TunedScore(Score):
     """A score, and the setting it was reached with."""
 
     setting: dict[str, float]

@@ -15,7 +15,7 @@ from crate_mae.evaluation.features import Features
 from crate_mae.evaluation.metrics import (
     HELD_OUT,
     GridPoint,
-    Measured,
+    TunedScore,
     best_point,
     edges,
     labelled_pair,
@@ -41,7 +41,7 @@ FIXED_SGD = {"learning_rate": 1e-1, "weight_decay": 1e-3}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeResult(Measured):
+class ProbeResult(TunedScore):
     """What a linear probe measured, with all that was tried on the way.
 
     `setting` holds `penalty`, the weight of the squared norm in (mean cross-entropy) + penalty / 2

@@ -19,7 +19,7 @@ from crate_mae.plan.amounts import (
 )
 from crate_mae.plan.machine import Hardware, Machine, asked_hardware, this_machine
 from crate_mae.plan.probe_step import Measure, Probe, probe_step, scaled_seconds
-from crate_mae.plan.real_step import RunSettings, Subject, make_step, subject_of
+from crate_mae.plan.real_step import PlannedRun, RunSettings, make_step, planned_run
 from crate_mae.plan.recipe import Images, count_images
 from crate_mae.training.config import FinetuneConfig, Precision
 from crate_mae.training.session import batch_per_device
@@ -30,7 +30,7 @@ CLASSES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class MeasuredStep:
     """What real steps on generated images took on this machine, in one process on one device."""
 
     precision: Precision
@@ -66,7 +66,7 @@ class RunPlan:
     machine: Machine
     state: TrainingState
     disk: DiskUse
-    measured: Measured | None
+    measured: MeasuredStep | None
     tflops: float | None
     """Given achieved rate of one device, in 10^12 operations a second."""
 
@@ -111,7 +111,7 @@ def plan_run(
     images: int | None = None,
     measure: bool = True,
     tflops: float | None = None,
-    measurement: Callable[[Subject, Machine, Precision], Measure] | None = None,
+    measurement: Callable[[PlannedRun, Machine, Precision], Measure] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> RunPlan:
     """The plan of a run; `images` replaces counting them, `measure` False leaves real steps out.
@@ -127,7 +127,7 @@ def plan_run(
         raise ValueError(f"an achieved rate is a finite number above 0, not {tflops}")
     asked = asked_hardware(config.trainer)
     per_device = batch_per_device(config, asked.world)
-    subject = subject_of(config)
+    subject = planned_run(config)
     given = None if images is None else Images(count=images, origin="given by --images")
     counted = given or count_images(config)
     classes = 0
@@ -180,7 +180,7 @@ def _validates(config: RunSettings) -> bool:
     return held_out or data.val_source is not None or data.val_split is not None
 
 
-def _in_fresh_process(subject: Subject, machine: Machine, precision: Precision) -> Measure:
+def _in_fresh_process(subject: PlannedRun, machine: Machine, precision: Precision) -> Measure:
     def measure(images: int, warmup: int, steps: int) -> PeakMemory:
         return peak_memory(
             make_step,
@@ -208,7 +208,7 @@ def _measured(
     per_device: int,
     precision: Precision,
     flops: Callable[[int], int],
-) -> Measured:
+) -> MeasuredStep:
     """What follows from measurements for the recipe's own batch."""
     points, line, largest, seconds = probe.points, None, None, None
     if len(points) > 1 and points[-1].peak > points[0].peak:
@@ -221,7 +221,7 @@ def _measured(
         seconds = scaled_seconds(points[-1], per_device, flops) * config.trainer.accumulate
     elif probe.out_of_memory is not None:
         largest = 0
-    return Measured(
+    return MeasuredStep(
         precision=precision,
         probe=probe,
         line=line,

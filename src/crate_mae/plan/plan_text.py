@@ -6,7 +6,7 @@ from crate_mae.common.text import bytes_text, duration, time_text
 from crate_mae.common.text_tables import named_values
 from crate_mae.plan.amounts import SPARE
 from crate_mae.plan.machine import Hardware
-from crate_mae.plan.plan import Measured, RunPlan
+from crate_mae.plan.plan import MeasuredStep, RunPlan
 from crate_mae.training.config import FinetuneConfig
 from crate_mae.training.pretrain import FEW_STEPS
 
@@ -110,7 +110,7 @@ def _memory(plan: RunPlan) -> Iterator[Row]:
     yield "", _room(plan, measured)
 
 
-def _peak(plan: RunPlan, measured: Measured) -> str:
+def _peak(plan: RunPlan, measured: MeasuredStep) -> str:
     probe, last = measured.probe, measured.probe.points[-1:]
     where = f"in a process of its own, all that it holds, {measured.precision}"
     if probe.out_of_memory is not None:
@@ -135,7 +135,7 @@ def _peak(plan: RunPlan, measured: Measured) -> str:
     )
 
 
-def _room(plan: RunPlan, measured: Measured) -> str:
+def _room(plan: RunPlan, measured: MeasuredStep) -> str:
     free, largest = plan.machine.share, measured.largest
     here, processes = " on this machine", plan.machine.processes
     held_at_once = "" if largest is None else _held(largest, measured)
@@ -222,7 +222,7 @@ def _time(plan: RunPlan) -> Iterator[Row]:
         )
 
 
-def _achieved(plan: RunPlan, measured: Measured) -> float:
+def _achieved(plan: RunPlan, measured: MeasuredStep) -> float:
     assert measured.step_seconds is not None
     return plan.flops / plan.asked.world / measured.step_seconds
 
@@ -248,7 +248,7 @@ def _scaled(count: float) -> str:
     return f"{count:.3g} E"
 
 
-def _held(count: int, measured: Measured) -> str:
+def _held(count: int, measured: MeasuredStep) -> str:
     """How many images fit, read off a line: two digits, or no more than it can say from afar."""
     points = measured.probe.points
     if points and count > FAR * points[-1].images:

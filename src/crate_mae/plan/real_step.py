@@ -26,7 +26,7 @@ RunSettings = PretrainConfig | FinetuneConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class PlannedRun:
     """A run as far as its cost goes; what it computes on is generated."""
 
     config: RunSettings
@@ -140,7 +140,7 @@ class Subject:
         return {"images": pixels, "targets": targets, "keep": keep}
 
 
-def subject_of(config: RunSettings) -> Subject:
+def planned_run(config: RunSettings) -> PlannedRun:
     """The subject of a configuration; a supervised one takes its architecture from its weights.
 
     How many classes it has is for the caller to fill in.
@@ -149,7 +149,7 @@ def subject_of(config: RunSettings) -> Subject:
     if isinstance(config, PretrainConfig):
         if config.vitmae is not None:
             vitmae_config(config.model, config.vitmae)
-        return Subject(config=config, image_hw=config.model.image_hw)
+        return PlannedRun(config=config, image_hw=config.model.image_hw)
     if config.weights is None and config.model is None:
         raise ValueError(
             "this recipe names no architecture: add --weights WEIGHTS, or --from-scratch SIZE with"
@@ -159,10 +159,10 @@ def subject_of(config: RunSettings) -> Subject:
     whole = resolved(config, origin)
     assert whole.model is not None
     own = whole.model.image_hw if origin is None else origin.preprocess.size
-    return Subject(config=whole, image_hw=config.image_hw or own)
+    return PlannedRun(config=whole, image_hw=config.image_hw or own)
 
 
-def make_step(subject: Subject, images: int, device: str, precision: str) -> Callable[[], None]:
+def make_step(subject: PlannedRun, images: int, device: str, precision: str) -> Callable[[], None]:
     """One micro-batch of a run: forward, backward, clipping, AdamW, in Lightning's order."""
     config = subject.config
     module = subject.module().to(device)

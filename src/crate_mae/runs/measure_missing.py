@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from crate_mae.analysis import RANDOM, analyse_subjects, open_subjects
+from crate_mae.analysis import RANDOM, analyse_models, open_models
 from crate_mae.batches.config import VALIDATION_SEED
 from crate_mae.common.files import write_atomically
 from crate_mae.common.progress import StartProgress
@@ -115,12 +115,12 @@ def _evaluate(
 
 
 def _analyse(run: Run, device: str, progress: StartProgress | None) -> None:
-    subjects = open_subjects(str(run.folder / "weights"), [RANDOM])
+    subjects = open_models(str(run.folder / "weights"), [RANDOM])
     for subject in subjects:
         subject.model.to(device)
     source = held_out(run, ANALYSED).source
     folder = run.folder / ANALYSIS
-    analyse_subjects(subjects, source, folder, overwrite=True, progress=progress)
+    analyse_models(subjects, source, folder, overwrite=True, progress=progress)
 
 
 def _not_ours(run: Run, name: str) -> str:
