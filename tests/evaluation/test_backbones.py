@@ -126,7 +126,7 @@ def test_a_registered_family_goes_through_the_verbs(
         assert main(words) == 0
         rows = json.loads(results.read_text())["rows"]
         assert [row["dim"] for row in rows] == [8, 8, 64]  # model, random baseline, raw pixels
-        assert all(0 < row["mean"] <= 1 for row in rows)
+        assert all(0 < row["accuracy"] <= 1 for row in rows)
     capsys.readouterr()
     assert main(["info", str(folder)]) == 0
     printed = capsys.readouterr().out

@@ -319,7 +319,7 @@ def test_nothing_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("cifar10", []), ("imagenet1k", []), ("cifar10", ["--data.source", "hf:someone/images"]),
         ("finetune-pets", []),
     ):  # fmt: skip
-        with pytest.raises(FileNotFoundError, match="--images N"):
+        with pytest.raises(FileNotFoundError, match="--num-images N"):
             count_images(parse_recipe(name, words))
     assert list(tmp_path.iterdir()) == []
 
@@ -391,7 +391,7 @@ def test_a_real_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_arithmetic_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--images", "3680", "--from-scratch", "base", "--tflops", "50", "--no-measure"]
+    words = ["--num-images", "3680", "--from-scratch", "base", "--tflops", "50", "--no-measure"]
     assert main(["plan", "finetune-pets", *words]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "1,000 classes (assumed; they change the head alone)" in out
@@ -409,14 +409,14 @@ def test_few_steps_are_told_of() -> None:
     ("words", "message"),
     [
         (["cifar1"], "did you mean 'cifar10'"),
-        (["cifar10", "--data.source", "imagefolder:nowhere"], "--images N"),
+        (["cifar10", "--data.source", "imagefolder:nowhere"], "--num-images N"),
         (["digits", "--json", "there.json", "--no-measure"], "exists and is not overwritten"),
-        (["finetune-pets", "--images", "100"], "--from-scratch SIZE"),
-        (["digits", "--images", "0"], "at least 1 image"),
-        (["digits", "--images", "63"], "fewer than one batch of 64"),
+        (["finetune-pets", "--num-images", "100"], "--from-scratch SIZE"),
+        (["digits", "--num-images", "0"], "at least 1 image"),
+        (["digits", "--num-images", "63"], "fewer than one batch of 64"),
         (["digits", "--tflops", "-1"], "above 0"),
         (["digits", "--trainer.accumulate", "3"], "nearest 63"),
-        (["finetune-mae", "--weights", "nowhere", "--images", "5000"], "nowhere"),
+        (["finetune-mae", "--weights", "nowhere", "--num-images", "5000"], "nowhere"),
     ],
 )
 def test_faults_are_told_before_anything_is_measured(

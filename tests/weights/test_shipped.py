@@ -75,8 +75,9 @@ def test_a_shipped_model_is_a_published_folder(name: str) -> None:
 def test_a_shipped_card_is_the_one_that_a_push_writes(name: str, tmp_path: Path) -> None:
     """From the metrics beside it and docs/cards: after a change, push writes it anew."""
     notes = Path(__file__).parents[2] / "docs" / "cards" / f"{name}.md"
-    words = ["push", name, "--to-folder", str(tmp_path / name), "--licence", "mit"]
-    words += ["--data-name", "the training images of CIFAR-10, without labels"]
+    words = ["push", name, "--out", str(tmp_path / name), "--licence", "mit"]
+    data = "the training images of CIFAR-10 as a JPEG copy (quality 75, halved chroma)"
+    words += ["--data-name", f"{data}, without labels"]
     words += ["--dataset", "JPEG copy of CIFAR-10", "--notes", str(notes)]
     assert main(words) == 0
     assert (tmp_path / name / "README.md").read_text() == SHIPPED[name].card

@@ -97,7 +97,7 @@ def plan_parser() -> CommandParser:
         " Settings are given as for crate-mae pretrain and finetune: --optim.batch_size 64 ...",
     )
     parser.add_argument("config", help="a recipe file, a shipped recipe's name or a run folder")
-    parser.add_argument("--images", type=int, metavar="N", help="training images (counted)")
+    parser.add_argument("--num-images", type=int, metavar="N", help="training images (counted)")
     parser.add_argument(
         "--no-measure", action="store_true", help="arithmetic alone, without real steps"
     )
@@ -132,7 +132,7 @@ def plan(argv: list[str]) -> int:
     config = parse_recipe(given.config, settings)
     found = plan_run(
         config,
-        images=given.images,
+        images=given.num_images,
         measure=not given.no_measure,
         tflops=given.tflops,
         progress=lambda text: print(text, file=sys.stderr),

@@ -128,7 +128,7 @@ def plan_run(
     asked = asked_hardware(config.trainer)
     per_device = batch_per_device(config, asked.world)
     subject = planned_run(config)
-    given = None if images is None else Images(count=images, origin="given by --images")
+    given = None if images is None else Images(count=images, origin="given by --num-images")
     counted = given or count_images(config)
     classes = 0
     if isinstance(config, FinetuneConfig):

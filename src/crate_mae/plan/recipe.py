@@ -93,7 +93,7 @@ def count_images(config: PretrainConfig | FinetuneConfig) -> Images:
         return _unlabelled(config.data, config.seed)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{error}; plan without the data by --images N, or say where they are with"
+            f"{error}; plan without the data by --num-images N, or say where they are with"
             " --data.source"
         ) from error
 
