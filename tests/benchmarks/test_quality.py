@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from processes import PATIENCE
 
 from altered import ALTERATIONS
 from altered import main as altered
@@ -109,7 +110,7 @@ def test_time_over_asks_jobs_to_stop_and_waits(tmp_path: Path) -> None:
         "def stop(*_):\n"
         f"    Path({str(tmp_path / 'saved')!r}).touch()\n    sys.exit(143)\n"
         "signal.signal(signal.SIGTERM, stop)\n"
-        f"Path({str(tmp_path / 'begun')!r}).touch()\ntime.sleep(60)"
+        f"Path({str(tmp_path / 'begun')!r}).touch()\ntime.sleep({PATIENCE})"
     )
     jobs = [job("long", tmp_path, code), job("next", tmp_path, needs=("long",))]
     outcome = run_jobs(jobs, workers=1, threads=1, logs=tmp_path, minutes=0.05, poll=0.01)
