@@ -18,6 +18,7 @@ from crate_mae.common.text import bytes_text, time_text
 from crate_mae.models.config import PRESETS, ModelConfig
 from speed import growth as growth_module
 from speed.growth import growing_sizes, growth_of
+from speed.harness import alternate
 from speed.limit import GEMM, PRODUCTS, gemm_call, least_flops, limit_of
 from speed.loading import (
     check_enough,
@@ -35,6 +36,12 @@ from speed.subjects import SUBJECTS, Work, choose_subjects
 
 DEBUG = PRESETS["debug"]
 SMALL = ["--model", "debug", "--batch-sizes", "2", "--rounds", "2", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def brief_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples last a millisecond: here it is told what was measured, and not how exactly."""
+    monkeypatch.setattr("speed.run_bench.alternate", functools.partial(alternate, shortest=0.001))
 
 
 def test_the_whole_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

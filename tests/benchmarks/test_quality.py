@@ -1,10 +1,12 @@
 """The quality matrix: its jobs, the pool that runs them, the tables made of what is there."""
 
 import dataclasses
+import functools
 import json
+import os
 import signal
-import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from processes import PATIENCE
 from torch import Tensor
 
 from altered import ALTERATIONS, alter
@@ -20,6 +23,7 @@ from crate_mae import build_model
 from crate_mae.models import autoencoder, encoder
 from crate_mae.models.config import ModelConfig
 from crate_mae.models.layers import DecoderLayer, EncoderLayer, Synthesis
+from crate_mae.training import parse
 from crate_mae.training.config import OptimConfig, PretrainConfig
 from crate_mae.training.parse import parse_finetune, parse_pretrain
 from matrix import (
@@ -112,7 +116,7 @@ def test_time_over_asks_jobs_to_stop_and_waits(tmp_path: Path) -> None:
         "def stop(*_):\n"
         f"    Path({str(tmp_path / 'saved')!r}).touch()\n    sys.exit(143)\n"
         "signal.signal(signal.SIGTERM, stop)\n"
-        f"Path({str(tmp_path / 'begun')!r}).touch()\ntime.sleep(60)"
+        f"Path({str(tmp_path / 'begun')!r}).touch()\ntime.sleep({PATIENCE})"
     )
     jobs = [job("long", tmp_path, code), job("next", tmp_path, needs=("long",))]
     outcome = run_jobs(jobs, workers=1, threads=1, logs=tmp_path, minutes=0.05, poll=0.01)
@@ -174,6 +178,14 @@ def test_what_comes_after_waits_for_the_end_good_or_bad(tmp_path: Path) -> None:
 # -- the matrix -------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def one_parser(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parsers are built once for all commands, as building takes longer than parsing."""
+    for name in ("pretrain_parser", "finetune_parser"):
+        monkeypatch.setattr(parse, name, functools.cache(getattr(parse, name)))
+
+
+@pytest.mark.usefixtures("one_parser")
 def test_every_command_of_the_matrix_is_understood(tmp_path: Path) -> None:
     matrix = load_matrix(HERE / "quality.yaml")
     for model in matrix.models:  # a search whose middle rate is the best
@@ -210,6 +222,7 @@ def test_every_command_of_the_matrix_is_understood(tmp_path: Path) -> None:
     ) * len(matrix.seeds)
 
 
+@pytest.mark.usefixtures("one_parser")
 @pytest.mark.parametrize("name", ["quality-gpu", "quality-overcomplete"])
 def test_the_other_matrices_are_understood_too(tmp_path: Path, name: str) -> None:
     matrix = load_matrix(HERE / f"{name}.yaml")
@@ -251,6 +264,7 @@ def test_more_rates_are_taken_and_runs_at_the_old_best_are_told(tmp_path: Path) 
     assert superseded(extended, tmp_path) == ["compared/crate-0"]
 
 
+@pytest.mark.usefixtures("one_parser")
 def test_fine_tuning_of_the_matrix_is_understood(tmp_path: Path) -> None:
     matrix = load_matrix(HERE / "quality.yaml")
     first = compared_folder(tmp_path, "crate", 0)
@@ -637,11 +651,20 @@ def test_interrupting_the_pool_saves_running_jobs(tmp_path: Path) -> None:
     long = {**TINY, "settings": {**TINY["settings"], "optim.epochs": 5000}}  # type: ignore[dict-item]
     matrix.write_text(yaml.safe_dump(long))
     words = ["run", "digits", "--out", str(out), "--matrix", str(matrix), "--workers", "1"]
-    process = subprocess.Popen([sys.executable, str(HERE / "quality.py"), *words])
     folder = search_folder(out, "crate", 1e-2)
-    deadline = time.monotonic() + 120
-    while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 143
+    ended = threading.Event()
+
+    def interrupt() -> None:
+        while not ended.wait(0.1):
+            if (folder / "metrics.jsonl").exists():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    watcher = threading.Thread(target=interrupt)
+    watcher.start()
+    try:
+        assert main(words) == 143
+    finally:
+        ended.set()
+        watcher.join()
     assert (folder / "checkpoints" / "last.ckpt").exists()

@@ -1,5 +1,6 @@
 """Targets are judged by known numbers; their result is kept, never overwritten, and told."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import targets
 from crate_mae.common.peak_memory import PeakMemory
 from promises import TARGETS, Target, judged
 from speed import growth
+from speed.harness import alternate
 from speed.settings import Settings
 from tables import PAGE, fill_page, targets_table
 
@@ -68,6 +70,8 @@ def test_a_quick_run_measures_every_target(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(growth, "peak_memory", in_this_process)
+    briefly = functools.partial(alternate, shortest=0.001)
+    monkeypatch.setattr("speed.run_bench.alternate", briefly)
     assert targets.main(["--quick", "--out", str(tmp_path)]) == 0
     (path,) = tmp_path.glob("*.json")
     result = json.loads(path.read_text())

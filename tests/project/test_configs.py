@@ -159,7 +159,11 @@ def small_supervised_step(
 
 
 def small_step(config: PretrainConfig, images: Path) -> PretrainConfig:
-    """The recipe's model, masks, augmentation and optimiser for one step on this machine."""
+    """The recipe's model, masks, augmentation and optimiser for one step on this machine.
+
+    Two layers a side stand for all, which are alike.
+    """
+    few = {name: min(2, getattr(config.model, name)) for name in ("depth", "decoder_depth")}
     data = replace(
         config.data, source=f"imagefolder:{images}", split=None, val_split=None, val_share=0.34,
         workers=0,
@@ -167,6 +171,7 @@ def small_step(config: PretrainConfig, images: Path) -> PretrainConfig:
     assert isinstance(data, DataConfig)
     return replace(
         config,
+        model=replace(config.model, **few),
         data=data,
         optim=replace(config.optim, epochs=1, batch_size=2, warmup_epochs=0),
         trainer=TrainerConfig(accelerator="cpu", devices=1),

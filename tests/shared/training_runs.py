@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import yaml
+from processes import PATIENCE
 from torch import Tensor
 
 from crate_mae.batches.config import (
@@ -112,10 +113,6 @@ def write_recipe(config: PretrainConfig | FinetuneConfig, path: Path) -> Path:
     """The configuration as a recipe file."""
     path.write_text(yaml.safe_dump(config.to_dict()))
     return path
-
-
-PATIENCE = 600.0
-"""Seconds that a process may take before a test gives it up: far more than on any machine."""
 
 
 def command_line(*words: str | Path, **environment: str) -> subprocess.Popen[str]:
