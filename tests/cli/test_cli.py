@@ -7,24 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from model_cases import digits_model
 from PIL import Image
 from processes import python
 
-from crate_mae import build_model, save_model
+from crate_mae import save_model
 from crate_mae.cli import VERBS, main
 from crate_mae.evaluation.feature_files import load_features
 from crate_mae.models.classifier import CrateClassifier
-from crate_mae.models.config import Preprocess
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    model = build_model(
-        "debug", image_size=8, patch_size=2, channels=1, dim=16, num_heads=2, decoder_num_heads=2
-    )
-    model.preprocess = Preprocess(size=(8, 8), channels=1, mean=(0.3,), std=(0.4,))
-    return save_model(model, tmp_path_factory.mktemp("cli") / "weights")
+    return save_model(digits_model(), tmp_path_factory.mktemp("cli") / "weights")
 
 
 def words(*parts: object) -> list[str]:
@@ -68,10 +63,7 @@ def test_version_and_no_words(capsys: pytest.CaptureFixture[str]) -> None:
 def test_info_tells_parameters_and_hash(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words("info", weights, "--json", "-")) == 0
     facts = json.loads(capsys.readouterr().out)
-    model = build_model(
-        "debug", image_size=8, patch_size=2, channels=1, dim=16, num_heads=2, decoder_num_heads=2
-    )
-    assert facts["parameters"] == sum(p.numel() for p in model.parameters())
+    assert facts["parameters"] == sum(p.numel() for p in digits_model().parameters())
     assert sum(facts["parameters_by_part"].values()) == facts["parameters"]
     assert facts["finite"] is True
     assert main(words("info", weights)) == 0

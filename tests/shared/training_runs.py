@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import yaml
+from data_cases import MODEL
 from processes import PATIENCE
 from torch import Tensor
 
@@ -23,7 +24,6 @@ from crate_mae.batches.config import (
     Masking,
     SupervisedAugment,
 )
-from crate_mae.models.config import ModelConfig
 from crate_mae.training.config import (
     CheckpointConfig,
     FinetuneConfig,
@@ -32,17 +32,6 @@ from crate_mae.training.config import (
     PretrainConfig,
     RecordConfig,
     TrainerConfig,
-)
-
-MODEL = ModelConfig(
-    image_size=8,
-    patch_size=2,
-    channels=1,
-    dim=16,
-    depth=1,
-    num_heads=2,
-    decoder_depth=1,
-    decoder_num_heads=2,
 )
 
 
