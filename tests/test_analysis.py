@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from model_cases import digits_model
 from PIL import Image
 
-from crate_mae import build_model, save_model
+from crate_mae import save_model
 from crate_mae.analysis import analyse_models, open_models, summary_table
 from crate_mae.cli import main
 from crate_mae.figures import style as base
 from crate_mae.figures.layer_curves import draw_layers, draw_subspace_angles, draw_weights
 from crate_mae.models.classifier import CrateClassifier
-from crate_mae.models.config import Preprocess
 from crate_mae.sources.inputs import open_images
 from crate_mae.weights.weights_folder import weights_hash
 from crate_mae.whitebox.table import models_of, read_table
@@ -29,9 +29,10 @@ FILES |= {"layers.csv", "layers.json"}
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small untrained model for digits."""
-    model = build_model("debug", image_size=8, patch_size=2, channels=1, dim=16)
-    model.preprocess = Preprocess(size=(8, 8), channels=1, mean=(0.3,), std=(0.4,))
-    return save_model(model, tmp_path_factory.mktemp("models") / "small")
+    return save_model(
+        digits_model(seed=3, num_heads=4, decoder_num_heads=4),
+        tmp_path_factory.mktemp("models") / "small",
+    )
 
 
 def analyze(weights: Path, out: Path, *words: str) -> int:
@@ -109,8 +110,7 @@ def test_weights_called_model_do_not_take_the_place_of_the_model(
 def test_decoders_behind_encoders_of_other_depths_are_drawn_in_one_place(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deeper = build_model("debug", image_size=8, patch_size=2, channels=1, dim=16, depth=3)
-    other = save_model(deeper, tmp_path / "deeper")
+    other = save_model(digits_model(depth=3), tmp_path / "deeper")
     source = open_images(["digits"], limit=2)
     drawn: dict[str, Figure] = {}
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from processes import PATIENCE
 from torch import Tensor
 
 from altered import ALTERATIONS, alter
@@ -115,7 +116,7 @@ def test_time_over_asks_jobs_to_stop_and_waits(tmp_path: Path) -> None:
         "def stop(*_):\n"
         f"    Path({str(tmp_path / 'saved')!r}).touch()\n    sys.exit(143)\n"
         "signal.signal(signal.SIGTERM, stop)\n"
-        f"Path({str(tmp_path / 'begun')!r}).touch()\ntime.sleep(60)"
+        f"Path({str(tmp_path / 'begun')!r}).touch()\ntime.sleep({PATIENCE})"
     )
     jobs = [job("long", tmp_path, code), job("next", tmp_path, needs=("long",))]
     outcome = run_jobs(jobs, workers=1, threads=1, logs=tmp_path, minutes=0.05, poll=0.01)

@@ -7,16 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from model_cases import digits_model
 from pages import code_of, commands_of
 from PIL import Image
 
-from crate_mae import build_model, save_model
+from crate_mae import save_model
 from crate_mae.cli import main
 from crate_mae.dense.segment_source import load_masks
 from crate_mae.dense.segmentation import intersection_over_union
-from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
-from crate_mae.models.config import Preprocess
 
 PAGE = (Path(__file__).parents[2] / "docs" / "pictures.md").read_text(encoding="utf-8")
 
@@ -34,18 +33,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         pixels[mask > 0] += 150
         Image.fromarray(pixels).save(tmp_path / "pictures" / f"{index}.png")
         Image.fromarray(mask).save(tmp_path / "masks" / f"{index}.png")
-    torch.manual_seed(0)
-    save_model(model(), tmp_path / "runs" / "demo" / "weights")
+    save_model(digits_model(), tmp_path / "runs" / "demo" / "weights")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def model() -> CrateMAE:
-    made = build_model(
-        "debug", image_size=8, patch_size=2, channels=1, dim=16, num_heads=2, decoder_num_heads=2
-    )
-    made.preprocess = Preprocess(size=(8, 8), channels=1, mean=(0.3,), std=(0.4,))
-    return made
 
 
 def call(line: str) -> int:
@@ -87,7 +77,7 @@ def test_each_image_gets_its_attention(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.usefixtures("place")
 def test_classifiers_can_be_looked_at() -> None:
-    save_model(CrateClassifier.from_pretrained(model(), num_classes=3), "tuned")
+    save_model(CrateClassifier.from_pretrained(digits_model(), num_classes=3), "tuned")
     for line in (
         "attention tuned digits --limit 1 --out a.png",
         "pca tuned digits --limit 3 --out b.png",
@@ -130,7 +120,7 @@ def test_a_basis_is_kept_and_used_again(capsys: pytest.CaptureFixture[str]) -> N
     assert call("pca runs/demo pictures --basis b.safetensors --out c.png") == 0
     assert np.array_equal(drawn("a.png"), drawn("c.png"))
     torch.manual_seed(1)
-    save_model(model(), "other")
+    save_model(digits_model(seed=1), "other")
     assert call("pca other pictures --basis b.safetensors --out d.png") == 1
     assert "fit a basis anew" in capsys.readouterr().err
     assert call(f"{first} --save-basis b.safetensors --overwrite") == 0

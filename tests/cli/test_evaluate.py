@@ -7,13 +7,13 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from model_cases import digits_model
 from pages import blocks_of, code_of, commands_in, commands_of
 
-from crate_mae import build_model, save_model
+from crate_mae import save_model
 from crate_mae.cli import main
 from crate_mae.common.files import file_hash
 from crate_mae.evaluation.feature_files import load_facts
-from crate_mae.models.config import Preprocess
 from crate_mae.vitmae.model import vitmae_baseline
 from crate_mae.vitmae.vitmae_folder import save_vitmae
 from crate_mae.weights.weights_folder import load_autoencoder, weights_hash
@@ -24,12 +24,7 @@ FEW = ["--limit", "100", "--test-limit", "60"]
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    model = build_model(
-        "debug", image_size=8, patch_size=2, channels=1, dim=16, num_heads=2, decoder_num_heads=2
-    )
-    model.preprocess = Preprocess(size=(8, 8), channels=1, mean=(0.3,), std=(0.4,))
-    return save_model(model, tmp_path_factory.mktemp("work") / "runs" / "demo" / "weights")
+    return save_model(digits_model(), tmp_path_factory.mktemp("work") / "runs" / "demo" / "weights")
 
 
 def test_the_pages_commands_and_snippets_run(

@@ -9,13 +9,12 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-import torch
 from jsonargparse import ArgumentParser as SettingsBase
+from model_cases import digits_model
 
-from crate_mae import build_model, save_model
+from crate_mae import save_model
 from crate_mae.cli import CHAPTERS, VERBS, main
 from crate_mae.cli.options import Names, Numbered, PassedLayers
-from crate_mae.models.config import Preprocess
 from crate_mae.training.config import FinetuneConfig, PretrainConfig
 
 SETTINGS = {field.name for config in (PretrainConfig, FinetuneConfig) for field in fields(config)}
@@ -227,12 +226,7 @@ def test_layers_themselves_and_words() -> None:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    model = build_model(
-        "debug", image_size=8, patch_size=2, channels=1, dim=16, num_heads=2, decoder_num_heads=2
-    )
-    model.preprocess = Preprocess(size=(8, 8), channels=1, mean=(0.3,), std=(0.4,))
-    return save_model(model, tmp_path_factory.mktemp("options") / "weights")
+    return save_model(digits_model(), tmp_path_factory.mktemp("options") / "weights")
 
 
 @pytest.mark.parametrize(

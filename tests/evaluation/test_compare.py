@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 
 import pytest
 import torch
+from model_cases import digits_model
 from PIL import Image
 
 from crate_mae.cli import main
@@ -22,7 +23,6 @@ from crate_mae.evaluation.probe import linear_probe
 from crate_mae.evaluation.rows import Row, comparison_table, confusion_table, grid_table
 from crate_mae.models.autoencoder import CrateMAE, build_model
 from crate_mae.models.classifier import CrateClassifier
-from crate_mae.models.config import Preprocess
 from crate_mae.models.cost import parameter_count
 from crate_mae.sources.address import open_pair
 from crate_mae.sources.base import ImageSource
@@ -34,12 +34,7 @@ Pair = tuple[ImageSource, ImageSource]
 
 @pytest.fixture(scope="module")
 def model() -> CrateMAE:
-    torch.manual_seed(7)
-    model = build_model(
-        "debug", image_size=8, patch_size=2, channels=1, dim=16, num_heads=2, decoder_num_heads=2
-    )
-    model.preprocess = Preprocess(size=(8, 8), channels=1, mean=(0.3,), std=(0.4,))
-    return model
+    return digits_model(seed=7)
 
 
 @pytest.fixture(scope="module")

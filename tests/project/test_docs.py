@@ -9,22 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pages import PAGES, ROOT, anchors_of, code_of, commands_of
+from model_cases import digits_model
+from pages import PAGES, ROOT, SMALL, anchors_of, code_of, commands_of
 from PIL import Image
 
 from crate_mae import CrateMAE, build_model, save_model
 from crate_mae.cli import VERBS, main
-from crate_mae.models.config import PRESETS, Preprocess
+from crate_mae.models.config import PRESETS
 
 README = (ROOT / "README.md").read_text()
 EVERYDAY = ["pretrain", "reconstruct", "extract", "probe", "report"]
-
-# Makes any training command of the documents small.
-SMALL = [
-    *("--model.dim", "16", "--model.depth", "1", "--model.decoder_depth", "1"),
-    *("--model.num_heads", "2", "--model.decoder_num_heads", "2", "--optim.epochs", "2"),
-    *("--optim.batch_size", "8", "--optim.warmup_epochs", "1", "--trainer.accelerator", "cpu"),
-]
 
 
 def name_of(path: Path) -> str:
@@ -105,9 +99,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for index in range(20):
         pixels = generator.integers(0, 255, (40, 50, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "pictures" / "summer" / f"{index}.jpg")
-    model = build_model("debug", image_size=8, patch_size=2, channels=1)
-    model.preprocess = Preprocess(size=(8, 8), channels=1, mean=(0.3,), std=(0.4,))
-    save_model(model, tmp_path / "runs" / "demo" / "weights")
+    save_model(digits_model(), tmp_path / "runs" / "demo" / "weights")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -1,12 +1,12 @@
 """Modules import from the rows above them and from their own row, never from a row below."""
 
 import ast
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import python
 
 import crate_mae
 
@@ -152,17 +152,11 @@ def test_the_check_itself(module: str, source: str, wrong: bool) -> None:
 def test_light_modules_load_without_torch(module: str) -> None:
     heavy = ("torch", "numpy", "lightning", "matplotlib", "PIL", "sklearn", "huggingface_hub")
     code = f"import sys, {module}; print([m for m in {heavy!r} if m in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
-    )
-    assert done.stdout.strip() == "[]"
+    assert python(code).stdout.strip() == "[]"
 
 
 def test_models_load_without_the_heavy_rest() -> None:
     heavy = ("lightning", "matplotlib", "torchvision", "sklearn", "timm", "pyarrow")
     names = "crate_mae.weights.weights_folder, crate_mae.models.classifier, crate_mae.models.masks"
     code = f"import sys, {names}; print([m for m in {heavy!r} if m in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
-    )
-    assert done.stdout.strip() == "[]"
+    assert python(code).stdout.strip() == "[]"

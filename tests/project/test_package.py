@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from processes import PATIENCE, python
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "crate_mae"
@@ -26,7 +27,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
-    done = subprocess.run([*build, str(source)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*build, str(source)], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -59,15 +60,13 @@ def test_the_wheel_works_alone(unpacked: Path, tmp_path: Path) -> None:
         "from crate_mae.cli import main\n"
         "raise SystemExit(main(['data', 'digits', '--limit', '20']))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120
-    )
+    done = python(code, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     done = subprocess.run(
         f"{sys.executable} -m crate_mae --help | true",
-        shell=True, capture_output=True, text=True, cwd=tmp_path, timeout=60,
+        shell=True, capture_output=True, text=True, cwd=tmp_path, timeout=PATIENCE,
     )  # fmt: skip
     assert "Traceback" not in done.stderr

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pages import commands_of
+from pages import SMALL, commands_of
 from PIL import Image
 
 from crate_mae.cli import main
@@ -16,12 +16,6 @@ from crate_mae.training.parse import recipe
 
 PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
 COMMANDS = commands_of(PAGE)
-
-SMALL = [
-    *("--model.dim", "16", "--model.depth", "1", "--model.decoder_depth", "1"),
-    *("--model.num_heads", "2", "--model.decoder_num_heads", "2", "--optim.epochs", "2"),
-    *("--optim.batch_size", "8", "--optim.warmup_epochs", "1", "--trainer.accelerator", "cpu"),
-]
 
 
 @pytest.fixture

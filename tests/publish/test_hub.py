@@ -14,8 +14,9 @@ import torch
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, EvalResult, ModelCard
 from huggingface_hub.errors import RevisionNotFoundError
+from model_cases import digits_model
 
-from crate_mae import build_model, load_model, save_model
+from crate_mae import load_model, save_model
 from crate_mae.cli import main
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
@@ -106,23 +107,16 @@ class MemoryHub:
         return SimpleNamespace(commit_url=f"https://hub.example/{repo_id}/commit/1")
 
 
-def model_of(seed: int) -> Any:
-    torch.manual_seed(seed)
-    return build_model(
-        "debug", image_size=8, patch_size=2, channels=1, dim=16, num_heads=2, decoder_num_heads=2
-    )
-
-
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    return save_model(model_of(0), tmp_path / "weights")
+    return save_model(digits_model(0), tmp_path / "weights")
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run folder as training leaves it, with private places in every file that has some."""
     folder = tmp_path / "home" / "ann" / "runs" / "mine"
-    save_model(model_of(1), folder / "weights")
+    save_model(digits_model(1), folder / "weights")
     hashed = sha256((folder / "weights" / "model.safetensors").read_bytes()).hexdigest()
     config, _ = parse_pretrain(["--config", "digits"])
     values = config.to_dict()
@@ -217,7 +211,7 @@ def test_nothing_private_leaves_a_fine_tuning_run(
     """Names without a slash are places too, and what lies beside a run is no name of the Hub."""
     shutil.rmtree(run / "weights")
     (run / "evaluation.json").unlink()
-    model = CrateClassifier(model_of(0).config, num_classes=3, pool="mean")
+    model = CrateClassifier(digits_model(0).config, num_classes=3, pool="mean")
     save_model(model, run / "weights")
     config, _ = parse_finetune(["secretfolder", "--config", "finetune-cifar10"])
     values = config.to_dict()
@@ -319,7 +313,7 @@ def test_the_hub_shows_the_numbers(run: Path) -> None:
 
 def test_the_hub_shows_the_test_of_a_classifier(run: Path) -> None:
     shutil.rmtree(run / "weights")
-    model = CrateClassifier(model_of(0).config, num_classes=3, pool="mean")
+    model = CrateClassifier(digits_model(0).config, num_classes=3, pool="mean")
     save_model(model, run / "weights")
     config, _ = parse_finetune([str(run), "--config", "finetune-cifar10"])
     (run / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
@@ -376,7 +370,7 @@ def test_an_unfinished_run_says_so(run: Path) -> None:
 
 
 def test_a_classifier_is_called_one(tmp_path: Path) -> None:
-    config = model_of(0).config
+    config = digits_model(0).config
     folder = save_model(
         CrateClassifier(config, num_classes=3, pool="mean"), tmp_path / "classifier"
     )
@@ -387,14 +381,14 @@ def test_a_classifier_is_called_one(tmp_path: Path) -> None:
 
 
 def test_layers_that_are_not_the_papers_are_called_so(tmp_path: Path) -> None:
-    config = replace(model_of(0).config, overcomplete=2)
+    config = replace(digits_model(0).config, overcomplete=2)
     text = card_of(package_of(save_model(CrateMAE(config), tmp_path / "weights"))).text
     assert "A CRATE-MAE with overcomplete dictionaries (not the paper's layers)" in text
     assert f"| dictionaries | 2 x {config.dim} atoms, two ISTA steps from 0 and a skip" in text
     classifier = CrateClassifier(config, num_classes=3, pool="mean")
     text = card_of(package_of(save_model(classifier, tmp_path / "classifier"))).text
     assert "A classifier on a CRATE encoder with overcomplete dictionaries" in text
-    plain = card_of(package_of(save_model(model_of(0), tmp_path / "plain"))).text
+    plain = card_of(package_of(save_model(digits_model(0), tmp_path / "plain"))).text
     assert "atoms" not in plain
 
 
@@ -425,7 +419,7 @@ def test_a_written_folder_is_pushed_with_its_edited_card(run: Path, tmp_path: Pa
     card = folder / "README.md"
     card.write_text(card.read_text() + "\nAnd one word more.\n")
     assert package_of(folder).files["README.md"] == card.read_bytes()
-    save_model(model_of(5), tmp_path / "other")
+    save_model(digits_model(5), tmp_path / "other")
     shutil.copy(tmp_path / "other" / "model.safetensors", folder)
     with pytest.raises(ValueError, match=r"metrics.json was measured on other weights"):
         package_of(folder)
@@ -601,7 +595,7 @@ def test_a_hub_that_fails_is_told_of_in_one_line(step: str, weights: Path) -> No
 
 
 def test_weights_that_are_not_finite_are_not_published(tmp_path: Path) -> None:
-    model = model_of(0)
+    model = digits_model(0)
     with torch.no_grad():
         model.prediction.bias[0] = torch.nan
     folder = save_model(model, tmp_path / "broken")

@@ -15,8 +15,8 @@ from hypothesis import settings
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.config import ModelConfig
+from crate_mae.models.autoencoder import CrateMAE, build_model
+from crate_mae.models.config import ModelConfig, Preprocess
 from crate_mae.models.layers import DecoderLayer, EncoderLayer
 from crate_mae.models.operators import operators_of
 from crate_mae.weights.published import PublishedFacts, from_reference
@@ -101,6 +101,15 @@ def make(config: ModelConfig, seed: int = 0, scale: float = 0.2) -> CrateMAE:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(scale * torch.randn_like(parameter))
+    return model
+
+
+def digits_model(seed: int = 0, **changes: Any) -> CrateMAE:
+    """A small untrained model for digits, the same one each time; single fields replaced."""
+    torch.manual_seed(seed)
+    small = {"image_size": 8, "patch_size": 2, "channels": 1, "dim": 16, "num_heads": 2}
+    model = build_model("debug", **{**small, "decoder_num_heads": 2, **changes})
+    model.preprocess = Preprocess(size=(8, 8), channels=1, mean=(0.3,), std=(0.4,))
     return model
 
 

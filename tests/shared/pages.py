@@ -17,6 +17,13 @@ PAGES = [
 ]
 """Every page that people write; model cards and records of benchmarks are written by programs."""
 
+SMALL = [
+    *("--model.dim", "16", "--model.depth", "1", "--model.decoder_depth", "1"),
+    *("--model.num_heads", "2", "--model.decoder_num_heads", "2", "--optim.epochs", "2"),
+    *("--optim.batch_size", "8", "--optim.warmup_epochs", "1", "--trainer.accelerator", "cpu"),
+]
+"""Words that make any training command of the documents small."""
+
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 import yaml
+from data_cases import MODEL
+from processes import PATIENCE
 from torch import Tensor
 
 from crate_mae.batches.config import (
@@ -22,7 +24,6 @@ from crate_mae.batches.config import (
     Masking,
     SupervisedAugment,
 )
-from crate_mae.models.config import ModelConfig
 from crate_mae.training.config import (
     CheckpointConfig,
     FinetuneConfig,
@@ -31,17 +32,6 @@ from crate_mae.training.config import (
     PretrainConfig,
     RecordConfig,
     TrainerConfig,
-)
-
-MODEL = ModelConfig(
-    image_size=8,
-    patch_size=2,
-    channels=1,
-    dim=16,
-    depth=1,
-    num_heads=2,
-    decoder_depth=1,
-    decoder_num_heads=2,
 )
 
 
@@ -112,10 +102,6 @@ def write_recipe(config: PretrainConfig | FinetuneConfig, path: Path) -> Path:
     """The configuration as a recipe file."""
     path.write_text(yaml.safe_dump(config.to_dict()))
     return path
-
-
-PATIENCE = 600.0
-"""Seconds that a process may take before a test gives it up: far more than on any machine."""
 
 
 def command_line(*words: str | Path, **environment: str) -> subprocess.Popen[str]:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from data_cases import MODEL
+from processes import PATIENCE
 from sklearn.metrics import confusion_matrix
 from torch import Tensor
 from torch.utils.data import Dataset
 from training_runs import (
-    MODEL,
-    PATIENCE,
     assert_same_run,
     command_line,
     final_state,

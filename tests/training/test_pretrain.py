@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from data_cases import MODEL
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from training_runs import MODEL, final_state, records, small_config
+from training_runs import final_state, records, small_config
 
 from crate_mae import load_model
 from crate_mae.batches.broken import TooManyBrokenImagesError

@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from training_runs import PATIENCE, command_line, final_state, records, small_config, write_recipe
+from processes import PATIENCE
+from training_runs import command_line, final_state, records, small_config, write_recipe
 
 from crate_mae.training.config import OptimConfig, TrainerConfig
 from crate_mae.training.pretrain import pretrain

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from processes import PATIENCE
 from training_runs import (
-    PATIENCE,
     assert_same_run,
     command_line,
     final_state,

@@ -8,8 +8,9 @@ from typing import Any, cast
 
 import pytest
 import torch
+from data_cases import MODEL
 from torch import nn
-from training_runs import MODEL, assert_same_run, final_state, records, small_config, small_finetune
+from training_runs import assert_same_run, final_state, records, small_config, small_finetune
 
 from crate_mae.batches.config import Masking
 from crate_mae.cli import main
