@@ -39,8 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given.compare is not None:
         before, after = (json.loads(path.read_text(encoding="utf-8")) for path in given.compare)
         lines = differences(before["numbers"], after["numbers"])
-        count = sum(1 for _ in leaves(before["numbers"]))
-        print("\n".join(lines) or f"all {count} numbers are equal")
+        print("\n".join(lines) or f"all {len(before['numbers'])} numbers are equal")
         return 1 if lines else 0
     if given.cifar10 is None or given.out is None or given.runs is None:
         parser.error("a record needs --cifar10, --runs and --out")
@@ -54,7 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
         "torch": _output(sys.executable, "-c", "import torch; print(torch.__version__)"),
         "processor": _processor(),
     }
-    given.out.write_text(json.dumps({"facts": facts, "numbers": numbers}, indent=1) + "\n")
+    record = {"facts": facts, "numbers": dict(leaves(numbers))}
+    given.out.write_text(json.dumps(record, indent=0) + "\n", encoding="utf-8")
     print(f"wrote {given.out}")
     return 0
 
@@ -157,13 +157,12 @@ def leaves(values: Any, place: str = "") -> Iterator[tuple[str, Any]]:
         yield place, values
 
 
-def differences(before: Any, after: Any) -> list[str]:
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """A line for every place whose value is not the same in both records."""
-    old, new = dict(leaves(before)), dict(leaves(after))
     return [
-        f"{place}: {old.get(place, 'missing')} -> {new.get(place, 'missing')}"
-        for place in dict.fromkeys([*old, *new])
-        if place not in old or place not in new or old[place] != new[place]
+        f"{place}: {before.get(place, 'missing')} -> {after.get(place, 'missing')}"
+        for place in dict.fromkeys([*before, *after])
+        if place not in before or place not in after or before[place] != after[place]
     ]
 
 
