@@ -216,7 +216,7 @@ class CrateMAE(nn.Module):
         return self.encoder.layer_tokens(images, layers)
 
     def describe_head(self) -> dict[str, Any]:
-        """Nothing to describe: there is no head."""
+        """An empty dictionary: there is no head to describe."""
         return {}
 
     def untrained(self, seed: int) -> "CrateMAE":
