@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from figure_cases import colours_in, pixels
 from model_cases import digits_model
 from pages import code_of, commands_of
 from PIL import Image
@@ -44,10 +45,9 @@ def call(line: str) -> int:
 
 def drawn(path: str) -> np.ndarray:
     """The picture, which is not blank."""
-    with Image.open(path) as image:
-        pixels = np.array(image.convert("RGB"))
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 10
-    return pixels
+    picture = pixels(Path(path))
+    assert colours_in(picture) > 10
+    return picture
 
 
 @pytest.mark.usefixtures("place")

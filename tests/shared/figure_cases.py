@@ -70,6 +70,12 @@ def pixels(path: Path) -> np.ndarray:
         return np.array(image.convert("RGB"))
 
 
+def colours_in(picture: np.ndarray) -> int:
+    """How many colours a picture (H, W, 3) has; a blank one has a single one."""
+    packed = picture.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    return len(np.unique(packed))
+
+
 def texts(path: Path) -> str:
     """All words of an SVG; `svg_words` keeps them text."""
     root = ElementTree.parse(path).getroot()
