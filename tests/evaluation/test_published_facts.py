@@ -372,7 +372,7 @@ def test_the_code_of_the_model_page_does_the_same(
 ) -> None:
     page = (Path(__file__).parents[2] / "docs" / "model.md").read_text(encoding="utf-8")
     section = page[page.index("## Published checkpoints") :]
-    code = "\n".join(re.findall(r"^    (.+)$", section, re.MULTILINE))
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     torch.save({"model": trained(KNOWN[3])}, "crate_mae_base.pth")
     exec(code, {})

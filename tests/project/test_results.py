@@ -51,7 +51,7 @@ def rows_of(name: str) -> list[dict[str, Any]]:
 def facts_of(label: str) -> dict[str, float]:
     """What the records know of a row of the short tables: the run of seed 0, or a baseline."""
     if label.startswith(("random baseline", "raw pixels")):
-        subject = label.replace("baseline", "twin").split(":")[0]
+        subject = label.split(":")[0]
         probe, knn = (
             next(row for row in rows_of(f"cifar10-shallow-{kind}") if row["subject"] == subject)
             for kind in ("probe", "knn")
