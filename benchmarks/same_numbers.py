@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         "processor": _processor(),
     }
     record = {"facts": facts, "numbers": dict(leaves(numbers))}
-    given.out.write_text(json.dumps(record, indent=0) + "\n", encoding="utf-8")
+    given.out.write_text(json.dumps(record, separators=(",", ":")) + "\n", encoding="utf-8")
     print(f"wrote {given.out}")
     return 0
 
