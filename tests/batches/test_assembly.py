@@ -34,11 +34,6 @@ from crate_mae.sources.images import Sample
 from crate_mae.sources.torch_datasets import wrap_dataset
 from crate_mae.sources.webdataset import StreamSource
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded"),
-]
-
 COLLATE: Any = whole_batch
 KEYS = [(0, 5), (0, 2), (1, 5)]
 

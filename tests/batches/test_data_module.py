@@ -24,11 +24,6 @@ from crate_mae.sources.base import ImageSource, subset
 from crate_mae.sources.splits import split_off
 from crate_mae.sources.torch_datasets import wrap_dataset
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded"),
-]
-
 
 def _module(
     dataset: Dataset[Any] | ImageSource | None = None,

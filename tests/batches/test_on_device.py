@@ -36,7 +36,6 @@ from crate_mae.common.randomness import AUGMENT, MASK, numbers, uniform
 from crate_mae.models.masks import num_kept
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
 def _bytes(count: int, size: tuple[int, int], seed: int = 0, channels: int = 3) -> Tensor:

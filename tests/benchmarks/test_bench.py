@@ -49,7 +49,7 @@ def test_the_whole_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     every = ",".join(SUBJECTS)
     assert main([*SMALL, "--subjects", every, "--matmul-limit", "--json", str(path)]) == 0
     printed = capsys.readouterr().out
-    result = json.loads(path.read_text())
+    result = json.loads(path.read_text("utf-8"))
     train, encode = result["cases"]
     assert set(train["subjects"]) == set(SUBJECTS) - {"timm-vit"}
     assert set(encode["subjects"]) == set(SUBJECTS) - {"crate-visible", "vitmae-published"}
@@ -67,10 +67,10 @@ def test_the_whole_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert result["machine"]["threads"] == 1
     assert result["machine"]["packages"]["timm"]
     assert f"wrote {path}" in printed
-    assert str(Path.home()) not in path.read_text()
+    assert str(Path.home()) not in path.read_text("utf-8")
     assert main([*SMALL, "--json", str(path)]) == 1  # and it is still there
     assert "exists and is not overwritten" in capsys.readouterr().err
-    assert json.loads(path.read_text()) == result
+    assert json.loads(path.read_text("utf-8")) == result
 
 
 def test_memory_and_precision_from_the_command_line(
@@ -79,7 +79,7 @@ def test_memory_and_precision_from_the_command_line(
     path = tmp_path / "found.json"
     words = ["--subjects", "crate", "--work", "train", "--memory", "--precision", "bf16-mixed"]
     assert main([*SMALL, *words, "--json", str(path)]) == 0
-    (case,) = json.loads(path.read_text())["cases"]
+    (case,) = json.loads(path.read_text("utf-8"))["cases"]
     held = case["memory"]["crate"]
     assert held["peak"] > held["loaded"] > 50e6
     assert "VmHWM" in held["method"]
@@ -260,12 +260,12 @@ def test_own_data_beside_the_step_without_its_path(
         words = ["--data", sources[0][1], "--data", sources[1][1], "--data", sources[3][1]]
         assert main([*SMALL, "--subjects", "crate", *words, "--json", str(path)]) == 0
         folder = sources[0][1].partition(":")[2]
-    result: dict[str, Any] = json.loads(path.read_text())
+    result: dict[str, Any] = json.loads(path.read_text("utf-8"))
     names = ["imagefolder 1", "imagefolder 2", "npy"]
     assert result["settings"]["data"] == names == [n for n, _ in named_sources(
         ["imagefolder:a", "imagefolder:b", "npy:c"]
     )]  # fmt: skip
-    assert folder not in path.read_text()
+    assert folder not in path.read_text("utf-8")
     printed = capsys.readouterr().out
     assert "a training step of crate takes" in printed
     assert "imagefolder 1, decoded once" in printed

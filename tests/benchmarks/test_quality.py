@@ -65,10 +65,10 @@ def test_needs_come_first_and_what_is_done_is_not_run_again(tmp_path: Path) -> N
     ]
     first = run_jobs(jobs, workers=2, threads=1, logs=tmp_path / "logs", poll=0.01)
     assert sorted(first.done) == ["early", "late"]
-    assert (tmp_path / "order").read_text() == "early late "
+    assert (tmp_path / "order").read_text("utf-8") == "early late "
     again = run_jobs(jobs, workers=2, threads=1, logs=tmp_path / "logs", poll=0.01)
     assert sorted(again.done) == ["early", "late"]
-    assert (tmp_path / "order").read_text() == "early late "
+    assert (tmp_path / "order").read_text("utf-8") == "early late "
 
 
 def test_a_failure_takes_its_followers_along_and_leaves_the_others(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_failure_takes_its_followers_along_and_leaves_the_others(tmp_path: Pat
     outcome = run_jobs(jobs, workers=1, threads=1, logs=tmp_path / "logs", poll=0.01)
     assert outcome.done == ["other"]
     assert list(outcome.failed) == ["bad"]
-    assert "no such thing" in outcome.failed["bad"].read_text()
+    assert "no such thing" in outcome.failed["bad"].read_text("utf-8")
     assert outcome.skipped == ["follower", "its follower"]
     assert not outcome.stopped
 
@@ -317,7 +317,7 @@ def test_a_begun_run_is_resumed(tmp_path: Path) -> None:
 def test_faults_of_a_matrix_are_named(
     change: dict[str, object], message: str, tmp_path: Path
 ) -> None:
-    values = yaml.safe_load((HERE / "quality.yaml").read_text())
+    values = yaml.safe_load((HERE / "quality.yaml").read_text("utf-8"))
     path = tmp_path / "matrix.yaml"
     path.write_text(yaml.safe_dump({**values, **change}))
     with pytest.raises(ValueError, match=message):
@@ -492,7 +492,7 @@ def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
                  "--figure", str(tmp_path / "t.png"),
                  "--variants", str(tmp_path / "v.png")]) == 0  # fmt: skip
     printed = capsys.readouterr().out
-    found = json.loads((tmp_path / "t.json").read_text())
+    found = json.loads((tmp_path / "t.json").read_text("utf-8"))
     assert (tmp_path / "t.png").exists()
     assert (tmp_path / "v.png").exists()
     crate, twin = (found["compared"][model]["0"] for model in ("crate", "vitmae-same"))
@@ -517,12 +517,12 @@ def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
     assert cost["skip"] == cost["base"]  # counted by who altered it: additions are no products
     assert found["ablations"]["skip"]["parameters"] == found["ablations"]["base"]["parameters"]
     assert f"{crate['loss']:.4f}" in printed
-    values = yaml.safe_load(matrix.read_text())
+    values = yaml.safe_load(matrix.read_text("utf-8"))
     matrix.write_text(yaml.safe_dump({**values, "seeds": [1]}))
     assert main(words) == 1
     assert "begun with another matrix" in capsys.readouterr().err
     matrix.write_text(yaml.safe_dump({**values, "seeds": [0, 1]}))
-    begun = (out / "matrix.json").read_text()
+    begun = (out / "matrix.json").read_text("utf-8")
     other = {**json.loads(begun), "source": "imagefolder:elsewhere"}
     (out / "matrix.json").write_text(json.dumps(other))
     assert main(words) == 1
@@ -541,11 +541,11 @@ def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
     assert main([*table, "--docs", str(page), "--place", "there"]) == 1
     assert "<!-- there -->" in capsys.readouterr().err
     assert main([*table, "--docs", str(page), "--place", "here"]) == 0
-    assert page.read_text().startswith("before\n<!-- here -->\n\n|  |")
-    assert page.read_text().endswith("|\n\n<!-- /here -->\nafter\n")
+    assert page.read_text("utf-8").startswith("before\n<!-- here -->\n\n|  |")
+    assert page.read_text("utf-8").endswith("|\n\n<!-- /here -->\nafter\n")
     table.append("--json")
     assert main([*table, str(tmp_path / "again.json")]) == 0
-    again = json.loads((tmp_path / "again.json").read_text())
+    again = json.loads((tmp_path / "again.json").read_text("utf-8"))
     assert again["earlier"]["date"] == found["date"]
     parts = ("search", "compared", "ablations", "baselines", "times")
     assert {part: again[part] for part in parts} == {part: found[part] for part in parts}

@@ -30,7 +30,7 @@ def test_the_kept_records_are_equal(capsys: pytest.CaptureFixture[str], tmp_path
     after = RESULTS / "same-numbers-after-2026-11-29.json"
     assert main(["--compare", str(before), str(after)]) == 0
     assert "all 20502 numbers are equal" in capsys.readouterr().out
-    record = json.loads(after.read_text())
+    record = json.loads(after.read_text("utf-8"))
     place = next(iter(record["numbers"]))
     record["numbers"][place] += 1
     (tmp_path / "changed.json").write_text(json.dumps(record))

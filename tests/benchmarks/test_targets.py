@@ -74,11 +74,11 @@ def test_a_quick_run_measures_every_target(
     monkeypatch.setattr("speed.run_bench.alternate", briefly)
     assert targets.main(["--quick", "--out", str(tmp_path)]) == 0
     (path,) = tmp_path.glob("*.json")
-    result = json.loads(path.read_text())
+    result = json.loads(path.read_text("utf-8"))
     assert path.name.startswith("quick-")
     assert len(result["targets"]) == len(TARGETS)
     assert all(row["measured"] is not None for row in result["targets"])
-    page = path.with_suffix(".md").read_text()
+    page = path.with_suffix(".md").read_text("utf-8")
     assert page in capsys.readouterr().out
     assert "no evidence" in page
     with pytest.raises(FileNotFoundError, match="make bench"):
@@ -105,7 +105,7 @@ def test_results_are_numbered_and_survive_an_interruption(
     monkeypatch.setattr(targets, "result_page", lambda _: "a page")
     first, second = (targets.measure(tmp_path, run=fake_run) for _ in range(2))
     assert second.stem == f"{first.stem}-2"
-    rows = {row["target"]: row for row in json.loads(first.read_text())["targets"]}
+    rows = {row["target"]: row for row in json.loads(first.read_text("utf-8"))["targets"]}
     assert rows["cifar10: step, times as fast as the reference arithmetic"]["measured"] == 2.0
     calls = []
 
@@ -117,7 +117,7 @@ def test_results_are_numbered_and_survive_an_interruption(
 
     with pytest.raises(KeyboardInterrupt):
         targets.measure(tmp_path, run=interrupted)
-    kept = json.loads((tmp_path / f"{first.stem}-3.json").read_text())
+    kept = json.loads((tmp_path / f"{first.stem}-3.json").read_text("utf-8"))
     assert list(kept["parts"]) == ["base, training", "base, features"]
 
 
@@ -173,17 +173,17 @@ def test_the_page_is_filled_between_its_comments(tmp_path: Path) -> None:
     page = tmp_path / "docs" / "speed.md"
     page.write_text("above\n\n<!-- targets -->\n\nold\n\n<!-- /targets -->\n\nbelow\n")
     assert fill_page(path, tmp_path) == "docs/speed.md holds new.json"
-    filled = page.read_text()
+    filled = page.read_text("utf-8")
     assert filled.startswith("above\n\n<!-- targets -->\n\n| target |")
     assert filled.endswith("\n\n<!-- /targets -->\n\nbelow\n")
     assert "| base: step | at least 1.8 | 2.50 | 2.40 to 2.60 | yes |" in filled
     assert "(../benchmarks/results/new.md)" in filled
     assert laid_out(filled) == filled
     fill_page(path, tmp_path)
-    assert page.read_text() == filled
+    assert page.read_text("utf-8") == filled
     page.write_text("no place\n")
     assert "has no place for the table: <!-- targets -->" in fill_page(path, tmp_path)
-    assert page.read_text() == "no place\n"
+    assert page.read_text("utf-8") == "no place\n"
     page.write_text("<!-- /targets --> <!-- targets -->")
     with pytest.raises(ValueError, match="in this order"):
         fill_page(path, tmp_path)
@@ -192,6 +192,6 @@ def test_the_page_is_filled_between_its_comments(tmp_path: Path) -> None:
 def test_the_speed_page_holds_the_newest_result(tmp_path: Path) -> None:
     folder, page = ROOT / "benchmarks" / "results", ROOT / PAGE
     (tmp_path / "docs").mkdir()
-    (tmp_path / PAGE).write_text(page.read_text())
+    (tmp_path / PAGE).write_text(page.read_text("utf-8"))
     fill_page(targets.newest(folder), tmp_path)
-    assert (tmp_path / PAGE).read_text() == page.read_text()
+    assert (tmp_path / PAGE).read_text("utf-8") == page.read_text("utf-8")

@@ -80,7 +80,7 @@ def test_doctor_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
 def test_data_reports_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "digits.json"
     assert main(words("data", "digits", "--split", "all", "--json", target)) == 0
-    facts = json.loads(target.read_text())
+    facts = json.loads(target.read_text("utf-8"))
     assert facts["count"] == 1797
     assert "1797" in capsys.readouterr().out.replace(",", "")
     assert main(words("data", "digits", "--json", target)) == 1
@@ -178,7 +178,7 @@ def test_probe_and_knn_beside_baselines(
     assert main(call) == 0
     out = capsys.readouterr().out
     assert "random baseline" in out
-    rows = {row["subject"]: row for row in json.loads(target.read_text())["rows"]}
+    rows = {row["subject"]: row for row in json.loads(target.read_text("utf-8"))["rows"]}
     assert set(rows) == {"model", "random baseline", "raw pixels"}
     assert rows["raw pixels"]["dim"] == 64
     assert rows["raw pixels"]["accuracy"] > 0.8

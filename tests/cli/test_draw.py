@@ -132,7 +132,7 @@ def test_iou_of_a_folder_of_masks(capsys: pytest.CaptureFixture[str]) -> None:
     line += " --json a.json"
     assert call(line) == 0
     out = capsys.readouterr().out
-    facts = json.loads(Path("a.json").read_text())
+    facts = json.loads(Path("a.json").read_text("utf-8"))
     assert f"mean IoU {facts['agreement']['mean_iou']:.4f}" in out
     truth = load_masks([Path(f"masks/{index}.png") for index in range(4)], (16, 16))
     everything = intersection_over_union(torch.ones_like(truth), truth)

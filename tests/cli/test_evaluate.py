@@ -18,7 +18,7 @@ from crate_mae.vitmae.model import vitmae_baseline
 from crate_mae.vitmae.vitmae_folder import save_vitmae
 from crate_mae.weights.weights_folder import load_autoencoder, weights_hash
 
-PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text("utf-8")
 FEW = ["--limit", "100", "--test-limit", "60"]
 
 
@@ -44,7 +44,7 @@ def test_the_pages_commands_and_snippets_run(
             few = FEW if verb != "extract" and "digits" in words else []
             few = short if verb in ("pretrain", "finetune") else few
             assert main([verb, *words, *few]) == 0, (verb, words)
-    assert json.loads(Path("probe.json").read_text())["rows"][0]["pool"] == "both"
+    assert json.loads(Path("probe.json").read_text("utf-8"))["rows"][0]["pool"] == "both"
 
 
 def test_the_page_names_every_key(weights: Path, tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_the_page_names_every_key(weights: Path, tmp_path: Path) -> None:
         target = tmp_path / f"{verb}{len(more)}.json"
         words = [verb, str(weights), "digits", *FEW, *more, "--seeds", "2", "--json", str(target)]
         assert main([*words, "--no-baselines"]) == 0
-        facts = json.loads(target.read_text())
+        facts = json.loads(target.read_text("utf-8"))
         assert set(facts) <= named
         assert set(facts["rows"][0]) <= named
 
@@ -62,7 +62,7 @@ def test_what_a_json_file_tells(weights: Path, tmp_path: Path) -> None:
     target = tmp_path / "rows.json"
     words = ["knn", str(weights), "digits", *FEW, "--seeds", "2", "--seed", "5", "--json"]
     assert main([*words, str(target), "--after", "0,final", "--k", "1,3"]) == 0
-    facts = json.loads(target.read_text())
+    facts = json.loads(target.read_text("utf-8"))
     assert facts["sha256"] == weights_hash(weights)
     assert facts["command"][:3] == ["crate-mae", "knn", str(weights)]
     assert facts["settings"] == {"k": [1, 3], "seeds": [5, 6], "shots": None}
@@ -87,12 +87,12 @@ def test_a_vitmae_beside_and_in_place_of_the_weights(
     words = ["knn", str(weights), "digits", *FEW, "--vitmae", str(folder), "--json", str(target)]
     assert main(words) == 0
     assert "kNN, ViT-MAE" in capsys.readouterr().out
-    facts = json.loads(target.read_text())
+    facts = json.loads(target.read_text("utf-8"))
     assert facts["others"]["ViT-MAE"]["sha256"] == file_hash(folder / "model.safetensors")
     beside = next(row for row in facts["rows"] if row["subject"] == "ViT-MAE")
     target.unlink()
     assert main(["knn", str(folder), "digits", *FEW, "--json", str(target)]) == 0
-    facts = json.loads(target.read_text())
+    facts = json.loads(target.read_text("utf-8"))
     assert facts["sha256"] == file_hash(folder / "model.safetensors")
     assert facts["rows"][0]["accuracy"] == beside["accuracy"]
     assert [row["subject"] for row in facts["rows"]] == ["model", "random baseline", "raw pixels"]

@@ -249,7 +249,7 @@ def test_json_goes_into_a_new_file_or_alone_to_standard_output(
     assert main([*argv, "--json", str(target)]) == 0
     printed = capsys.readouterr().out
     assert f"wrote {target}" in printed
-    facts = json.loads(target.read_text())
+    facts = json.loads(target.read_text("utf-8"))
     assert key in facts
     assert main([*argv, *again, "--json", "-"]) == 0
     alone = json.loads(capsys.readouterr().out)

@@ -32,7 +32,7 @@ MASKED = [path for path in RECIPES if path not in SUPERVISED]
 
 def header_of(path: Path) -> str:
     """The comment on top of a recipe."""
-    return "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+    return "\n".join(line for line in path.read_text("utf-8").splitlines() if line.startswith("#"))
 
 
 def field_of(header: str, word: str) -> str:

@@ -17,7 +17,7 @@ from crate_mae import CrateMAE, build_model, save_model
 from crate_mae.cli import VERBS, main
 from crate_mae.models.config import PRESETS
 
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text("utf-8")
 EVERYDAY = ["pretrain", "reconstruct", "extract", "probe", "report"]
 
 
@@ -27,7 +27,7 @@ def name_of(path: Path) -> str:
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_links_lead_somewhere(path: Path) -> None:
-    page = path.read_text()
+    page = path.read_text("utf-8")
     targets = re.findall(r"\]\(([^)\s]+)\)", page) + re.findall(r"^\[.+\]: (\S+)$", page, re.M)
     for target in targets:
         file, _, anchor = target.partition("#")
@@ -36,7 +36,7 @@ def test_links_lead_somewhere(path: Path) -> None:
         found = path.parent / file if file else path
         assert found.exists(), target
         if anchor and found.suffix == ".md":
-            assert anchor in anchors_of(found.read_text()), target
+            assert anchor in anchors_of(found.read_text("utf-8")), target
     names = set(re.findall(r"^\[(.+)\]: ", page, re.M))
     assert set(re.findall(r"\]\[(\w+)\]", page)) <= names
 
@@ -45,7 +45,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 def test_lines_of_prose_are_at_most_100_characters_long(path: Path) -> None:
     """Rows of tables, code, and links that no line break can divide may be longer."""
     fenced = False
-    for line in path.read_text().splitlines():
+    for line in path.read_text("utf-8").splitlines():
         fenced ^= line.startswith("```")
         one = re.sub(r"!?\[[^\]]*\](\([^)]*\)|: \S+|\[\w+\])|`[^`]*`", "", line).strip(" .,;:()")
         if len(line) > 100 and not fenced and not line.startswith("|"):
@@ -55,12 +55,12 @@ def test_lines_of_prose_are_at_most_100_characters_long(path: Path) -> None:
 def test_the_model_page_points_at_the_right_lines() -> None:
     rows = re.findall(
         r"`([\w.]+)` \| \[[\w.]+:(\d+)\]\(\.\./([\w./]+)#L(\d+)\)",
-        (ROOT / "docs" / "model.md").read_text(),
+        (ROOT / "docs" / "model.md").read_text("utf-8"),
     )
     assert len(rows) >= 14
     for symbol, shown, file, line in rows:
         assert shown == line
-        text = (ROOT / file).read_text().splitlines()[int(line) - 1].strip()
+        text = (ROOT / file).read_text("utf-8").splitlines()[int(line) - 1].strip()
         owner, _, name = symbol.rpartition(".")
         wanted = f"class {owner}" if name == "forward" else f"def {name}"
         assert text.startswith(wanted), f"{file}:{line} is {text!r}, not {wanted}"
@@ -73,7 +73,7 @@ def test_what_documents_take_from_the_code_is_up_to_date() -> None:
 
 
 def test_parameter_counts_of_the_model_page() -> None:
-    page = (ROOT / "docs" / "model.md").read_text()
+    page = (ROOT / "docs" / "model.md").read_text("utf-8")
     for name in ("tiny", "small", "base", "large"):
         with torch.device("meta"):
             count = sum(p.numel() for p in build_model(PRESETS[name]).parameters())
@@ -84,7 +84,7 @@ def test_parameter_counts_of_the_model_page() -> None:
 def test_the_readme_is_short_and_names_real_targets() -> None:
     assert len(README.split()) <= 900
     assert max(map(len, README.splitlines())) <= 100
-    makefile = (ROOT / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text("utf-8")
     targets = [target for target, *_ in commands_of(README, "make")]
     assert targets == ["demo", "test"]
     for target in targets:
@@ -141,7 +141,9 @@ def test_every_package_is_in_the_wheel() -> None:
     """Packages are listed by hand, because the recipes come from another folder."""
     import tomllib
 
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"][
+        "packages"
+    ]
     source = ROOT / "src"
     found = {
         ".".join(path.parent.relative_to(source).parts) for path in source.rglob("__init__.py")
@@ -161,7 +163,7 @@ def rows_of_layers() -> dict[tuple[str, str, int, str], float]:
 
 def test_the_white_box_tables_hold_what_was_measured() -> None:
     measured = rows_of_layers()
-    page = (ROOT / "docs" / "whitebox.md").read_text()
+    page = (ROOT / "docs" / "whitebox.md").read_text("utf-8")
     tables = [
         [("subspace_coding_rate", point) for point in ("input", "compress", "sparsify")],
         [(f"{name}_gradient_cosine", "compress") for name in ("mssa", "mssa_shift", "shrink")],

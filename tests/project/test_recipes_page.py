@@ -14,7 +14,7 @@ from crate_mae.plan.real_step import planned_run
 from crate_mae.plan.recipe import parse_recipe
 from crate_mae.training.parse import recipe
 
-PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text("utf-8")
 COMMANDS = commands_of(PAGE)
 
 

@@ -14,13 +14,13 @@ from quality_tables import as_markdown
 
 RECORDS, BENCHMARKS = ROOT / "docs" / "results", ROOT / "benchmarks" / "results"
 GPU = "quality-nvidia-h200-2026-11-26"
-RESULTS = (ROOT / "docs" / "results.md").read_text()
-APPENDIX = (ROOT / "docs" / "results-appendix.md").read_text()
-README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "docs" / "results.md").read_text("utf-8")
+APPENDIX = (ROOT / "docs" / "results-appendix.md").read_text("utf-8")
+README = (ROOT / "README.md").read_text("utf-8")
 
 
 def record(path: Path) -> Any:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text("utf-8"))
 
 
 def shows(cell: str, value: float, scale: float = 1.0) -> None:
@@ -183,7 +183,7 @@ def test_fine_tuned_accuracies_are_those_of_their_records() -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_table_of_shipped_models_holds_what_is_on_their_cards(name: str) -> None:
-    page = (ROOT / "docs" / "weights.md").read_text()
+    page = (ROOT / "docs" / "weights.md").read_text("utf-8")
     (row,) = [r for t in tables_of(page) for r in t if r[0] == f"`{name}`" and len(r) == 7]
     kept = record(SHIPPED[name].folder / "metrics.json")
     accuracies = {r["method"]: r["accuracy"] for r in kept["rows"] if r["subject"] == "model"}
@@ -194,7 +194,7 @@ def test_the_table_of_shipped_models_holds_what_is_on_their_cards(name: str) -> 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_card_holds_the_notes_that_were_written_for_it(name: str) -> None:
-    notes = (ROOT / "docs" / "cards" / f"{name}.md").read_text()
+    notes = (ROOT / "docs" / "cards" / f"{name}.md").read_text("utf-8")
     assert notes.strip() in SHIPPED[name].card
 
 
@@ -206,7 +206,9 @@ def test_a_card_holds_the_notes_that_were_written_for_it(name: str) -> None:
     ],
 )  # fmt: skip
 def test_a_recipe_expects_what_was_measured(recipe: str, model: str) -> None:
-    header = " ".join((ROOT / "configs" / f"{recipe}.yaml").read_text().replace("\n#", " ").split())
+    header = " ".join(
+        (ROOT / "configs" / f"{recipe}.yaml").read_text("utf-8").replace("\n#", " ").split()
+    )
     kept = record(SHIPPED[model].folder / "metrics.json")
     assert f"{kept['validation']['val/loss']:.3f} at the end" in header
     accuracy = next(r["accuracy"] for r in kept["rows"] if r["subject"] == "model")
@@ -223,6 +225,6 @@ RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
     "path", [*PAGES, *CARDS, *RECIPES], ids=lambda path: str(path.relative_to(ROOT))
 )
 def test_whoever_tells_an_accuracy_on_cifar10_tells_of_the_jpeg_copy(path: Path) -> None:
-    text = " ".join(path.read_text().replace("\n#", " ").split())
+    text = " ".join(path.read_text("utf-8").replace("\n#", " ").split())
     if re.search("cifar-?10", text, re.IGNORECASE) and re.search(r"\d\d\.\d+ ?%", text):
         assert re.search(r"JPEG copy.{,40}quality 75, halved chroma", text), path

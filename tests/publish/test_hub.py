@@ -223,7 +223,7 @@ def test_nothing_private_leaves_a_fine_tuning_run(
     (run.parent.parent / "secret" / "pictures").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     folder = write_folder(package_of(run), tmp_path / "out")
-    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text("utf-8"))
     assert recipe["weights"] == "PATH"
     assert [recipe["data"][key] for key in ("source", "val_source", "test_source")] == [
         "hf:PATH", "PATH", "PATH",
@@ -238,7 +238,7 @@ def test_the_recipe_trains_again(run: Path, tmp_path: Path) -> None:
     recipe = ["--config", str(folder / "recipe.yaml"), "--data.source", "digits"]
     config, _ = parse_pretrain(recipe)
     assert config.to_dict() == parse_pretrain(["--config", "digits"])[0].to_dict()
-    assert yaml.safe_load((folder / "recipe.yaml").read_text())["data"]["source"] == (
+    assert yaml.safe_load((folder / "recipe.yaml").read_text("utf-8"))["data"]["source"] == (
         "imagefolder:PATH"
     )
 
@@ -341,7 +341,7 @@ def test_weights_alone_claim_nothing(weights: Path) -> None:
 
 def test_results_of_other_weights_are_left_out_or_refused(run: Path, weights: Path) -> None:
     stale = run / "evaluation.json"
-    values = json.loads(stale.read_text())
+    values = json.loads(stale.read_text("utf-8"))
     stale.write_text(json.dumps(values | {"sha256": "0" * 64}))
     package = package_of(run)
     assert "other weights" in package.left_out[0]
@@ -417,7 +417,7 @@ def test_a_written_folder_is_pushed_with_its_edited_card(run: Path, tmp_path: Pa
     for path in folder.iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
     card = folder / "README.md"
-    card.write_text(card.read_text() + "\nAnd one word more.\n")
+    card.write_text(card.read_text("utf-8") + "\nAnd one word more.\n", "utf-8")
     assert package_of(folder).files["README.md"] == card.read_bytes()
     save_model(digits_model(5), tmp_path / "other")
     shutil.copy(tmp_path / "other" / "model.safetensors", folder)
@@ -430,17 +430,17 @@ def test_a_written_folder_is_pushed_with_its_edited_card(run: Path, tmp_path: Pa
 
 def test_a_pushed_folder_is_called_by_its_new_name(run: Path, tmp_path: Path) -> None:
     folder = write_folder(build_package(run, name="published"), tmp_path / "published")
-    assert 'load_model("published")' in (folder / "README.md").read_text()
+    assert 'load_model("published")' in (folder / "README.md").read_text("utf-8")
     package = package_of(folder)
     text = card_of(package).text
     assert card_of(package) == card_of(package_of(run)), "as if it had been made for the Hub"
     assert f'load_model("{REPO}")' in text
     assert package.doubts == ()
     card = folder / "README.md"
-    edited = card.read_text().replace("# published\n", "# My crate\n") + (
+    edited = card.read_text("utf-8").replace("# published\n", "# My crate\n") + (
         "\nCompare load_model('published').\n"
     )
-    card.write_text(edited)
+    card.write_text(edited, "utf-8")
     package = package_of(folder)
     assert package.files["README.md"] == (
         edited.replace('load_model("published")', f'load_model("{REPO}")')
@@ -476,7 +476,7 @@ def test_a_licence_takes_effect_on_a_written_folder_or_is_refused(
     assert "made anew" in remade.doubts[0]
     remade = package_of(licensed, data_name="my garden", licence="mit")
     assert card_of(remade).metadata["license"] == "mit"
-    card.write_text(card.read_text().split("---\n", 2)[2])  # its metadata are gone
+    card.write_text(card.read_text("utf-8").split("---\n", 2)[2], "utf-8")  # its metadata are gone
     assert card_of(package_of(licensed)).metadata["license"] == "cc-by-4.0"
     with pytest.raises(ValueError, match=r"names another licence, cc-by-4.0"):
         package_of(licensed, licence="mit")
@@ -489,10 +489,10 @@ def test_a_licence_and_a_card_of_ones_own(weights: Path, tmp_path: Path) -> None
         ("---\nlicense: MIT\n---\nMine.\n", "---\nlicense: MIT\n---\nMine.\n"),
         ("---\n---\nMine.\n", "---\nlicense: mit\n---\nMine.\n"),
     ):
-        card.write_text(before)
+        card.write_text(before, "utf-8")
         package = package_of(weights, card=card, licence="mit")
         assert package.files["README.md"] == after.encode()
-    card.write_text("---\nno metadata, a line alone\n")
+    card.write_text("---\nno metadata, a line alone\n", "utf-8")
     assert card_of(package_of(weights, card=card, licence="mit")).metadata["license"] == "mit"
     for text, message in (
         ("---\nlicense: other\n---\nMine.\n", "another licence, other: .* leave --licence out"),
@@ -500,7 +500,7 @@ def test_a_licence_and_a_card_of_ones_own(weights: Path, tmp_path: Path) -> None
         ("---\na: b: c\n---\nMine.\n", "no YAML"),
         ("---\nmodel-index:\n- name: x\n---\nMine.\n", "metadata cannot be read"),
     ):
-        card.write_text(text)
+        card.write_text(text, "utf-8")
         with pytest.raises(ValueError, match=message):
             package_of(weights, card=card, licence="mit")
 
@@ -510,7 +510,7 @@ def test_edited_metrics_of_a_wrong_kind_are_left_out(wrong: Any, run: Path, tmp_
     folder = write_folder(package_of(run), tmp_path / "out")
     (folder / "README.md").unlink()
     path = folder / "metrics.json"
-    values = json.loads(path.read_text())
+    values = json.loads(path.read_text("utf-8"))
     values["steps"] = values["data"]["images"] = values["psnr"]["images"] = wrong
     values["validation"] = {"val/loss": 0.5, "val/accuracy": wrong, "val/mean_colour": wrong}
     for key in values["rows"][0].keys() - {"accuracy", "subject", "method"}:
@@ -633,7 +633,7 @@ def test_the_verb_lists_and_writes(
     assert not out.exists()
     assert main(["push", str(run), "--out", str(out), "--licence", "mit"]) == 0
     assert f"wrote {out}" in capsys.readouterr().out
-    assert 'load_model("out")' in (out / "README.md").read_text()
+    assert 'load_model("out")' in (out / "README.md").read_text("utf-8")
     assert_same(out, run)
     assert main(["push", str(run), "--out", str(out)]) == 1
     assert "not overwritten" in capsys.readouterr().err
@@ -653,7 +653,7 @@ def test_an_empty_folder_is_filled_and_stays_itself(
     assert main(["push", str(weights), "--out", str(tmp_path / "link")]) == 0
     assert (tmp_path / "link").is_symlink()
     for folder in (here, linked):
-        assert f'load_model("{folder.name}")' in (folder / "README.md").read_text()
+        assert f'load_model("{folder.name}")' in (folder / "README.md").read_text("utf-8")
         assert {path.name for path in folder.iterdir()} == set(package_of(weights).files)
         assert_same(folder, weights)
 
@@ -676,7 +676,7 @@ def test_a_folder_is_written_whole_or_not_at_all(
 
 def test_doubts_are_told(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     card = tmp_path / "card.md"
-    card.write_text('Mine.\n\n    load_model("elsewhere")\n')
+    card.write_text('Mine.\n\n    load_model("elsewhere")\n', "utf-8")
     assert main(["push", str(weights), REPO, "--dry-run", "--card", str(card)]) == 0
     assert "note: The card loads elsewhere; these weights" in capsys.readouterr().err
 

@@ -87,6 +87,6 @@ def anchors_of(page: str) -> set[str]:
 
 def laid_out(page: str) -> str:
     """A page as `make format` writes it."""
-    options = tomllib.loads((ROOT / ".mdformat.toml").read_text())
+    options = tomllib.loads((ROOT / ".mdformat.toml").read_text("utf-8"))
     extensions = options.pop("extensions")
     return mdformat.text(page, options=options, extensions=extensions)

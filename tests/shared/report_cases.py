@@ -144,6 +144,6 @@ def read_page(path: Path) -> Page:
 
 def change(path: Path, edit: Callable[[Any], None]) -> None:
     """Edit the values of a JSON file."""
-    values = json.loads(path.read_text())
+    values = json.loads(path.read_text("utf-8"))
     edit(values)
     path.write_text(json.dumps(values))

@@ -83,7 +83,7 @@ def final_state(folder: Path) -> dict[str, Tensor]:
 
 def records(folder: Path) -> list[dict[str, Any]]:
     """The metrics of a run, without those that depend on the clock."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
     return [
         {k: v for k, v in json.loads(line).items() if not k.startswith(("time", "speed"))}
         for line in lines

@@ -50,7 +50,7 @@ def test_the_card_tells_what_a_user_must_know(name: str) -> None:
     assert "**For**" in card
     assert "**Not for**" in card
     assert "seed" in card
-    kept = json.loads((SHIPPED[name].folder / "metrics.json").read_text())
+    kept = json.loads((SHIPPED[name].folder / "metrics.json").read_text("utf-8"))
     assert kept["sha256"] == SHIPPED[name].sha256
     assert f"{kept['validation']['val/loss']:.4g}" in card
     for row in kept["rows"]:
@@ -80,7 +80,7 @@ def test_a_shipped_card_is_the_one_that_a_push_writes(name: str, tmp_path: Path)
     words += ["--data-name", f"{data}, without labels"]
     words += ["--dataset", "JPEG copy of CIFAR-10", "--notes", str(notes)]
     assert main(words) == 0
-    assert (tmp_path / name / "README.md").read_text() == SHIPPED[name].card
+    assert (tmp_path / name / "README.md").read_text("utf-8") == SHIPPED[name].card
 
 
 def masked_losses(model: CrateMAE, images: Tensor, ratio: float = 0.75) -> tuple[float, float]:
