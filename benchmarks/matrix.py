@@ -63,6 +63,8 @@ class Matrix:
     finetune_recipe: str
     shares: Mapping[float, Settings]
     completions: int
+    measured_on: int | None
+    """Training images that probes and neighbours of the compared models learn from; None: all."""
     values: Mapping[str, Any] = field(repr=False)
     """The file itself, for the record."""
 
@@ -79,7 +81,9 @@ def load_matrix(path: Path) -> Matrix:
     known = {"recipe", "settings", "models", "seeds", *sections}
     faults = _differences(values, known, "")
     for name, keys in sections.items():
-        faults += _differences(values.get(name) or {}, keys, f"{name}.")
+        found = values.get(name) or {}
+        optional = {"limit"} & set(found) if name == "measure" else set()
+        faults += _differences(found, keys | optional, f"{name}.")
     if faults:
         raise ValueError(f"{path}: {'; '.join(faults)}")
     if not values["models"] or not values["seeds"] or not values["search"]["rates"]:
@@ -96,6 +100,7 @@ def load_matrix(path: Path) -> Matrix:
         finetune_recipe=values["finetune"]["recipe"],
         shares={float(share): rest for share, rest in values["finetune"]["shares"].items()},
         completions=values["measure"]["completions"],
+        measured_on=values["measure"].get("limit"),
         values=values,
     )
 
@@ -123,7 +128,12 @@ def jobs_of(matrix: Matrix, out: Path, source: str) -> list[Job]:
 
 
 def chosen_rate(matrix: Matrix, out: Path, model: str) -> float:
-    """The base learning rate of the search with the lowest final loss on held-out images."""
+    """The base learning rate of the search with the lowest final loss on held-out images.
+
+    A matrix of one rate takes it without a search.
+    """
+    if len(matrix.rates) == 1:
+        return matrix.rates[0]
 
     def loss(rate: float) -> float:
         path = search_folder(out, model, rate) / "summary.json"
@@ -192,7 +202,7 @@ def finetune_folder(out: Path, model: str, share: float, seed: int) -> Path:
 
 def _search(matrix: Matrix, out: Path, source: str) -> Iterator[Job]:
     for model, settings in matrix.models.items():
-        for rate in matrix.rates:
+        for rate in matrix.rates if len(matrix.rates) > 1 else ():
             chosen = {**matrix.settings, **settings, **matrix.search, "optim.base_lr": rate}
             folder = search_folder(out, model, rate)
             yield _pretraining(matrix, folder, source, partial(dict, chosen), after=())
@@ -203,7 +213,7 @@ def _compared(matrix: Matrix, out: Path, source: str, seed: int) -> Iterator[Job
     for model, settings in matrix.models.items():
         folder = compared_folder(out, model, seed)
         merged = {**matrix.settings, **settings, "seed": seed}
-        searched = [_name(search_folder(out, model, rate)) for rate in matrix.rates]
+        searched = [job.name for job in _search(matrix, out, source)]
         runs.append(folder)
         yield _pretraining(
             matrix,
@@ -215,12 +225,13 @@ def _compared(matrix: Matrix, out: Path, source: str, seed: int) -> Iterator[Job
     for place, folder in enumerate(runs):
         # Baselines do not depend on the training, so they are measured beside one model alone.
         beside = [] if place == 0 and seed == matrix.seeds[0] else ["--no-baselines"]
-        yield from _measured(matrix, folder, source, MEASURES, extra=beside)
+        few = [] if matrix.measured_on is None else ["--limit", str(matrix.measured_on)]
+        yield from _measured(matrix, folder, source, MEASURES, extra=[*beside, *few])
 
 
 def _ablations(matrix: Matrix, out: Path, source: str) -> Iterator[Job]:
     model, settings = next(iter(matrix.models.items()))
-    searched = tuple(_name(search_folder(out, model, rate)) for rate in matrix.rates)
+    searched = tuple(job.name for job in _search(matrix, out, source))
     for variant, changes in matrix.variants.items():
         folder = ablation_folder(out, variant)
         merged = {**matrix.settings, **settings, **matrix.ablation, **changes}

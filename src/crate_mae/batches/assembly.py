@@ -194,9 +194,14 @@ class MaskedStream(IterableDataset[Batch]):
 
 
 class TimedLoader(DataLoader[Any]):
-    """A DataLoader that adds up the seconds its consumer has waited for batches."""
+    """A DataLoader that adds up the seconds its consumer has waited for batches.
+
+    With `batches_per_step` above 1 it loads the batches of an optimiser step together: the first
+    one then holds all of them under `whole_step`, in their order and itself included.
+    """
 
     waited = 0.0
+    batches_per_step = 1
     before_iteration: Callable[[], None] | None = None
 
     def __iter__(self) -> Any:
@@ -207,11 +212,13 @@ class TimedLoader(DataLoader[Any]):
     def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
         while True:
             start = perf_counter()
-            batch = next(batches, None)
+            step = list(islice(batches, self.batches_per_step))
             self.waited += perf_counter() - start
-            if batch is None:
+            if not step:
                 return
-            yield batch
+            if self.batches_per_step > 1:
+                step[0] = {**step[0], "whole_step": step.copy()}
+            yield from step
 
 
 def whole_batch(batch: Any) -> Any:

@@ -52,8 +52,9 @@ class ImageDataModule(LightningDataModule):
 
     `kind` says what is made of the samples; `size` (height, width) is the model's unless given.
     `batches_seen` is the position in the data: how many batches this device has trained on.
-    `broken` are the images that could not be read so far. Everything else is there once `open` has
-    been called.
+    `broken` are the images that could not be read so far. `whole_steps` hands out the batches of an
+    optimiser step together, for losses that need them all at once. Everything else is there once
+    `open` has been called.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class ImageDataModule(LightningDataModule):
         val_dataset: Dataset[Any] | ImageSource | None = None,
         preprocess: Preprocess | None = None,
         progress: StartProgress | None = None,
+        whole_steps: bool = False,
     ) -> None:
         super().__init__()
         self.config, self.model_config, self.kind = config, model, kind
@@ -79,6 +81,7 @@ class ImageDataModule(LightningDataModule):
         # Fewer validation images than devices leave some of them with none: nothing to warn about.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.batches_seen = 0
+        self.whole_steps = whole_steps
         self.broken = BrokenImages(allowed=config.max_broken)
         self._open = partial(
             open_data,
@@ -164,7 +167,16 @@ class ImageDataModule(LightningDataModule):
         return self.num_samples // (self.batch_size * self.accumulate * self._share().world_size)
 
     def train_dataloader(self) -> TimedLoader:
-        """Batches of the training images, from `batches_seen` on."""
+        """Batches of the training images, from `batches_seen` on.
+
+        With `whole_steps` the first batch of each optimiser step holds all of the step's.
+        """
+        loader = self._training_loader()
+        if self.whole_steps:
+            loader.batches_per_step = self.accumulate
+        return loader
+
+    def _training_loader(self) -> TimedLoader:
         if isinstance(self.train_source, StreamSource):
             self._train_loader = self._stream_loader(self.train_source)
             return self._train_loader

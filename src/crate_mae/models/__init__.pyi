@@ -6,6 +6,8 @@ from .backbone import ImageClassifier as ImageClassifier
 from .backbone import MaskedAutoencoder as MaskedAutoencoder
 from .classifier import CrateClassifier as CrateClassifier
 from .classifier import pool_tokens as pool_tokens
+from .coding_rate import largest_rate as largest_rate
+from .coding_rate import rate_share as rate_share
 from .config import PRESETS as PRESETS
 from .config import ModelConfig as ModelConfig
 from .config import Preprocess as Preprocess

@@ -29,6 +29,10 @@ class MaskedOutput(NamedTuple):
     """(B, L, h*w*C), pixel order row, column, channel; every patch, removed or not."""
     mask: Tensor
     """(B, L) boolean, True = removed."""
+    latent: Tensor
+    """Tokens of the masked images, class token first: after the final norm of the encoder, or after
+    the layer that was asked for. (B, 1 + V, d) of the V visible patches or, where mask tokens enter
+    the encoder, (B, 1 + L, d) of all."""
 
 
 class CrateMAE(nn.Module):
@@ -64,12 +68,14 @@ class CrateMAE(nn.Module):
         mask_ratio: float = 0.75,
         generator: Generator | None = None,
         kept: int | None = None,
+        layer: int | None = None,
     ) -> MaskedOutput:
-        """Loss, prediction and mask for images (B, C, H, W).
+        """Loss, prediction, mask and latent tokens for images (B, C, H, W).
 
         Without a `mask` (B, L) a random one of `mask_ratio` is drawn from the CPU `generator`.
         `kept` may tell how many patches the mask keeps in every image: with mask tokens in the
-        decoder that saves an accelerator from waiting for the count.
+        decoder that saves an accelerator from waiting for the count. `layer` says how many encoder
+        layers the latent tokens of the result have passed; None: all, and the norm.
         Raises ValueError for images or masks of a wrong shape or dtype.
         """
         self.encoder.check_images(images)
@@ -77,8 +83,10 @@ class CrateMAE(nn.Module):
         if mask is None:
             mask = draw_mask("random", grid, mask_ratio, generator, batch=len(images))
         mask = self._checked_mask(mask, images)
-        prediction = self.decode(self.encode_masked(images, mask, kept), mask, grid)
-        return MaskedOutput(self.loss(images, prediction, mask), prediction, mask)
+        tokens = self.embed_masked(images, mask, kept)
+        latent, asked = self.encoder.run_layers_with(tokens, layer)
+        prediction = self.decode(latent, mask, grid)
+        return MaskedOutput(self.loss(images, prediction, mask), prediction, mask, asked)
 
     def encode(self, images: Tensor) -> Tensor:
         """Features (B, 1 + L, d) of images (B, C, H, W): class token, then patches in raster order.
@@ -107,9 +115,14 @@ class CrateMAE(nn.Module):
         visible = take_visible(patches + positions[1:], mask, kept)
         return encoder.add_class_token(visible)  # the class token's position is zero
 
-    def encode_masked(self, images: Tensor, mask: Tensor, kept: int | None = None) -> Tensor:
-        """Latent tokens after the encoder norm for masked images; shapes as `embed_masked`."""
-        return self.encoder.run_layers(self.embed_masked(images, mask, kept))
+    def encode_masked(
+        self, images: Tensor, mask: Tensor, kept: int | None = None, layer: int | None = None
+    ) -> Tensor:
+        """Latent tokens after so many encoder layers for masked images; shapes as `embed_masked`.
+
+        None: after all layers and the encoder norm.
+        """
+        return self.encoder.run_layers_with(self.embed_masked(images, mask, kept), layer)[1]
 
     def decoder_input(self, latent: Tensor, mask: Tensor | None, grid: tuple[int, int]) -> Tensor:
         """Tokens (B, N, d) that enter the first decoder layer.

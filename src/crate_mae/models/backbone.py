@@ -86,9 +86,23 @@ class MaskedAutoencoder(Backbone, Protocol):
     """A backbone with a decoder behind it: it completes masked images."""
 
     def __call__(
-        self, images: Tensor, mask: Tensor | None = ..., *, kept: int | None = ...
+        self,
+        images: Tensor,
+        mask: Tensor | None = ...,
+        *,
+        kept: int | None = ...,
+        layer: int | None = ...,
     ) -> MaskedOutput:
-        """Loss, prediction and mask for images; `mask` (B, L), True = removed."""
+        """Loss, prediction, mask and latent tokens for images; `mask` (B, L), True = removed.
+
+        `layer` says after how many encoder layers the latent tokens are taken; None: all, and norm.
+        """
+        ...
+
+    def encode_masked(
+        self, images: Tensor, mask: Tensor, kept: int | None = ..., layer: int | None = ...
+    ) -> Tensor:
+        """The latent tokens alone, as calling the model returns them."""
         ...
 
     def target(self, images: Tensor) -> Tensor:

@@ -84,6 +84,18 @@ class Encoder(nn.Module):
         normed: Tensor = self.norm(tokens)
         return normed
 
+    def run_layers_with(self, tokens: Tensor, layer: int | None) -> tuple[Tensor, Tensor]:
+        """What `run_layers` returns, and the tokens (B, N, d) after so many layers.
+
+        None: what `run_layers` returns, twice.
+        """
+        asked = tokens
+        for done, each in enumerate(self.layers, start=1):
+            tokens = self.layers.run(each, tokens, None)
+            asked = tokens if done == layer else asked
+        normed: Tensor = self.norm(tokens)
+        return normed, normed if layer is None else asked
+
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Features (B, 1 + L, d) of images (B, C, H, W): no masking, raster order, normalised."""
         few = len(images) if keep is not None else self._images_at_a_time(images)

@@ -10,7 +10,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from crate_mae.evaluation.backbones import build_autoencoder, build_classifier, load_backbone
+from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.backbone import Backbone, ImageClassifier, MaskedAutoencoder
+from crate_mae.models.coding_rate import rate_share
 from crate_mae.models.config import ModelConfig
 from crate_mae.models.cost import counted_flops, model_cost, parameter_count
 from crate_mae.models.masks import num_kept
@@ -19,6 +21,7 @@ from crate_mae.training.config import FinetuneConfig, PretrainConfig
 from crate_mae.training.finetune import resolved
 from crate_mae.training.masked_completion import MaskedCompletion
 from crate_mae.training.optim import can_fuse
+from crate_mae.training.rate_term import coding_rate_of
 from crate_mae.training.training_module import TrainingModule
 from crate_mae.vitmae.model import vitmae_config
 
@@ -79,12 +82,32 @@ class PlannedRun:
                 module.to_empty(device="cpu")
                 batch = self.batch(images)
                 return counted_flops(lambda: torch.autograd.backward(module.loss(batch)))
-        return model_cost(
+        masked = model_cost(
             self.model,
             batch=images,
             ratio=self.config.masking.ratio,
             recompute=self.config.trainer.recompute,
         ).step
+        return masked + self._rate_flops(images, self.config)
+
+    def _rate_flops(self, images: int, config: PretrainConfig) -> int:
+        """Operations of the coding-rate term, with the pass that looks ahead where there is one."""
+        if config.objective.gamma == 0:
+            return 0
+        kept = num_kept(self.model.num_patches, config.masking.ratio)
+        with FakeTensorMode(), torch.random.fork_rng(devices=[]):
+            per_image = (images, kept) if config.objective.features == "tokens" else (images,)
+            features = torch.empty(*per_image, self.model.dim, requires_grad=True)
+            found = counted_flops(
+                lambda: torch.autograd.backward(rate_share(features, eps_squared=1.0)[0].sum())
+            )
+            if config.objective.looks_ahead and config.trainer.accumulate > 1:
+                model = CrateMAE(self.model)
+                pixels = torch.empty(images, self.model.channels, *self.image_hw)
+                mask = torch.empty(images, self.model.num_patches, dtype=torch.bool)
+                with torch.no_grad():
+                    found += counted_flops(lambda: model.encode_masked(pixels, mask, kept))
+        return found
 
     def module(self) -> TrainingModule:
         """The module of such a run, with fresh weights."""
@@ -100,6 +123,8 @@ class PlannedRun:
         kept = num_kept(self.model.num_patches, config.masking.ratio)
         return MaskedCompletion(
             autoencoder,
+            coding_rate=coding_rate_of(config),
+            layer=config.objective.layer,
             kept=kept if config.visible_only else None,
             optim=config.optim,
             seed=config.seed,
@@ -131,7 +156,10 @@ class PlannedRun:
         config = self.config
         if isinstance(config, PretrainConfig):
             draw = functools.partial(config.masking.draw, self.model.grid, config.seed, 0)
-            return {"images": pixels, "mask": torch.stack([draw(i) for i in range(images)])}
+            batch = {"images": pixels, "mask": torch.stack([draw(i) for i in range(images)])}
+            if config.objective.looks_ahead and config.trainer.accumulate > 1:
+                return {**batch, "whole_step": [batch]}  # its share of the pass that looks ahead
+            return batch
         targets = torch.zeros(images, dtype=torch.int64)
         if config.data.augment.mixes:
             targets = torch.full((images, self.classes), 1 / self.classes)

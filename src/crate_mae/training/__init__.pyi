@@ -1,5 +1,6 @@
 from .config import FinetuneConfig as FinetuneConfig
 from .config import FinetuneOptimConfig as FinetuneOptimConfig
+from .config import ObjectiveConfig as ObjectiveConfig
 from .config import OptimConfig as OptimConfig
 from .config import PretrainConfig as PretrainConfig
 from .config import RecordConfig as RecordConfig

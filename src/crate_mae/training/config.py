@@ -1,7 +1,7 @@
 """Everything that fixes a run. Parsed from YAML and --key.sub value; nothing is computed here."""
 
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from crate_mae.batches.config import DataConfig, LabelledDataConfig, Masking
 from crate_mae.models.classifier import Pool
@@ -9,6 +9,7 @@ from crate_mae.models.config import ModelConfig
 from crate_mae.vitmae.model import Match
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+RateFeatures = Literal["pooled", "class_token", "tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,51 @@ class OptimConfig:
     def peak_lr(self) -> float:
         """The learning rate after warm-up."""
         return self.base_lr * self.batch_size / 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What is trained on beside the masked loss: the coding rate of the features.
+
+    The loss is (masked loss) + gamma (1 - R / R_max), where R is the coding rate of the latent
+    features of masked images, scaled to length 1 (docs/model.md).
+    """
+
+    gamma: float = 0.0
+    """Weight of the coding-rate term; 0 for the masked loss alone, as published."""
+    eps_squared: float = 0.25
+    """The quantisation error eps^2 of the rate: the smaller, the more small differences count."""
+    features: RateFeatures = "pooled"
+    """Of what the rate is: the mean of each image's visible patch tokens over the batch ("pooled"),
+    its class token ("class_token"), or the visible patch tokens of each image by themselves, mean
+    over images ("tokens": the R(Z) of the paper)."""
+    layer: int | None = None
+    """Encoder layers that the tokens have passed; null for all and the final norm."""
+    over: Literal["step", "batch"] = "step"
+    """The features of the rate: those of the whole optimiser step, however devices and accumulation
+    share it (accumulation then costs one more pass through the encoder), or those of each
+    device's batch, which makes the result depend on how a step is split."""
+    float64: bool = False
+    """Compute the term in float64 in place of float32; either is so whatever the precision."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma < float("inf"):
+            raise ValueError(f"objective.gamma must be at least 0, not {self.gamma}")
+        if not 1e-3 <= self.eps_squared <= 1e3:
+            raise ValueError(
+                f"objective.eps_squared must be from 0.001 to 1000, not {self.eps_squared}"
+            )
+        for name, kind in (("features", RateFeatures), ("over", Literal["step", "batch"])):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(
+                    f"objective.{name} must be one of {', '.join(get_args(kind))},"
+                    f" not {getattr(self, name)!r}"
+                )
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the features of all batches of a step are needed before its first gradient."""
+        return self.gamma > 0 and self.features != "tokens" and self.over == "step"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +226,8 @@ class PretrainConfig(RunConfig):
     configuration, or of nearly the same number of parameters; null to train `model` itself."""
     masking: Masking = field(default_factory=Masking)
     """Which patches are removed."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """What is trained on beside the masked loss."""
     record: RecordConfig = field(default_factory=RecordConfig)
     """Logs, checkpoints, pictures."""
 
@@ -191,6 +239,16 @@ class PretrainConfig(RunConfig):
             raise ValueError(
                 "masking.ratio_max gives images different numbers of visible patches, which"
                 f" visible-only encoding ({why}) cannot batch; use one ratio"
+            )
+        if self.masking.ratio_max is not None and self.objective.features == "tokens":
+            raise ValueError(
+                "masking.ratio_max gives images different numbers of visible patches, which"
+                " objective.features=tokens cannot batch; use one ratio, or pooled features"
+            )
+        layer = self.objective.layer
+        if layer is not None and not 0 <= layer <= self.model.depth:
+            raise ValueError(
+                f"objective.layer must be from 0 to model.depth {self.model.depth}, not {layer}"
             )
 
     @property

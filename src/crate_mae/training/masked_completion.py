@@ -1,4 +1,4 @@
-"""Masked completion as a LightningModule: the loss, and validation with baselines."""
+"""Masked completion as a LightningModule: the losses, and validation with baselines."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ from crate_mae.batches.assembly import Batch
 from crate_mae.models.backbone import MaskedAutoencoder
 from crate_mae.models.loss import BaselineSums
 from crate_mae.training.nonfinite import locate_nonfinite
+from crate_mae.training.rate_term import CodingRate
 from crate_mae.training.training_module import TrainingModule
 
 
@@ -19,17 +20,35 @@ class MaskedCompletion(TrainingModule):
     baselines: dict[str, float] | None = None
 
     def __init__(
-        self, model: MaskedAutoencoder, *, kept: int | None = None, **settings: Any
+        self,
+        model: MaskedAutoencoder,
+        *,
+        kept: int | None = None,
+        layer: int | None = None,
+        coding_rate: CodingRate | None = None,
+        **settings: Any,
     ) -> None:
         super().__init__(model, **settings)
         self.kept = kept
-        """Patches that every mask keeps, where that is one number for all."""
+        """Patches that every mask keeps, where only those are encoded."""
+        self.layer = layer
+        """Encoder layers that the features of the coding rate have passed; None: all and norm."""
+        self.coding_rate = coding_rate
 
     def loss(self, batch: Batch) -> Tensor:
-        """The masked loss of a batch."""
-        output = self.model(batch["images"], mask=batch["mask"], kept=self.kept)
+        """The masked loss of a batch and, where there is one, its coding-rate term."""
+        output = self.model(batch["images"], mask=batch["mask"], kept=self.kept, layer=self.layer)
         loss: Tensor = output.loss
-        return loss
+        if self.coding_rate is None:
+            return loss
+        term = self.coding_rate(batch, output.latent, self._latent)
+        self.watch("train/masked_loss", loss.detach())
+        self.watch("train/coding_rate", term.rate)
+        self.watch("train/largest_rate", term.rate.new_tensor(term.largest))
+        return loss + term.loss
+
+    def _latent(self, batch: Any) -> Tensor:
+        return self.model.encode_masked(batch["images"], batch["mask"], self.kept, self.layer)
 
     def locate_nonfinite(self, batch: Batch) -> str:
         """Where the way to a batch's loss stops being finite."""

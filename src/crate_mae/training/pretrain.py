@@ -21,6 +21,7 @@ from crate_mae.sources.base import ImageSource
 from crate_mae.training.callbacks import Monitor, is_main_process
 from crate_mae.training.config import PretrainConfig
 from crate_mae.training.masked_completion import MaskedCompletion
+from crate_mae.training.rate_term import coding_rate_of
 from crate_mae.training.reconstructions import Reconstructions
 from crate_mae.training.run_folder import changed_keys, check_start, recorded_preprocess
 from crate_mae.training.session import (
@@ -89,6 +90,7 @@ def pretrain(
             val_dataset=val_dataset,
             preprocess=recorded_preprocess(folder) if resume else None,
             progress=progress_bar if is_main_process() else None,
+            whole_steps=config.objective.looks_ahead and config.trainer.accumulate > 1,
         )
         data.open()
         data.keep_on(session.device)
@@ -149,6 +151,8 @@ def _module(config: PretrainConfig, model: MaskedAutoencoder, session: Session) 
     kept = num_kept(config.model.num_patches, config.masking.ratio)
     return MaskedCompletion(
         model,
+        coding_rate=coding_rate_of(config),
+        layer=config.objective.layer,
         kept=kept if config.visible_only else None,
         optim=config.optim,
         seed=config.seed,

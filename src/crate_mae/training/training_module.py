@@ -53,6 +53,7 @@ class TrainingModule(LightningModule, ABC):
         self.stopping = False
         self.decayed = decayed_names(cast("nn.Module", model))
         self._losses: list[Tensor] = []
+        self._watched: dict[str, list[Tensor]] = {}
         self._names: list[str] = []
         self.leave_buffers_alone()
 
@@ -63,6 +64,10 @@ class TrainingModule(LightningModule, ABC):
     @abstractmethod
     def locate_nonfinite(self, batch: Any) -> str:
         """Where the way to a batch's loss stops being finite."""
+
+    def watch(self, name: str, value: Tensor) -> None:
+        """Have a number of this batch logged, averaged over the optimiser step as the loss is."""
+        self._watched.setdefault(name, []).append(value)
 
     def learning_rate_share(self, name: str) -> float:
         """The share of the learning rate that a parameter trains with."""
@@ -108,9 +113,10 @@ class TrainingModule(LightningModule, ABC):
             raise self._non_finite("the loss", where)
         self._losses.append(loss.detach())
         if len(self._losses) == data.accumulate:
-            mean = torch.stack(self._losses).mean()
-            self._losses = []
-            self.log("train/loss", mean, on_step=True, on_epoch=False, sync_dist=True)
+            watched = {name: torch.stack(values).mean() for name, values in self._watched.items()}
+            means = {"train/loss": torch.stack(self._losses).mean(), **watched}
+            self._losses, self._watched = [], {}
+            self.log_dict(means, on_step=True, on_epoch=False, sync_dist=True)
         return loss
 
     def configure_gradient_clipping(

@@ -51,22 +51,44 @@ class ViTMAE(nn.Module):
         """Its sizes and its target, as our own models tell theirs."""
         return sizes_of(self.model.config.to_dict())
 
-    def forward(self, images: Tensor, mask: Tensor, kept: int | None = None) -> MaskedOutput:
-        """Loss, prediction and mask for images (B, C, H, W), as `CrateMAE` returns them.
+    def forward(
+        self,
+        images: Tensor,
+        mask: Tensor,
+        kept: int | None = None,
+        layer: int | None = None,
+    ) -> MaskedOutput:
+        """What `CrateMAE` returns for images (B, C, H, W): loss, prediction, mask, latent tokens.
 
         Only visible patches are encoded. `mask` (B, L) must keep the same number of patches in
         every image; `kept` may tell how many. Raises ValueError where it does not.
         """
+        encoded, mask = self._encoded(images, mask, kept, layer)
+        # Not the whole model, which would compute its own loss beside ours.
+        decoded = self.model.decoder(encoded.last_hidden_state, encoded.ids_restore)
+        prediction, latent = decoded.logits, _latent(encoded, layer)
+        loss = masked_mse(prediction, self.target(images), mask)
+        return MaskedOutput(loss, prediction, mask, latent)
+
+    def encode_masked(
+        self, images: Tensor, mask: Tensor, kept: int | None = None, layer: int | None = None
+    ) -> Tensor:
+        """Latent tokens (B, 1 + V, d) of masked images after so many layers; None: and the norm."""
+        return _latent(self._encoded(images, mask, kept, layer)[0], layer)
+
+    def _encoded(
+        self, images: Tensor, mask: Tensor, kept: int | None, layer: int | None
+    ) -> tuple[Any, Tensor]:
+        """What the library's encoder returns for masked images, and the mask on their device."""
         mask = mask.to(images.device, non_blocking=True)
         kept = visible_count(mask) if kept is None else kept
         with self._masking(1 - (kept + 0.5) / mask.shape[1]):  # it keeps int(L (1 - ratio))
             # The patches are sorted by this noise: visible ones come first, in raster order.
             order = torch.arange(mask.shape[1], device=images.device) + mask * mask.shape[1]
-            latent = self.model.vit(images, noise=order.float())
-            # Not the whole model, which would compute its own loss beside ours.
-            decoded = self.model.decoder(latent.last_hidden_state, latent.ids_restore)
-        prediction = decoded.logits
-        return MaskedOutput(masked_mse(prediction, self.target(images), mask), prediction, mask)
+            encoded = self.model.vit(
+                images, noise=order.float(), output_hidden_states=layer is not None
+            )
+        return encoded, mask
 
     def target(self, images: Tensor) -> Tensor:
         """What the prediction for images is compared with (B, L, h*w*C), float32 or wider."""
@@ -212,6 +234,12 @@ def vitmae_baseline(model: Backbone, match: Match = "configuration", seed: int =
         vitmae_config(model.config, match), preprocess=model.preprocess, seed=seed
     )
     return baseline.to(next(model.parameters()).device)
+
+
+def _latent(encoded: Any, layer: int | None) -> Tensor:
+    """Tokens after so many layers of what the library's encoder returned; None: after the norm."""
+    latent: Tensor = encoded.last_hidden_state if layer is None else encoded.hidden_states[layer]
+    return latent
 
 
 def position_tables(model: Any) -> tuple[nn.Parameter, nn.Parameter]:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crate_mae.models.coding_rate import half_logdet, half_logdet_of_gram, shifted_cholesky
+
 EPS_SQUARED = 0.01
 """The published quantisation error eps^2, for tokens of length 1."""
 
@@ -25,7 +27,7 @@ def coding_rate(
     """
     Z = _checked(tokens, 3, "(B, N, d)", eps_squared)
     Z = unit_rows(Z) if normalize else Z
-    return _half_logdet(Z, Z.shape[-1] / (Z.shape[-2] * eps_squared))
+    return half_logdet(Z, Z.shape[-1] / (Z.shape[-2] * eps_squared))
 
 
 def subspace_coding_rate(
@@ -45,7 +47,7 @@ def head_coding_rates(
     """The terms (B, K) of the sum over subspaces that `subspace_coding_rate` is."""
     w = _checked(projections, 4, "(B, K, N, p)", eps_squared)
     w = unit_rows(w) if normalize else w
-    return _half_logdet(w, w.shape[-1] / (w.shape[-2] * eps_squared))
+    return half_logdet(w, w.shape[-1] / (w.shape[-2] * eps_squared))
 
 
 def compression_gradient(tokens: Tensor, subspaces: Tensor, *, eps_squared: float) -> Tensor:
@@ -60,9 +62,9 @@ def compression_gradient(tokens: Tensor, subspaces: Tensor, *, eps_squared: floa
     a = w.shape[-1] / (w.shape[-2] * eps_squared)
     # (I + a w w^T)^-1 w = w (I + a w^T w)^-1: the smaller of the two systems is solved.
     if w.shape[-1] <= w.shape[-2]:
-        inner = torch.cholesky_solve(w.mT, _cholesky(w.mT @ w, a)).mT
+        inner = torch.cholesky_solve(w.mT, shifted_cholesky(w.mT @ w, a)).mT
     else:
-        inner = torch.cholesky_solve(w, _cholesky(w @ w.mT, a))
+        inner = torch.cholesky_solve(w, shifted_cholesky(w @ w.mT, a))
     return a * torch.einsum("bknp,kdp->bnd", inner, U)
 
 
@@ -83,10 +85,10 @@ def class_rate_reduction(
     if total <= 0:
         raise ValueError("no features have been counted, so there is no rate")
     present = n > 0
-    whole = _half_logdet_of_gram(S.sum(dim=0), width / (total * eps_squared))
+    whole = half_logdet_of_gram(S.sum(dim=0), width / (total * eps_squared))
     rates = torch.stack(
         [
-            _half_logdet_of_gram(moment, width / (float(count) * eps_squared))
+            half_logdet_of_gram(moment, width / (float(count) * eps_squared))
             for moment, count in zip(S[present], n[present], strict=True)
         ]
     )
@@ -192,23 +194,6 @@ def unit_rows(vectors: Tensor) -> Tensor:
     wide = vectors.double()
     lengths = wide.norm(dim=-1, keepdim=True)
     return wide / torch.where(lengths > 0, lengths, 1.0)
-
-
-def _half_logdet(X: Tensor, scale: float) -> Tensor:
-    """1/2 logdet(I + scale X X^T) for X (..., N, p), by the smaller of its two Gram matrices."""
-    gram = X.mT @ X if X.shape[-1] <= X.shape[-2] else X @ X.mT
-    return _half_logdet_of_gram(gram, scale)
-
-
-def _half_logdet_of_gram(gram: Tensor, scale: float) -> Tensor:
-    # The log of half a determinant is the sum of the logs of its Cholesky factor's diagonal.
-    return _cholesky(gram, scale).diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
-
-
-def _cholesky(gram: Tensor, scale: float) -> Tensor:
-    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    factor: Tensor = torch.linalg.cholesky(identity + scale * gram)
-    return factor
 
 
 def _checked(values: Tensor, ndim: int | None, shape: str, eps_squared: float) -> Tensor:
