@@ -74,7 +74,10 @@ def nearest_neighbours(
     train_labels, test_labels = labelled_pair(train, test)
     check_knn(k=k, temperatures=temperatures)
     warmth = sorted(set(temperatures))
-    held = hold_out(train_labels, HELD_OUT, seed) if can_hold_out(train_labels) else None
+    chosen_already = len(set(k)) == len(warmth) == 1  # then nothing need be held out
+    held = None
+    if not chosen_already and can_hold_out(train_labels):
+        held = hold_out(train_labels, HELD_OUT, seed)
     num_held_out = 0 if held is None else int(held.sum())
     usable, skipped = _usable(k, len(train_labels) - num_held_out)
 

@@ -27,11 +27,12 @@ _LEARNING_RATES = ("lr", "train/lr", "learning_rate", "lr-AdamW")
 def draw_training(
     metrics: Sequence[dict[str, float]], path: str | Path, *, overwrite: bool = False
 ) -> Path:
-    """The path of a picture of the losses, the accuracy if there is one, and the learning rate.
+    """The path of a picture of the losses, what accuracies and rank there are, the learning rate.
 
     Each row of `metrics` has a "step" and any of "train/loss", "val/loss", "val/mean_colour",
     "val/patch_mean" (of masked completion), "train/accuracy", "val/accuracy" (of classification,
-    from 0 to 1) and "lr"; what is absent or not finite is left out.
+    from 0 to 1), "val/probe", "val/knn", "val/effective_rank" (of features measured in training)
+    and "lr"; what is absent or not finite is left out.
     Raises as `check_figure_target`, and ValueError when no row has a loss.
     """
     path = check_figure_target(path, overwrite=overwrite)
@@ -43,12 +44,17 @@ def draw_training(
         for key, name, colour in (
             ("train/accuracy", "training accuracy", BLUE),
             ("val/accuracy", "validation accuracy", ORANGE),
+            ("val/probe", "linear probe, held-out labels", ORANGE),
+            ("val/knn", "nearest neighbours, held-out labels", GREEN),
         )
         if len((curve := _curve(metrics, key))[0])
     ]
+    rank = _curve(metrics, "val/effective_rank")
     rate = next((c for key in _LEARNING_RATES if len((c := _curve(metrics, key))[0])), None)
 
-    heights = [4, *([2.5] if accuracies else []), *([1] if rate else [])]
+    heights = [
+        4, *([2.5] if accuracies else []), *([1] if len(rank[0]) else []), *([1] if rate else [])
+    ]  # fmt: skip
     figure = new_figure(8, sum(heights) if len(heights) > 1 else 4)
     grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
     axes = figure.add_subplot(grid[0])
@@ -66,9 +72,15 @@ def draw_training(
         if len(level):
             label = f"{name} ({level[-1]:.3g})"
             axes.axhline(level[-1], color=colour, linestyle=dashes, linewidth=1.5, label=label)
-    _finish_losses(axes, np.concatenate([train[1], validation[1]]), "" if accuracies else "masked ")
+    kind = "" if any(name.endswith("accuracy") for _, name, _ in accuracies) else "masked "
+    _finish_losses(axes, np.concatenate([train[1], validation[1]]), kind)
     if accuracies:
         _draw_accuracies(figure.add_subplot(grid[1], sharex=axes), accuracies)
+    if len(rank[0]):
+        small = figure.add_subplot(grid[2 if accuracies else 1], sharex=axes)
+        _line(small, rank, "", GREY)
+        small.set_ylabel("effective rank")
+        small.set_ylim(bottom=0)
     if rate:
         small = figure.add_subplot(grid[-1], sharex=axes)
         small.plot(*rate, color=GREY, linewidth=1.2)

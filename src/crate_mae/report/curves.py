@@ -12,6 +12,11 @@ NAMES = {
     "val/loss": "Validation loss",
     "train/accuracy": "Training accuracy",
     "val/accuracy": "Validation accuracy",
+    "val/knn": "Nearest neighbours, held-out labels",
+    "val/probe": "Linear probe, held-out labels",
+    "val/effective_rank": "Effective rank",
+    "train/coding_rate": "Coding rate R, nats",
+    "train/largest_rate": "Largest possible R",
     "train/lr": "Learning rate",
 }
 MAX_VALIDATIONS = 12

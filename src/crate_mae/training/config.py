@@ -166,6 +166,9 @@ class RecordConfig(CheckpointConfig):
     """Draw the fixed reconstructions every so many epochs; 0 for never."""
     reconstruct_images: int = 8
     """How many fixed images are drawn."""
+    measure_epochs: int = 5
+    """Measure features of held-out images every so many epochs: rank and coding rate, and, where
+    there are labels, nearest neighbours and a linear probe; 0 for never."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -174,6 +177,8 @@ class RecordConfig(CheckpointConfig):
                 "record.reconstruct_images must be at least 1 and record.reconstruct_epochs at"
                 f" least 0, not {self.reconstruct_images}, {self.reconstruct_epochs}"
             )
+        if self.measure_epochs < 0:
+            raise ValueError(f"record.measure_epochs must be at least 0, not {self.measure_epochs}")
 
 
 @dataclass(frozen=True, kw_only=True)

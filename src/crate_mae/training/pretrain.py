@@ -21,6 +21,7 @@ from crate_mae.sources.base import ImageSource
 from crate_mae.training.callbacks import Monitor, is_main_process
 from crate_mae.training.config import PretrainConfig
 from crate_mae.training.masked_completion import MaskedCompletion
+from crate_mae.training.online import OnlineMeasures
 from crate_mae.training.rate_term import coding_rate_of
 from crate_mae.training.reconstructions import Reconstructions
 from crate_mae.training.run_folder import changed_keys, check_start, recorded_preprocess
@@ -71,11 +72,16 @@ def pretrain(
         sheets = Reconstructions(
             folder, every=config.record.reconstruct_epochs, count=config.record.reconstruct_images
         )
+        measures = OnlineMeasures(
+            every=config.record.measure_epochs,
+            eps_squared=config.objective.eps_squared,
+            seed=config.seed,
+        )
         session = Session(
             config,
             folder,
             monitor=Monitor(metric="val/loss"),
-            callbacks=[sheets],
+            callbacks=[sheets, measures],
             stop_after=stop_after,
         )
         data = ImageDataModule(

@@ -11,7 +11,14 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from crate_mae.common.text import duration
 
-SHOWN = {"loss": "train/loss", "val": "val/loss", "accuracy": "val/accuracy"}
+SHOWN = {
+    "loss": "train/loss",
+    "val": "val/loss",
+    "accuracy": "val/accuracy",
+    "knn": "val/knn",
+    "probe": "val/probe",
+    "rank": "val/effective_rank",
+}
 
 
 class Speed(Callback):

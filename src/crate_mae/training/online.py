@@ -1,0 +1,139 @@
+"""What features are worth while they train: rank, rate, and accuracy where there are labels.
+
+Frozen features of unmasked held-out images, measured by the same code as afterwards, on few images
+so that it takes seconds. Nothing random is drawn from the run, so that the run stays the same.
+"""
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from crate_mae.evaluation.features import Features, extract_features
+from crate_mae.evaluation.knn import nearest_neighbours
+from crate_mae.evaluation.probe import linear_probe
+from crate_mae.models.backbone import Backbone
+from crate_mae.models.coding_rate import rate_share
+from crate_mae.sources.base import ImageSource, random_subset
+from crate_mae.training.masked_completion import MaskedCompletion
+from crate_mae.whitebox.measures import effective_rank
+
+logger = logging.getLogger(__name__)
+
+HELD_OUT_IMAGES = 1000
+"""Most validation images that are measured."""
+TRAINING_IMAGES = 2000
+"""Most training images that neighbours are looked for among, and that the probe learns from."""
+NEIGHBOURS, TEMPERATURE, PENALTY = 20, 0.07, 1e-2
+"""One setting each, as nothing may be chosen in seconds; the evaluation afterwards does choose."""
+
+RANK, SHARE = "val/effective_rank", "val/coding_rate_share"
+
+
+class OnlineMeasures(Callback):
+    """Logs what the features of held-out images are worth, every few epochs and at the end.
+
+    `val/effective_rank` and `val/coding_rate_share` (the coding rate over its largest value) need
+    no labels; `val/knn` and `val/probe` are accuracies on validation images, where they and the
+    training images have labels of the same classes. Warns when the features have collapsed: rank
+    or rate below those of the same network untrained.
+    """
+
+    def __init__(self, *, every: int, eps_squared: float, seed: int) -> None:
+        self.every, self.eps_squared, self.seed = every, eps_squared, seed
+        self.untrained: dict[str, float] | None = None
+        self._warned = False
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure and log when due; a failed measurement is logged, not fatal."""
+        epoch = trainer.current_epoch + 1
+        due = self.every and (epoch % self.every == 0 or epoch == trainer.max_epochs)
+        # Sharded weights are whole only inside a step.
+        if not due or not trainer.is_global_zero or "FSDP" in type(trainer.strategy).__name__:
+            return
+        try:
+            found = self.measured(trainer, pl_module)
+        except Exception as error:  # whatever measuring stumbles over, training goes on
+            logger.warning("features not measured at epoch %d: %s", epoch, error)
+            return
+        pl_module.log_dict(found, rank_zero_only=True)
+        self._warn_of_collapse(found, epoch)
+
+    def measured(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
+        """What is logged, by name; empty without validation images."""
+        assert isinstance(module, MaskedCompletion)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if data.val_source is None or not len(data.val_source):
+            return {}
+        held_out = random_subset(data.val_source, HELD_OUT_IMAGES)
+        if self.untrained is None:
+            fresh = module.model.untrained(self.seed).to(module.device)
+            self.untrained = self.spread(features_of(fresh, held_out))
+        features = features_of(module.model, held_out)
+        found = self.spread(features)
+        train = data.train_source
+        if isinstance(train, ImageSource) and can_compare(train, data.val_source):
+            few = random_subset(train, TRAINING_IMAGES)
+            found |= accuracies(features_of(module.model, few), features)
+        return found
+
+    def spread(self, features: Features) -> dict[str, float]:
+        """Effective rank and share of the largest coding rate of features."""
+        values = features.values
+        _, share = rate_share(values, eps_squared=self.eps_squared, dtype=torch.float64)
+        return {RANK: float(effective_rank(values)), SHARE: float(share)}
+
+    def _warn_of_collapse(self, found: dict[str, float], epoch: int) -> None:
+        if self.untrained is None or not found:
+            return
+        lower = [
+            f"{name} {found[key]:.3g}, untrained {self.untrained[key]:.3g}"
+            for key, name in ((RANK, "effective rank"), (SHARE, "share of the largest coding rate"))
+            if found[key] < self.untrained[key]
+        ]
+        if lower and not self._warned:
+            logger.warning(
+                "at epoch %d the features of different images lie closer together than those of the"
+                " same network untrained (%s): neighbours and few labels will suffer. If it stays"
+                " so, set objective.gamma to 0.1 or lower the learning rate",
+                epoch,
+                "; ".join(lower),
+            )
+        self._warned = bool(lower)
+
+
+def features_of(model: Backbone, source: ImageSource) -> Features:
+    """Mean patch tokens of unmasked images."""
+    return extract_features(model, source, batch_size=128)
+
+
+def can_compare(train: ImageSource, held_out: ImageSource) -> bool:
+    """Whether two sources have labels of the same classes."""
+    names = train.class_names
+    return names is not None and len(names) > 1 and names == held_out.class_names
+
+
+def accuracies(train: Features, held_out: Features) -> dict[str, float]:
+    """Accuracy of nearest neighbours and of a linear probe on held-out images that have a label."""
+    train, held_out = labelled(train), labelled(held_out)
+    if not len(train.names) or not len(held_out.names):
+        return {}
+    k = min(NEIGHBOURS, len(train.names))
+    knn = nearest_neighbours(train, held_out, k=(k,), temperatures=(TEMPERATURE,))
+    probe = linear_probe(train, held_out, penalties=(PENALTY,))
+    return {"val/knn": knn.accuracy, "val/probe": probe.accuracy}
+
+
+def labelled(features: Features) -> Features:
+    """The rows that have a label."""
+    if features.labels is None:
+        return replace(features, values=features.values[:0], names=[])
+    known = features.labels >= 0
+    return replace(
+        features,
+        values=features.values[known],
+        labels=features.labels[known],
+        names=[name for name, keep in zip(features.names, known.tolist(), strict=True) if keep],
+    )

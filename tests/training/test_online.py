@@ -1,0 +1,143 @@
+"""Measures of features while they train: as measured afterwards, without effect on the run."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
+from training_runs import final_state, records, small_config
+
+from crate_mae.batches.config import VALIDATION_SEED, DataConfig
+from crate_mae.evaluation.features import Features, extract_features
+from crate_mae.sources.address import open_source
+from crate_mae.sources.base import ImageSource, random_subset
+from crate_mae.sources.splits import split_off
+from crate_mae.training.config import PretrainConfig, RecordConfig
+from crate_mae.training.online import RANK, SHARE, OnlineMeasures, accuracies
+from crate_mae.training.pretrain import pretrain
+from crate_mae.weights.weights_folder import load_autoencoder
+
+NAMES = ("val/effective_rank", "val/coding_rate_share", "val/knn", "val/probe")
+
+
+def config_of(every: int) -> PretrainConfig:
+    config = small_config()
+    return replace(config, record=replace(config.record, measure_epochs=every))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("online") / "run"
+    pretrain(config_of(2), folder)
+    return folder
+
+
+def measured(folder: Path) -> list[dict[str, float]]:
+    return [record for record in records(folder) if RANK in record]
+
+
+def test_they_are_measured_when_due_and_at_the_end(run: Path) -> None:
+    assert [record["epoch"] for record in measured(run)] == [1, 2]
+    assert all(name in record for record in measured(run) for name in NAMES)
+
+
+def test_the_run_is_the_same_without_them(run: Path, tmp_path: Path) -> None:
+    pretrain(config_of(0), tmp_path / "unwatched")
+    assert measured(tmp_path / "unwatched") == []
+    first, second = final_state(run), final_state(tmp_path / "unwatched")
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_they_are_what_is_measured_afterwards(run: Path) -> None:
+    """Rank and rate from singular values in numpy, of features of the weights that were saved."""
+    model = load_autoencoder(run / "weights")
+    source = random_subset(cast("ImageSource", open_source("digits", split="train")), 200)
+    _, held_out = split_off(source, 0.1, VALIDATION_SEED, None)
+    values = extract_features(model, held_out).values.double().numpy()
+    singular = np.linalg.svd(values, compute_uv=False)
+    shares = singular / singular.sum()
+    rank = np.exp(-(shares[shares > 0] * np.log(shares[shares > 0])).sum())
+    unit = values / np.linalg.norm(values, axis=1, keepdims=True)
+    n, d = unit.shape
+    eigenvalues = np.linalg.svd(unit, compute_uv=False) ** 2
+    rate = 0.5 * np.log1p(d / (n * 0.25) * eigenvalues).sum()
+    largest = min(n, d) / 2 * np.log1p(d / (min(n, d) * 0.25))
+    last = measured(run)[-1]
+    assert last[RANK] == pytest.approx(rank, rel=1e-3)
+    assert last[SHARE] == pytest.approx(rate / largest, rel=1e-3)
+
+
+def features(values: Tensor, labels: Tensor | None) -> Features:
+    return Features(
+        values=values,
+        labels=labels,
+        names=[str(i) for i in range(len(values))],
+        class_names=("a", "b", "c"),
+        pool="mean",
+        unreadable=[],
+    )
+
+
+def test_accuracies_agree_with_scikit_learn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (300,), generator=generator)
+    values = torch.randn(300, 8, generator=generator) + 1.2 * torch.eye(3, 8)[labels]
+    train, test = features(values[:200], labels[:200]), features(values[200:], labels[200:])
+    found = accuracies(train, test)
+
+    unit = torch.nn.functional.normalize(values).numpy()
+    knn = KNeighborsClassifier(20, metric="cosine", weights=lambda gap: np.exp(-gap / 0.07))
+    knn.fit(unit[:200], labels[:200].numpy())
+    assert found["val/knn"] == pytest.approx(knn.score(unit[200:], labels[200:].numpy()), abs=1e-9)
+    mean, std = values[:200].mean(0), values[:200].std(0, unbiased=False)
+    scaled = ((values - mean) / std).numpy()
+    # mean cross-entropy + penalty / 2 |W|^2 is C = 1 / (n penalty) there.
+    probe = LogisticRegression(C=1 / (200 * 1e-2), max_iter=1000, tol=1e-8)
+    probe.fit(scaled[:200], labels[:200].numpy())
+    expected = probe.score(scaled[200:], labels[200:].numpy())
+    assert found["val/probe"] == pytest.approx(expected, abs=0.011)
+
+
+def test_images_without_a_label_do_not_count() -> None:
+    values, labels = torch.randn(20, 4), torch.arange(20) % 3
+    known = accuracies(features(values, labels), features(values, labels))
+    extra = torch.cat([labels, torch.full((5,), -1)])
+    more = features(torch.cat([values, torch.randn(5, 4)]), extra)
+    assert accuracies(more, more) == known
+    assert accuracies(features(values, None), more) == {}
+
+
+def test_without_labels_there_are_rank_and_rate(tmp_path: Path) -> None:
+    images = (np.random.default_rng(0).random((60, 8, 8)) * 255).astype(np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    data = DataConfig(source=f"npy:{tmp_path / 'images.npy'}", workers=0, val_share=0.2)
+    config = replace(config_of(1), data=data, optim=replace(small_config().optim, batch_size=16))
+    pretrain(config, tmp_path / "run")
+    last = measured(tmp_path / "run")[-1]
+    assert RANK in last
+    assert SHARE in last
+    assert "val/knn" not in last
+
+
+def test_collapsed_features_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    measures = OnlineMeasures(every=1, eps_squared=0.25, seed=0)
+    measures.untrained = {RANK: 10.0, SHARE: 0.5}
+    with caplog.at_level(logging.WARNING, logger="crate_mae"):
+        measures._warn_of_collapse({RANK: 11.0, SHARE: 0.6}, 1)
+        assert not caplog.records
+        measures._warn_of_collapse({RANK: 4.0, SHARE: 0.6}, 2)
+        measures._warn_of_collapse({RANK: 3.0, SHARE: 0.6}, 3)
+    assert len(caplog.records) == 1
+    assert "effective rank 4, untrained 10" in caplog.text
+    assert "coding rate" not in caplog.text.split("(")[1].split(")")[0]
+
+
+def test_a_number_of_epochs_below_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"record\.measure_epochs must be at least 0, not -1"):
+        RecordConfig(measure_epochs=-1)
