@@ -1,7 +1,6 @@
 """The quality matrix: its jobs, the pool that runs them, the tables made of what is there."""
 
 import dataclasses
-import functools
 import json
 import os
 import signal
@@ -25,7 +24,6 @@ from crate_mae.cli import main as command
 from crate_mae.models import autoencoder, encoder
 from crate_mae.models.config import ModelConfig
 from crate_mae.models.layers import DecoderLayer, EncoderLayer, Synthesis
-from crate_mae.training import parse
 from crate_mae.training.config import OptimConfig, PretrainConfig
 from crate_mae.training.parse import parse_finetune, parse_pretrain
 from matrix import (
@@ -190,14 +188,6 @@ def test_what_comes_after_waits_for_the_end_good_or_bad(tmp_path: Path) -> None:
 # -- the matrix -------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def one_parser(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parsers are built once for all commands, as building takes longer than parsing."""
-    for name in ("pretrain_parser", "finetune_parser"):
-        monkeypatch.setattr(parse, name, functools.cache(getattr(parse, name)))
-
-
-@pytest.mark.usefixtures("one_parser")
 def test_every_command_of_the_matrix_is_understood(tmp_path: Path) -> None:
     matrix = load_matrix(HERE / "quality.yaml")
     for model in matrix.models:  # a search whose middle rate is the best
@@ -234,7 +224,6 @@ def test_every_command_of_the_matrix_is_understood(tmp_path: Path) -> None:
     ) * len(matrix.seeds)
 
 
-@pytest.mark.usefixtures("one_parser")
 @pytest.mark.parametrize("name", ["quality-gpu", "quality-overcomplete"])
 def test_the_other_matrices_are_understood_too(tmp_path: Path, name: str) -> None:
     matrix = load_matrix(HERE / f"{name}.yaml")
@@ -276,7 +265,6 @@ def test_more_rates_are_taken_and_runs_at_the_old_best_are_told(tmp_path: Path) 
     assert superseded(extended, tmp_path) == ["compared/crate-0"]
 
 
-@pytest.mark.usefixtures("one_parser")
 def test_fine_tuning_of_the_matrix_is_understood(tmp_path: Path) -> None:
     matrix = load_matrix(HERE / "quality.yaml")
     first = compared_folder(tmp_path, "crate", 0)
