@@ -12,9 +12,10 @@ MARKDOWN := README.md CONTRIBUTING.md CHANGELOG.md docs benchmarks/README.md \
 demo: $(READY)
 	$(BIN)/crate-mae demo --out runs/demo
 
-# Each test file in one process, a process a core and at most four: every test computes on one core.
+# A process a core and at most four, as every test computes on one core; a process that has done its
+# tests takes over some of another's.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 check: $(READY)
 	$(BIN)/ruff check .

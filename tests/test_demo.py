@@ -19,7 +19,7 @@ from crate_mae.training.run_folder import load_config_values
 
 @pytest.fixture(autouse=True)
 def short_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shipped recipe on fewer digits, with a narrow model of one layer a side."""
+    """The shipped recipe on fewer digits, with a narrow model of one layer a side; brief probes."""
     values = yaml.safe_load(recipe("digits").read_text())
     values["model"].update(dim=16, depth=1, decoder_depth=1, num_heads=2, decoder_num_heads=2)
     values["optim"].update(epochs=3, warmup_epochs=1)
@@ -27,6 +27,7 @@ def short_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "short.yaml"
     path.write_text(yaml.safe_dump(values))
     monkeypatch.setattr(demo, "RECIPE", str(path))
+    monkeypatch.setattr("crate_mae.evaluation.regression.MAX_STEPS", 20)
 
 
 @pytest.fixture(scope="module")

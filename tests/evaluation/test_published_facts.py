@@ -33,10 +33,11 @@ from crate_mae.sources.images import Sample
 from crate_mae.sources.photographs import photograph_squares
 from crate_mae.weights.published import PublishedFacts, from_reference, to_reference
 
+# One patch of four is seen: such models learn the squares by heart in the fewest steps.
 CONFIG = ModelConfig(
-    image_size=16, patch_size=4, dim=32, depth=2, num_heads=4, decoder_depth=2, decoder_num_heads=4
+    image_size=8, patch_size=4, dim=32, depth=2, num_heads=4, decoder_depth=2, decoder_num_heads=4
 )
-STEPS = 500
+STEPS = 400
 
 # Every value of every fact beside every value of the others, in half of all combinations. Two
 # numbers of heads in PRESETS divide a width of 32: 4 and 16.
@@ -190,7 +191,7 @@ def test_losses_are_those_of_the_model_on_fixed_masks(normalise: bool) -> None:
     assert len(images) == len(trial.losses) == 12
     masks = torch.cat(
         [
-            draw_mask("random", (4, 4), MASK_RATIO, keyed_generator(0, index))
+            draw_mask("random", (2, 2), MASK_RATIO, keyed_generator(0, index))
             for index in range(len(images))
         ]
     )

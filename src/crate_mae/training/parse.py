@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -56,8 +57,9 @@ def recipe(name: str) -> Path:
     return known[name]
 
 
+@cache  # building takes several times as long as parsing
 def pretrain_parser() -> SettingsParser:
-    """A parser of every setting of PretrainConfig, with the recipe file as --config."""
+    """The parser of every setting of PretrainConfig, with the recipe file as --config."""
     parser = _run_parser(
         "crate-mae pretrain",
         "Masked pre-training: from images to weights, reconstructions and metrics.",
@@ -74,8 +76,9 @@ def pretrain_parser() -> SettingsParser:
     return parser
 
 
+@cache
 def finetune_parser() -> SettingsParser:
-    """A parser of every setting of FinetuneConfig, with the recipe file as --config."""
+    """The parser of every setting of FinetuneConfig, with the recipe file as --config."""
     parser = _run_parser(
         "crate-mae finetune",
         "Supervised training of a classifier: crate-mae finetune WEIGHTS --config RECIPE ..., or"
