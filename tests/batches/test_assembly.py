@@ -26,7 +26,8 @@ from crate_mae.batches.assembly import (
     whole_batch,
 )
 from crate_mae.batches.config import Augment, Masking
-from crate_mae.batches.samplers import EpochBatches, FixedBatches
+from crate_mae.batches.on_device import masks_of
+from crate_mae.batches.samplers import EpochBatches, FixedBatches, step_of
 from crate_mae.models.config import Preprocess
 from crate_mae.sources.address import open_source
 from crate_mae.sources.base import Share
@@ -151,7 +152,69 @@ def test_every_kind_of_mask_is_reproducible(kind: Any) -> None:
     assert len({tuple(mask.tolist()) for mask in masks}) > 1
 
 
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.floats(0.3, 0.9))
+def test_squares_of_patches_are_hidden_whole(
+    rows: int, columns: int, square: int, ratio: float
+) -> None:
+    masking = Masking(square=square, ratio=ratio)
+    grid = (rows * square, columns * square)
+    if not 0 < int(rows * columns * (1 - ratio)) < rows * columns:
+        with pytest.raises(ValueError, match="mask ratio"):
+            masking.check(grid)
+        return
+    index = torch.arange(5)
+    by_sample = torch.stack([masking.draw(grid, 3, i) for i in range(5)])
+    for masks in (by_sample, masks_of(masking, grid, index, 3)):
+        cells = masks.view(5, rows, square, columns, square)
+        assert torch.equal(cells, cells[:, :, :1, :, :1].expand_as(cells))
+        kept = square**2 * int(rows * columns * (1 - ratio))
+        assert (~masks).sum(dim=1).tolist() == [kept] * 5 == [masking.kept(grid)] * 5
+
+
+def test_a_step_has_one_ratio_whatever_shares_it() -> None:
+    """Two devices and two accumulated batches of a step hide alike; steps differ."""
+    masking = Masking(ratio=0.2, ratio_max=0.9, ratio_per="step")
+    grid, counts = (8, 8), {}
+    for accumulate, world in ((1, 1), (2, 2)):
+        seen: dict[int, set[int]] = {}
+        for rank in range(world):
+            sampler = EpochBatches(
+                num_samples=64,
+                batch_size=16 // accumulate // world,
+                accumulate=accumulate,
+                share=Share(seed=0, rank=rank, world_size=world),
+            )
+            for keys in sampler:
+                ratio = masking.step_ratio(0, step_of(keys))
+                masks = [masking.draw(grid, 0, *key, ratio=ratio) for key in keys]
+                on_device = masks_of(
+                    masking, grid, torch.tensor([i for _, i in keys]), 0, 0, ratio=ratio
+                )
+                removed = {int(mask.sum()) for mask in [*masks, *on_device]}
+                seen.setdefault(step_of(keys), set()).update(removed)
+        counts[world] = seen
+    assert counts[1] == counts[2]
+    assert sorted(counts[1]) == [0, 1, 2, 3]
+    assert all(len(removed) == 1 for removed in counts[1].values())
+    assert len({min(removed) for removed in counts[1].values()}) > 1
+    ratios = [masking.step_ratio(0, step) for step in range(300)]
+    assert 0.2 <= min(map(float, filter(None, ratios))) < 0.22
+    assert 0.88 < max(map(float, filter(None, ratios))) <= 0.9
+
+
+def test_settings_of_masks_say_themselves() -> None:
+    assert str(Masking()) == "75% (random)"
+    text = str(Masking(ratio=0.5, ratio_max=0.75, ratio_per="step", square=2))
+    assert text == "50% to 75% (by step) (random, squares of 2 x 2)"
+
+
 def test_wrong_masking_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"masking\.square 3 must divide the grid of 4 x 4"):
+        Masking(square=3).check((4, 4))
+    with pytest.raises(ValueError, match=r"squares are for masking\.kind=random alone"):
+        Masking(kind="block", square=2)
+    with pytest.raises(ValueError, match="ratio_per must be image or step"):
+        Masking(ratio_per="batch")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"masking\.kind must be one of random, block, grid"):
         Masking(kind="stripes")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"ratio_max 0\.5 is below masking\.ratio 0\.75"):

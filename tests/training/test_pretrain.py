@@ -197,6 +197,25 @@ def test_a_ratio_range_needs_mask_tokens_in_the_encoder(tmp_path: Path) -> None:
     assert pretrain(small_config(masking=masking), tmp_path / "run", stop_after=2).step == 2
 
 
+def test_a_ratio_for_each_step_and_squares_train_visible_only_exactly(tmp_path: Path) -> None:
+    """Split into two batches a step, and stopped in between: the same ratios, the same model."""
+    config = small_config(
+        masking=Masking(ratio=0.25, ratio_max=0.8, ratio_per="step", square=2),
+        model=replace(MODEL, mask_tokens="decoder"),
+        trainer=TrainerConfig(accelerator="cpu", devices=1, accumulate=2),
+    )
+    pretrain(config, tmp_path / "whole")
+    pretrain(config, tmp_path / "parts", stop_after=4)
+    pretrain(config, tmp_path / "parts", resume=True)
+    whole = replace(config, trainer=replace(config.trainer, accumulate=1))
+    pretrain(whole, tmp_path / "one")
+    first = final_state(tmp_path / "whole")
+    for key, value in final_state(tmp_path / "parts").items():
+        assert torch.equal(value, first[key])
+    for key, value in final_state(tmp_path / "one").items():
+        torch.testing.assert_close(value, first[key], atol=2e-3, rtol=2e-3)
+
+
 def test_visible_only_encoding_and_normalised_targets_train(tmp_path: Path) -> None:
     model = replace(MODEL, mask_tokens="decoder", norm_pix_loss=True, output_projection="tied")
     assert pretrain(small_config(model=model), tmp_path / "run").finished

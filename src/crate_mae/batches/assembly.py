@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 
 from crate_mae.batches.broken import listed, readable
 from crate_mae.batches.config import Masking
+from crate_mae.batches.samplers import step_of
 from crate_mae.batches.transforms import normalised_batch
 from crate_mae.common.randomness import AUGMENT, keyed_generator, seed_globally
 from crate_mae.models.config import Preprocess
@@ -49,8 +50,8 @@ class Batch(ImageBatch):
 
 Numbered = tuple[int, int, Sample]
 """A sample with its epoch and its index."""
-MakeBatch = Callable[[list[Numbered], list[tuple[str, str]]], Any]
-"""From numbered samples and what could not be read to a batch."""
+MakeBatch = Callable[[list[Numbered], list[tuple[str, str]], int], Any]
+"""From numbered samples, what could not be read, and the optimiser step to a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +64,14 @@ class BatchMaker:
     grid: tuple[int, int]
     seed: int
 
-    def __call__(self, samples: list[Numbered], broken: list[tuple[str, str]]) -> Batch:
+    def __call__(
+        self, samples: list[Numbered], broken: list[tuple[str, str]], step: int = 0
+    ) -> Batch:
         """The batch of (epoch, index, sample) triples; global random state is left as it was."""
+        ratio = self.masking.step_ratio(self.seed, step)
         masks = [
-            self.masking.draw(self.grid, self.seed, epoch, index) for epoch, index, _ in samples
+            self.masking.draw(self.grid, self.seed, epoch, index, ratio=ratio)
+            for epoch, index, _ in samples
         ]
         return Batch(
             images=transformed_images(samples, self.transform, self.preprocess, self.seed),
@@ -116,7 +121,7 @@ class SourceBatches(Dataset[Any]):
     def __getitems__(self, keys: list[tuple[int, int]]) -> Any:
         broken: list[tuple[str, str]] = []
         samples = [(epoch, index, self._readable(index, broken)) for epoch, index in keys]
-        return self.make(samples, broken)
+        return self.make(samples, broken, step_of(keys))
 
     def _readable(self, index: int, broken: list[tuple[str, str]]) -> Sample:
         size = len(self.source)
@@ -147,7 +152,9 @@ class MaskedStream(IterableDataset[Batch]):
         share: Share,
         batch_size: int,
         batches_per_epoch: int,
+        accumulate: int = 1,
     ) -> None:
+        self.accumulate = accumulate
         self.source, self.make = source, make
         self.share = replace(share, shuffle=True)
         self.batch_size, self.batches_per_epoch = batch_size, batches_per_epoch
@@ -168,11 +175,12 @@ class MaskedStream(IterableDataset[Batch]):
         taken = sum(batch < done for batch in mine)
         share = replace(self.share, epoch=epoch, worker=worker, num_workers=workers)
         entries = self._endless(share, skip=taken * self.batch_size)
-        for _ in range(len(mine) - taken):
+        for batch in mine[taken:]:
             broken: list[tuple[str, str]] = []
             samples = islice(readable(entries, broken), self.batch_size)
             numbered = [(epoch, stable_index(sample.name), sample) for sample in samples]
-            yield self.make(numbered, broken)
+            step = (epoch * self.batches_per_epoch + batch) // self.accumulate
+            yield self.make(numbered, broken, step)
 
     def _endless(self, share: Share, *, skip: int) -> Iterator[Sample | UnreadableImage]:
         """Entries without end, after passing over `skip` readable ones."""

@@ -7,8 +7,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from crate_mae.common.randomness import MASK, keyed_generator
-from crate_mae.models.masks import MaskKind, draw_mask, num_kept
+from crate_mae.common.randomness import MASK, RATIO, keyed_generator
+from crate_mae.models.masks import MaskKind, draw_mask, num_kept, spread
 
 VALIDATION_SEED = 20_240_404
 """Fixes held-out images and their masks, the same whatever the run's seed."""
@@ -84,7 +84,13 @@ class Masking:
     ratio: float = 0.75
     """Share of patches removed; the lower end when `ratio_max` is set."""
     ratio_max: float | None = None
-    """Upper end of a range from which each image's ratio is drawn evenly."""
+    """Upper end of a range from which ratios are drawn evenly."""
+    ratio_per: Literal["image", "step"] = "image"
+    """What has a ratio of its own where `ratio_max` is set: each image, or all images of an
+    optimiser step, which visible-only encoding can batch (R^2MAE, arXiv 2509.21650)."""
+    square: int = 1
+    """Side, in patches, of the squares that random masks remove or keep whole: 2 hides 2 x 2
+    patches together (as Pixio does, arXiv 2512.15716); 1 as published."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(MaskKind):
@@ -95,19 +101,67 @@ class Masking:
             raise ValueError(
                 f"masking.ratio_max {self.ratio_max} is below masking.ratio {self.ratio}"
             )
+        if self.ratio_per not in ("image", "step"):
+            raise ValueError(f"masking.ratio_per must be image or step, not {self.ratio_per!r}")
+        if self.square < 1 or (self.square > 1 and self.kind != "random"):
+            raise ValueError(
+                "masking.square must be at least 1, and squares are for masking.kind=random alone,"
+                f" not {self.square} with {self.kind}"
+            )
 
     def check(self, grid: tuple[int, int]) -> None:
-        """Raise ValueError when a ratio keeps or removes no patch of the grid."""
+        """Raise ValueError for ratios and squares that do not fit the grid."""
+        if any(side % self.square for side in grid):
+            raise ValueError(
+                f"masking.square {self.square} must divide the grid of {grid[0]} x {grid[1]}"
+                " patches"
+            )
         for ratio in (self.ratio, self.ratio if self.ratio_max is None else self.ratio_max):
-            num_kept(grid[0] * grid[1], ratio)
+            num_kept(grid[0] * grid[1] // self.square**2, ratio)
 
-    def draw(self, grid: tuple[int, int], *key: int) -> Tensor:
-        """The mask (L,) of the whole numbers in `key`, such as (seed, epoch, sample)."""
-        generator = keyed_generator(MASK, *key)
-        ratio = self.ratio
+    def __str__(self) -> str:
+        share = f"{self.ratio:.0%}"
         if self.ratio_max is not None:
-            ratio += (self.ratio_max - ratio) * float(torch.rand((), generator=generator))
-        return draw_mask(self.kind, grid, ratio, generator)[0]
+            share += f" to {self.ratio_max:.0%} (by {self.ratio_per})"
+        squares = f", squares of {self.square} x {self.square}" if self.square > 1 else ""
+        return f"{share} ({self.kind}{squares})"
+
+    @property
+    def one_count(self) -> bool:
+        """Whether all images of all steps keep the same number of patches."""
+        return self.ratio_max is None
+
+    @property
+    def batchable(self) -> bool:
+        """Whether all images of a step keep the same number of patches."""
+        return self.one_count or self.ratio_per == "step"
+
+    def kept(self, grid: tuple[int, int], ratio: float | None = None) -> int:
+        """How many patches of a grid stay at a ratio; `ratio` of these settings unless given."""
+        area = self.square**2
+        return area * num_kept(grid[0] * grid[1] // area, self.ratio if ratio is None else ratio)
+
+    def step_ratio(self, seed: int, step: int) -> float | None:
+        """The ratio of all images of an optimiser step; None where each image has its own."""
+        if self.ratio_max is None:
+            return self.ratio
+        if self.ratio_per == "image":
+            return None
+        share = float(torch.rand((), generator=keyed_generator(RATIO, seed, step)))
+        return self.ratio + (self.ratio_max - self.ratio) * share
+
+    def draw(self, grid: tuple[int, int], *key: int, ratio: float | None = None) -> Tensor:
+        """The mask (L,) of the whole numbers in `key`, such as (seed, epoch, sample).
+
+        `ratio` is that of the step; None: drawn here where a range is given.
+        """
+        generator = keyed_generator(MASK, *key)
+        if ratio is None:
+            ratio = self.ratio
+            if self.ratio_max is not None:
+                ratio += (self.ratio_max - ratio) * float(torch.rand((), generator=generator))
+        coarse = (grid[0] // self.square, grid[1] // self.square)
+        return spread(draw_mask(self.kind, coarse, ratio, generator), coarse, self.square)[0]
 
 
 @dataclass(frozen=True, kw_only=True)

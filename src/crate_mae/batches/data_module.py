@@ -228,6 +228,7 @@ class ImageDataModule(LightningDataModule):
             share=share,
             batch_size=self.batch_size,
             batches_per_epoch=self.steps_per_epoch * self.accumulate,
+            accumulate=self.accumulate,
         )
         most = max(1, len(source.shards) // share.world_size)  # a worker needs a shard
         loader = self._loader(stream, most=most, persistent=False, batch_size=None)

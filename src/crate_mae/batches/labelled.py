@@ -49,7 +49,9 @@ class LabelledMaker:
     drop_rates: tuple[float, ...] | None = None
     """For each layer, the probability that an image leaves out the MSSA step."""
 
-    def __call__(self, samples: list[Numbered], broken: list[tuple[str, str]]) -> LabelledBatch:
+    def __call__(
+        self, samples: list[Numbered], broken: list[tuple[str, str]], step: int = 0
+    ) -> LabelledBatch:
         """The batch of (epoch, index, sample) triples; global random state is left as it was."""
         keys = [(self.seed, epoch, index) for epoch, index, _ in samples]
         images = transformed_images(samples, self.transform, self.preprocess, self.seed)

@@ -20,10 +20,11 @@ from crate_mae.batches.assembly import ImageBatch, SourceBatches
 from crate_mae.batches.cache import CachedSource
 from crate_mae.batches.config import Augment, Masking
 from crate_mae.batches.on_device_transforms import Mixing, augmented
+from crate_mae.batches.samplers import step_of
 from crate_mae.batches.transforms import fit, normalise
 from crate_mae.common.randomness import DEPTH, MASK, numbers, uniform
 from crate_mae.models.config import Preprocess
-from crate_mae.models.masks import num_kept
+from crate_mae.models.masks import num_kept, spread
 from crate_mae.sources.base import ImageSource
 from crate_mae.sources.images import to_channels
 
@@ -170,7 +171,10 @@ class DeviceBatches(Dataset[Any]):
             )
         )
         if maker.masking is not None:
-            batch["mask"] = masks_of(maker.masking, maker.grid, index, maker.seed, epoch)
+            ratio = maker.masking.step_ratio(maker.seed, step_of(keys))
+            batch["mask"] = masks_of(
+                maker.masking, maker.grid, index, maker.seed, epoch, ratio=ratio
+            )
             return batch
         assert self.labels is not None
         batch["labels"] = batch["targets"] = self.labels[index]
@@ -212,17 +216,33 @@ class FixedDeviceBatches(Dataset[Any]):
         return batch
 
 
-def masks_of(masking: Masking, grid: tuple[int, int], index: Tensor, *key: int) -> Tensor:
+def masks_of(
+    masking: Masking,
+    grid: tuple[int, int],
+    index: Tensor,
+    *key: int,
+    ratio: float | None = None,
+) -> Tensor:
     """Masks (B, L), True = removed, each fixed by its index (B,) and `key`, on the index' device.
 
     Random masks are drawn there; the other kinds, which are built step by step, on the CPU.
+    `ratio` is that of the step, as `Masking.draw` takes it.
     """
-    patches = grid[0] * grid[1]
     if masking.kind != "random":
-        drawn = [masking.draw(grid, *key, i) for i in index.tolist()]
+        drawn = [masking.draw(grid, *key, i, ratio=ratio) for i in index.tolist()]
         return torch.stack(drawn).to(index.device, non_blocking=True)
+    coarse = (grid[0] // masking.square, grid[1] // masking.square)
+    return spread(_random_masks(masking, coarse, index, *key, ratio=ratio), coarse, masking.square)
+
+
+def _random_masks(
+    masking: Masking, grid: tuple[int, int], index: Tensor, *key: int, ratio: float | None
+) -> Tensor:
+    patches = grid[0] * grid[1]
     # The first number of each sample is for its ratio.
     ranks = numbers(index, patches + 1, MASK, *key)[:, 1:].argsort(dim=1).argsort(dim=1)
+    if ratio is not None:
+        return ranks >= num_kept(patches, ratio)
     if masking.ratio_max is None:
         return ranks >= num_kept(patches, masking.ratio)
     share = uniform(index, 1, MASK, *key).double()

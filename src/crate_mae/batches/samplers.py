@@ -9,6 +9,17 @@ from crate_mae.common.randomness import ORDER, keyed_generator
 from crate_mae.sources.base import WHOLE, Share
 
 
+class StepKeys(list[tuple[int, int]]):
+    """The (epoch, sample index) pairs of a batch, and the optimiser step it belongs to."""
+
+    step = 0
+
+
+def step_of(keys: list[tuple[int, int]]) -> int:
+    """The optimiser step, from 0, that keys belong to; 0 for batches that never change."""
+    return keys.step if isinstance(keys, StepKeys) else 0
+
+
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Lists of (epoch, sample index) for the rank of a share, in an order (seed, epoch) fixes.
 
@@ -28,6 +39,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     ) -> None:
         self.num_samples = num_samples
         self.batch_size = batch_size
+        self.accumulate = accumulate
         self.share = share
         self.position = position
         steps = num_samples // (batch_size * accumulate * share.world_size)
@@ -47,7 +59,9 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         order = torch.randperm(self.num_samples, generator=generator).tolist()
         for batch in range(first, self.batches_per_epoch):
             start = (batch * self.share.world_size + self.share.rank) * self.batch_size
-            yield [(epoch, index) for index in order[start : start + self.batch_size]]
+            keys = StepKeys((epoch, index) for index in order[start : start + self.batch_size])
+            keys.step = (epoch * self.batches_per_epoch + batch) // self.accumulate
+            yield keys
 
 
 class FixedBatches(Sampler[list[tuple[int, int]]]):

@@ -96,6 +96,14 @@ def grid_mask(grid: tuple[int, int], kept: int, generator: Generator | None) -> 
     return mask
 
 
+def spread(masks: Tensor, grid: tuple[int, int], side: int) -> Tensor:
+    """Masks (B, L side^2) of a grid in which every cell of masks (B, L) is a square of patches."""
+    if side == 1:
+        return masks
+    cells = masks.view(-1, *grid)
+    return cells.repeat_interleave(side, dim=1).repeat_interleave(side, dim=2).flatten(1)
+
+
 def mask_from_pixels(pixels: Tensor, patch_hw: tuple[int, int], *, covered: float = 0.5) -> Tensor:
     """A mask (1, L) that removes the patches of which at least the share `covered` is marked.
 

@@ -31,7 +31,7 @@ def _work(plan: RunPlan) -> Iterator[Row]:
         yield "run", f"{config.name}: supervised training of {plan.classes:,} classes{assumed}"
     else:
         baseline = "" if config.vitmae is None else " of the ViT-MAE baseline"
-        masks = f"{config.masking.ratio:.0%} of the patches removed ({config.masking.kind})"
+        masks = f"{config.masking} of the patches removed"
         yield "run", f"{config.name}: masked pre-training{baseline}, {masks}"
     inside = "" if decoder in (None, encoder) else f" in the encoder, {decoder:,} in the decoder"
     yield (

@@ -15,7 +15,6 @@ from crate_mae.models.backbone import Backbone, ImageClassifier, MaskedAutoencod
 from crate_mae.models.coding_rate import rate_share
 from crate_mae.models.config import ModelConfig
 from crate_mae.models.cost import counted_flops, model_cost, parameter_count
-from crate_mae.models.masks import num_kept
 from crate_mae.training.classification import Classification
 from crate_mae.training.config import FinetuneConfig, PretrainConfig
 from crate_mae.training.finetune import resolved
@@ -52,7 +51,7 @@ class PlannedRun:
         every = 1 + (height // rows) * (width // columns)
         if isinstance(self.config, FinetuneConfig):
             return every, None
-        kept = num_kept(every - 1, self.config.masking.ratio)
+        kept = self.config.masking.kept((height // rows, width // columns))
         return (1 + kept if self.config.visible_only else every), every
 
     @property
@@ -85,7 +84,7 @@ class PlannedRun:
         masked = model_cost(
             self.model,
             batch=images,
-            ratio=self.config.masking.ratio,
+            ratio=1 - (self.config.masking.kept(self.model.grid) + 0.5) / self.model.num_patches,
             recompute=self.config.trainer.recompute,
         ).step
         return masked + self._rate_flops(images, self.config)
@@ -94,7 +93,7 @@ class PlannedRun:
         """Operations of the coding-rate term, with the pass that looks ahead where there is one."""
         if config.objective.gamma == 0:
             return 0
-        kept = num_kept(self.model.num_patches, config.masking.ratio)
+        kept = config.masking.kept(self.model.grid)
         with FakeTensorMode(), torch.random.fork_rng(devices=[]):
             per_image = (images, kept) if config.objective.features == "tokens" else (images,)
             features = torch.empty(*per_image, self.model.dim, requires_grad=True)
@@ -120,12 +119,12 @@ class PlannedRun:
         autoencoder = self._autoencoder(config)
         if config.trainer.recompute:
             autoencoder.recompute_layers()
-        kept = num_kept(self.model.num_patches, config.masking.ratio)
+        kept = config.masking.kept(self.model.grid)
         return MaskedCompletion(
             autoencoder,
             coding_rate=coding_rate_of(config),
             layer=config.objective.layer,
-            kept=kept if config.visible_only else None,
+            kept=kept if config.visible_only and config.masking.one_count else None,
             optim=config.optim,
             seed=config.seed,
         )
@@ -155,7 +154,13 @@ class PlannedRun:
         pixels = torch.randn(images, self.model.channels, *self.image_hw)
         config = self.config
         if isinstance(config, PretrainConfig):
-            draw = functools.partial(config.masking.draw, self.model.grid, config.seed, 0)
+            draw = functools.partial(
+                config.masking.draw,
+                self.model.grid,
+                config.seed,
+                0,
+                ratio=config.masking.step_ratio(config.seed, 0),
+            )
             batch = {"images": pixels, "mask": torch.stack([draw(i) for i in range(images)])}
             if config.objective.looks_ahead and config.trainer.accumulate > 1:
                 return {**batch, "whole_step": [batch]}  # its share of the pass that looks ahead

@@ -239,16 +239,18 @@ class PretrainConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.masking.check(self.model.grid)
-        if self.masking.ratio_max is not None and self.visible_only:
+        if not self.masking.batchable and self.visible_only:
             why = "vitmae" if self.vitmae else "model.mask_tokens=decoder"
             raise ValueError(
                 "masking.ratio_max gives images different numbers of visible patches, which"
-                f" visible-only encoding ({why}) cannot batch; use one ratio"
+                f" visible-only encoding ({why}) cannot batch; use one ratio, or"
+                " masking.ratio_per=step"
             )
-        if self.masking.ratio_max is not None and self.objective.features == "tokens":
+        if not self.masking.batchable and self.objective.features == "tokens":
             raise ValueError(
                 "masking.ratio_max gives images different numbers of visible patches, which"
-                " objective.features=tokens cannot batch; use one ratio, or pooled features"
+                " objective.features=tokens cannot batch; use one ratio, masking.ratio_per=step or"
+                " pooled features"
             )
         layer = self.objective.layer
         if layer is not None and not 0 <= layer <= self.model.depth:

@@ -16,7 +16,6 @@ from crate_mae.evaluation.backbones import build_autoencoder
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.backbone import MaskedAutoencoder
 from crate_mae.models.config import Preprocess
-from crate_mae.models.masks import num_kept
 from crate_mae.sources.base import ImageSource
 from crate_mae.training.callbacks import Monitor, is_main_process
 from crate_mae.training.config import PretrainConfig
@@ -154,7 +153,8 @@ def _module(config: PretrainConfig, model: MaskedAutoencoder, session: Session) 
         model.recompute_layers()
     if config.trainer.compile:
         cast("nn.Module", model).compile()
-    kept = num_kept(config.model.num_patches, config.masking.ratio)
+    masking = config.masking
+    kept = masking.kept(config.model.grid) if masking.one_count else None
     return MaskedCompletion(
         model,
         coding_rate=coding_rate_of(config),

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from crate_mae.models.coding_rate import largest_rate, rate_share
-from crate_mae.models.masks import num_kept, take_visible
+from crate_mae.models.masks import take_visible
 from crate_mae.training.config import ObjectiveConfig, PretrainConfig
 
 Encode = Callable[[Any], Tensor]
@@ -112,10 +112,9 @@ def coding_rate_of(config: PretrainConfig) -> CodingRate | None:
     """The coding rate that a run trains on; None where its weight is 0."""
     if config.objective.gamma == 0:
         return None
-    one_ratio = config.masking.ratio_max is None
     return CodingRate(
         config.objective,
-        kept=num_kept(config.model.num_patches, config.masking.ratio) if one_ratio else None,
+        kept=config.masking.kept(config.model.grid) if config.masking.one_count else None,
         visible_only=config.visible_only,
         accumulate=config.trainer.accumulate,
     )
