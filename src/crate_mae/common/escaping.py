@@ -16,6 +16,8 @@ from typing import Any, TextIO
 
 from crate_mae.common.files import NotWrittenError
 
+STANDARD_OUTPUT_NAME = "standard output"
+
 _MARKDOWN = re.compile(r"([\\`*_\[\]~$])")
 
 
@@ -126,7 +128,7 @@ class EscapingFilter(logging.Filter):
 def escaping_output() -> Iterator[None]:
     """A context in which standard output and the error stream escape what is written to them."""
     before = sys.stdout, sys.stderr
-    sys.stdout = EscapingStream(before[0], "standard output")  # type: ignore[assignment]
+    sys.stdout = EscapingStream(before[0], STANDARD_OUTPUT_NAME)  # type: ignore[assignment]
     sys.stderr = EscapingStream(before[1], "the error stream")  # type: ignore[assignment]
     try:
         yield

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import crate_mae
+from crate_mae.common.escaping import printable
 from crate_mae.common.files import write_atomically
 from crate_mae.common.progress import StartProgress
 from crate_mae.report.sections import sections_of
@@ -119,6 +120,5 @@ def _hash(text: str) -> str:
 
 
 def _printable(page: str) -> str:
-    """The page without what UTF-8 cannot hold and without control characters."""
-    safe = page.encode("utf-8", errors="replace").decode("utf-8")
-    return safe.translate({code: "\ufffd" for code in range(32) if chr(code) not in "\n\t"})
+    """The page without what UTF-8 cannot hold and without what steers or reorders text."""
+    return printable(page, keep="\n\t\u00a0")

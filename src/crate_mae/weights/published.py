@@ -309,8 +309,8 @@ def _read(path: Path) -> Any:
         raise FileNotFoundError(f"no checkpoint file at {path}")
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    check_zip(path)
     try:
+        check_zip(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile or broken file fails in too many ways to list

@@ -144,7 +144,9 @@ def check_safetensors(path: Path) -> bool:
             entries = json.loads(header)
             about = dict(entries.pop("__metadata__", {}))
         except (ValueError, TypeError, AttributeError, RecursionError):
-            raise ValueError(f"{path} is no complete safetensors file: its header is damaged") from None
+            raise ValueError(
+                f"{path} is no complete safetensors file: its header is damaged"
+            ) from None
         wanted = about.pop(CHECKSUM, None)
         if wanted is None:
             return False
@@ -170,9 +172,9 @@ def check_zip(path: Path) -> bool:
             bad = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, OSError, ValueError, NotImplementedError, EOFError,
             RuntimeError) as error:  # fmt: skip
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise ValueError(f"it is damaged: {error}") from error
     if bad is not None:
-        raise ValueError(f"{path} is damaged: the checksum of its part {bad} is another")
+        raise ValueError(f"it is damaged: the checksum of its part {bad} is another")
     return True
 
 
