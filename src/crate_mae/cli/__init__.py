@@ -64,7 +64,7 @@ def exit_status(command: Command, argv: list[str]) -> int:
 
 
 def _drop_output() -> None:
-    """Send what is left for standard output nowhere: the interpreter would fail on it at its end."""
+    """Send what is left for standard output nowhere, where the interpreter cannot fail on it."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -135,6 +135,7 @@ def theory(argv: list[str]) -> int:
     """The exit status of `crate-mae theory`."""
     given = theory_parser().read(argv)
 
+    from crate_mae.common.files import user_path
     from crate_mae.figures.theory_curves import draw_theory, draw_theory_moves
     from crate_mae.whitebox.denoising_study import study, study_table, sweeps, write_study
 

@@ -98,7 +98,7 @@ class StopSignals(Callback):
                 os.close(end)
 
     def unanswered(self) -> Unanswered | None:
-        """The first signal that the main thread has not heard yet; to be asked in another thread."""
+        """The first signal that the main thread has not heard yet, as asked in another thread."""
         pipe, numbers = self._pipe, b""
         if pipe is not None:
             with contextlib.suppress(OSError):

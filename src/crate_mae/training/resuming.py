@@ -49,8 +49,8 @@ def check_resumable(folder: Path) -> int | None:
     if not checkpoint.is_file():
         if saved := _traces(folder):
             raise ValueError(
-                f"{checkpoint} is missing, though the run has saved before ({', '.join(saved[:5])}):"
-                f" {_remedy(folder)}"
+                f"{checkpoint} is missing, though the run has saved before"
+                f" ({', '.join(saved[:5])}): {_remedy(folder)}"
             )
         return None
     recorded_data(folder)
@@ -62,8 +62,8 @@ def recorded_data(folder: Path) -> dict[str, Any]:
     path = folder / DATA
     if not path.is_file():
         raise ValueError(
-            f"{path} is missing: it holds the mean and std that the run began with and tells whether"
-            " its images are still the same; copy it back, or start a new run from these weights"
+            f"{path} is missing: it holds the mean and std that the run began with and tells"
+            " whether its images are still the same; copy it back, or start a new run from these weights"
         )
     known = read_json_object(path, max_bytes=1 << 28)  # it lists every unreadable image
     missing = [key for key in ("images", "fingerprint", "preprocess") if key not in known]

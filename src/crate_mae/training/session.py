@@ -156,8 +156,8 @@ class Session:
     def fit(self, module: TrainingModule, data: ImageDataModule, *, resume: bool) -> bool:
         """Train from the last checkpoint, if there is one; whether training came to its end.
 
-        Raises NonFiniteError, after `nonfinite.json` has been written, KeyboardInterrupt on a second
-        Ctrl-C, and RuntimeError naming this process where another one of the run is lost.
+        Raises NonFiniteError, after `nonfinite.json` has been written, KeyboardInterrupt on a
+        second Ctrl-C, and RuntimeError naming this process where another one of the run is lost.
         """
         step = last_step(self.folder) if resume else None
         checkpoint = None if step is None else self.folder / "checkpoints" / LAST

@@ -240,7 +240,8 @@ def published_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]
     """The tensors by their published names, out of a file or mapping in any wrapping.
 
     Raises FileNotFoundError, and ValueError for damaged files (a zip archive has checksums, older
-    `.pth` files have none), for files that hold anything but plain tensors and values, for entries that are no tensors, and for tensors that claim more values than they hold.
+    `.pth` files have none), for files that hold anything but plain tensors and values, for entries
+    that are no tensors, and for tensors that claim more values than they hold.
     """
     loaded: Any = source if isinstance(source, Mapping) else _read(Path(source))
     for wrapper in ("model", "state_dict", "module"):

@@ -98,8 +98,8 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], *, origin: str) -> None:
     ]
     if bad:
         raise ValueError(
-            f"{origin} holds weights that are not finite, in {_listed(bad)}: nothing can be computed"
-            " with them; take an older checkpoint or train again"
+            f"{origin} holds weights that are not finite, in {_listed(bad)}: nothing can be"
+            " computed with them; take an older checkpoint or train again"
         )
 
 
@@ -152,8 +152,8 @@ def check_safetensors(path: Path) -> bool:
             return False
         if _digest(entries, about, file) != wanted:
             raise ValueError(
-                f"{path} is damaged: its content is not what its checksum was made of. Copy it again"
-                " from where it came"
+                f"{path} is damaged: its content is not what its checksum was made of. Copy it"
+                " again from where it came"
             )
     return True
 
