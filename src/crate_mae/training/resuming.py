@@ -63,7 +63,8 @@ def recorded_data(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(
             f"{path} is missing: it holds the mean and std that the run began with and tells"
-            " whether its images are still the same; copy it back, or start a new run from these weights"
+            " whether its images are still the same; copy it back, or start a new run from these"
+            " weights"
         )
     known = read_json_object(path, max_bytes=1 << 28)  # it lists every unreadable image
     missing = [key for key in ("images", "fingerprint", "preprocess") if key not in known]

@@ -169,6 +169,9 @@ def check_zip(path: Path) -> bool:
             return False
     try:
         with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise ValueError("its parts claim more bytes than it has")
             bad = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, OSError, ValueError, NotImplementedError, EOFError,
             RuntimeError) as error:  # fmt: skip
