@@ -15,7 +15,7 @@ from typing import NamedTuple
 import crate_mae
 from crate_mae.cli import draw, evaluate, inspect, train, weights
 from crate_mae.common.escaping import STANDARD_OUTPUT_NAME, EscapingFilter, escaping_output
-from crate_mae.common.files import NotWrittenError
+from crate_mae.common.files import FULL_DISK, NotWrittenError
 
 Command = Callable[[list[str]], int]
 
@@ -56,11 +56,18 @@ def exit_status(command: Command, argv: list[str]) -> int:
         except (ValueError, OSError, RuntimeError, ImportError) as error:
             # These carry a message for the user; anything else is our bug and keeps its traceback.
             with contextlib.suppress(OSError):
-                print(f"error: {error}", file=sys.stderr)
+                print(f"error: {_said(error)}", file=sys.stderr)
             if isinstance(error, NotWrittenError) and error.path == STANDARD_OUTPUT_NAME:
                 _drop_output()
             return 1
     return status
+
+
+def _said(error: Exception) -> str:
+    """What an error says, with what to do about a disk that is full, say."""
+    number = error.errno if isinstance(error, OSError) else None
+    remedy = "" if isinstance(error, NotWrittenError) else FULL_DISK.get(number or 0, "")
+    return f"{error}: {remedy}" if remedy else str(error)
 
 
 def _drop_output() -> None:

@@ -26,6 +26,11 @@ REMEDIES = {
 }
 """What to do about errors of writing, by number."""
 
+FULL_DISK = {
+    number: REMEDIES[number] for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+}
+"""Those that only writing meets."""
+
 _FULL = ("no space left", "os error 28", "pytorchstreamwriter", "file write failed")
 
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 import crate_mae
 from crate_mae.common.escaping import printable
-from crate_mae.common.files import write_atomically
+from crate_mae.common.files import check_folder_of, user_path, write_atomically
 from crate_mae.common.progress import StartProgress
 from crate_mae.report.sections import sections_of
 from crate_mae.runs.contents import STALE, Run, read_run
@@ -64,7 +64,7 @@ def write_report(
 
 def check_target(out: str | Path) -> Path:
     """The path, once a report can be written there: a new file or an older report of ours."""
-    path = Path(out)
+    path = user_path(out)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"a report is an .html file, not {path.name!r}; name it {path.stem}.html")
     if not path.absolute().parent.is_dir():
@@ -77,6 +77,7 @@ def check_target(out: str | Path) -> Path:
                 raise FileExistsError(
                     f"{path} is no report of ours and is not overwritten; name another with --out"
                 )
+    check_folder_of(path)
     return path
 
 

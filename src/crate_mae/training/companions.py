@@ -288,6 +288,6 @@ def _patience() -> float:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
-    if not 0 < seconds < 1e6:
+    if not 0 < seconds < 1e6:  # nor NaN
         raise ValueError(f"{PATIENCE_VARIABLE} must be a number of seconds above 0, not {text!r}")
     return seconds
