@@ -113,7 +113,7 @@ def test_the_roll_call_names_who_did_not_come(monkeypatch: pytest.MonkeyPatch, p
 def test_a_wait_is_ended_by_a_signal(monkeypatch: pytest.MonkeyPatch, port: str) -> None:
     monkeypatch.setenv(PATIENCE_VARIABLE, "600")
 
-    def interrupted(number: int, frame: Any) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, interrupted)
