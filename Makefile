@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 MARKDOWN := README.md CONTRIBUTING.md CHANGELOG.md docs benchmarks/README.md \
 	tests/shared/golden/README.md
 
-.PHONY: demo test check format bench wheel clean
+.PHONY: demo test campaign check format bench wheel clean
 
 demo: $(READY)
 	$(BIN)/crate-mae demo --out runs/demo
@@ -15,6 +15,12 @@ demo: $(READY)
 # Each test file in one process, a process a core and at most four: every test computes on one core.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# Changed files through every door, and interrupted runs: MINUTES of it, the same for the same SEED.
+MINUTES := 10
+SEED := 0
+campaign: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/campaign/campaign.py --minutes $(MINUTES) --seed $(SEED)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -56,7 +56,8 @@ def recipe(tmp_path: Path) -> Path:
 def test_a_node_whose_rank_0_is_killed_ends_and_says_who_it_is(
     tmp_path: Path, recipe: Path, port: str
 ) -> None:
-    first, second = (node(rank, port, tmp_path / "run", recipe) for rank in (0, 1))
+    more = {PATIENCE_VARIABLE: "600"}  # a busy machine may start one of them late
+    first, second = (node(rank, port, tmp_path / "run", recipe, **more) for rank in (0, 1))
     try:
         wait_for_lines(first, tmp_path / "run", 6)
         first.send_signal(signal.SIGKILL)

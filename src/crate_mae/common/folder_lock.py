@@ -109,6 +109,16 @@ def holder_of(folder: Path) -> tuple[Holder, bool] | None:
     return None
 
 
+def seconds_alive() -> float:
+    """Seconds since this process began; 0 where the system does not tell."""
+    try:
+        up = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
+        began = _started(os.getpid())
+        return 0.0 if began is None else max(0.0, up - began / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
 def _locked(path: Path, folder: Path) -> int:
     """The descriptor of the lock file, locked and naming this process."""
     watched = False

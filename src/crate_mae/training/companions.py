@@ -28,13 +28,15 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ParallelStrategy
 
 from crate_mae.common.escaping import printable
+from crate_mae.common.folder_lock import seconds_alive
 from crate_mae.common.text import duration
 from crate_mae.training.callbacks import StopSignals
 from crate_mae.training.network import choose_gloo_interface, own_address
 
 PATIENCE_VARIABLE = "CRATE_MAE_WAIT"
-PATIENCE = 45.0
-"""Seconds that a process waits for the next one to answer the roll call."""
+PATIENCE = 40.0
+"""Seconds that a process waits for the next one to answer the roll call, beside those that it took
+to come so far itself: on a slow or busy machine the others take as long."""
 BEAT = 3.0
 LOST = 36.0
 """Seconds without a sign of life after which a process counts as lost."""
@@ -128,8 +130,7 @@ class Companions:
                 address, port, None, True, timedelta(seconds=10), wait_for_workers=False,
                 multi_tenant=True,
             )  # fmt: skip
-        patience, begun = _patience(), monotonic()
-        parent = os.getppid()
+        begun, patience, parent = monotonic(), _patience(), os.getppid()
         said = False
         while True:
             try:
@@ -283,7 +284,7 @@ def _attempt() -> str:
 def _patience() -> float:
     text = os.environ.get(PATIENCE_VARIABLE, "")
     if not text:
-        return PATIENCE
+        return PATIENCE + min(seconds_alive(), 300.0)
     try:
         seconds = float(text)
     except ValueError:
