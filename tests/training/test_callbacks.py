@@ -113,6 +113,8 @@ def test_the_first_signal_is_a_wish_and_the_second_interrupt_an_end() -> None:
         with pytest.raises(InterruptedAtOnceError):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt), StopSignals():
+        raise InterruptedAtOnceError
 
 
 def test_a_signal_that_a_busy_library_keeps_from_being_heard_is_known() -> None:

@@ -44,6 +44,9 @@ def exit_status(command: Command, argv: list[str]) -> int:
         handler.addFilter(EscapingFilter())
         logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[handler])
         logging.getLogger("crate_mae").setLevel(logging.INFO)
+        # A line that cannot be logged, on a full disk or within a signal, is no reason for a
+        # traceback on the terminal.
+        logging.raiseExceptions = False
         try:
             status = command(argv)
             sys.stdout.flush()  # what cannot be written is an error while it can still be told

@@ -88,7 +88,7 @@ class StopSignals(Callback):
             self._install()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if self._pipe is not None:
@@ -96,6 +96,8 @@ class StopSignals(Callback):
             pipe, self._pipe = self._pipe, None
             for end in pipe:
                 os.close(end)
+        if kind is not None and issubclass(kind, InterruptedAtOnceError):
+            raise KeyboardInterrupt from None
 
     def unanswered(self) -> Unanswered | None:
         """The first signal that the main thread has not heard yet, as asked in another thread."""

@@ -43,11 +43,6 @@ def check_start(config: RunConfig, folder: Path, *, resume: bool, again: str) ->
     settings that would make it another run.
     """
     if resume:
-        if is_main_process() and is_unborn(folder):
-            raise FileNotFoundError(
-                f"{folder} was stopped before anything of its run was written: start it again with"
-                " the words it was started with, without --resume"
-            )
         changes = changed_keys(load_config_values(folder), config.to_dict())
         fatal = [line for line in changes if not line.startswith(FREE_ON_RESUME)]
         if fatal:
@@ -124,7 +119,9 @@ def load_config_values(run: str | Path) -> dict[str, Any]:
     """The nested values of a run folder's configuration; FileNotFoundError when it is no run."""
     path = Path(run) / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"{run} is no run folder: it has no {CONFIG}")
+        unborn = "; nothing of a run was written yet: start it again with the words it was started"
+        more = f"{unborn} with, without --resume" if is_unborn(Path(run)) else ""
+        raise FileNotFoundError(f"{run} is no run folder: it has no {CONFIG}{more}")
     return load_settings(path)
 
 

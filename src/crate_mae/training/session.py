@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -27,7 +28,6 @@ from crate_mae.training.callbacks import (
     LAST,
     AtomicCheckpointIO,
     Checkpoints,
-    InterruptedAtOnceError,
     Monitor,
     StopRequestedError,
     StopSignals,
@@ -174,10 +174,10 @@ class Session:
             saved = last_step(self.folder)
             logger.info("stopped; last saved at step %s", "none" if saved is None else saved)
             return False
-        except InterruptedAtOnceError:
+        except KeyboardInterrupt:
             saved = last_step(self.folder)
             logger.info("interrupted; last saved at step %s", "none" if saved is None else saved)
-            raise KeyboardInterrupt from None
+            raise
         except NonFiniteError as error:
             if is_main_process():
                 report = json.dumps(error.report, indent=2) + "\n"
@@ -326,6 +326,16 @@ def _strategy(settings: TrainerConfig) -> str | Strategy:
 def quiet_libraries() -> Iterator[None]:
     """Lightning's notices about itself off; its warnings about our own choices too."""
     names = ("lightning.pytorch", "lightning.fabric")
+    failed = threading.excepthook
+
+    def told(what: Any) -> None:
+        """Say in a line what TensorBoard's thread, say, could not write."""
+        if issubclass(what.exc_type, OSError):
+            logger.warning("not written in the background: %s", what.exc_value)
+        else:
+            failed(what)
+
+    threading.excepthook = told
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -340,5 +350,6 @@ def quiet_libraries() -> Iterator[None]:
         try:
             yield
         finally:
+            threading.excepthook = failed
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
