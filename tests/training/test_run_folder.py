@@ -66,7 +66,7 @@ def test_a_folder_killed_before_its_settings_starts_again_with_the_same_words(
     (folder / "log.txt").write_text("begun\n")
     (folder / "command.txt").write_text("crate-mae pretrain\n")
     assert is_unborn(folder)
-    with pytest.raises(FileNotFoundError, match="is no run folder.*start it again with the words"):
+    with pytest.raises(FileNotFoundError, match=r"is no run folder.*start it again with the words"):
         pretrain(small_config(), folder, resume=True)
     assert pretrain(small_config(), folder, stop_after=1).step == 1
     assert (folder / "log.txt").read_text().startswith("begun\n")

@@ -31,7 +31,14 @@ FULL_DISK = {
 }
 """Those that only writing meets."""
 
-_FULL = ("no space left", "os error 28", "pytorchstreamwriter", "file write failed")
+# safetensors, PyTorch's writer in C++, and the streams below it.
+_FULL = (
+    "no space left",
+    "os error 28",
+    "pytorchstreamwriter",
+    "inline_container",
+    "iostream error",
+)
 
 
 class NotWrittenError(OSError):
@@ -61,7 +68,7 @@ def writing(path: str | Path) -> Iterator[None]:
             raise
         raise NotWrittenError(path, error.errno, error.strerror or str(error)) from error
     except Exception as error:
-        said = str(error).lower()
+        said = f"{error} {error.__context__}".lower()
         if not any(word in said for word in _FULL):
             raise
         raise NotWrittenError(path, errno.ENOSPC, "no space left on device") from error
