@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,16 +34,39 @@ def long_validation(config: Any) -> Any:
     return replace(config, optim=optim, record=replace(config.record, checkpoint_steps=4))
 
 
+TRAIN: dict[str, tuple[Any, Any]] = {
+    "mae": (pretrain, small_config),
+    "head": (finetune, small_finetune),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A run of a kind that nothing happened to, trained once."""
+    folder = tmp_path_factory.mktemp("whole")
+
+    def trained(kind: str) -> Path:
+        train, config = TRAIN[kind]
+        if not (folder / kind).exists():
+            assert train(long_validation(config()), folder / kind).finished
+        return folder / kind
+
+    return trained
+
+
 @pytest.mark.parametrize(
-    ("train", "config"), [(pretrain, small_config), (finetune, small_finetune)], ids=["mae", "head"]
+    ("kind", "at"), [("mae", (0, 0)), ("mae", (1, 2)), ("head", (2, 1))], ids=str
 )
-@pytest.mark.parametrize("at", [(0, 0), (1, 2), (2, 1)])
 def test_a_signal_during_validation_is_honoured_within_a_batch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: Any, config: Any, at: tuple[int, int]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Callable[[str], Path],
+    kind: str,
+    at: tuple[int, int],
 ) -> None:
     """The signal comes in a validation batch of an epoch; resumed, the run ends as a whole one."""
+    train, config = TRAIN[kind]
     settings = long_validation(config())
-    assert train(settings, tmp_path / "whole").finished
     seen: list[tuple[int, int]] = []
     end = Checkpoints.on_validation_batch_end
 
@@ -62,7 +86,7 @@ def test_a_signal_during_validation_is_honoured_within_a_batch(
     step = torch.load(last, weights_only=True)["global_step"]
     assert step == summary.step, "no step is lost"
     assert train(settings, tmp_path / "run", resume=True).finished
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(whole(kind), tmp_path / "run")
 
 
 def test_batches_that_every_device_has() -> None:
