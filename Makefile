@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 MARKDOWN := README.md CONTRIBUTING.md CHANGELOG.md docs benchmarks/README.md \
 	tests/shared/golden/README.md
 
-.PHONY: demo test check format bench wheel clean
+.PHONY: demo test campaign check format bench wheel clean
 
 demo: $(READY)
 	$(BIN)/crate-mae demo --out runs/demo
@@ -16,6 +16,12 @@ demo: $(READY)
 # tests takes over some of another's.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+# Changed files through every door, and interrupted runs: MINUTES of it, the same for the same SEED.
+MINUTES := 10
+SEED := 0
+campaign: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/campaign/campaign.py --minutes $(MINUTES) --seed $(SEED)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TESTS, PACKAGE, BENCHMARKS = ROOT / "tests", ROOT / "src" / "crate_mae", ROOT / "benchmarks"
 FILES = sorted(path.relative_to(TESTS) for path in TESTS.rglob("*.py"))
-OF_THE_PROJECT = {"project", "shared"}
+OF_THE_PROJECT = {"project", "shared", "campaign"}
 
 
 def modules_of(folder: str) -> set[str]:

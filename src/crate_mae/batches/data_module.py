@@ -159,6 +159,13 @@ class ImageDataModule(LightningDataModule):
             "unreadable": dict(self.broken),
         }
 
+    @property
+    def common_validation_batches(self) -> int:
+        """Validation batches that every device has; some may have one more."""
+        if self.val_source is None:
+            return 0
+        return -(-(len(self.val_source) // self._share().world_size) // self.batch_size)
+
     # -- loaders ------------------------------------------------------------------------------
 
     @property

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import crate_mae
 from crate_mae.cli import draw, evaluate, inspect, train, weights
+from crate_mae.common.escaping import STANDARD_OUTPUT_NAME, EscapingFilter, escaping_output
+from crate_mae.common.files import FULL_DISK, NotWrittenError
 
 Command = Callable[[list[str]], int]
 
@@ -37,21 +39,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def exit_status(command: Command, argv: list[str]) -> int:
     """The exit status of a command with these arguments; its errors are printed in a line."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("crate_mae").setLevel(logging.INFO)
-    try:
-        return command(argv)
-    except BrokenPipeError:  # whoever read our output has seen enough
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        # These carry a message for the user; anything else is our bug and keeps its traceback.
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with escaping_output():
+        handler = logging.StreamHandler(sys.stderr)
+        handler.addFilter(EscapingFilter())
+        logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[handler])
+        logging.getLogger("crate_mae").setLevel(logging.INFO)
+        # A line that cannot be logged, on a full disk or within a signal, is no reason for a
+        # traceback on the terminal.
+        logging.raiseExceptions = False
+        try:
+            status = command(argv)
+            sys.stdout.flush()  # what cannot be written is an error while it can still be told
+        except BrokenPipeError:  # whoever read our output has seen enough
+            _drop_output()
+            return 1
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        except (ValueError, OSError, RuntimeError, ImportError) as error:
+            # These carry a message for the user; anything else is our bug and keeps its traceback.
+            with contextlib.suppress(OSError):
+                print(f"error: {_said(error)}", file=sys.stderr)
+            if isinstance(error, NotWrittenError) and error.path == STANDARD_OUTPUT_NAME:
+                _drop_output()
+            return 1
+    return status
+
+
+def _said(error: Exception) -> str:
+    """What an error says, with what to do about a disk that is full, say."""
+    number = error.errno if isinstance(error, OSError) else None
+    remedy = "" if isinstance(error, NotWrittenError) else FULL_DISK.get(number or 0, "")
+    return f"{error}: {remedy}" if remedy else str(error)
+
+
+def _drop_output() -> None:
+    """Send what is left for standard output nowhere, where the interpreter cannot fail on it."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(argv: list[str]) -> int:

@@ -1,7 +1,5 @@
 """Verbs that look into data, models and the machine: data, analyze, theory, doctor."""
 
-from pathlib import Path
-
 from crate_mae.cli.options import (
     CommandParser,
     Output,
@@ -137,10 +135,11 @@ def theory(argv: list[str]) -> int:
     """The exit status of `crate-mae theory`."""
     given = theory_parser().read(argv)
 
+    from crate_mae.common.files import user_path
     from crate_mae.figures.theory_curves import draw_theory, draw_theory_moves
     from crate_mae.whitebox.denoising_study import study, study_table, sweeps, write_study
 
-    folder = Path(given.out)
+    folder = user_path(given.out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} has content and is not overwritten; name another folder")
     rows = study(

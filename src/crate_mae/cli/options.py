@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
-from crate_mae.common.files import check_folder_of, write_atomically
+from crate_mae.common.escaping import printable
+from crate_mae.common.files import check_folder_of, user_path, write_atomically
 from crate_mae.common.hints import option_names, refuse_arguments
 from crate_mae.common.progress import Progress, progress_bar
 
@@ -311,7 +312,7 @@ def seed_number(text: str) -> int:
 def report_unreadable(unreadable: Sequence[tuple[str, str]]) -> None:
     """Tell of the images that were passed over, on the error stream."""
     for name, reason in unreadable:
-        print(f"passed over: {name} ({reason})", file=sys.stderr)
+        print(f"passed over: {printable(name)} ({printable(reason)})", file=sys.stderr)
 
 
 def device_of(name: str) -> str:
@@ -342,7 +343,7 @@ def new_file(name: str | None) -> Path | None:
     """The path of a new file, or None for None; raises when it is there or has no folder."""
     if name is None:
         return None
-    path = Path(name)
+    path = user_path(name)
     if path.exists():
         raise FileExistsError(f"{path} exists and is not overwritten; name another file")
     if not path.absolute().parent.is_dir():

@@ -1,5 +1,6 @@
 """Verbs that train, and what goes before and after: pretrain, finetune, plan, report, demo."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from crate_mae.cli.options import (
     device_of,
     verb_parser,
 )
+from crate_mae.common.files import user_path
 from crate_mae.common.hints import option_names
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def pretrain(argv: list[str]) -> int:
     from crate_mae.training.pretrain import pretrain as run
 
     config, options = parse_pretrain(argv)
-    folder = Path(options["resume"] or options["out"] or Path("runs") / config.name)
+    folder = user_path(options["resume"] or options["out"] or Path("runs") / config.name)
     summary = run(
         config,
         folder,
@@ -60,7 +62,7 @@ def finetune(argv: list[str]) -> int:
     from crate_mae.training.parse import parse_finetune
 
     config, options = parse_finetune(argv)
-    folder = Path(options["resume"] or options["out"] or Path("runs") / config.name)
+    folder = user_path(options["resume"] or options["out"] or Path("runs") / config.name)
     summary = run(
         config,
         folder,
@@ -83,7 +85,8 @@ def _ended(verb: str, summary: "RunSummary") -> int:
         return 0  # another status would make the launcher kill the main process
     if not summary.finished:
         print(f"stopped at step {summary.step}; continue with crate-mae {verb} --resume {folder}")
-        return 143
+        # To torchrun any other status is a failure, after which it kills and reports.
+        return 0 if "TORCHELASTIC_RUN_ID" in os.environ else 143
     numbers = " ".join(f"{key}={value:.4g}" for key, value in summary.metrics.items())
     print(f"finished: folder={folder} step={summary.step} seconds={summary.seconds:.0f} {numbers}")
     return 0
@@ -192,6 +195,6 @@ def demo(argv: list[str]) -> int:
 
     from crate_mae.demo import run_demo
 
-    found = run_demo(Path(given.out))
+    found = run_demo(user_path(given.out))
     print("stopped; run the demo again to go on" if found is None else found)
     return 143 if found is None else 0

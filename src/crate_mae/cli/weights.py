@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import asdict
 from typing import Any
 
 from crate_mae.cli.options import (
@@ -20,7 +21,7 @@ from crate_mae.cli.options import (
 
 def info_parser() -> CommandParser:
     """The parser of `crate-mae info`."""
-    parser = verb_parser("info", "What a weights folder holds.")
+    parser = verb_parser("info", "What a weights folder holds; of a run, who writes to it.")
     add_weights(parser)
     add_json(parser, "the facts")
     return parser
@@ -30,11 +31,19 @@ def info(argv: list[str]) -> int:
     """The exit status of `crate-mae info`."""
     given = info_parser().read(argv)
 
+    from crate_mae.common.files import user_path
+    from crate_mae.common.folder_lock import holder_of
     from crate_mae.evaluation.backbones import describe_weights
     from crate_mae.weights.info import weights_table
 
     output = Output(given.json)
+    held = holder_of(user_path(given.weights))
+    if held is not None:  # told first: a run that has just begun has no weights yet
+        holder, alive = held
+        output.say(f"being written by {holder}" if alive else f"left behind by {holder}, now gone")
     facts = describe_weights(given.weights)
+    if held is not None:
+        facts["written_by"] = {**asdict(held[0]), "alive": held[1]}
     output.say(weights_table(facts))
     output.write(facts)
     return 0

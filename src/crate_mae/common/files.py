@@ -1,14 +1,82 @@
 """Files: whole or not at all when written, small and known by hash when read."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from crate_mae.common.litter import OLD, beside, sweep
+
 MAX_JSON_BYTES = 1 << 20
+
+REMEDIES = {
+    errno.ENOSPC: "the disk is full: free space there, or name another place",
+    errno.EDQUOT: "your quota there is used up: free space, or name another place",
+    errno.EFBIG: "files there may not become so large: name another place",
+    errno.EROFS: "nothing can be written there: name another place",
+    errno.EACCES: "you may not write there: name another place",
+    errno.EPERM: "you may not write there: name another place",
+    errno.EIO: "the device fails: name another place, and look after that disk",
+    errno.ENAMETOOLONG: "the name is too long: name a shorter one",
+}
+"""What to do about errors of writing, by number."""
+
+FULL_DISK = {
+    number: REMEDIES[number] for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+}
+"""Those that only writing meets."""
+
+# safetensors, PyTorch's writer in C++, and the streams below it.
+_FULL = (
+    "no space left",
+    "os error 28",
+    "pytorchstreamwriter",
+    "inline_container",
+    "iostream error",
+)
+
+
+class NotWrittenError(OSError):
+    """Raised when a file could not be written: which one, why, and what to do about it."""
+
+    def __init__(self, path: str | Path, number: int | None, reason: str) -> None:
+        remedy = REMEDIES.get(number or 0, "name another place")
+        super().__init__(number, f"{path} could not be written ({reason}): {remedy}")
+        self.path = str(path)
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """A context in which what fails to be written becomes a NotWrittenError that names `path`.
+
+    Libraries that write through other languages say that the disk is full in words of their own.
+    """
+    try:
+        yield
+    except NotWrittenError:
+        raise
+    except OSError as error:
+        if isinstance(error, BrokenPipeError | BlockingIOError | InterruptedError):
+            raise
+        raise NotWrittenError(path, error.errno, error.strerror or str(error)) from error
+    except Exception as error:
+        said = f"{error} {error.__context__}".lower()
+        if not any(word in said for word in _FULL):
+            raise
+        raise NotWrittenError(path, errno.ENOSPC, "no space left on device") from error
+
+
+def user_path(path: str | Path) -> Path:
+    """The path with `~` as the home folder: shells leave it alone inside `--out=~/x`."""
+    return Path(path).expanduser()
 
 
 def check_folder_of(path: Path) -> None:
@@ -31,7 +99,7 @@ def check_new_folder(folder: str | Path) -> Path:
     Raises FileExistsError for anything else, and what `check_folder_of` raises for a place where
     nothing can be written.
     """
-    path = Path(folder).resolve()
+    path = user_path(folder).resolve()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{folder} exists and is not overwritten; name a new folder")
     check_folder_of(path / "file")
@@ -42,17 +110,71 @@ def check_new_folder(folder: str | Path) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; flushed to disk and moved there in one step at the end.
 
-    When the block raises, the old file stays as it was and the new one is removed.
+    When the block raises, the old file stays as it was and the new one is removed; what processes
+    that were killed have left beside it is removed as well. The file has the mode that the umask
+    gives, whatever wrote it. Raises NotWrittenError where it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path)
+    fresh = beside(path)
     try:
-        yield fresh
-        with fresh.open("rb+") as file:
-            os.fsync(file.fileno())
-        fresh.replace(path)
+        with writing(path):
+            fresh.touch()
+            mode = fresh.stat().st_mode & 0o777
+            yield fresh
+            fresh.chmod(mode)
+            flush_file(fresh)
+            fresh.replace(path)
     finally:
-        fresh.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_tree(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder` to write files into; flushed and moved there whole at the end.
+
+    As `replacing`. A crash in the instant in which an old folder makes way leaves that beside,
+    under a hidden name; the next who writes there moves it back first.
+    """
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
+    fresh = beside(folder)
+    try:
+        with writing(folder):
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir()
+            yield fresh
+            mode = fresh.stat().st_mode & 0o666
+            for path in fresh.iterdir():
+                path.chmod(mode)
+                flush_file(path)
+            _swap(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def flush_file(path: Path) -> None:
+    """Wait until a file lies on the disk itself."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _swap(fresh: Path, folder: Path) -> None:
+    if not folder.exists():
+        fresh.rename(folder)
+        return
+    old = beside(folder, OLD)
+    shutil.rmtree(old, ignore_errors=True)
+    folder.rename(old)
+    try:
+        fresh.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -88,7 +210,7 @@ def check_file_target(
     path: str | Path, suffixes: tuple[str, ...], *, what: str, overwrite: bool
 ) -> Path:
     """The path, once its suffix is one of `suffixes`, no file would be lost and one can be made."""
-    path = Path(path)
+    path = user_path(path)
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{path}: {what} are written as {', '.join(suffixes)}; change the suffix")
     if path.is_dir():

@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Callable
 
+from crate_mae.common.escaping import unescaped
+
 Progress = Callable[[int, int], None]
 """Hears how many parts of how many are done."""
 
@@ -19,12 +21,13 @@ def progress_bar(what: str) -> Progress | None:
         return None
     from tqdm import tqdm
 
-    bar = tqdm(desc=what, file=sys.stderr, dynamic_ncols=True)
+    terminal = unescaped(sys.stderr)
+    bar = tqdm(desc=what, file=terminal, dynamic_ncols=True)
 
     def show(done: int, total: int) -> None:
         nonlocal bar
         if bar.disable:  # the work before has ended and closed its bar: another pass
-            bar = tqdm(desc=what, file=sys.stderr, dynamic_ncols=True)
+            bar = tqdm(desc=what, file=terminal, dynamic_ncols=True)
         bar.total = total
         bar.update(done - bar.n)
         if done >= total:

@@ -10,6 +10,7 @@ from crate_mae.common.files import check_file_target, replacing
 from crate_mae.dense.token_maps import TokenKind
 from crate_mae.dense.token_pca import MAX_COMPONENTS, Foreground, TokenBasis
 from crate_mae.models.config import MAX_DIM
+from crate_mae.weights.tensors import check_safetensors, write_safetensors
 
 FORMAT = "crate-mae-basis/1"
 FACTS = "crate_mae"
@@ -25,8 +26,6 @@ def save_basis(
     Raises ValueError for another suffix and FileExistsError for a file that is there, unless
     `overwrite` is set.
     """
-    from safetensors.torch import save_file
-
     path = check_basis_target(path, overwrite=overwrite)
     names = ("mean", "axes", "explained", "low", "high")
     tensors = {name: getattr(basis, name).contiguous() for name in names}
@@ -49,7 +48,7 @@ def save_basis(
             "rule": step.rule,
         }
     with replacing(path) as fresh:
-        save_file(tensors, fresh, metadata={FACTS: json.dumps(facts)})
+        write_safetensors(tensors, fresh, metadata={FACTS: json.dumps(facts)})
     return path
 
 
@@ -83,6 +82,7 @@ def load_basis(path: str | Path, *, weights_hash: str | None = None) -> TokenBas
 def _read(path: Path) -> tuple[TokenBasis, str | None]:
     from safetensors import safe_open
 
+    check_safetensors(path)
     with safe_open(path, "pt") as file:
         facts = json.loads((file.metadata() or {})[FACTS])
         if facts["format"] != FORMAT:

@@ -20,6 +20,7 @@ from crate_mae.vitmae.classifier import ViTClassifier, load_vit_classifier, save
 from crate_mae.vitmae.model import Match, ViTMAE, build_vitmae, vitmae_config
 from crate_mae.vitmae.vitmae_folder import load_vitmae, save_vitmae
 from crate_mae.weights.info import describe_model
+from crate_mae.weights.tensors import check_finite
 from crate_mae.weights.weights_folder import (
     TENSORS,
     find_weights,
@@ -51,18 +52,23 @@ KINDS: dict[str, Kind] = {
 """By the name that `config.json` gives: `model_type`, as in transformers, or else `model`."""
 
 
-def load_backbone(name: str | Path, *, revision: str | None = None) -> tuple[Backbone, str]:
+def load_backbone(
+    name: str | Path, *, revision: str | None = None, finite: bool = True
+) -> tuple[Backbone, str]:
     """(model in eval mode, SHA-256 of its tensor file) of weights of any kind.
 
     Takes a weights folder, a run folder, a shipped model or a Hub repository, as `find_weights`;
     `config.json` is read once. Raises FileNotFoundError, ValueError for a kind that is not known
-    and for damaged files, IncompleteWeightsError when tensors are missing or do not fit.
+    and for damaged files, IncompleteWeightsError when tensors are missing or do not fit, and
+    ValueError for weights that are not finite unless `finite` is off.
     """
     folder, described = find_weights(name, revision=revision)
     kind = described.get("model_type", described.get("model"))
     if kind not in KINDS:
         raise ValueError(f"{folder} holds a model of kind {kind!r}; known are {', '.join(KINDS)}")
     model = KINDS[kind].load(folder, described)
+    if finite:
+        check_finite(model.named_parameters(), origin=str(folder / TENSORS))
     return model, file_hash(folder / TENSORS)
 
 
@@ -70,9 +76,9 @@ def describe_weights(name: str | Path) -> dict[str, Any]:
     """Kind, configuration, preprocessing, parameter counts by part and hash; JSON-able.
 
     Raises what `load_backbone` raises: the weights are loaded, so an answer means that they are
-    whole.
+    whole. Whether they are finite is one of the facts.
     """
-    model, sha256 = load_backbone(name)
+    model, sha256 = load_backbone(name, finite=False)
     return describe_model(model, folder=find_weights(name)[0], sha256=sha256)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from crate_mae.common.files import check_file_target, replacing
 from crate_mae.evaluation.features import Features
 from crate_mae.models.config import Preprocess
+from crate_mae.weights.tensors import check_safetensors, write_safetensors
 
 READABLE = ".safetensors"
 SUFFIXES = (READABLE, ".npz", ".parquet")
@@ -128,14 +129,12 @@ def _rows(features: Features) -> Iterator[tuple[str, bytes]]:
 
 
 def _write_safetensors(features: Features, facts: str, path: Path) -> None:
-    from safetensors.torch import save_file
-
     # The header of the format is limited in size, so that many names need a tensor of their own.
     names = np.frombuffer(json.dumps(features.names).encode(), dtype=np.uint8).copy()
     tensors = {"values": features.values.contiguous(), "names_json": torch.from_numpy(names)}
     if features.labels is not None:
         tensors["labels"] = features.labels
-    save_file(tensors, path, metadata={FACTS: facts})
+    write_safetensors(tensors, path, metadata={FACTS: facts})
 
 
 def _write_npz(features: Features, facts: str, path: Path) -> None:
@@ -204,6 +203,7 @@ def _check_contents(
 def _read_safetensors(path: Path) -> tuple[Tensor, Tensor | None, list[str], str]:
     from safetensors import safe_open
 
+    check_safetensors(path)
     with safe_open(path, "pt") as file:
         names = json.loads(bytes(file.get_tensor("names_json").numpy()))
         labels = file.get_tensor("labels") if "labels" in file.keys() else None  # noqa: SIM118

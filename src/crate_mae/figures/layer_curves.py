@@ -280,9 +280,11 @@ def _legend(figure: Figure, names: list[str]) -> None:
         figure.axes[0].plot([], [], color=colour, linestyle=dashes, marker=marker, label=name)[0]
         for name, (colour, dashes, marker) in zip(names, _STYLES, strict=False)
     ]
-    figure.legend(
+    legend = figure.legend(
         handles=handles, loc="outside upper right", ncols=len(names), frameon=False, fontsize=9
     )
+    for text in legend.get_texts():  # names of weights may hold dollar signs
+        text.set_parse_math(False)
 
 
 def _tokens_caption(rows: Sequence[Measurement]) -> str:

@@ -12,7 +12,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from crate_mae.common.escaping import printable
 from crate_mae.common.files import check_file_target, replacing
 
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
@@ -54,6 +56,10 @@ def save_figure(figure: Figure, path: Path) -> Path:
         "pdf": {"CreationDate": None},
         "svg": {"Date": None},
     }
+    for text in figure.findobj(Text):  # names of files and classes may hold anything
+        assert isinstance(text, Text)
+        if (shown := printable(text.get_text(), keep="\n")) != text.get_text():
+            text.set_text(shown)
     with replacing(path) as fresh, warnings.catch_warnings():
         # Names in any script; a letter that the font lacks is drawn as a box.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")

@@ -10,8 +10,10 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from crate_mae.common.escaping import code_span, in_cell, in_quotes, markdown
 from crate_mae.common.plain_tables import Table
 from crate_mae.common.values import is_count, is_finite, named_values_at
+from crate_mae.common.yaml_files import load_yaml
 from crate_mae.evaluation.comparison import (
     LONG_NAMES,
     comparison_layout,
@@ -123,8 +125,8 @@ def model_card(
     card = ModelCard.from_template(
         card_data(facts, name=name, licence=licence, dataset=dataset),
         template_str=files("crate_mae.publish").joinpath("card.md.jinja").read_text("utf-8"),
-        title=plain(title or name.rpartition("/")[2]),
-        name=name,
+        title=markdown(title or name.rpartition("/")[2]),
+        name=in_quotes(name),
         classifier=facts.weights["model"] == "CrateClassifier",
         variant=" with overcomplete dictionaries (not the paper's layers)"
         if config.get("overcomplete", 1) > 1
@@ -178,6 +180,7 @@ def with_metadata(
 
 def check_card(text: str) -> None:
     """Raise ValueError for metadata that the Hub's client cannot read; no network is needed."""
+    _metadata_of(text)
     try:
         ModelCard(text)
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
@@ -203,11 +206,11 @@ def with_name(text: str, name: str) -> str:
     did. A card without our lines stays as it is.
     """
     loading = _LOADING.search(text)
-    if loading is None or loading[2] == name:
+    if loading is None or loading[2] == in_quotes(name):
         return text
-    text = f"{text[: loading.start(2)]}{name}{text[loading.end(2) :]}"
+    text = f"{text[: loading.start(2)]}{in_quotes(name)}{text[loading.end(2) :]}"
     old, new = (place.rpartition("/")[2] for place in (loading[2], name))
-    text = _with_line(text, f"# {plain(old)}", f"# {plain(new)}")
+    text = _with_line(text, f"# {markdown(old)}", f"# {markdown(new)}")
     return _with_line(text, _named(old), _named(new))
 
 
@@ -230,12 +233,7 @@ def _metadata_of(text: str) -> dict[str, Any] | None:
     block = re.match(r"---\n(.*?)^---[ \t]*$", text, re.DOTALL | re.MULTILINE)
     if block is None:
         return None
-    try:
-        metadata = yaml.safe_load(block[1])
-    except yaml.YAMLError as error:
-        raise ValueError(
-            f"the card's metadata, between its --- lines, are no YAML: {error}"
-        ) from error
+    metadata = load_yaml(block[1], origin="the YAML between the card's --- lines")
     return {} if metadata is None else metadata if isinstance(metadata, dict) else None
 
 
@@ -283,16 +281,19 @@ def _training_rows(facts: Facts, data_name: str | None) -> list[tuple[str, str]]
     images = counted(data.get("images"), "image")
     removed = masking.get("ratio")
     rows = [
-        ("data", ", ".join(filter(None, (data_name, f"`{address}`" if address else None, images)))),
+        (
+            "data",
+            ", ".join(filter(None, (data_name, code_span(address) if address else None, images))),
+        ),
         ("steps", _steps(metrics, optim)),
         (
             "patches removed",
-            f"{100 * removed:.3g} %, {masking.get('kind')}" if is_finite(removed) else "",
+            f"{100 * removed:.3g} %, {markdown(masking.get('kind'))}" if is_finite(removed) else "",
         ),
         ("optimiser", _optimiser(optim)),
-        ("seed", str(recipe.get("seed", ""))),
+        ("seed", markdown(recipe.get("seed", ""))),
         ("software", _software(versions)),
-        ("commit", str(versions.get("git") or "")),
+        ("commit", markdown(versions.get("git") or "")),
         ("finished", "no: a checkpoint on the way" if metrics.get("finished") is False else ""),
     ]
     return [(what, value) for what, value in rows if value]
@@ -303,7 +304,8 @@ def _steps(metrics: dict[str, Any], optim: dict[str, Any]) -> str:
     if isinstance(metrics.get("steps"), int):
         parts.append(f"{metrics['steps']:,} optimiser steps")
     if optim.get("epochs") is not None and optim.get("batch_size") is not None:
-        parts.append(f"{optim['epochs']} epochs, {optim['batch_size']} images a step")
+        epochs, batch = markdown(optim["epochs"]), markdown(optim["batch_size"])
+        parts.append(f"{epochs} epochs, {batch} images a step")
     return ", ".join(parts)
 
 
@@ -312,13 +314,16 @@ def _optimiser(optim: dict[str, Any]) -> str:
         return ""
     return (
         f"AdamW, learning rate {optim['base_lr']:g} per 256 images, weight decay"
-        f" {optim.get('weight_decay')}, {optim.get('warmup_epochs')} epochs of warm-up"
+        f" {markdown(optim.get('weight_decay'))}, {markdown(optim.get('warmup_epochs'))} epochs of"
+        " warm-up"
     )
 
 
 def _software(versions: dict[str, Any]) -> str:
     named = (("crate-mae", "crate_mae"), ("torch", "torch"))
-    return ", ".join(f"{name} {versions[key]}" for name, key in named if versions.get(key))
+    return ", ".join(
+        f"{name} {markdown(versions[key])}" for name, key in named if versions.get(key)
+    )
 
 
 def _licence(licence: str | None) -> str:
@@ -356,10 +361,10 @@ def _comparison(rows: list[dict[str, Any]]) -> dict[str, Any]:
     marked = any(cell.best for row in layout.rows for cell in row)
     counts = counts_text(rows[0])
     return {
-        "counts": plain(counts) or "counts were not recorded",
+        "counts": markdown(counts) or "counts were not recorded",
         "table": markdown_table(layout),
         "legend": f"Bold: {layout.best}." if marked else "",
-        "notes": [plain(note) for note in layout.notes if note != counts],
+        "notes": [markdown(note) for note in layout.notes if note != counts],
     }
 
 
@@ -367,14 +372,14 @@ def _test(values: dict[str, Any]) -> dict[str, str]:
     return {
         "accuracy": f"{values['accuracy']:.2%}",
         "interval": interval_text(values),
-        "counts": plain(counts_text(values)) or "counts were not recorded",
+        "counts": markdown(counts_text(values)) or "counts were not recorded",
     }
 
 
 def markdown_table(table: Table) -> str:
     """A table as Markdown, the best cells bold, with nothing in it that a file could slip in."""
     body = [
-        [f"**{plain(cell.text)}**" if cell.best else plain(cell.text) for cell in row]
+        [f"**{markdown(cell.text)}**" if cell.best else markdown(cell.text) for cell in row]
         for row in table.rows
     ]
     heads = [f"| {' | '.join(table.heads)} |", "|" + "---|" * len(table.heads)]
@@ -390,15 +395,3 @@ def table_of(rows: list[tuple[str, str]]) -> str:
 def counted(number: Any, what: str) -> str:
     """Such as "1 image" and "2,000 images"; "" for what is no whole number."""
     return f"{number:,} {what}{'' if number == 1 else 's'}" if is_count(number) else ""
-
-
-def in_cell(text: str) -> str:
-    """Markdown on one line that cannot leave its cell, and no HTML."""
-    escaped = " ".join(text.split()).replace("|", r"\|")
-    return escaped.replace("<", "&lt;").replace(">", "&gt;")
-
-
-def plain(value: Any) -> str:
-    """A value from a file on one line, with nothing in it that Markdown or HTML would act on."""
-    text = re.sub(r"([\\`*_\[\]])", r"\\\1", str("" if value is None else value))
-    return in_cell(text)

@@ -11,7 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import crate_mae
-from crate_mae.common.files import write_atomically
+from crate_mae.common.escaping import printable
+from crate_mae.common.files import check_folder_of, user_path, write_atomically
 from crate_mae.common.progress import StartProgress
 from crate_mae.report.sections import sections_of
 from crate_mae.runs.contents import STALE, Run, read_run
@@ -63,7 +64,7 @@ def write_report(
 
 def check_target(out: str | Path) -> Path:
     """The path, once a report can be written there: a new file or an older report of ours."""
-    path = Path(out)
+    path = user_path(out)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"a report is an .html file, not {path.name!r}; name it {path.stem}.html")
     if not path.absolute().parent.is_dir():
@@ -76,6 +77,7 @@ def check_target(out: str | Path) -> Path:
                 raise FileExistsError(
                     f"{path} is no report of ours and is not overwritten; name another with --out"
                 )
+    check_folder_of(path)
     return path
 
 
@@ -119,6 +121,5 @@ def _hash(text: str) -> str:
 
 
 def _printable(page: str) -> str:
-    """The page without what UTF-8 cannot hold and without control characters."""
-    safe = page.encode("utf-8", errors="replace").decode("utf-8")
-    return safe.translate({code: "\ufffd" for code in range(32) if chr(code) not in "\n\t"})
+    """The page without what UTF-8 cannot hold and without what steers or reorders text."""
+    return printable(page, keep="\n\t\u00a0")

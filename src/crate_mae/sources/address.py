@@ -1,7 +1,8 @@
 """One address names a source of images: `digits`, `imagefolder:PATH`, `parquet:PATH`, ..."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from crate_mae.common.hints import did_you_mean
@@ -44,12 +45,25 @@ def open_source(
     if (scheme == "digits") == (":" in address) or (scheme != "digits" and not rest):
         form = "is written without a colon" if scheme == "digits" else f"is written {scheme}:WHAT"
         raise ValueError(f"the address {address!r} is incomplete or too long: {scheme} {form}")
-    source = _OPENERS[scheme](rest, split)
+    with _opening(address):
+        source = _OPENERS[scheme](rest, split)
     if limit is None:
         return source
     if isinstance(source, StreamSource):
         raise ValueError(f"{address} is read as a stream, without a limit: name fewer shards")
     return random_subset(source, limit, seed)
+
+
+@contextmanager
+def _opening(address: str) -> Iterator[None]:
+    """A context in which what a library stumbles over in a damaged file becomes a ValueError."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError, RuntimeError):
+        raise  # these say what is wrong
+    except Exception as error:
+        reason = str(error) or "no reason given"
+        raise ValueError(f"{address} cannot be read ({type(error).__name__}: {reason})") from error
 
 
 def open_pair(

@@ -265,5 +265,6 @@ def existing_path(rest: str, scheme: str) -> Path:
     """The file or folder that an address `scheme:rest` names; FileNotFoundError without one."""
     path = Path(rest).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"{scheme}:{rest}: there is no file or folder {path}")
+        here = "" if path.is_absolute() else f" in the working directory {Path.cwd()}"
+        raise FileNotFoundError(f"{scheme}:{rest}: there is no file or folder {path}{here}")
     return path

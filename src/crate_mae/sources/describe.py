@@ -10,6 +10,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from crate_mae.common.escaping import printable
 from crate_mae.common.progress import Progress
 from crate_mae.common.text_tables import named_values
 from crate_mae.sources.base import ImageSource, Share, Source, random_subset
@@ -140,7 +141,7 @@ class DataReport:
         rows.append(("fingerprint", self.fingerprint))
         bad = _cut([f"{name}: {reason}" for name, reason in self.unreadable])
         rows += [("unreadable" if not place else "", line) for place, line in enumerate(bad)]
-        lines = named_values((key, _printable(value)) for key, value in rows)
+        lines = named_values((key, printable(value)) for key, value in rows)
         return "\n".join(_fitted(line) for line in lines)
 
     def _overview(self) -> Iterator[tuple[str, str]]:
@@ -319,11 +320,6 @@ def _counted(counts: dict[str, int]) -> str:
 
 def _numbers(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:.6f}" for value in values)
-
-
-def _printable(text: str) -> str:
-    """The text with whatever could steer a terminal escaped."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _fitted(line: str) -> str:

@@ -1,5 +1,6 @@
 """Folders of image files: names, splits and classes come from the folders' names."""
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 from crate_mae.sources.base import EncodedSource, ImageSource, existing_path
 from crate_mae.sources.images import image_suffixes
 from crate_mae.sources.splits import SPLIT_NAMES, match_split
+
+logger = logging.getLogger(__name__)
 
 
 class FolderSource(EncodedSource):
@@ -32,7 +35,15 @@ class FolderSource(EncodedSource):
         return self._root / self.name(index)
 
     def _identity(self, index: int) -> tuple[str | int | None, ...]:
-        return self.name(index), self.label(index), self.encoded(index).stat().st_size
+        return self.name(index), self.label(index), size_of(self.encoded(index))
+
+
+def size_of(file: Path) -> int | None:
+    """The size of a file in bytes; None for one that is gone or cannot be asked for."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return None
 
 
 def open_folder(rest: str, split: str | None) -> ImageSource:
@@ -46,11 +57,19 @@ def open_folder(rest: str, split: str | None) -> ImageSource:
 def files_below(root: Path, suffixes: frozenset[str], address: str) -> list[str]:
     """Sorted names, relative to root, of the files (or links to files) with one of the suffixes."""
     names, folder_links = [], 0
-    for name, entry in _walk(root):
-        if entry.is_symlink() and entry.is_dir():
-            folder_links += 1
-        elif f".{name.rpartition('.')[2]}".lower() in suffixes and entry.is_file():
-            names.append(name)
+    lost: list[tuple[str, str]] = []
+    for name, entry in _walk(root, lost):
+        try:
+            if entry.is_symlink() and entry.is_dir():
+                folder_links += 1
+            elif f".{name.rpartition('.')[2]}".lower() in suffixes and entry.is_file():
+                names.append(name)
+        except OSError as error:  # a link to itself, a disk that fails
+            lost.append((name, error.strerror or str(error)))
+    if lost:
+        named = "; ".join(f"{name} ({reason})" for name, reason in lost[:5])
+        more = f" and {len(lost) - 5} more" if lost[5:] else ""
+        logger.warning("%s: %d passed over: %s%s", address, len(lost), named, more)
     if not names:
         links = f" ({folder_links} links to folders are not followed)" * bool(folder_links)
         shown = ", ".join(sorted(suffixes)) if len(suffixes) < 5 else "image"
@@ -58,22 +77,30 @@ def files_below(root: Path, suffixes: frozenset[str], address: str) -> list[str]
     return sorted(names)
 
 
-def _walk(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def _walk(root: Path, lost: list[tuple[str, str]]) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Every entry that is not hidden or a folder, with its name relative to root.
 
-    Links to folders are not entered, so the walk always ends.
+    Links to folders are not entered, so the walk always ends. Folders below root that cannot be
+    read, or are gone meanwhile, go into `lost` with the reason.
     """
     pending = [""]
     while pending:
         prefix = pending.pop()
-        with os.scandir(root / prefix) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(f"{prefix}{entry.name}/")
-                else:
-                    yield f"{prefix}{entry.name}", entry
+        try:
+            with os.scandir(root / prefix) as entries:
+                found = list(entries)
+        except OSError as error:
+            if not prefix:
+                raise
+            lost.append((prefix, error.strerror or str(error)))
+            continue
+        for entry in found:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(f"{prefix}{entry.name}/")
+            else:
+                yield f"{prefix}{entry.name}", entry
 
 
 def _select_split(

@@ -1,9 +1,7 @@
 """From the bytes of an image file to a tensor, without trusting the file."""
 
 import os
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,26 +22,6 @@ ImageData = bytes | Path | Image.Image
 # EPS runs Ghostscript; the others are recognised by Pillow but have no decoder of their own.
 _REFUSED_FORMATS = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
 _COMMON_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM")
-
-# What Pillow's decoders are known to raise on damaged files.
-DECODING_ERRORS: tuple[type[Exception], ...] = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-    AssertionError,
-    EOFError,
-    ImportError,
-    MemoryError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -169,22 +147,33 @@ def image_suffixes() -> frozenset[str]:
 
 
 @contextmanager
+def decoding(name: str) -> Iterator[None]:
+    """A context in which whatever a decoder raises becomes UnreadableImage.
+
+    The one guard around all of them: libraries that read damaged files raise what they like.
+    """
+    try:
+        yield
+    except UnreadableImage:
+        raise
+    except Exception as error:
+        raise UnreadableImage(name, _reason(error)) from error
+
+
+@contextmanager
 def _opened(data: ImageData, name: str) -> Iterator[Image.Image]:
     """The image with its header read; whatever decoding raises inside becomes UnreadableImage."""
     limit = max_pixels()
     # Pillow warns about odd metadata and about sizes; the sizes are checked here instead.
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), decoding(name):
         warnings.simplefilter("ignore")
+        image = data if isinstance(data, Image.Image) else _open_header(data, name)
         try:
-            image = data if isinstance(data, Image.Image) else _open_header(data, name)
-            try:
-                _check_size(image.size, name, limit)
-                yield image
-            finally:
-                if image is not data:
-                    image.close()
-        except DECODING_ERRORS as error:
-            raise UnreadableImage(name, _reason(error)) from error
+            _check_size(image.size, name, limit)
+            yield image
+        finally:
+            if image is not data:
+                image.close()
 
 
 def _open_header(data: bytes | Path, name: str) -> Image.Image:
@@ -217,13 +206,15 @@ def _reason(error: Exception) -> str:
         return "not an image in a known format"
     if isinstance(error, Image.DecompressionBombError):
         return f"far too many pixels: {error}"
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
     return f"damaged or unsupported: {str(error) or type(error).__name__}"
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except DECODING_ERRORS:  # damaged metadata says nothing; the pixels are still good
+    except Exception:  # damaged metadata says nothing; the pixels are still good
         return 1
     return value if isinstance(value, int) else 1
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from crate_mae.sources.address import is_address, open_source
 from crate_mae.sources.base import EncodedSource, ImageSource
-from crate_mae.sources.folders import files_below
+from crate_mae.sources.folders import files_below, size_of
 from crate_mae.sources.images import image_suffixes
 
 
@@ -28,7 +28,7 @@ class FileList(EncodedSource):
         return self.paths[index]
 
     def _identity(self, index: int) -> tuple[str | int | None, ...]:
-        return self.name(index), None, self.paths[index].stat().st_size
+        return self.name(index), None, size_of(self.paths[index])
 
 
 def open_images(

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from crate_mae.common.budgets import check_growth, check_memory
 from crate_mae.sources.base import (
     IMAGE_KEYS,
     LABEL_KEYS,
@@ -22,6 +23,8 @@ from crate_mae.sources.images import UnreadableImage
 from crate_mae.sources.splits import select_shards
 
 MAX_PARQUET_BYTES = 8 * 1024**3
+BATCH_BYTES = 64 << 20
+"""Of the rows that are unpacked at once."""
 
 
 class ParquetSource(EncodedSource):
@@ -111,15 +114,39 @@ def _batches(
     """The rows of each named file, in pieces, as long as they fit into memory."""
     budget = MAX_PARQUET_BYTES
     for name, file in files.items():
-        with pq.ParquetFile(file) as table:
+        unpacked, packed = 0, file.stat().st_size
+        with pq.ParquetFile(file, page_checksum_verification=True) as table:
             for column in columns:
                 _check_column(table.schema_arrow, schema, column, f"{address}, {name}")
-            # In small pieces: what a file unpacks to is known only when it is unpacked.
-            for batch in table.iter_batches(batch_size=256, columns=columns):
-                budget -= batch.nbytes
-                if budget < 0:
-                    raise ValueError(_too_large(address))
-                yield name, batch
+            for group in range(table.num_row_groups):
+                rows = _rows_at_once(table, group, columns)
+                for batch in table.iter_batches(
+                    batch_size=rows, row_groups=[group], columns=columns
+                ):
+                    budget -= batch.nbytes
+                    unpacked += batch.nbytes
+                    check_growth(packed, unpacked, f"{address}, {name}: its values")
+                    if budget < 0:
+                        raise ValueError(_too_large(address))
+                    yield name, batch
+
+
+def _rows_at_once(table: pq.ParquetFile, group: int, columns: Sequence[str]) -> int:
+    """Rows of a row group whose values stay within BATCH_BYTES, whatever they are.
+
+    A value in a dictionary is stored once and may stand in every row: the number of rows alone then
+    tells how much memory a batch takes. The first row shows what a value is like.
+    """
+    about, most = table.metadata.row_group(group), 1
+    for index in range(about.num_columns):
+        chunk = about.column(index)
+        if chunk.path_in_schema.split(".")[0] in columns:
+            check_memory(chunk.total_uncompressed_size, f"the values of {chunk.path_in_schema}")
+            if any("DICTIONARY" in encoding for encoding in chunk.encodings):
+                most = max(most, chunk.total_uncompressed_size)
+    first = next(iter(table.iter_batches(batch_size=1, row_groups=[group], columns=columns)), None)
+    most = max(most, 1 if first is None else first.nbytes)
+    return max(1, min(256, BATCH_BYTES // most))
 
 
 def _check_column(present: pa.Schema, expected: pa.Schema, column: str, where: str) -> None:

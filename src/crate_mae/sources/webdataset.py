@@ -95,7 +95,7 @@ class StreamSource(Source):
                         record = _record(group, self._shard_name(shard))
                         if record is not None:
                             yield record
-                except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+                except Exception as error:  # whatever its reader meets first
                     raise ValueError(f"{shard} is damaged: {error}") from error
 
     def _count_shard(self, shard: Path) -> int:

@@ -1,12 +1,16 @@
 """What happens beside the training steps: checkpoints, weights, signals."""
 
+import contextlib
+import copy
 import logging
 import math
+import os
 import signal
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from types import FrameType
 from typing import Any
 
@@ -16,6 +20,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from crate_mae.common.files import replacing
+from crate_mae.common.randomness import random_state
 from crate_mae.training.config import CheckpointConfig
 from crate_mae.training.training_module import TrainingModule
 
@@ -39,6 +44,21 @@ class StopRequestedError(Exception):
     """Raised to leave a run that has been saved, on a signal or after `stop_after` steps."""
 
 
+class InterruptedAtOnceError(BaseException):
+    """Raised by a second Ctrl-C. Not KeyboardInterrupt: the Trainer would end the process on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unanswered:
+    """A signal that came while the main thread was inside a library and did not hear it."""
+
+    number: int
+    seconds: float
+    """Since it came."""
+    interrupts: int
+    """How many of them were Ctrl-C."""
+
+
 class StopSignals(Callback):
     """Turns signals that ask a run to end into a wish to save and stop, agreed on between batches.
 
@@ -51,17 +71,48 @@ class StopSignals(Callback):
     def __init__(self) -> None:
         self.wanted = False
         self._before: dict[int, Any] = {}
+        self._pipe: tuple[int, int] | None = None
+        self._fd_before = -1
+        self._came: tuple[int, float] | None = None
+        self._interrupts = 0
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
             numbers = [getattr(signal, name) for name in self.NAMES if hasattr(signal, name)]
             self._before = {number: signal.getsignal(number) for number in numbers}
+            # The number of each signal arrives there even while no Python runs in this thread.
+            self._pipe = os.pipe()
+            for end in self._pipe:
+                os.set_blocking(end, False)
+            self._fd_before = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
             self._install()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._pipe is not None:
+            signal.set_wakeup_fd(self._fd_before)
+            pipe, self._pipe = self._pipe, None
+            for end in pipe:
+                os.close(end)
+        if kind is not None and issubclass(kind, InterruptedAtOnceError):
+            raise KeyboardInterrupt from None
+
+    def unanswered(self) -> Unanswered | None:
+        """The first signal that the main thread has not heard yet, as asked in another thread."""
+        pipe, numbers = self._pipe, b""
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                numbers = os.read(pipe[0], 64)
+        for number in numbers:
+            if number in self._before and self._before[number] is not signal.SIG_IGN:
+                self._came = self._came or (number, monotonic())
+                self._interrupts += number == signal.SIGINT
+        if self.wanted or self._came is None:
+            return None
+        number, since = self._came
+        return Unanswered(number=number, seconds=monotonic() - since, interrupts=self._interrupts)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals back from the Trainer.
@@ -78,7 +129,7 @@ class StopSignals(Callback):
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.wanted and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise InterruptedAtOnceError
         self.wanted = True
         logger.warning("signal %d: saving after this batch, then stopping", number)
 
@@ -124,6 +175,7 @@ class Checkpoints(Callback):
         self.last_saved: str | None = None
         self._started_at = 0
         self._leaving = False
+        self._before_validation: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The best monitored value so far, negated where higher is better."""
@@ -161,9 +213,59 @@ class Checkpoints(Callback):
             if self._leaving:
                 self._save_weights(trainer, pl_module, self.weights)
 
+        if batch_idx + 1 == trainer.num_training_batches:
+            pl_module.random_to_save = random_state()
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Note where the run is before its validation, so that this can be done all again."""
+        if batch_idx == 0 and trainer.validating:
+            loops = copy.deepcopy(trainer.fit_loop.state_dict())
+            progress = loops["epoch_loop.val_loop.batch_progress"]
+            for counts in (progress["current"], progress["total"]):
+                counts["started"] = counts["ready"]  # as within its first batch
+            self._before_validation = loops
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """When asked to stop, save the run as it was before its validation, and leave."""
+        assert isinstance(pl_module, TrainingModule)
+        if batch_idx >= pl_module.images.common_validation_batches:
+            return  # other ranks have no such batch: nothing can be agreed on
+        if pl_module.agree_to_stop():
+            self._save(trainer, LAST)
+            self._save_weights(trainer, pl_module, self.weights)
+            raise StopRequestedError
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget what was noted before."""
+        assert isinstance(pl_module, TrainingModule)
+        self._before_validation = pl_module.random_to_save = None
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Put what was noted before a validation in the place of what half of it has made."""
+        if self._before_validation is not None:
+            checkpoint["loops"]["fit_loop"] = self._before_validation
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last, the best and the kept checkpoints and the weights."""
         assert isinstance(pl_module, TrainingModule)
+        pl_module.random_to_save = None
         epoch = trainer.current_epoch + 1
         value = self.monitor.value(trainer.callback_metrics)
         improved = value is not None and value < self.best
@@ -203,4 +305,6 @@ class Checkpoints(Callback):
 
 def is_main_process() -> bool:
     """Whether this process is the one that writes files and prints."""
-    return getattr(rank_zero_only, "rank", 0) == 0
+    # Until a Trainer is there, the rank is read off variables that do not tell the node.
+    node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
+    return getattr(rank_zero_only, "rank", 0) == 0 and node.strip() in ("", "0")

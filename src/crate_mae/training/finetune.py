@@ -1,6 +1,7 @@
 """Supervised training of a classifier, from pre-trained weights or from nothing."""
 
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,7 @@ from crate_mae.training.labelled_images import LabelledImages, open_labelled
 from crate_mae.training.run_folder import (
     changed_keys,
     check_start,
+    continuing,
     last_step,
     load_config_values,
     recorded_preprocess,
@@ -59,7 +61,8 @@ def finetune(
     At the end the test images are classified once and `evaluation.json` is written. Everything is
     checked before anything is written. Raises FileExistsError when `folder` is taken,
     FileNotFoundError when there is nothing to resume or there are no weights, ValueError for
-    settings, weights or data that do not fit, NonFiniteError, TooManyBrokenImagesError.
+    settings, weights or data that do not fit, FolderInUseError when another process writes to
+    `folder`, NonFiniteError, TooManyBrokenImagesError.
     """
     folder = Path(folder)
     if resume and config.model is None:
@@ -70,22 +73,24 @@ def finetune(
         origin, _ = load_backbone(config.weights)
     config = resolved(config, origin)
     changes = check_start(config, folder, resume=resume, again="--weights")
-    images = open_labelled(
-        config.data, seed=config.seed, dataset=dataset, test_dataset=test_dataset
-    )
-    if origin is not None and not config.new_head:
-        _check_classes(origin, images.class_names, config)
-    preprocess = recorded_preprocess(folder) if resume else None
-    if preprocess is None and origin is not None:
-        preprocess = replace(origin.preprocess, size=config.image_hw or origin.preprocess.size)
-
-    with training_environment(config):
-        session = Session(
+    with (
+        continuing(folder, config.data.source) if resume else nullcontext(),
+        training_environment(config),
+        Session(
             config,
             folder,
             monitor=Monitor(metric="val/accuracy", higher_is_better=True),
             stop_after=stop_after,
+        ) as session,
+    ):
+        images = open_labelled(
+            config.data, seed=config.seed, dataset=dataset, test_dataset=test_dataset
         )
+        if origin is not None and not config.new_head:
+            _check_classes(origin, images.class_names, config)
+        preprocess = recorded_preprocess(folder) if resume else None
+        if preprocess is None and origin is not None:
+            preprocess = replace(origin.preprocess, size=config.image_hw or origin.preprocess.size)
         data = _data_module(config, images, preprocess, session.world_size)
         data.open()
         data.keep_on(session.device)

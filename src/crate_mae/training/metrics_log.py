@@ -11,7 +11,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from crate_mae.common.files import replacing, write_atomically
+from crate_mae.common.files import replacing, write_atomically, writing
+from crate_mae.common.values import is_count
 
 JSONL, CSV = "metrics.jsonl", "metrics.csv"
 
@@ -53,7 +54,8 @@ class MetricsLog(Logger):
         """Write the waiting lines."""
         if not self._lines:
             return
-        with (self.folder / JSONL).open("a", encoding="utf-8") as file:
+        path = self.folder / JSONL
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write("".join(line + "\n" for line in self._lines))
         validated = any('"val/' in line for line in self._lines)
         self._lines = []
@@ -75,14 +77,16 @@ class MetricsLog(Logger):
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run folder's `metrics.jsonl`; a line cut short by a crash is left out."""
+    """The records of a run folder's `metrics.jsonl`; a line that was cut or damaged is left out."""
     path = folder / JSONL
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(record, dict) and is_count(record.get("step")):
+            records.append(record)
     return records
 
 

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 
 import crate_mae
 from crate_mae.batches.config import (
@@ -18,6 +18,7 @@ from crate_mae.batches.config import (
     SupervisedAugment,
 )
 from crate_mae.common.hints import did_you_mean, option_names, refuse_arguments
+from crate_mae.common.yaml_files import check_yaml
 from crate_mae.models.config import PRESETS, ModelConfig
 from crate_mae.training.config import (
     CheckpointConfig,
@@ -32,6 +33,18 @@ from crate_mae.training.config import (
 from crate_mae.training.run_folder import load_config_values, load_settings
 
 ConfigT = TypeVar("ConfigT")
+
+_LOAD_YAML: Callable[[str], Any] = get_loader("yaml")
+
+
+def _load_checked(text: str) -> Any:
+    """What the parser makes of a value or of a file that a value names, once that is bounded."""
+    if "&" in text or "*" in text or len(text) > 1000:  # short text without aliases stays short
+        check_yaml(text, origin="a value, or the file that it names,")
+    return _LOAD_YAML(text)
+
+
+set_loader("yaml", _load_checked)
 
 
 class SettingsParser(ArgumentParser):
@@ -220,11 +233,15 @@ def _with_recipe_files(arguments: list[str], parser: SettingsParser) -> list[str
             continue
         if not joined:
             value = arguments[index + 1] if index + 1 < len(arguments) else ""
-        if not value or Path(value).exists():
+        if not value:
             continue
         try:
+            if Path(value).is_file():
+                load_settings(Path(value))  # what is wrong with it is said of the file, by name
+            if Path(value).exists():
+                continue
             path = str(recipe(value))
-        except FileNotFoundError as error:
+        except (ValueError, OSError) as error:
             parser.error(str(error))
         if joined:
             resolved[index] = f"--config={path}"

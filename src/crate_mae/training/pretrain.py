@@ -1,6 +1,7 @@
 """Masked pre-training: from a resolved configuration to a finished run folder."""
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +24,12 @@ from crate_mae.training.masked_completion import MaskedCompletion
 from crate_mae.training.online import OnlineMeasures
 from crate_mae.training.rate_term import coding_rate_of
 from crate_mae.training.reconstructions import Reconstructions
-from crate_mae.training.run_folder import changed_keys, check_start, recorded_preprocess
+from crate_mae.training.run_folder import (
+    changed_keys,
+    check_start,
+    continuing,
+    recorded_preprocess,
+)
 from crate_mae.training.session import (
     RunSummary,
     Session,
@@ -61,28 +67,32 @@ def pretrain(
 
     Everything is checked before anything is written. Raises FileExistsError when `folder` is taken,
     FileNotFoundError when there is nothing to resume, ValueError for settings or data that do not
-    fit, NonFiniteError when training breaks down, TooManyBrokenImagesError.
+    fit, FolderInUseError when another process writes to `folder`, NonFiniteError when training
+    breaks down, TooManyBrokenImagesError.
     """
     folder = Path(folder)
     _check_origin(config, init_from, resume=resume)
     changes = check_start(config, folder, resume=resume, again="--init-from")
     origin = None if init_from is None else _starting_weights(config, init_from)
-    with training_environment(config):
-        sheets = Reconstructions(
-            folder, every=config.record.reconstruct_epochs, count=config.record.reconstruct_images
-        )
-        measures = OnlineMeasures(
-            every=config.record.measure_epochs,
-            eps_squared=config.objective.eps_squared,
-            seed=config.seed,
-        )
-        session = Session(
+    sheets = Reconstructions(
+        folder, every=config.record.reconstruct_epochs, count=config.record.reconstruct_images
+    )
+    measures = OnlineMeasures(
+        every=config.record.measure_epochs,
+        eps_squared=config.objective.eps_squared,
+        seed=config.seed,
+    )
+    with (
+        continuing(folder, config.data.source) if resume else nullcontext(),
+        training_environment(config),
+        Session(
             config,
             folder,
             monitor=Monitor(metric="val/loss"),
             callbacks=[sheets, measures],
             stop_after=stop_after,
-        )
+        ) as session,
+    ):
         data = ImageDataModule(
             config.data,
             model=config.model,

@@ -2,8 +2,9 @@
 
 import json
 import logging
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,20 @@ import torch
 import yaml
 
 from crate_mae.common.environment import environment
-from crate_mae.common.files import read_json_object, write_atomically
+from crate_mae.common.escaping import EscapingFilter, printable
+from crate_mae.common.files import write_atomically, writing
+from crate_mae.common.folder_lock import LOCK, holding
+from crate_mae.common.litter import is_litter, sweep_below
+from crate_mae.common.yaml_files import read_yaml
 from crate_mae.models.config import Preprocess
 from crate_mae.training.callbacks import LAST, is_main_process
 from crate_mae.training.config import RunConfig
 from crate_mae.training.metrics_log import read_metrics
+from crate_mae.training.resuming import DATA, check_checkpoint, check_resumable, recorded_data
 
 logger = logging.getLogger(__name__)
 
-CONFIG = "config.yaml"
+CONFIG, COMMAND, LOG = "config.yaml", "command.txt", "log.txt"
 FREE_ON_RESUME = (
     "name:", "record.", "trainer.accelerator:", "trainer.devices:", "trainer.num_nodes:",
     "trainer.strategy:", "trainer.compile:", "trainer.recompute:", "trainer.deterministic:",
@@ -44,10 +50,11 @@ def check_start(config: RunConfig, folder: Path, *, resume: bool, again: str) ->
                 f"these settings would make {folder} another run: {'; '.join(fatal)}. Leave them as"
                 f" they were, or start a new run with {again} {folder}"
             )
+        check_resumable(folder)
         return changes
     if not is_main_process():
         return []
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not is_unborn(folder):
         raise FileExistsError(
             f"{folder} exists and is never overwritten; continue it with --resume {folder}, or"
             " name another folder with --out"
@@ -55,20 +62,72 @@ def check_start(config: RunConfig, folder: Path, *, resume: bool, again: str) ->
     return []
 
 
+def is_unborn(folder: Path) -> bool:
+    """Whether a folder is empty, or holds what a run leaves that was killed before its settings.
+
+    Only what is ours counts: the lock that it held, its log, its command line.
+    """
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir() if not is_litter(path.name)}
+    return not names or (LOCK in names and names <= {LOCK, LOG, COMMAND})
+
+
+@contextmanager
+def written_alone(folder: Path) -> Iterator[None]:
+    """A context in which no other process writes to a run folder; it is made where it is missing.
+
+    What processes that were killed have left in it is removed. Only the main process holds it.
+    Raises FolderInUseError naming who writes to it, and FileExistsError where another run came
+    first.
+    """
+    if not is_main_process():
+        yield
+        return
+    new = not (folder / CONFIG).exists()
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with holding(folder):
+        if new and not is_unborn(folder):
+            raise FileExistsError(f"{folder} has just been taken by another run: name another")
+        for path in sweep_below(folder):
+            logger.info("removed %s, left behind by a process that was killed", path)
+        yield
+
+
+@contextmanager
+def continuing(folder: Path, source: str) -> Iterator[None]:
+    """A context for a resumed run: `written_alone`, and data that are not found are explained.
+
+    `source` is the address of its images.
+    """
+    with written_alone(folder):
+        try:
+            yield
+        except FileNotFoundError as error:
+            path = source.partition(":")[2]
+            if path and not Path(path).expanduser().is_absolute():
+                raise FileNotFoundError(
+                    f"{error}. The run names its images relative to where it was started: resume it"
+                    f" from there, or tell where they are now, with --data.source"
+                    f" {source.partition(':')[0]}:/WHOLE/PATH"
+                ) from error
+            raise
+
+
 def load_config_values(run: str | Path) -> dict[str, Any]:
     """The nested values of a run folder's configuration; FileNotFoundError when it is no run."""
     path = Path(run) / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"{run} is no run folder: it has no {CONFIG}")
+        unborn = "; nothing of a run was written yet: start it again with the words it was started"
+        more = f"{unborn} with, without --resume" if is_unborn(Path(run)) else ""
+        raise FileNotFoundError(f"{run} is no run folder: it has no {CONFIG}{more}")
     return load_settings(path)
 
 
 def load_settings(path: Path) -> dict[str, Any]:
     """The nested values of a settings file; ValueError when it holds none."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds no settings")
     return values
@@ -98,9 +157,9 @@ def write_facts(
 
     Raises ValueError when a resumed run meets another number of training images.
     """
-    known = folder / "data.json"
+    known = folder / DATA
     if resume and known.exists():
-        before = _recorded_data(known)
+        before = recorded_data(folder)
         if before["images"] != facts["images"]:
             raise ValueError(
                 f"this run began with {before['images']} training images, now there are"
@@ -109,8 +168,9 @@ def write_facts(
         if before["fingerprint"] != facts["fingerprint"]:
             logger.warning("the data have changed since this run began: %s", facts["source"])
     words = " ".join(command) if command is not None else "(called from Python)"
-    old = (folder / "command.txt").read_text() if (folder / "command.txt").exists() else ""
-    write_atomically(folder / "command.txt", f"{old}{words}\n")
+    kept = folder / COMMAND
+    old = kept.read_text("utf-8", errors="backslashreplace") if kept.exists() else ""
+    write_atomically(kept, f"{old}{printable(words)}\n")
     write_atomically(
         folder / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
     )
@@ -120,19 +180,9 @@ def write_facts(
 
 def recorded_preprocess(folder: Path) -> Preprocess | None:
     """The mean and std that a run began with; None when it had not come so far."""
-    path = folder / "data.json"
-    if not path.exists():
+    if not (folder / DATA).exists():
         return None
-    return Preprocess.from_dict(_recorded_data(path)["preprocess"])
-
-
-def _recorded_data(path: Path) -> dict[str, Any]:
-    """What `data.json` of a run holds; ValueError naming the file where that is damaged."""
-    known = read_json_object(path, max_bytes=1 << 28)  # it lists every unreadable image
-    missing = [key for key in ("images", "fingerprint", "preprocess") if key not in known]
-    if missing:
-        raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}")
-    return known
+    return Preprocess.from_dict(recorded_data(folder)["preprocess"])
 
 
 def last_step(folder: Path, name: str = LAST) -> int | None:
@@ -143,11 +193,8 @@ def last_step(folder: Path, name: str = LAST) -> int | None:
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
         return int(state["global_step"])
-    except Exception as error:  # torch raises many kinds for a file that is none of its own
-        raise ValueError(
-            f"{checkpoint} is damaged or no checkpoint of a run ({type(error).__name__}): copy"
-            " another of the run's checkpoints over it and resume again"
-        ) from error
+    except Exception:  # torch raises many kinds for a file that is none of its own
+        return check_checkpoint(checkpoint)  # which names what is wrong with it
 
 
 def last_metrics(folder: Path) -> dict[str, float]:
@@ -165,9 +212,9 @@ def log_file(folder: Path) -> Iterator[None]:
     level = root.level
     handler: logging.Handler = logging.NullHandler()
     if is_main_process():
-        handler = logging.FileHandler(
-            folder / "log.txt", encoding="utf-8", errors="backslashreplace"
-        )
+        with writing(folder / LOG):
+            handler = _LogFile(folder / LOG, encoding="utf-8", errors="backslashreplace")
+    handler.addFilter(EscapingFilter())
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root.addHandler(handler)
     root.setLevel(logging.INFO)
@@ -177,3 +224,21 @@ def log_file(folder: Path) -> Iterator[None]:
         root.removeHandler(handler)
         handler.close()
         root.setLevel(level)
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that says once that it cannot be written, where logging prints tracebacks."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Print one line, the first time."""
+        if not self._told:
+            self._told = True
+            reason = str(sys.exc_info()[1])
+            print(f"warning: {self.baseFilename} cannot be written: {reason}", file=sys.stderr)
+
+    def close(self) -> None:
+        """Close the file; lines that cannot be written any more are lost."""
+        with suppress(OSError):
+            super().close()

@@ -3,14 +3,15 @@
 import json
 import logging
 import sys
+import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from types import MappingProxyType
-from typing import Any
+from types import MappingProxyType, TracebackType
+from typing import Any, Self
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -32,10 +33,18 @@ from crate_mae.training.callbacks import (
     StopSignals,
     is_main_process,
 )
+from crate_mae.training.companions import Companions
 from crate_mae.training.config import RunConfig, TrainerConfig
 from crate_mae.training.metrics_log import MetricsLog
 from crate_mae.training.nonfinite import NonFiniteError
-from crate_mae.training.run_folder import last_metrics, last_step, log_file, write_facts
+from crate_mae.training.resuming import check_fits, restore_weights
+from crate_mae.training.run_folder import (
+    last_metrics,
+    last_step,
+    log_file,
+    write_facts,
+    written_alone,
+)
 from crate_mae.training.speed import Speed, progress_callbacks
 from crate_mae.training.training_module import TrainingModule
 
@@ -85,6 +94,19 @@ class Session:
         )
         self._metrics = MetricsLog(folder)
         self._trainer = self._assembled(callbacks)
+        self._companions = Companions(self._trainer.strategy, self._stop, folder)
+
+    def __enter__(self) -> Self:
+        self._companions.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._companions.__exit__(kind, error, at)
 
     @property
     def world_size(self) -> int:
@@ -115,14 +137,13 @@ class Session:
         command: list[str] | None,
         facts: Mapping[str, Any] = MappingProxyType({}),
     ) -> Iterator[None]:
-        """A context in which the run folder is there and its log is open.
+        """A context in which the run folder is there, written by this run alone, and its log open.
 
         Configuration, command, environment and what is known of the data (with `facts`) are written
         first; `changes` since the run began are logged.
         """
-        if is_main_process():
-            self.folder.mkdir(parents=True, exist_ok=True)
-        with log_file(self.folder):
+        # A resumed run holds its folder already.
+        with nullcontext() if resume else written_alone(self.folder), log_file(self.folder):
             with self._stop:
                 for change in changes:
                     logger.info("changed since this run began: %s", change)
@@ -135,7 +156,8 @@ class Session:
     def fit(self, module: TrainingModule, data: ImageDataModule, *, resume: bool) -> bool:
         """Train from the last checkpoint, if there is one; whether training came to its end.
 
-        Raises NonFiniteError, after `nonfinite.json` has been written.
+        Raises NonFiniteError, after `nonfinite.json` has been written, KeyboardInterrupt on a
+        second Ctrl-C, and RuntimeError naming this process where another one of the run is lost.
         """
         step = last_step(self.folder) if resume else None
         checkpoint = None if step is None else self.folder / "checkpoints" / LAST
@@ -143,6 +165,7 @@ class Session:
             self._metrics.rewind(step or 0)
             logger.info("resuming %s at step %d", self.folder, step or 0)
         if checkpoint is not None:
+            check_fits(checkpoint, module)
             self._checkpoints.last_saved = str(checkpoint)
         try:
             with self._stop:
@@ -151,12 +174,20 @@ class Session:
             saved = last_step(self.folder)
             logger.info("stopped; last saved at step %s", "none" if saved is None else saved)
             return False
+        except KeyboardInterrupt:
+            saved = last_step(self.folder)
+            logger.info("interrupted; last saved at step %s", "none" if saved is None else saved)
+            raise
         except NonFiniteError as error:
             if is_main_process():
                 report = json.dumps(error.report, indent=2) + "\n"
                 write_atomically(self.folder / "nonfinite.json", report)
             logger.info("stopped by a number that is not finite: see nonfinite.json")
             raise
+        except RuntimeError as error:
+            raise self._companions.explained(error) from error
+        if is_main_process() and self._trainer.global_step == step:
+            restore_weights(self.folder, module)
         return True
 
     def summary(
@@ -184,7 +215,7 @@ class Session:
         settings, record = self.config.trainer, self.config.record
         speed = Speed(epochs=self.config.optim.epochs)
         devices = settings.devices
-        tensorboard = TensorBoardLogger(
+        tensorboard = _Curves(
             self.folder, name="tensorboard", version="", purge_step=last_step(self.folder)
         )
         try:
@@ -236,6 +267,33 @@ class Session:
             logger.warning("%d GPUs stay idle; use --trainer.devices auto for all", idle)
 
 
+class _Curves(TensorBoardLogger):
+    """TensorBoard's files, a convenience: where they cannot be written, the run goes on without."""
+
+    _given_up = False
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write metrics."""
+        self._tried(super().log_metrics, metrics, step)
+
+    def save(self) -> None:
+        """Write what waits."""
+        self._tried(super().save)
+
+    def finalize(self, status: str) -> None:
+        """Write what waits, and close the files."""
+        self._tried(super().finalize, status)
+
+    def _tried(self, write: Callable[..., None], *arguments: Any) -> None:
+        if self._given_up:
+            return
+        try:
+            write(*arguments)
+        except OSError as error:
+            self._given_up = True
+            logger.warning("no more files for TensorBoard in %s: %s", self.log_dir, error)
+
+
 def batch_per_device(config: RunConfig, world_size: int) -> int:
     """Images per device and batch; ValueError when the effective batch cannot be shared evenly."""
     shares = world_size * config.trainer.accumulate
@@ -268,6 +326,16 @@ def _strategy(settings: TrainerConfig) -> str | Strategy:
 def quiet_libraries() -> Iterator[None]:
     """Lightning's notices about itself off; its warnings about our own choices too."""
     names = ("lightning.pytorch", "lightning.fabric")
+    failed = threading.excepthook
+
+    def told(what: Any) -> None:
+        """Say in a line what TensorBoard's thread, say, could not write."""
+        if issubclass(what.exc_type, OSError):
+            logger.warning("not written in the background: %s", what.exc_value)
+        else:
+            failed(what)
+
+    threading.excepthook = told
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -282,5 +350,6 @@ def quiet_libraries() -> Iterator[None]:
         try:
             yield
         finally:
+            threading.excepthook = failed
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)

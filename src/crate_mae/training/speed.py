@@ -7,8 +7,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities import rank_zero_only
 
+from crate_mae.common.escaping import unescaped_output
 from crate_mae.common.text import duration
 
 SHOWN = {
@@ -61,6 +63,16 @@ class Bar(TQDMProgressBar):
     def __init__(self, speed: Speed) -> None:
         super().__init__(refresh_rate=1)
         self.speed = speed
+
+    def init_train_tqdm(self) -> Tqdm:
+        """The bar of an epoch, on the terminal itself: it steers that, and shows no names."""
+        with unescaped_output():
+            return super().init_train_tqdm()
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """The bar of a validation, likewise."""
+        with unescaped_output():
+            return super().init_validation_tqdm()
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule

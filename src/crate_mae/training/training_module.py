@@ -51,6 +51,8 @@ class TrainingModule(LightningModule, ABC):
         self.last_checkpoint = last_checkpoint
         self.stop_wanted = stop_wanted
         self.stopping = False
+        self.random_to_save: dict[str, Any] | None = None
+        """The state of random generators that a checkpoint holds, where it is not that of now."""
         self.decayed = decayed_names(cast("nn.Module", model))
         self._losses: list[Tensor] = []
         self._watched: dict[str, list[Tensor]] = {}
@@ -168,6 +170,11 @@ class TrainingModule(LightningModule, ABC):
 
     # -- stopping together, and the random state ------------------------------------------------
 
+    def agree_to_stop(self) -> bool:
+        """Whether some rank is asked to stop; to be called on all ranks together."""
+        self.stopping = self._agree(self.stop_wanted())[0]
+        return self.stopping
+
     def _agree(self, *flags: bool) -> list[bool]:
         """Each flag, True on every rank as soon as it is True on one."""
         if not (dist.is_available() and dist.is_initialized()):
@@ -201,7 +208,7 @@ class TrainingModule(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the state of all random generators as plain values."""
-        checkpoint["random"] = random_state()
+        checkpoint["random"] = self.random_to_save or random_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Set all random generators to where they were."""

@@ -12,7 +12,12 @@ from torch import Tensor
 from crate_mae.common.files import read_json_object
 from crate_mae.models.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, Preprocess
 from crate_mae.vitmae.model import ViTMAE, position_tables, sizes_of, transformers_library
-from crate_mae.weights.tensors import IncompleteWeightsError
+from crate_mae.weights.tensors import (
+    IncompleteWeightsError,
+    check_safetensors,
+    read_safetensors,
+    write_safetensors,
+)
 from crate_mae.weights.weights_folder import CONFIG, PREPROCESS, TENSORS, replacing_folder
 
 
@@ -31,6 +36,7 @@ def save_vitmae(
     own = None if state is None else {k.removeprefix("model."): v for k, v in state.items()}
     with replacing_folder(folder, overwrite=overwrite) as fresh, _quiet():
         model.model.save_pretrained(fresh, state_dict=own)
+        write_safetensors(read_safetensors(fresh / TENSORS), fresh / TENSORS)  # with a checksum
         text = json.dumps(model.preprocess.to_dict(), indent=2) + "\n"
         (fresh / PREPROCESS).write_text(text, encoding="utf-8")
     return Path(folder)
@@ -51,6 +57,7 @@ def load_vitmae(folder: Path, described: dict[str, Any]) -> ViTMAE:
             " file (pickled weights are not read)"
         )
     preprocess = _preprocess(folder, _checked(described, folder))
+    check_safetensors(folder / TENSORS)
     build = transformers_library().ViTMAEForPreTraining.from_pretrained
     try:
         with _quiet():

@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from crate_mae.common.files import check_new_folder, replacing
+from crate_mae.common.files import check_new_folder, replacing, user_path
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import IMAGENET_MEAN, IMAGENET_STD, PRESETS, ModelConfig, Preprocess
 from crate_mae.models.patches import sincos_positions
-from crate_mae.weights.tensors import load_exactly, read_safetensors
+from crate_mae.weights.tensors import (
+    check_zip,
+    load_exactly,
+    read_safetensors,
+    write_safetensors,
+)
 from crate_mae.weights.weights_folder import load_autoencoder, save_model, weights_hash
 
 UNUSED = ("pos_embed", "decoder_embed.weight", "decoder_embed.bias")
@@ -217,7 +221,7 @@ def write_reference(weights: str | Path, file: str | Path) -> int:
     them. Raises ValueError for another suffix, for a classifier and for a model that the published
     code cannot express (see `to_reference`), and FileExistsError for a file that is there.
     """
-    path = Path(file)
+    path = user_path(file)
     if path.suffix not in (".safetensors", ".pth"):
         raise ValueError(f"{path} must end in .safetensors or .pth")
     if path.exists():
@@ -228,15 +232,16 @@ def write_reference(weights: str | Path, file: str | Path) -> int:
         if path.suffix == ".pth":
             torch.save({"model": state}, fresh)
         else:
-            save_file(state, fresh, metadata={"format": "pt"})
+            write_safetensors(state, fresh)
     return len(state)
 
 
 def published_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors by their published names, out of a file or mapping in any wrapping.
 
-    Raises FileNotFoundError, and ValueError for files that hold anything but plain tensors and
-    values, for entries that are no tensors, and for tensors that claim more values than they hold.
+    Raises FileNotFoundError, and ValueError for damaged files (a zip archive has checksums, older
+    `.pth` files have none), for files that hold anything but plain tensors and values, for entries
+    that are no tensors, and for tensors that claim more values than they hold.
     """
     loaded: Any = source if isinstance(source, Mapping) else _read(Path(source))
     for wrapper in ("model", "state_dict", "module"):
@@ -306,6 +311,7 @@ def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     try:
+        check_zip(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile or broken file fails in too many ways to list

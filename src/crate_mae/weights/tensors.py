@@ -1,11 +1,26 @@
-"""Tensors into models, exactly or not at all: what is missing, unexpected or re-shaped, by name."""
+"""Tensors into models, exactly or not at all: what is missing, unexpected or re-shaped, by name.
 
+And tensors in files that tell when they were damaged: safetensors files have no checksum of their
+own, so that ours carry one among their metadata; PyTorch's zip files have one for every part.
+"""
+
+import hashlib
+import json
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
+
+CHECKSUM = "crate_mae_sha256"
+"""The entry of a safetensors file's metadata that holds the SHA-256 of all the rest."""
+MAX_HEADER_BYTES = 100_000_000
+"""Of a safetensors file: the limit of the format."""
 
 
 class IncompleteWeightsError(ValueError):
@@ -74,12 +89,114 @@ def check_match(
     raise IncompleteWeightsError("; ".join(lines))
 
 
+def check_finite(tensors: Iterable[tuple[str, Tensor]], *, origin: str) -> None:
+    """Raise ValueError naming tensors that hold values which are not finite."""
+    bad = [
+        name
+        for name, value in tensors
+        if value.is_floating_point() and not bool(torch.isfinite(value).all())
+    ]
+    if bad:
+        raise ValueError(
+            f"{origin} holds weights that are not finite, in {_listed(bad)}: nothing can be"
+            " computed with them; take an older checkpoint or train again"
+        )
+
+
+def write_safetensors(
+    tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file whose metadata hold a checksum of the rest.
+
+    Equal tensors and metadata give equal files.
+    """
+    plain = save(dict(tensors), metadata=None)
+    header, data = _split(plain)
+    entries = json.loads(header)
+    about = dict(sorted((metadata or {"format": "pt"}).items()))
+    about[CHECKSUM] = _digest(entries, about, data)
+    text = json.dumps({"__metadata__": about, **entries}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        file.write(data)
+
+
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; ValueError naming the file when it is broken."""
+    """The tensors of a safetensors file; ValueError naming it when it is broken or was changed.
+
+    A file without our checksum, from elsewhere, is taken as it is.
+    """
     try:
+        check_safetensors(path)
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is no complete safetensors file: {error}") from error
+
+
+def check_safetensors(path: Path) -> bool:
+    """Whether a file carries our checksum; ValueError where it does, and its content is another."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = file.read(size) if size <= MAX_HEADER_BYTES else b""
+        try:
+            entries = json.loads(header)
+            about = dict(entries.pop("__metadata__", {}))
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            raise ValueError(
+                f"{path} is no complete safetensors file: its header is damaged"
+            ) from None
+        wanted = about.pop(CHECKSUM, None)
+        if wanted is None:
+            return False
+        if _digest(entries, about, file) != wanted:
+            raise ValueError(
+                f"{path} is damaged: its content is not what its checksum was made of. Copy it"
+                " again from where it came"
+            )
+    return True
+
+
+def check_zip(path: Path) -> bool:
+    """Whether a file is a zip archive, as PyTorch writes them; ValueError where it is damaged.
+
+    PyTorch itself reads values without a look at their checksums. A file that is no archive, as old
+    versions of PyTorch wrote them, has none: nothing tells whether it is damaged.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise ValueError("its parts claim more bytes than it has")
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, NotImplementedError, EOFError,
+            RuntimeError) as error:  # fmt: skip
+        raise ValueError(f"it is damaged: {error}") from error
+    if bad is not None:
+        raise ValueError(f"it is damaged: the checksum of its part {bad} is another")
+    return True
+
+
+def _split(file: bytes) -> tuple[bytes, memoryview]:
+    """(header, data) of a safetensors file."""
+    size = int.from_bytes(file[:8], "little")
+    return file[8 : 8 + size], memoryview(file)[8 + size :]
+
+
+def _digest(
+    entries: Mapping[str, object], about: Mapping[str, str], data: BinaryIO | memoryview
+) -> str:
+    digest = hashlib.sha256(json.dumps([entries, about], sort_keys=True).encode())
+    if isinstance(data, memoryview):
+        digest.update(data)
+    else:
+        while block := data.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _listed(names: Iterable[str], limit: int = 8) -> str:

@@ -6,10 +6,7 @@ the tensors before anything is allocated, and a load that is not complete is an 
 
 import contextlib
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -17,19 +14,20 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from crate_mae.common.files import file_hash, read_json_object
+from crate_mae.common.files import file_hash, read_json_object, replacing_tree, user_path
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import ModelConfig, Preprocess
 from crate_mae.weights.shipped import SHIPPED, shipped_folder
 from crate_mae.weights.tensors import (
     IncompleteWeightsError,
+    check_finite,
     check_match,
     load_exactly,
     read_safetensors,
+    write_safetensors,
 )
 
 TENSORS, CONFIG, PREPROCESS = "model.safetensors", "config.json", "preprocess.json"
@@ -50,7 +48,8 @@ def save_model(
     """The folder, now holding the model's weights, configuration and preprocessing.
 
     Written beside the target and moved there whole, never half of one. A crash in the instant in
-    which an old folder makes way leaves it beside, under a hidden name. `state` replaces the
+    which an old folder makes way leaves it beside, under a hidden name, until the next save moves
+    it back. `state` replaces the
     model's own tensors (gathered by a sharded trainer, say). Raises FileExistsError when the folder
     has content, unless `overwrite` is set and the content is an older weights folder alone, and
     ValueError for a model with parts that its configuration does not build.
@@ -83,8 +82,7 @@ def save_described(
     with torch.device("meta"):
         check_match({k: tuple(v.shape) for k, v in tensors.items()}, model, origin="this state")
     with replacing_folder(folder, overwrite=overwrite) as fresh:
-        # One entry only: with two their order is random, and so would be the file's hash.
-        (fresh / TENSORS).write_bytes(serialise(tensors, metadata={"format": "pt"}))
+        write_safetensors(tensors, fresh / TENSORS)
         (fresh / CONFIG).write_bytes(_json(described))
         (fresh / PREPROCESS).write_bytes(_json(preprocess.to_dict()))
     return Path(folder)
@@ -98,17 +96,8 @@ def replacing_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator
     """
     folder = Path(folder).resolve()  # a link stays, what it names is written
     _check_free(folder, overwrite=overwrite)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        fresh.chmod(0o755)
+    with replacing_tree(folder) as fresh:
         yield fresh
-        for path in fresh.iterdir():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-        _swap(fresh, folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def load_model(
@@ -121,14 +110,20 @@ def load_model(
 
     Raises FileNotFoundError when there is no such folder or a file of it is missing,
     IncompleteWeightsError when tensors are missing, unexpected or re-shaped (an encoder-only file
-    never yields a random decoder), and ValueError for damaged files and unknown configuration keys.
+    never yields a random decoder), and ValueError for damaged files, unknown configuration keys and
+    weights that are not finite.
     """
     folder, described = find_weights(folder_or_hub_id, revision=revision)
-    return load_crate(folder, described)
+    model = load_crate(folder, described)
+    check_finite(model.named_parameters(), origin=str(folder / TENSORS))
+    return model
 
 
 def load_crate(folder: Path, described: dict[str, Any]) -> CrateMAE | CrateClassifier:
-    """The model, in eval mode, of a folder and what its `config.json` holds; as `load_model`."""
+    """The model, in eval mode, of a folder and what its `config.json` holds; as `load_model`.
+
+    Whether its values are finite is left to whoever uses them.
+    """
     check_complete(folder, FILES)
     model = _build(folder, described)
     load_exactly(model, read_safetensors(folder / TENSORS), origin=str(folder / TENSORS))
@@ -182,7 +177,7 @@ def _missing(folder: Path, names: Sequence[str]) -> str:
 
 def _located(name: str | Path, revision: str | None) -> tuple[Path, str]:
     """(folder, how to speak of it), before it is known what the folder holds."""
-    folder, text = Path(name), str(name)
+    folder, text = user_path(name), str(name)
     if folder.is_dir():
         if not (folder / CONFIG).exists() and (folder / "weights" / CONFIG).exists():
             folder = folder / "weights"
@@ -341,20 +336,3 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
         )
     if any(folder.iterdir()) and not overwrite:
         raise FileExistsError(f"{folder} holds weights; name another folder or pass overwrite=True")
-
-
-def _swap(fresh: Path, folder: Path) -> None:
-    if not folder.exists():
-        fresh.rename(folder)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    old = aside / folder.name
-    try:
-        folder.rename(old)
-        try:
-            fresh.rename(folder)
-        except BaseException:
-            old.rename(folder)
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
