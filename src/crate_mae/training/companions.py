@@ -251,7 +251,10 @@ class _Watch:
                     self._end(verdict, 1)
                 return
             asked = self._stop.unanswered()
-            if asked is not None and (asked.seconds > DEAF or asked.interrupts > 1):
+            if asked is None:
+                continue
+            again = asked.number == signal.SIGINT and asked.interrupts > 1
+            if asked.seconds > (2.0 if again else DEAF):
                 name = signal.Signals(asked.number).name
                 self._end(
                     f"{name} came while it waited for the others, who did not come",
