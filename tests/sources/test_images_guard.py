@@ -1,7 +1,6 @@
 """Whatever a decoder raises, the image is passed over and named: one guard for all of them."""
 
 import tokenize
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -51,7 +50,7 @@ def test_a_limit_that_is_no_number_is_no_fault_of_the_image(
 
 
 def test_any_error_of_a_reader_of_whole_sets_names_the_address(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def failing(*_: object) -> None:
         raise OddError("odd")

@@ -154,7 +154,6 @@ def test_a_signal_that_a_busy_library_keeps_from_being_heard_is_known() -> None:
 
         looking = threading.Thread(target=look)
         looking.start()
-        signal.pthread_sigmask(signal.SIG_BLOCK, set())
         # The handler runs only between instructions of Python: writing to the pipe stands for a
         # main thread that is inside a library.
         assert stop._pipe is not None
@@ -163,3 +162,18 @@ def test_a_signal_that_a_busy_library_keeps_from_being_heard_is_known() -> None:
         assert not stop.wanted
     assert found[0].number == signal.SIGTERM
     assert found[0].interrupts == 0
+
+
+def test_a_signal_that_was_heard_is_answered_however_often_it_came() -> None:
+    with StopSignals() as stop:
+        assert stop._pipe is not None
+        os.write(stop._pipe[1], bytes([signal.SIGTERM, signal.SIGTERM]))
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.wanted
+        assert stop.unanswered() is None
+        time.sleep(0.01)
+        assert stop.unanswered() is None
+        os.write(stop._pipe[1], bytes([signal.SIGINT]))
+        asked = stop.unanswered()
+        assert asked is not None
+        assert asked.interrupts == 2, "the second time that it is told to end"

@@ -56,7 +56,7 @@ class Unanswered:
     seconds: float
     """Since it came."""
     interrupts: int
-    """How many of them were Ctrl-C."""
+    """How often the run was asked to end, by Ctrl-C lately."""
 
 
 class StopSignals(Callback):
@@ -73,8 +73,8 @@ class StopSignals(Callback):
         self._before: dict[int, Any] = {}
         self._pipe: tuple[int, int] | None = None
         self._fd_before = -1
-        self._came: tuple[int, float] | None = None
-        self._interrupts = 0
+        self._pending: list[tuple[int, float]] = []
+        self._asked = self._heard = 0.0
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
@@ -85,6 +85,7 @@ class StopSignals(Callback):
             for end in self._pipe:
                 os.set_blocking(end, False)
             self._fd_before = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+            self._asked = monotonic()
             self._install()
         return self
 
@@ -101,18 +102,25 @@ class StopSignals(Callback):
 
     def unanswered(self) -> Unanswered | None:
         """The first signal that the main thread has not heard yet, as asked in another thread."""
-        pipe, numbers = self._pipe, b""
+        pipe, numbers, now = self._pipe, b"", monotonic()
         if pipe is not None:
             with contextlib.suppress(OSError):
                 numbers = os.read(pipe[0], 64)
-        for number in numbers:
-            if number in self._before and self._before[number] is not signal.SIG_IGN:
-                self._came = self._came or (number, monotonic())
-                self._interrupts += number == signal.SIGINT
-        if self.wanted or self._came is None:
+        # All that is known of when they came: after it was asked before this.
+        self._pending += [
+            (number, self._asked)
+            for number in numbers
+            if self._before.get(number, signal.SIG_IGN) is not signal.SIG_IGN
+        ]
+        self._asked = now
+        self._pending = [entry for entry in self._pending if entry[1] > self._heard]
+        if not self._pending:
             return None
-        number, since = self._came
-        return Unanswered(number=number, seconds=monotonic() - since, interrupts=self._interrupts)
+        number, since = self._pending[0]
+        interrupts = sum(number == signal.SIGINT for number, _ in self._pending)
+        return Unanswered(
+            number=number, seconds=now - since, interrupts=interrupts + bool(self.wanted)
+        )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals back from the Trainer.
@@ -128,6 +136,7 @@ class StopSignals(Callback):
                 signal.signal(number, self._handle)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
+        self._heard = monotonic()
         if self.wanted and number == signal.SIGINT:
             raise InterruptedAtOnceError
         self.wanted = True

@@ -199,12 +199,12 @@ class _Watch:
         if self._done.is_set():
             return
         self._done.set()
-        with contextlib.suppress(Exception):
-            self._store.set(f"left/{self._own.rank}", how)
-            if how != "done":
-                self._store.set("verdict", f"{self._own} {how}")
-                if self._own.rank == 0:
-                    sleep(BEAT + 1)  # the store ends with this process: let the others read it
+        entries = {f"left/{self._own.rank}": how}
+        if how != "done":
+            entries["verdict"] = f"{self._own} {how}"
+        self._tell(entries)
+        if how != "done" and self._own.rank == 0:
+            sleep(BEAT + 1)  # the store ends with this process: let the others read it
 
     # -- signs of life ------------------------------------------------------------------------
 
@@ -251,7 +251,10 @@ class _Watch:
                     self._end(verdict, 1)
                 return
             asked = self._stop.unanswered()
-            if asked is not None and (asked.seconds > DEAF or asked.interrupts > 1):
+            if asked is None:
+                continue
+            again = asked.number == signal.SIGINT and asked.interrupts > 1
+            if asked.seconds > (2.0 if again else DEAF):
                 name = signal.Signals(asked.number).name
                 self._end(
                     f"{name} came while it waited for the others, who did not come",
@@ -261,15 +264,26 @@ class _Watch:
     def _end(self, why: str, status: int) -> None:
         """End the process: its main thread waits inside a library and hears nothing."""
         with contextlib.suppress(Exception):
-            self._store.set("verdict", f"{self._own} ended: {why}")
-        with contextlib.suppress(Exception):
             print(
                 f"error: {self._own} ends: {printable(why)}. The run goes on from its last"
                 f" checkpoint with --resume {self._own._folder}",
                 file=sys.stderr,
                 flush=True,
             )
+        self._tell({"verdict": f"{self._own} ended: {why}"})
         os._exit(status)
+
+    def _tell(self, entries: dict[str, str]) -> None:
+        """Set entries of the store, or give up after two seconds: it may be gone."""
+
+        def tell() -> None:
+            with contextlib.suppress(Exception):
+                for key, value in entries.items():
+                    self._store.set(key, value)
+
+        telling = threading.Thread(target=tell, daemon=True, name="last words")
+        telling.start()
+        telling.join(2.0)
 
 
 def _client(address: str, port: int) -> dist.Store:
