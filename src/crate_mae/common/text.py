@@ -30,3 +30,8 @@ def bytes_text(count: float | None) -> str:
 def count_text(count: int) -> str:
     """A count of parameters with two decimals in millions, or one in thousands: 1.65 M, 170.2 k."""
     return f"{count / 1e6:.2f} M" if count >= 1e6 else f"{count / 1e3:.1f} k"
+
+
+def printable(text: str) -> str:
+    """The text with whatever could steer a terminal, or cannot be written at all, escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
