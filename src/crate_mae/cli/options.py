@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 from crate_mae.common.files import check_folder_of, write_atomically
 from crate_mae.common.hints import option_names, refuse_arguments
 from crate_mae.common.progress import Progress, progress_bar
+from crate_mae.common.text import printable
 
 if TYPE_CHECKING:
     from crate_mae.sources.base import ImageSource
@@ -338,7 +339,7 @@ def seed_number(text: str) -> int:
 def report_unreadable(unreadable: Sequence[tuple[str, str]]) -> None:
     """Tell of the images that were passed over, on the error stream."""
     for name, reason in unreadable:
-        print(f"passed over: {name} ({reason})", file=sys.stderr)
+        print(f"passed over: {printable(name)} ({printable(reason)})", file=sys.stderr)
 
 
 def terminal_width() -> int | None:

@@ -109,10 +109,9 @@ class Sheet:
         )
 
     def _text(self, x: float, y: float, text: str, *, va: str = "top", **style: Any) -> None:
-        # File names may hold dollar signs, which are no formulas, and bytes that are not UTF-8.
-        shown = text.encode("utf-8", "backslashreplace").decode()
+        # File names may hold dollar signs, which are no formulas.
         self.figure.text(
-            x / self.width, 1 - y / self.height, shown, va=va, parse_math=False, **style
+            x / self.width, 1 - y / self.height, text, va=va, parse_math=False, **style
         )
 
 

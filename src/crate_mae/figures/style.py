@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from crate_mae.common.files import check_file_target, replacing
+from crate_mae.figures.lettering import make_legible
 
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
 DPI = 100
@@ -54,8 +55,9 @@ def save_figure(figure: Figure, path: Path) -> Path:
         "pdf": {"CreationDate": None},
         "svg": {"Date": None},
     }
+    make_legible(figure)
     with replacing(path) as fresh, warnings.catch_warnings():
-        # Names in any script; a letter that the font lacks is drawn as a box.
+        # Told of in words, once, by what looked for a font.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(fresh, format=kind, dpi=DPI, metadata=undated[kind])
     return path

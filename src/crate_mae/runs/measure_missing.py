@@ -94,6 +94,8 @@ def _reconstruct(run: Run, device: str) -> None:
         "mode": result.mode,
         "mse": [float(value) for value in result.mse],
         "psnr": [float(value) for value in result.psnr],
+        "low": list(result.low),
+        "high": list(result.high),
     }
     write_atomically(run.folder / RECONSTRUCTION, json.dumps(facts, indent=2) + "\n")
 

@@ -88,7 +88,7 @@ def _images(
         return candidates[0], chosen, splits
     there = ", ".join(likely) or "nothing"
     raise ValueError(
-        f"the archive needs an array named images; it holds {there}; choose one by the image key"
+        f"the archive needs an array named images; it holds {there}; choose one with --image-key"
     )
 
 
@@ -112,7 +112,7 @@ def _labels(
                 return name, None
     others = ", ".join(name for name in shapes if name != image)
     return None, "no array is called labels" + (
-        f" (beside {image} it holds {others}); choose by the label key" if others else ""
+        f" (beside {image} it holds {others}); choose one with --label-key" if others else ""
     )
 
 

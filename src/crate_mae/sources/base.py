@@ -189,7 +189,7 @@ def checked_labels(
     if highest > MAX_LABEL:
         raise ValueError(
             f"{address} has a label {highest}, above the limit of {MAX_LABEL}: choose another"
-            " column by the label key, or none"
+            " column with --label-key, or none"
         )
     names = tuple(map(str, range(highest + 1))) if class_names is None else tuple(class_names)
     if highest >= len(names):

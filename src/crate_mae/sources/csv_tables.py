@@ -59,7 +59,7 @@ def open_csv(rest: str, split: str | None, reading: Reading = AS_USUAL) -> Image
     if key is None:
         raise ValueError(
             f"{address} has no column that names files, such as file_name; its columns:"
-            f" {', '.join(columns)}; choose by the image key"
+            f" {', '.join(columns)}; choose one with --image-key"
         )
     label, why = label_column([c for c in columns if c != key], [], reading, address)
     rows, chosen, splits = _of_split(rows, usual, split, address)
@@ -90,7 +90,7 @@ def open_csv(rest: str, split: str | None, reading: Reading = AS_USUAL) -> Image
             *passed_over("rows whose file is not there", missing),
             *passed_over("images that no row names", sorted(set(files) - set(names))),
         ),
-        notes=() if why is None or reading.unlabelled else (f"no labels: {why}",),
+        could_be_labelled=why is not None and not reading.unlabelled,
         no_labels=why,
     )
     return source

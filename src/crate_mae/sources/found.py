@@ -54,10 +54,15 @@ class Found:
     """What was understood in one of several ways."""
     no_labels: str | None = None
     """Why there are no labels, where that is known."""
+    could_be_labelled: bool = False
+    """Whether something that is there might be meant as labels."""
 
     def lines(self) -> list[str]:
         """Everything that a user should hear of, a line each."""
-        return [f"passed over: {entry}" for entry in self.passed_over] + list(self.notes)
+        lines = [f"passed over: {entry}" for entry in self.passed_over] + list(self.notes)
+        if self.could_be_labelled and self.no_labels:
+            lines.append(f"no labels: {self.no_labels}")
+        return lines
 
 
 @dataclass

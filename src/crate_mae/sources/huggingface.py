@@ -81,7 +81,7 @@ def open_hugging_face(rest: str, split: str | None, reading: Reading = AS_USUAL)
     why = labels.why_none
     source.found = Found(
         splits=tuple(map(str, splits)),
-        notes=() if why is None or reading.unlabelled else (f"no labels: {why}",),
+        could_be_labelled=why is not None and not reading.unlabelled,
         no_labels=why,
     )
     return source
@@ -113,7 +113,9 @@ def _find_features(
     if image is None:
         listed = ", ".join(f"{name} ({type(kind).__name__})" for name, kind in features.items())
         problem = "several image columns" if images else "no column of type Image"
-        raise ValueError(f"{address} has {problem}; its columns: {listed}; choose by the image key")
+        raise ValueError(
+            f"{address} has {problem}; its columns: {listed}; choose one with --image-key"
+        )
     others = [name for name in features if name != image]
     marked = [name for name in others if isinstance(features[name], datasets.ClassLabel)]
     label, why = label_column(others, marked, reading, address)

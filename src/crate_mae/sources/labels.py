@@ -135,7 +135,11 @@ def label_column(
     if found is not None:
         return found, None
     if marked:
-        return None, f"several columns hold classes: {', '.join(marked)}; choose by the label key"
+        return (
+            None,
+            f"several columns hold classes: {', '.join(marked)}; choose one with --label-key",
+        )
     shown = ", ".join(columns[:10]) + (", ..." if len(columns) > 10 else "")
-    others = f" ({shown}); choose by the label key" if columns else ""
-    return None, f"no column is called a label{others}"
+    if not columns:
+        return None, None
+    return None, f"no column is called a label ({shown}); choose one with --label-key"

@@ -89,7 +89,7 @@ def open_parquet(rest: str, split: str | None, reading: Reading = AS_USUAL) -> I
     source.found = Found(
         splits=chosen.splits,
         passed_over=passed + passed_over("files outside the splits", rest_names),
-        notes=() if why is None or reading.unlabelled else (f"no labels: {why}",),
+        could_be_labelled=why is not None and not reading.unlabelled,
         no_labels=why,
     )
     return source
@@ -209,7 +209,9 @@ def _find_columns(
     if image is None:
         listed = ", ".join(f"{field.name} ({field.type})" for field in schema)
         problem = "several image columns" if images else "no column of encoded images"
-        raise ValueError(f"{address} has {problem}; its columns: {listed}; choose by the image key")
+        raise ValueError(
+            f"{address} has {problem}; its columns: {listed}; choose one with --image-key"
+        )
     others = [field.name for field in schema if field.name != image]
     if reading.label_key is not None and reading.label_key.partition(".")[0] in others:
         others.append(reading.label_key)

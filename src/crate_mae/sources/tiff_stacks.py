@@ -126,7 +126,7 @@ def _layout_of(path: Path) -> Stack:
 
 
 @lru_cache(maxsize=2)
-def _images_of(path: Path, changed: int) -> np.ndarray:
+def _images_of(path: Path, changed: int) -> np.ndarray:  # noqa: ARG001 - a part of the key
     """All images of a file, (N, C, H, W); a few files are kept, as neighbours are asked for.
 
     `changed` is when the file was, so that another one in its place is read anew.
