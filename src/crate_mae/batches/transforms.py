@@ -101,18 +101,25 @@ def denormalise(images: Tensor, preprocess: Preprocess) -> Tensor:
     return images.float() * std + mean
 
 
-def value_range(images: Tensor, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
+ROUNDING = 1e-4
+"""So much of its range a value may lie outside without being counted as outside."""
+
+
+def value_range(
+    images: Tensor, preprocess: Preprocess, counted: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(Lowest, highest) values (C, 1, 1) of images (..., C, H, W) as `denormalise` gives them.
 
     Those of the preprocessing, made wider where the images leave them by more than rounding.
+    `counted` (..., 1, H, W) says which pixels are looked at; all without it.
     """
     low, high = (_per_channel(v, images.device) for v in (preprocess.low, preprocess.high))
-    values = images.movedim(-3, 0).flatten(1)
-    finite = torch.where(values.isfinite(), values, low[:, 0])
-    least, most = finite.amin(dim=1).view_as(low), finite.amax(dim=1).view_as(high)
+    known = images.isfinite() if counted is None else images.isfinite() & counted
+    values = torch.where(known, images, low).movedim(-3, 0).flatten(1)
+    least, most = values.amin(dim=1).view_as(low), values.amax(dim=1).view_as(high)
     if preprocess.channels in (1, 3):  # colours of one picture share a scale
         least, most = least.min().expand_as(low), most.max().expand_as(high)
-    slack = 1e-4 * (high - low)
+    slack = ROUNDING * (high - low)
     return (
         torch.where(least < low - slack, least, low),
         torch.where(most > high + slack, most, high),

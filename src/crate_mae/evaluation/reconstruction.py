@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from crate_mae.batches.transforms import denormalise, fit, prepare, value_range
+from crate_mae.batches.transforms import ROUNDING, denormalise, fit, prepare, value_range
 from crate_mae.common.randomness import keyed_generator
 from crate_mae.evaluation.backbones import evaluating
 from crate_mae.models.backbone import MaskedAutoencoder
@@ -170,14 +170,15 @@ def _finished(parts: list[_Completed], model: MaskedAutoencoder) -> Reconstructi
     mode, removed = parts[0].mode, joined("removed")
     in_units = not (model.config.norm_pix_loss and mode == "raw")
     original, prediction, truth = joined("original"), joined("prediction"), joined("truth")
-    low, high = value_range(original, model.preprocess)
-
-    def scaled(values: Tensor) -> Tensor:
-        return ((values - low) / (high - low)).clamp(0, 1)
-
-    original = scaled(original)
-    if in_units:
-        prediction, truth = scaled(prediction), original
+    # Removed pixels have no part in how the others are shown.
+    low, high = value_range(original, model.preprocess, ~removed)
+    original = (original - low) / (high - low)
+    shown = original.clamp(0, 1)
+    outside = (original - shown).abs() > ROUNDING
+    if in_units:  # errors count what lies outside; rounding is none
+        truth = torch.where(outside, original, shown)
+        prediction = ((prediction - low) / (high - low)).clamp(0, 1)
+    original, share = shown, float(outside.double().mean())
     difference = torch.where(removed, prediction - truth, 0)
     squares = difference.double().square().mean(dim=1).sum(dim=(1, 2))
     mse = (squares / removed.sum(dim=(1, 2, 3))).float()
@@ -195,7 +196,8 @@ def _finished(parts: list[_Completed], model: MaskedAutoencoder) -> Reconstructi
         mse=mse * (highs[0] - lows[0]) ** 2 if alike else mse,
         psnr=psnr(mse),
         mode=mode,
-        caption=_CAPTIONS[mode] if in_units else _NORMALISED_CAPTION,
+        caption=(_CAPTIONS[mode] if in_units else _NORMALISED_CAPTION)
+        + (f" {share:.1%} of the values lie outside the range that is drawn." if share else ""),
         low=tuple(lows),
         high=tuple(highs),
     )

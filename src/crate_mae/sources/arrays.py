@@ -159,6 +159,7 @@ def _open_array(path: Path, address: str, reading: Reading) -> ImageSource:
 
 
 def _open_archive(path: Path, address: str, split: str | None, reading: Reading) -> ImageSource:
+    _check_archive(path)
     part = choose_arrays(member_shapes(path), split, reading, address)
     array, values = _read_archive(path, part)
     labels = Labels(why_none=part.why_unlabelled)
@@ -217,11 +218,15 @@ def _map_array(path: Path) -> np.ndarray:
     return array
 
 
-def _read_archive(path: Path, part: ArchivePart) -> tuple[np.ndarray, np.ndarray | None]:
+def _check_archive(path: Path) -> None:
+    """Raise ValueError for an archive that unpacks to more than is held."""
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(member.file_size for member in archive.infolist())
         if unpacked > MAX_ARCHIVE_BYTES:
             raise ValueError(f"it unpacks to {unpacked} bytes, above {MAX_ARCHIVE_BYTES}: use .npy")
+
+
+def _read_archive(path: Path, part: ArchivePart) -> tuple[np.ndarray, np.ndarray | None]:
     with np.load(path, allow_pickle=False) as content:
         try:
             array = content[part.image]

@@ -6,11 +6,16 @@ A sample is the members beside each other that share a key. WebDataset cuts name
 names a field: one that comes with several keys, stands beside a plain member, or has a usual name.
 """
 
+import bz2
+import gzip
+import lzma
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from crate_mae.sources.base import IMAGE_KEYS, LABEL_KEYS
 from crate_mae.sources.folders import split_level
@@ -23,6 +28,11 @@ MAX_RATIO, FREE_BYTES = 200, 1024**3
 """A compressed shard may unpack to so many times its size, and to a GiB in any case."""
 _FIELDS = {*IMAGE_KEYS, *LABEL_KEYS, "left", "right", "mask", "seg"}
 _BLOCK = 512
+_PACKED: dict[bytes, Callable[[Path], IO[bytes]]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+}
 
 
 @dataclass(frozen=True)
@@ -211,43 +221,44 @@ def _headers(shard: Path, notes: list[str]) -> Iterator[tarfile.TarInfo]:
 
     A compressed shard is read through to its end, within `MAX_RATIO` times its size.
     """
-    with shard.open("rb") as file:
-        packed = _is_compressed(file.read(6))
-    limit = MAX_RATIO * shard.stat().st_size + FREE_BYTES
+    size = shard.stat().st_size
+    limit = MAX_RATIO * size + FREE_BYTES
     total = 0
     try:
-        with tarfile.open(shard, mode="r|*" if packed else "r:") as archive:
+        with _unpacked(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 total += member.size
-                if packed and total > limit:
+                if total > limit:
                     raise ValueError(
                         f"{shard} unpacks to more than {limit} bytes, {MAX_RATIO} times its size:"
                         " refused"
                     )
                 yield member
-            if not packed:
-                notes += _end_faults(shard, archive.offset)
-    except (tarfile.TarError, OSError, EOFError) as error:
+            notes += _end_faults(file, archive.offset)
+    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"{shard} is not a complete tar file: {error}") from error
 
 
-def _is_compressed(head: bytes) -> bool:
-    return head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00"))
-
-
-def _end_faults(shard: Path, offset: int) -> Iterator[str]:
-    """What is wrong behind the last member, which tar programs do not tell."""
+def _unpacked(shard: Path) -> IO[bytes]:
+    """The shard as a plain tar file, unpacked while it is read."""
     with shard.open("rb") as file:
-        file.seek(offset)
-        mark = file.read(_BLOCK)
-        if len(mark) < _BLOCK or any(mark):
-            what = "it has no end mark" if not mark else f"the header at byte {offset} is damaged"
-            yield f"{what}: cut off? What follows its last whole member is lost"
-            return
-        at = offset + _BLOCK
-        while block := file.read(1 << 20):
-            if any(block):
-                left = shard.stat().st_size - at
-                yield f"{left} bytes behind its end mark are not read: were tars joined by cat?"
-                return
-            at += len(block)
+        head = file.read(6)
+    for magic, opened in _PACKED.items():
+        if head.startswith(magic):
+            return opened(shard)
+    return shard.open("rb")
+
+
+def _end_faults(file: IO[bytes], offset: int) -> Iterator[str]:
+    """What is wrong behind the last member, which tar programs do not tell."""
+    file.seek(offset)
+    mark = file.read(_BLOCK)
+    if len(mark) < _BLOCK or any(mark):
+        what = "it has no end mark" if not mark else f"the header at byte {offset} is damaged"
+        yield f"{what}: cut off? What follows its last whole member is lost"
+        return
+    behind = 0
+    while block := file.read(1 << 20):
+        behind += len(block) if behind or any(block) else 0
+    if behind:
+        yield f"{behind} bytes behind its end mark are not read: were tars joined by cat?"
