@@ -249,8 +249,11 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocess":
-        """The facts that `to_dict` wrote; ValueError with near names for unknown keys."""
-        return cls(**checked_keys(cls, values))
+        """The facts that `to_dict` wrote; ValueError with near names for unknown keys.
+
+        A range that is left out is that of 8-bit images, 0 to 1.
+        """
+        return cls(**checked_keys(cls, {"low": (), "high": (), **values}))
 
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

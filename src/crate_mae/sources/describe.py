@@ -291,6 +291,6 @@ def _by_reason(unreadable: Sequence[tuple[str, str]]) -> list[str]:
     for reason, found in names.items():
         more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
         shown = f"{', '.join(name[:_NAME_WIDTH] for name in found[:_NAMED])}{more}"
-        count = "" if len(found) == 1 else f"{len(found)} images, "
-        lines.append(f"{count}{shown}: {reason}")
+        single = f"{shown}: {reason}"
+        lines.append(single if len(found) == 1 else f"{len(found)} images: {reason} ({shown})")
     return lines

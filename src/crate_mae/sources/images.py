@@ -142,7 +142,7 @@ def _refusing(name: str) -> Iterator[None]:
     except UnreadableImage:
         raise
     except Exception as error:
-        raise UnreadableImage(name, _reason(error)) from error
+        raise UnreadableImage(name, str(error) or type(error).__name__) from error
 
 
 def probe_image(data: ImageData, name: str) -> ImageFacts:
