@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from crate_mae.batches.transforms import denormalise, prepare
+from crate_mae.batches.transforms import displayed, prepare
 from crate_mae.common.progress import progress_bar
 from crate_mae.common.randomness import keyed_generator
 from crate_mae.dense.attention import attention_maps
@@ -94,7 +94,7 @@ def show_trained(folder: Path) -> str:
     draw_pca(
         tokens,
         fit_token_map(tokens)[0],
-        denormalise(wide, model.preprocess).clamp(0, 1),
+        displayed(wide, model.preprocess),
         folder / PICTURES[1],
         names=list(photographs),
         overwrite=True,
@@ -102,7 +102,7 @@ def show_trained(folder: Path) -> str:
     flower = _fitted([photographs["flower"]], model, _ATTENDED)
     draw_attention(
         attention_maps(model, flower, query=_BLOSSOM),
-        denormalise(flower, model.preprocess).clamp(0, 1),
+        displayed(flower, model.preprocess),
         folder / PICTURES[2],
         name="flower",
         overwrite=True,

@@ -99,7 +99,7 @@ def test_arrays_of_every_layout_and_type(
         (np.zeros((2, 8, 8, 8), np.uint8), "ambiguous"),
         (np.zeros((2, 8, 8), np.int64), "no known scale"),
         (np.zeros((2, 8, 8), np.complex64), "no known scale"),
-        (np.zeros((8, 8), np.uint8), "is not .N, H, W."),
+        (np.zeros(8, np.uint8), "is not .N, H, W."),
         (np.zeros((0, 8, 8), np.uint8), "N > 0"),
         (np.array([{"an": "object"}], dtype=object), "Python objects"),
     ],
@@ -121,7 +121,7 @@ def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"x\.np"):
             open_source(f"npy:{path}")
     np.savez(tmp_path / "y.npz", images=np.array([Bomb()], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="allow_pickle=False"):
+    with pytest.raises(ValueError, match="Python objects, which are never loaded"):
         open_source(f"npy:{tmp_path / 'y.npz'}")
     assert not (tmp_path / "ran").exists()
 
@@ -133,7 +133,7 @@ def test_labels_beside_an_array(tmp_path: Path) -> None:
     assert source.class_names == ("0", "1", "2")
     assert labels_of(source) == [2, None, 0]
     assert source.load(0).label == 2
-    for wrong in (np.zeros(2, int), np.zeros(3), np.array([0, 0, 10**7])):
+    for wrong in (np.zeros(2, int), np.array(3), np.array([0, 0, 10**7])):
         np.save(tmp_path / "x_labels.npy", wrong)
         with pytest.raises(ValueError, match="label"):
             open_source(f"npy:{tmp_path / 'x.npy'}")
@@ -149,8 +149,8 @@ def test_archives_hold_images_and_labels(tmp_path: Path, monkeypatch: pytest.Mon
     fingerprint = source.fingerprint()
     np.savez(path, images=images[::-1], labels=np.array([0, 1, 1]))
     assert opened(f"npy:{path}").fingerprint() != fingerprint
-    np.savez(path, pictures=images)
-    with pytest.raises(ValueError, match="named images; it holds pictures"):
+    np.savez(path, left=images, right=images)
+    with pytest.raises(ValueError, match="named images; it holds left, right"):
         open_source(f"npy:{path}")
     monkeypatch.setattr(arrays, "MAX_ARCHIVE_BYTES", 100)
     with pytest.raises(ValueError, match="unpacks to"):

@@ -34,7 +34,10 @@ def test_a_folder_without_permission_is_named(
         assert len(open_source(f"imagefolder:{tmp_path}")) == 1
     finally:
         (tmp_path / "closed").chmod(0o755)
-    assert "1 passed over: closed/ (Permission denied)" in caplog.text
+    assert (
+        "passed over: 1 files and folders that cannot be read: closed/ (Permission denied)"
+        in caplog.text
+    )
 
 
 def test_a_folder_that_goes_while_it_is_listed_is_named(
@@ -52,7 +55,10 @@ def test_a_folder_that_goes_while_it_is_listed_is_named(
 
     monkeypatch.setattr("crate_mae.sources.folders.os.scandir", failing)
     assert len(open_source(f"imagefolder:{tmp_path}")) == 1
-    assert "1 passed over: gone/ (Input/output error)" in caplog.text
+    assert (
+        "passed over: 1 files and folders that cannot be read: gone/ (Input/output error)"
+        in caplog.text
+    )
 
 
 def test_a_file_that_vanishes_after_it_was_listed_is_unreadable(

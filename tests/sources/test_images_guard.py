@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from source_cases import Write
 
+from crate_mae.sources import address
 from crate_mae.sources.address import open_source
 from crate_mae.sources.images import UnreadableImage, decode_image, decoding
 
@@ -55,6 +56,6 @@ def test_any_error_of_a_reader_of_whole_sets_names_the_address(
     def failing(*_: object) -> None:
         raise OddError("odd")
 
-    monkeypatch.setattr("crate_mae.sources.address._OPENERS", {"npy": failing})
+    monkeypatch.setitem(address._BY_READING, "npy", failing)
     with pytest.raises(ValueError, match=r"npy:x cannot be read \(OddError: odd\)"):
         open_source("npy:x")

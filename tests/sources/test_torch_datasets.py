@@ -64,8 +64,8 @@ def test_unsuitable_items_are_explained() -> None:
             source.load(index)
     with pytest.raises(ValueError, match="is a str, not a PIL image"):
         wrap_dataset(Items(["file.png"])).load(0)
-    with pytest.raises(ValueError, match="it has picture, label"):
-        wrap_dataset(Items([{"picture": 1, "label": 2}]))
+    with pytest.raises(ValueError, match="it has photo, label"):
+        wrap_dataset(Items([{"photo": 1, "label": 2}]))
     with pytest.raises(ValueError, match="empty"):
         wrap_dataset(Items([]))
     with pytest.raises(ValueError, match="not a map-style dataset"):

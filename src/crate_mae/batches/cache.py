@@ -17,7 +17,7 @@ class CachedSource(ImageSource):
 
     def __init__(self, source: ImageSource, *, progress: Progress | None = None) -> None:
         self.address, self.split = source.address, source.split
-        self.class_names = source.class_names
+        self.class_names, self.found = source.class_names, source.found
         self.source = source
         self.broken: list[tuple[str, str]] = []
         self._indices: list[int] = []

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from crate_mae.common.randomness import MASK, RATIO, keyed_generator
 from crate_mae.models.masks import MaskKind, draw_mask, num_kept, spread
+from crate_mae.sources.found import Reading
 
 VALIDATION_SEED = 20_240_404
 """Fixes held-out images and their masks, the same whatever the run's seed."""
@@ -174,6 +175,13 @@ class DataConfig:
     """Split of the source; the source's training split when not given."""
     limit: int | None = None
     """Use this many images only (a fixed random choice)."""
+    image_key: str | None = None
+    """Column, array or member that holds the images; the usual names when not given."""
+    label_key: str | None = None
+    """Column, array or member that holds the labels, "none" for none; the usual names if not given.
+    """
+    follow_links: bool = False
+    """Whether links to folders are entered."""
     val_source: str | None = None
     """Address of the validation images; the training source when not given."""
     val_split: str | None = None
@@ -197,6 +205,13 @@ class DataConfig:
     images and fast devices. Other random crops and masks than without, drawn in the same way."""
     max_broken: float = 0.01
     """Stop when more than this share of the images cannot be read."""
+
+    @property
+    def reading(self) -> Reading:
+        """How every source of the run is read."""
+        return Reading(
+            image_key=self.image_key, label_key=self.label_key, follow_links=self.follow_links
+        )
 
     def __post_init__(self) -> None:
         for name, limit in (("limit", self.limit), ("val_limit", self.val_limit)):

@@ -11,11 +11,11 @@ from torch.utils.data import Dataset
 from crate_mae.batches.broken import BrokenImages
 from crate_mae.batches.cache import CachedSource, decoded_bytes
 from crate_mae.batches.config import VALIDATION_SEED, DataConfig
+from crate_mae.batches.measuring import chosen_preprocess
 from crate_mae.batches.on_device import KeptImages, NotKeptError, stacked_images
 from crate_mae.models.config import ModelConfig, Preprocess
 from crate_mae.sources.address import open_source
 from crate_mae.sources.base import ImageSource
-from crate_mae.sources.describe import measure_statistics
 from crate_mae.sources.images import Sample, UnreadableImage, to_channels
 from crate_mae.sources.splits import split_off
 from crate_mae.sources.torch_datasets import as_source
@@ -23,8 +23,6 @@ from crate_mae.sources.webdataset import StreamSource
 
 logger = logging.getLogger(__name__)
 
-STATISTICS_SAMPLES = 10_000
-"""Images on which mean and standard deviation are measured, at most."""
 CHECKED_IMAGES = 16
 """Images of a source that are tried for one that shows whether they fit the model."""
 
@@ -92,8 +90,7 @@ def open_data(
             f"{len(train)} training images are fewer than one batch of {step_images}; use more"
             f" images or optim.batch_size={_power_of_two(len(train))}"
         )
-    preprocess = preprocess or _measured(train, config, model, size, seed)
-    _check_preprocess(preprocess, model, size)
+    preprocess = chosen_preprocess(train, config, model, size, seed, given=preprocess)
     return OpenedData(train=train, val=val, preprocess=preprocess, kept=kept)
 
 
@@ -110,7 +107,13 @@ def _open_sources(
     if dataset is not None:
         train = as_source(dataset, config.limit, seed)
     else:
-        train = open_source(config.source, split=config.split, limit=config.limit, seed=seed)
+        train = open_source(
+            config.source,
+            split=config.split,
+            limit=config.limit,
+            seed=seed,
+            reading=config.reading,
+        )
     if val_dataset is not None:
         return train, as_source(val_dataset, config.val_limit)
     if config.val_source is not None or config.val_split is not None:
@@ -129,7 +132,9 @@ def _validation_source(config: DataConfig, train: ImageSource | StreamSource) ->
         raise ValueError(
             f"validation needs a source of known size, not {address}: name data.val_source"
         )
-    val = open_source(address, split=config.val_split, limit=config.val_limit)
+    val = open_source(
+        address, split=config.val_split, limit=config.val_limit, reading=config.reading
+    )
     assert isinstance(val, ImageSource)
     same = val.split == train.split or "all" in (val.split, train.split)
     if val.address == train.address and same:
@@ -209,36 +214,6 @@ def _images_to_keep(
             f" {config.cache_gib:g} leaves room for: raise it, or leave data.on_device out"
         )
     return stacked_images(train, channels=model.channels, size=size, augment=config.augment)
-
-
-# -- preprocessing ------------------------------------------------------------------------------
-
-
-def _measured(
-    train: ImageSource | StreamSource,
-    config: DataConfig,
-    model: ModelConfig,
-    size: tuple[int, int],
-    seed: int,
-) -> Preprocess:
-    """Preprocessing with the mean and std of the configuration, else of the training images."""
-    if config.mean is not None and config.std is not None:
-        mean, std = tuple(config.mean), tuple(config.std)
-    elif isinstance(train, StreamSource):
-        raise ValueError("a stream cannot be measured before training: give data.mean and data.std")
-    else:
-        mean, std = measure_statistics(
-            train, channels=model.channels, limit=STATISTICS_SAMPLES, seed=seed
-        )
-    return Preprocess(size=size, channels=model.channels, mean=mean, std=std)
-
-
-def _check_preprocess(given: Preprocess, model: ModelConfig, size: tuple[int, int]) -> None:
-    if (given.size, given.channels) != (size, model.channels):
-        raise ValueError(
-            f"preprocessing for {given.channels} channels of {given.size[0]}x{given.size[1]}"
-            f" does not fit a model for {model.channels} channels of {size[0]}x{size[1]}"
-        )
 
 
 def _power_of_two(most: int) -> int:

@@ -52,10 +52,14 @@ def supervised_transform(augment: SupervisedAugment, preprocess: Preprocess) -> 
         num_magnitude_bins=RAND_AUGMENT_MOST + 1,
         interpolation=InterpolationMode.BILINEAR,
     )
+    low, high = torch.tensor(preprocess.low), torch.tensor(preprocess.high)
+    unit_mean = (torch.tensor(preprocess.mean) - low) / (high - low)
     change = partial(
         _rand_augmented,
         of_bytes=build(fill=[255 * mean for mean in preprocess.mean]),
-        of_floats=build(fill=list(preprocess.mean)),
+        of_floats=build(fill=unit_mean.tolist()),
+        low=low.view(-1, 1, 1),
+        high=high.view(-1, 1, 1),
     )
     return v2.Compose([basic, v2.Lambda(change)])
 
@@ -97,6 +101,41 @@ def denormalise(images: Tensor, preprocess: Preprocess) -> Tensor:
     return images.float() * std + mean
 
 
+ROUNDING = 1e-4
+"""So much of its range a value may lie outside without being counted as outside."""
+
+
+def value_range(
+    images: Tensor, preprocess: Preprocess, counted: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(Lowest, highest) values (C, 1, 1) of images (..., C, H, W) as `denormalise` gives them.
+
+    Those of the preprocessing, made wider where the images leave them by more than rounding.
+    `counted` (..., 1, H, W) says which pixels are looked at; all without it.
+    """
+    low, high = (_per_channel(v, images.device) for v in (preprocess.low, preprocess.high))
+    known = images.isfinite() if counted is None else images.isfinite() & counted
+    values = torch.where(known, images, low).movedim(-3, 0).flatten(1)
+    least, most = values.amin(dim=1).view_as(low), values.amax(dim=1).view_as(high)
+    if preprocess.channels in (1, 3):  # colours of one picture share a scale
+        least, most = least.min().expand_as(low), most.max().expand_as(high)
+    slack = ROUNDING * (high - low)
+    return (
+        torch.where(least < low - slack, least, low),
+        torch.where(most > high + slack, most, high),
+    )
+
+
+def displayed(images: Tensor, preprocess: Preprocess) -> Tensor:
+    """Model input (..., C, H, W) as it is drawn: in [0, 1], from the lowest value to the highest.
+
+    The two are those of `value_range`, so that nothing is cut off.
+    """
+    values = denormalise(images, preprocess)
+    low, high = value_range(values, preprocess)
+    return ((values - low) / (high - low)).clamp(0, 1)
+
+
 def prepare(images: Sequence[Tensor], preprocess: Preprocess) -> Tensor:
     """Model input (B, C, H, W) for decoded images of any sizes: fixed fit, then normalised."""
     return normalised_batch([fit(image, preprocess.size) for image in images], preprocess)
@@ -110,9 +149,15 @@ def normalised_batch(images: Sequence[Tensor], preprocess: Preprocess) -> Tensor
     return torch.stack([normalise(image, preprocess) for image in images])
 
 
-def _rand_augmented(image: Tensor, of_bytes: v2.Transform, of_floats: v2.Transform) -> Tensor:
-    changed: Tensor = (of_bytes if image.dtype == torch.uint8 else of_floats)(image)
-    return changed
+def _rand_augmented(
+    image: Tensor, of_bytes: v2.Transform, of_floats: v2.Transform, low: Tensor, high: Tensor
+) -> Tensor:
+    """The changed image; the operations know bytes and floats in [0, 1], whatever the data's."""
+    if image.dtype == torch.uint8:
+        changed: Tensor = of_bytes(image)
+        return changed
+    changed = of_floats((image - low) / (high - low))
+    return changed * (high - low) + low
 
 
 def _cropped(image: Tensor, crop: v2.RandomResizedCrop, size: tuple[int, int]) -> Tensor:

@@ -25,6 +25,7 @@ from crate_mae.cli.options import (
     verb_parser,
     whole_numbers,
 )
+from crate_mae.common.escaping import printable
 
 
 def reconstruct_parser() -> CommandParser:
@@ -88,7 +89,9 @@ def reconstruct(argv: list[str]) -> int:
     for setting, result in results:
         at = f" ({setting})" if len(results) > 1 else ""
         for name, psnr, mse in zip(names, result.psnr.tolist(), result.mse.tolist(), strict=True):
-            print(f"{name}{at}: PSNR {psnr:.2f} dB, MSE {mse:.5f} on removed patches")
+            # Errors of pixels from 0 to 1 are small numbers; those of other data have any size.
+            error = f"{mse:.5f}" if result.unit_range else f"{mse:.4g} ({result.units})"
+            print(f"{printable(name)}{at}: PSNR {psnr:.2f} dB, MSE {error} on removed patches")
     print(f"wrote {path}")
     return 0
 
@@ -160,7 +163,7 @@ def attention(argv: list[str]) -> int:
             name=name,
             overwrite=given.overwrite,
         )
-        print(f"wrote {path}: {name}")
+        print(f"wrote {path}: {printable(name)}")
     return 0
 
 

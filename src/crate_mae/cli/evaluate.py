@@ -17,12 +17,14 @@ from crate_mae.cli.options import (
     add_overwrite,
     add_picture_target,
     add_pool,
+    add_reading,
     add_seed,
     add_weights,
     counter_for,
     device_of,
     numbers,
     opened_images,
+    reading_of,
     report_unreadable,
     single,
     verb_parser,
@@ -122,6 +124,7 @@ def _comparing_parser(verb: str, summary: str) -> CommandParser:
     parser.add_argument("--test-split", metavar="NAME", help="split to test on (test)")
     parser.add_argument("--limit", type=int, metavar="N", help="training images at most (all)")
     parser.add_argument("--test-limit", type=int, metavar="N", help="test images at most (all)")
+    add_reading(parser)
     parser.add_argument(
         "--shots", type=int, metavar="N", help="learn from this many labels of every class (all)"
     )
@@ -192,6 +195,7 @@ def _of_images(
         test_split=given.test_split,
         limit=given.limit,
         test_limit=given.test_limit,
+        reading=reading_of(given),
     )
     rows = compare_models(
         model,
@@ -251,7 +255,7 @@ def _of_files(
     given: argparse.Namespace, measures: "Mapping[Method, Measure]", seeds: tuple[int, ...]
 ) -> "tuple[list[Row], dict[str, Any]]":
     options = ("train_split", "test_address", "test_split", "limit", "test_limit")
-    for name in (*options, "pool", "after", "vitmae"):
+    for name in (*options, "image_key", "label_key", "pool", "after", "vitmae"):
         if getattr(given, name) is not None:
             raise ValueError(
                 f"{_option(name)} is for images: features are already fixed in their files"

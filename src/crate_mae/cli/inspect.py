@@ -14,7 +14,9 @@ from crate_mae.cli.options import (
     counter_for,
     device_of,
     opened_images,
+    reading_of,
     report_unreadable,
+    terminal_width,
     verb_parser,
 )
 
@@ -36,9 +38,11 @@ def data(argv: list[str]) -> int:
 
     output = Output(given.json)
     (address,) = given.images
-    source = open_source(address, split=given.split, limit=given.limit)
+    source = open_source(
+        address, split=given.split, limit=given.limit, reading=reading_of(given), tell=False
+    )
     report = describe_source(source, progress=counter_for("reading"))
-    output.say(report.table())
+    output.say(report.table(width=terminal_width()))
     output.write(report.to_dict())
     return 0
 

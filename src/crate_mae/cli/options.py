@@ -6,6 +6,7 @@ An option has one spelling and one meaning in all verbs. Nothing heavy is import
 import argparse
 import json
 import re
+import shutil
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from crate_mae.common.progress import Progress, progress_bar
 
 if TYPE_CHECKING:
     from crate_mae.sources.base import ImageSource
+    from crate_mae.sources.found import Reading
 
 WEIGHTS = "weights folder, run folder, shipped model (crate-mae weights) or Hub repository"
 STANDARD_OUTPUT = "-"
@@ -82,6 +84,29 @@ def add_images(
             "images", nargs="+", help="one data address, or image files and folders"
         )
     add_part(parser, limit)
+    add_reading(parser)
+
+
+def add_reading(parser: CommandParser) -> None:
+    """Add --image-key, --label-key and --follow-links: how a source is read."""
+    parser.add_argument(
+        "--image-key", metavar="NAME", help="column, array or member of the images (usual names)"
+    )
+    parser.add_argument(
+        "--label-key",
+        metavar="NAME",
+        help="column, array or member of the labels, or none (usual names)",
+    )
+    parser.add_argument("--follow-links", action="store_true", help="enter links to folders")
+
+
+def reading_of(given: argparse.Namespace) -> "Reading":
+    """How sources are read, as `add_reading` asked."""
+    from crate_mae.sources.found import Reading
+
+    return Reading(
+        image_key=given.image_key, label_key=given.label_key, follow_links=given.follow_links
+    )
 
 
 def add_part(parser: CommandParser, limit: int | None) -> None:
@@ -100,7 +125,9 @@ def opened_images(given: argparse.Namespace) -> "ImageSource":
     """The source of the images that `add_images` read; raises what `open_images` raises."""
     from crate_mae.sources.inputs import open_images
 
-    return open_images(given.images, split=given.split, limit=given.limit)
+    return open_images(
+        given.images, split=given.split, limit=given.limit, reading=reading_of(given)
+    )
 
 
 def add_after(parser: CommandParser, *, several: bool = False) -> None:
@@ -313,6 +340,11 @@ def report_unreadable(unreadable: Sequence[tuple[str, str]]) -> None:
     """Tell of the images that were passed over, on the error stream."""
     for name, reason in unreadable:
         print(f"passed over: {printable(name)} ({printable(reason)})", file=sys.stderr)
+
+
+def terminal_width() -> int | None:
+    """The columns of the terminal that standard output is; None where it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def device_of(name: str) -> str:

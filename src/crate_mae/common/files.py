@@ -180,7 +180,8 @@ def _swap(fresh: Path, folder: Path) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Replace a text file in one step."""
     with replacing(path) as fresh:
-        fresh.write_text(text, encoding="utf-8")
+        # Names of files need not be UTF-8; what cannot be written is escaped.
+        fresh.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_json_object(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crate_mae.batches.prepared import prepared_batches
-from crate_mae.batches.transforms import denormalise
+from crate_mae.batches.transforms import displayed
 from crate_mae.common.progress import Progress
 from crate_mae.dense.layout import MANY_TOKENS, Layout, Pair, check_room, layout_of, warn_of_many
 from crate_mae.evaluation.backbones import checked_layers, evaluating
@@ -159,7 +159,7 @@ def shown_images(
     images = torch.cat([batch.images for batch in batches])
     return ShownImages(
         images=images,
-        shown=denormalise(images, wanted).clamp(0, 1),
+        shown=displayed(images, wanted),
         names=[name for batch in batches for name in batch.names],
         unreadable=unreadable,
     )

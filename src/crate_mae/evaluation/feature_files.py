@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def load_pair(train: str | Path, test: str | Path) -> tuple[Features, Features, 
     the same classes.
     """
     facts = load_facts(train), load_facts(test)
-    keys = ("weights_sha256", "pool", "layer", "preprocess", "class_names")
+    keys = ("weights_sha256", "pool", "layer", "preprocess")
     differ = [key for key in keys if facts[0].get(key) != facts[1].get(key)]
     if differ:
         raise ValueError(
@@ -112,6 +113,7 @@ def load_pair(train: str | Path, test: str | Path) -> tuple[Features, Features, 
             " extract both with the same weights, pool and layer, from sources of the same classes"
         )
     known, unknown = load_features(train), load_features(test)
+    unknown = _with_classes_of(known, unknown, train, test)
     trained = set(_rows(known))
     shared = sum(row in trained for row in _rows(unknown))
     if shared:
@@ -120,6 +122,29 @@ def load_pair(train: str | Path, test: str | Path) -> tuple[Features, Features, 
             shared, len(unknown.names),
         )  # fmt: skip
     return known, unknown, facts[0]
+
+
+def _with_classes_of(
+    known: Features, unknown: Features, train: str | Path, test: str | Path
+) -> Features:
+    """The test features with the class numbers of the training ones, matched by name.
+
+    Raises ValueError for test images of classes that the training images do not have.
+    """
+    names, others = known.class_names, unknown.class_names
+    if names == others or unknown.labels is None:
+        return unknown
+    if names is None or others is None:
+        raise ValueError(f"{train} and {test} cannot be compared: one of them has no classes")
+    place = {name: number for number, name in enumerate(names)}
+    used = {others[label] for label in unknown.labels.tolist() if label >= 0}
+    if strange := sorted(used - set(names)):
+        raise ValueError(
+            f"{test} and {train} cannot be compared: they differ in class_names; the first has"
+            f" images of {', '.join(strange[:10])}, the second none"
+        )
+    numbers = torch.tensor([*(place.get(name, -1) for name in others), -1])  # -1: no label
+    return replace(unknown, labels=numbers[unknown.labels], class_names=names)
 
 
 def _rows(features: Features) -> Iterator[tuple[str, bytes]]:
@@ -154,7 +179,9 @@ def _write_parquet(features: Features, facts: str, path: Path) -> None:
     import pyarrow.parquet as pq
 
     rows = features.values.reshape(len(features.values), -1).contiguous()
-    columns = {"name": pa.array(features.names, pa.string())}
+    # Names of files need not be UTF-8, which parquet asks for.
+    names = [name.encode("utf-8", "backslashreplace").decode() for name in features.names]
+    columns = {"name": pa.array(names, pa.string())}
     if features.labels is not None:
         columns["label"] = pa.array(features.labels.numpy(), pa.int64())
     columns["values"] = pa.FixedSizeListArray.from_arrays(

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from crate_mae.batches.transforms import denormalise, fit, prepare
+from crate_mae.batches.transforms import ROUNDING, denormalise, fit, prepare, value_range
 from crate_mae.common.randomness import keyed_generator
 from crate_mae.evaluation.backbones import evaluating
 from crate_mae.models.backbone import MaskedAutoencoder
@@ -47,7 +47,11 @@ _NORMALISED_CAPTION = (
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """Masked images and what a model made of them: float32 on the CPU, clipped to [0, 1]."""
+    """Masked images and what a model made of them: float32 on the CPU, clipped to [0, 1].
+
+    0 is the lowest value of the images and 1 the highest, `low` and `high`: 0 and 1 themselves for
+    8-bit images, for others what the model was trained on, or more where these images go further.
+    """
 
     original: Tensor
     """(B, C, H, W)"""
@@ -62,14 +66,33 @@ class Reconstruction:
     mask: Tensor
     """(B, L) boolean, True = removed."""
     mse: Tensor
-    """(B,) mean squared error of `prediction` over the removed patches; nan in normalised units
-    and where nothing was removed."""
+    """(B,) mean squared error of `prediction` over the removed patches, in the units of the data
+    (of the range, where channels have different ones); nan in normalised units and where nothing
+    was removed."""
     psnr: Tensor
-    """(B,) peak signal-to-noise ratio in dB that belongs to `mse`."""
+    """(B,) peak signal-to-noise ratio in dB that belongs to `mse`; the peak is `high - low`."""
     mode: PixelMode
     """How predictions became pixels."""
     caption: str
     """The same in a sentence, for under the picture."""
+    low: tuple[float, ...] = (0.0,)
+    """(C,) values of the data that are drawn black."""
+    high: tuple[float, ...] = (1.0,)
+    """(C,) values of the data that are drawn white."""
+
+    @property
+    def unit_range(self) -> bool:
+        """Whether black and white are 0 and 1 in every channel."""
+        return {*self.low} == {0.0} and {*self.high} == {1.0}
+
+    @property
+    def units(self) -> str:
+        """What `mse` counts in, as a caption says it."""
+        if self.unit_range:
+            return "pixels from 0 to 1"
+        if len({*self.low}) > 1 or len({*self.high}) > 1:
+            return "each channel from its lowest value, 0, to its highest, 1"
+        return f"values from {self.low[0]:.4g} to {self.high[0]:.4g}"
 
 
 def reconstruct(
@@ -85,6 +108,27 @@ def reconstruct(
     Raises ValueError for a mode that the model does not have, and for images or masks that do not
     fit the model or, in mode "visible", leave no patch to estimate from.
     """
+    return _finished([_completed(model, images, mask, mode)], model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Completed:
+    """A batch as the model completed it, in the units of the data and unclipped.
+
+    In normalised units prediction and truth are on the display scale instead.
+    """
+
+    original: Tensor
+    prediction: Tensor
+    truth: Tensor
+    removed: Tensor
+    mask: Tensor
+    mode: PixelMode
+
+
+def _completed(
+    model: MaskedAutoencoder, images: Tensor, mask: Tensor, mode: PixelMode | None
+) -> _Completed:
     normalised = model.config.norm_pix_loss
     mode = _checked_mode(mode, normalised)
     place = next(model.parameters()).device
@@ -95,7 +139,7 @@ def reconstruct(
     def as_image(patches: Tensor, channels: int = model.config.channels) -> Tensor:
         return unpatchify(patches, patch_hw, grid_of(images, patch_hw), channels)
 
-    original = denormalise(images, model.preprocess).clamp(0, 1)
+    original = denormalise(images, model.preprocess)
     if normalised and mode == "raw":
         prediction = _displayed(as_image(predicted))
         truth = _displayed(as_image(model.target(images)))
@@ -105,27 +149,57 @@ def reconstruct(
             if mode == "visible":
                 mean, spread = _from_visible(mean, spread, mask, images, patch_hw)
             predicted = predicted * spread + mean
-        prediction = denormalise(as_image(predicted), model.preprocess).clamp(0, 1)
-        truth = original
-
+        prediction, truth = denormalise(as_image(predicted), model.preprocess), original
     pixels = patch_hw[0] * patch_hw[1]
-    removed = as_image(mask[..., None].expand(-1, -1, pixels), channels=1)
+    return _Completed(
+        original=original,
+        prediction=prediction,
+        truth=truth,
+        removed=as_image(mask[..., None].expand(-1, -1, pixels), channels=1),
+        mask=mask,
+        mode=mode,
+    )
+
+
+def _finished(parts: list[_Completed], model: MaskedAutoencoder) -> Reconstruction:
+    """The batches as one, on one scale from the lowest to the highest value of all of them."""
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts])
+
+    mode, removed = parts[0].mode, joined("removed")
+    in_units = not (model.config.norm_pix_loss and mode == "raw")
+    original, prediction, truth = joined("original"), joined("prediction"), joined("truth")
+    # Removed pixels have no part in how the others are shown.
+    low, high = value_range(original, model.preprocess, ~removed)
+    original = (original - low) / (high - low)
+    shown = original.clamp(0, 1)
+    outside = (original - shown).abs() > ROUNDING
+    if in_units:  # errors count what lies outside; rounding is none
+        truth = torch.where(outside, original, shown)
+        prediction = ((prediction - low) / (high - low)).clamp(0, 1)
+    original, share = shown, float(outside.double().mean())
     difference = torch.where(removed, prediction - truth, 0)
     squares = difference.double().square().mean(dim=1).sum(dim=(1, 2))
     mse = (squares / removed.sum(dim=(1, 2, 3))).float()
-    if normalised and mode == "raw":
+    if not in_units:
         mse = torch.full_like(mse, torch.nan)
+    lows, highs = low.flatten().tolist(), high.flatten().tolist()
+    alike = len({*lows}) == len({*highs}) == 1
     return Reconstruction(
         original=original,
         masked=torch.where(removed, MASK_GREY, original),
         prediction=prediction,
         pasted=torch.where(removed, prediction, original),
         error=difference.abs().mean(dim=1, keepdim=True),
-        mask=mask,
-        mse=mse,
+        mask=joined("mask"),
+        mse=mse * (highs[0] - lows[0]) ** 2 if alike else mse,
         psnr=psnr(mse),
         mode=mode,
-        caption=_NORMALISED_CAPTION if normalised and mode == "raw" else _CAPTIONS[mode],
+        caption=(_CAPTIONS[mode] if in_units else _NORMALISED_CAPTION)
+        + (f" {share:.1%} of the values lie outside the range that is drawn." if share else ""),
+        low=tuple(lows),
+        high=tuple(highs),
     )
 
 
@@ -148,7 +222,7 @@ def reconstruct_source(
     Raises ValueError as `reconstruct`, and when no image can be read.
     """
     images, masks, names = [], [], []
-    parts: list[Reconstruction] = []
+    parts: list[_Completed] = []
     mode = _checked_mode(mode, model.config.norm_pix_loss)
     grid = grid_of(torch.empty(0, *model.preprocess.size), model.config.patch_hw)
     count = len(source) if limit is None else min(limit, len(source))
@@ -165,11 +239,11 @@ def reconstruct_source(
             names.append(sample.name)
         if images and (len(images) == batch_size or index == count - 1):
             batch = prepare(images, model.preprocess)
-            parts.append(reconstruct(model, batch, torch.cat(masks), mode=mode))
+            parts.append(_completed(model, batch, torch.cat(masks), mode))
             images, masks = [], []
     if not parts:
         raise ValueError(f"none of the {count} images of {source.address} can be read")
-    return _joined(parts), names
+    return _finished(parts, model), names
 
 
 def reconstruct_settings(
@@ -241,24 +315,6 @@ def fill_from_visible(
     return torch.where(mask[..., None], estimate.to(values.dtype), values)
 
 
-def _joined(parts: list[Reconstruction]) -> Reconstruction:
-    def both(name: str) -> Tensor:
-        return torch.cat([getattr(part, name) for part in parts])
-
-    return Reconstruction(
-        original=both("original"),
-        masked=both("masked"),
-        prediction=both("prediction"),
-        pasted=both("pasted"),
-        error=both("error"),
-        mask=both("mask"),
-        mse=both("mse"),
-        psnr=both("psnr"),
-        mode=parts[0].mode,
-        caption=parts[0].caption,
-    )
-
-
 def _checked_mode(mode: PixelMode | None, normalised: bool) -> PixelMode:
     if mode is None:
         return "visible" if normalised else "raw"
@@ -298,7 +354,9 @@ def pixel_mask(path: str | Path, config: ModelConfig) -> Tensor:
         raise FileNotFoundError(f"there is no mask file {path}")
     try:
         grey = fit(to_channels(decode_image(file, str(path)), 1), config.image_hw)[0]
-        bright = grey >= (128 if grey.dtype == torch.uint8 else 0.5)
+        # Floats need not end at 1: half of the brightest is bright.
+        white = 256 if grey.dtype == torch.uint8 else max(1.0, float(grey.max()))
+        bright = grey >= white / 2
         return mask_from_pixels(bright, config.patch_hw)
     except UnreadableImage as error:
         raise ValueError(f"the mask {error}") from error

@@ -112,6 +112,8 @@ def _compared(settings: Sequence[tuple[str, Reconstruction]], rows: int) -> str:
         "Higher ratios remove more and harder pixels, so compare kinds at one ratio.",
         f'Mode "{first.mode}": {first.caption}',
     ]
+    if not first.unit_range:
+        parts.append(f"Black to white: {first.units}.")
     if rows < total:
         parts.append(f"The first {rows} of {total} images are shown.")
     return " ".join(parts)
@@ -141,9 +143,11 @@ def _caption(reconstruction: Reconstruction, rows: int) -> str:
         mean_psnr = _psnr(float(reconstruction.psnr.double().nanmean()))
         parts.append(
             f"On removed patches{over}: MSE {float(reconstruction.mse.double().nanmean()):.4g}"
-            f" (pixels from 0 to 1), {mean_psnr}."
+            f" ({reconstruction.units}), {mean_psnr}."
         )
     parts.append(f'Mode "{reconstruction.mode}": {reconstruction.caption}')
+    if not reconstruction.unit_range:
+        parts.append(f"Black to white: {reconstruction.units}; errors are shares of that.")
     if rows < total:
         parts.append(f"The first {rows} of {total} images are shown.")
     return " ".join(parts)

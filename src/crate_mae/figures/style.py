@@ -12,10 +12,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
-from crate_mae.common.escaping import printable
 from crate_mae.common.files import check_file_target, replacing
+from crate_mae.figures.lettering import make_legible
 
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
 DPI = 100
@@ -56,12 +55,9 @@ def save_figure(figure: Figure, path: Path) -> Path:
         "pdf": {"CreationDate": None},
         "svg": {"Date": None},
     }
-    for text in figure.findobj(Text):  # names of files and classes may hold anything
-        assert isinstance(text, Text)
-        if (shown := printable(text.get_text(), keep="\n")) != text.get_text():
-            text.set_text(shown)
+    make_legible(figure)
     with replacing(path) as fresh, warnings.catch_warnings():
-        # Names in any script; a letter that the font lacks is drawn as a box.
+        # Told of in words, once, by what looked for a font.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(fresh, format=kind, dpi=DPI, metadata=undated[kind])
     return path

@@ -182,11 +182,18 @@ class Preprocess:
     """Per-channel mean on the [0, 1] scale."""
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     """Per-channel standard deviation on the [0, 1] scale, above 0."""
+    low: tuple[float, ...] = ()
+    """Per-channel value that is drawn black; 0 where not given, as of 8-bit images."""
+    high: tuple[float, ...] = ()
+    """Per-channel value that is drawn white, 1 where not given; `high - low` is PSNR's peak."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", _pair(self.size))
-        object.__setattr__(self, "mean", tuple(float(v) for v in self.mean))
-        object.__setattr__(self, "std", tuple(float(v) for v in self.std))
+        if type(self.channels) is int and 0 < self.channels <= MAX_SIDE:
+            object.__setattr__(self, "low", tuple(self.low) or (0.0,) * self.channels)
+            object.__setattr__(self, "high", tuple(self.high) or (1.0,) * self.channels)
+        for name in ("mean", "std", "low", "high"):
+            object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
         sizes: tuple[object, ...] = (*self.size, self.channels)
         if not all(type(value) is int and 0 < value <= MAX_SIDE for value in sizes):
             raise ValueError(
@@ -197,6 +204,19 @@ class Preprocess:
             raise ValueError(
                 f"preprocessing has {len(self.mean)} means and {len(self.std)} stds"
                 f" for {self.channels} channels"
+            )
+        if len(self.low) != self.channels or len(self.high) != self.channels:
+            raise ValueError(
+                f"preprocessing has {len(self.low)} lowest and {len(self.high)} highest values for"
+                f" {self.channels} channels"
+            )
+        if not all(
+            math.isfinite(low) and math.isfinite(high) and low < high
+            for low, high in zip(self.low, self.high, strict=True)
+        ):
+            raise ValueError(
+                "lowest and highest values must be finite and the lowest below the highest, not low"
+                f" {self.low}, high {self.high}"
             )
         if not all(map(math.isfinite, self.mean)) or not all(
             math.isfinite(s) and s > 0 for s in self.std
@@ -223,12 +243,17 @@ class Preprocess:
             "channels": self.channels,
             "mean": list(self.mean),
             "std": list(self.std),
+            "low": list(self.low),
+            "high": list(self.high),
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Preprocess":
-        """The facts that `to_dict` wrote; ValueError with near names for unknown keys."""
-        return cls(**checked_keys(cls, values))
+        """The facts that `to_dict` wrote; ValueError with near names for unknown keys.
+
+        A range that is left out is that of 8-bit images, 0 to 1.
+        """
+        return cls(**checked_keys(cls, {"low": (), "high": (), **values}))
 
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

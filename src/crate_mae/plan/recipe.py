@@ -99,7 +99,9 @@ def count_images(config: PretrainConfig | FinetuneConfig) -> Images:
 
 
 def _unlabelled(data: DataConfig, seed: int) -> Images:
-    train: Source = open_source(data.source, split=data.split, limit=data.limit, seed=seed)
+    train: Source = open_source(
+        data.source, split=data.split, limit=data.limit, seed=seed, reading=data.reading
+    )
     held_out = data.val_share and data.val_source is None and data.val_split is None
     if held_out and isinstance(train, ImageSource):
         train, _ = split_off(train, data.val_share, VALIDATION_SEED, data.val_limit)

@@ -16,6 +16,7 @@ from crate_mae.figures.reconstruction_sheet import draw_reconstruction
 from crate_mae.runs.contents import ANALYSIS, EVALUATION, RECONSTRUCTION, SHEET, Run, read_results
 from crate_mae.sources.address import open_pair, open_source
 from crate_mae.sources.base import ImageSource, random_subset
+from crate_mae.sources.found import Reading
 from crate_mae.sources.splits import split_off
 from crate_mae.weights.weights_folder import load_autoencoder, weights_hash
 
@@ -93,6 +94,8 @@ def _reconstruct(run: Run, device: str) -> None:
         "mode": result.mode,
         "mse": [float(value) for value in result.mse],
         "psnr": [float(value) for value in result.psnr],
+        "low": list(result.low),
+        "high": list(result.high),
     }
     write_atomically(run.folder / RECONSTRUCTION, json.dumps(facts, indent=2) + "\n")
 
@@ -157,10 +160,10 @@ def held_out(run: Run, count: int) -> HeldOut:
     other, split = run.looked_at
     named = other or address
     if named != address or split:
-        source = _counted(named, split)
+        source = _counted(run, named, split)
         trained_on = (named, source.split) == (address, run.data.get("split"))
         return HeldOut(source=random_subset(source, count), trained_on=trained_on)
-    train = _counted(address, run.setting("data.split"))
+    train = _counted(run, address, run.setting("data.split"))
     if (limit := run.count("data.limit")) is not None:
         train = random_subset(train, limit, run.count("seed") or 0)
     share = 0.0 if run.is_classifier else run.number("data.val_share")
@@ -184,6 +187,7 @@ def labelled_pair(run: Run, *, limit: int, test_limit: int) -> tuple[ImageSource
         test_split=run.setting("data.val_split"),
         limit=limit if own is None else min(limit, own),
         test_limit=test_limit,
+        reading=_reading(run),
     )
 
 
@@ -201,8 +205,17 @@ def run_address(run: Run) -> str:
     return address
 
 
-def _counted(address: str, split: str | None) -> ImageSource:
-    source = open_source(address, split=split)
+def _reading(run: Run) -> Reading:
+    """How the run reads its sources."""
+    return Reading(
+        image_key=run.setting("data.image_key"),
+        label_key=run.setting("data.label_key"),
+        follow_links=bool(run.setting("data.follow_links")),
+    )
+
+
+def _counted(run: Run, address: str, split: str | None) -> ImageSource:
+    source = open_source(address, split=split, reading=_reading(run))
     if not isinstance(source, ImageSource):
         raise ValueError(f"{address} is a stream, whose images cannot be chosen")
     return source

@@ -6,12 +6,15 @@ from .base import random_subset as random_subset
 from .base import subset as subset
 from .describe import DataReport as DataReport
 from .describe import describe_source as describe_source
-from .describe import measure_statistics as measure_statistics
+from .found import Found as Found
+from .found import PassedOver as PassedOver
+from .found import Reading as Reading
 from .images import ImageFacts as ImageFacts
 from .images import Sample as Sample
 from .images import UnreadableImage as UnreadableImage
 from .images import decode_image as decode_image
 from .inputs import open_images as open_images
+from .pixel_statistics import measure_statistics as measure_statistics
 from .splits import few_shot_indices as few_shot_indices
 from .splits import split_off as split_off
 from .torch_datasets import wrap_dataset as wrap_dataset

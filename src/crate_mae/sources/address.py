@@ -1,15 +1,19 @@
 """One address names a source of images: `digits`, `imagefolder:PATH`, `parquet:PATH`, ..."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from crate_mae.common.hints import did_you_mean
 from crate_mae.sources.arrays import open_arrays, open_digits
-from crate_mae.sources.base import ImageSource, random_subset
+from crate_mae.sources.base import ImageSource, random_subset, without_labels
+from crate_mae.sources.csv_tables import open_csv
 from crate_mae.sources.folders import open_folder
+from crate_mae.sources.found import AS_USUAL, NO_LABELS, Reading
+from crate_mae.sources.renumbered import Renumbered, Unlabelled
 from crate_mae.sources.splits import NoSuchSplitError, split_off
+from crate_mae.sources.tiff_stacks import open_tiff
 from crate_mae.sources.torchvision_datasets import open_torchvision
 from crate_mae.sources.webdataset import StreamSource
 
@@ -28,12 +32,20 @@ def is_address(text: str) -> bool:
 
 
 def open_source(
-    address: str, *, split: str | None = None, limit: int | None = None, seed: int = 0
+    address: str,
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    reading: Reading = AS_USUAL,
+    tell: bool = True,
 ) -> ImageSource | StreamSource:
     """The source that an address names.
 
-    Addresses: `digits`, `imagefolder:PATH`, `parquet:PATH`, `npy:PATH`, `torchvision:NAME[:ROOT]`,
-    `hf:NAME[:CONFIG]`, `wds:SHARDS`. `limit` keeps a random subset fixed by `seed`.
+    Addresses: `digits`, `imagefolder:PATH`, `parquet:PATH`, `npy:PATH`, `csv:FILE`, `tiff:PATH`,
+    `torchvision:NAME[:ROOT]`, `hf:NAME[:CONFIG]`, `wds:SHARDS`. `limit` keeps a random subset fixed
+    by `seed`; `reading` chooses columns and links. What is passed over stands in `found` and, with
+    `tell`, in the log.
     Raises ValueError for an unknown address, a limited stream and data that cannot be read,
     NoSuchSplitError for a split that is not there, FileNotFoundError for data that are not.
     """
@@ -46,7 +58,12 @@ def open_source(
         form = "is written without a colon" if scheme == "digits" else f"is written {scheme}:WHAT"
         raise ValueError(f"the address {address!r} is incomplete or too long: {scheme} {form}")
     with _opening(address):
-        source = _OPENERS[scheme](rest, split)
+        source = _opened(scheme, rest, split, reading)
+    if isinstance(source, StreamSource):
+        source.tell = tell  # what shards hold is known when they have been counted
+    elif tell:
+        for line in source.found.lines():
+            logger.warning("%s: %s", address, line)
     if limit is None:
         return source
     if isinstance(source, StreamSource):
@@ -74,32 +91,30 @@ def open_pair(
     test_split: str | None = None,
     limit: int | None = None,
     test_limit: int | None = None,
+    reading: Reading = AS_USUAL,
 ) -> tuple[ImageSource, ImageSource]:
     """(training, test) sources of labelled images.
 
     Without a test address the test split of the same address is used, else its validation split;
     of an address without either a random fifth is held out. That fifth and what limits leave are
     the same for every model and every seed, so that results can be compared. Test images that are
-    training images as well are told of in the log. Raises ValueError for unlabelled images,
-    streams, and two sources with different classes.
+    training images as well are told of in the log. Classes are matched by name, and test images
+    may lack some. Raises ValueError for unlabelled images, streams, and test images of classes that
+    the training images do not have.
     """
-    train = labelled_source(address, train_split)
+    train = labelled_source(address, train_split, reading)
     if test_address is not None or test_split is not None:
-        test = labelled_source(test_address or address, test_split)
+        test = labelled_source(test_address or address, test_split, reading)
     else:
         for split in ("test", "validation"):
             try:
-                test = labelled_source(address, split)
+                test = labelled_source(address, split, reading)
                 break
             except NoSuchSplitError:
                 continue
         else:
             train, test = split_off(train, TEST_SHARE, CHOICE_SEED)
-    if train.class_names != test.class_names:
-        raise ValueError(
-            f"the classes of {train.address} and {test.address} differ:"
-            f" {train.class_names} and {test.class_names}"
-        )
+    test = with_classes_of(train, test, "test")
     if limit is not None:
         train = random_subset(train, limit, CHOICE_SEED)
     if test_limit is not None:
@@ -116,46 +131,106 @@ def open_pair(
     return train, test
 
 
-def labelled_source(address: str, split: str | None) -> ImageSource:
+def labelled_source(address: str, split: str | None, reading: Reading = AS_USUAL) -> ImageSource:
     """The labelled images at an address; ValueError for a stream and for images without labels."""
-    source = open_source(address, split=split)
+    source = open_source(address, split=split, reading=reading)
     if not isinstance(source, ImageSource):
         raise ValueError(f"{address} is a stream; a probe needs images that can be counted")
     if source.class_names is None:
-        raise ValueError(f"{address} has no labels: put images into one folder per class")
+        raise ValueError(without_labels(source))
     return source
+
+
+def with_classes_of(train: ImageSource, other: ImageSource, part: str) -> ImageSource:
+    """The other source with the class numbers of the training images, matched by name.
+
+    Classes that it lacks are told of in the log; `part` says what it is for. Raises ValueError
+    without labels and for images of classes that the training images do not have.
+    """
+    known, names = train.class_names, other.class_names
+    if known is None or names is None:
+        raise ValueError(without_labels(train if known is None else other))
+    if names == known:
+        return other
+    place = {name: number for number, name in enumerate(known)}
+    used = {label for index in range(len(other)) if (label := other.label(index)) is not None}
+    strange = [name for number, name in enumerate(names) if name not in place and number in used]
+    here, there = (
+        " ".join(filter(None, (source.address, source.split))) for source in (other, train)
+    )
+    if strange:
+        raise ValueError(
+            f"the {part} images of {here} have classes that the training images of {there} do not"
+            f" have: {few(strange)}; leave these images out, or name the classes alike"
+            f" ({there} has {few(known)})"
+        )
+    missing = sorted(set(known) - {names[number] for number in used}, key=place.__getitem__)
+    if missing:
+        logger.warning("no %s images of %s: %s", part, few(missing), here)
+    return Renumbered(other, known, [place.get(name, -1) for name in names])
+
+
+def few(names: Sequence[str], limit: int = 10) -> str:
+    """The first names in a row, with how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 # pyarrow takes a while to import, so what needs it is imported on use.
 
 
-def _open_parquet(rest: str, split: str | None) -> ImageSource:
+def _opened(
+    scheme: str, rest: str, split: str | None, reading: Reading
+) -> ImageSource | StreamSource:
+    if scheme in _BY_NAME:
+        if reading.image_key is not None or reading.label_key not in (None, NO_LABELS):
+            raise ValueError(f"{scheme} has no columns to choose from: leave such keys out")
+        source = _BY_NAME[scheme](rest, split)
+        return Unlabelled(source) if reading.unlabelled else source
+    return _BY_READING[scheme](rest, split, reading)
+
+
+def _open_parquet(rest: str, split: str | None, reading: Reading) -> ImageSource:
     from crate_mae.sources.parquet import open_parquet
 
-    return open_parquet(rest, split)
+    return open_parquet(rest, split, reading)
 
 
-def _open_hugging_face(rest: str, split: str | None) -> ImageSource:
+def _open_hugging_face(rest: str, split: str | None, reading: Reading) -> ImageSource:
     from crate_mae.sources.huggingface import open_hugging_face
 
-    return open_hugging_face(rest, split)
+    return open_hugging_face(rest, split, reading)
 
 
-def _open_stream(rest: str, split: str | None) -> StreamSource:
-    return StreamSource(rest, split=split)
+def _open_stream(rest: str, split: str | None, reading: Reading) -> StreamSource:
+    return StreamSource(rest, split=split, reading=reading)
 
 
-_OPENERS: dict[str, Callable[[str, str | None], ImageSource | StreamSource]] = {
+_BY_NAME: dict[str, Callable[[str, str | None], ImageSource]] = {
     "digits": open_digits,
+    "torchvision": open_torchvision,
+}
+_BY_READING: dict[str, Callable[[str, str | None, Reading], ImageSource | StreamSource]] = {
     "imagefolder": open_folder,
     "parquet": _open_parquet,
     "npy": open_arrays,
-    "torchvision": open_torchvision,
+    "csv": open_csv,
+    "tiff": open_tiff,
     "hf": _open_hugging_face,
     "wds": _open_stream,
 }
+_OPENERS = {**_BY_NAME, **_BY_READING}
 
-_SCHEME_OF_SUFFIX = {".parquet": "parquet", ".npy": "npy", ".npz": "npy", ".tar": "wds"}
+_SCHEME_OF_SUFFIX = {
+    ".parquet": "parquet",
+    ".npy": "npy",
+    ".npz": "npy",
+    ".csv": "csv",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+    ".tar": "wds",
+    ".tgz": "wds",
+}
 
 
 def _unknown_address(address: str, scheme: str) -> str:
@@ -165,6 +240,7 @@ def _unknown_address(address: str, scheme: str) -> str:
     if path.suffix.lower() in _SCHEME_OF_SUFFIX:
         return f"{address!r} is a path: write {_SCHEME_OF_SUFFIX[path.suffix.lower()]}:{address}"
     forms = (
-        "digits, imagefolder:PATH, parquet:PATH, npy:PATH, torchvision:NAME, hf:NAME, wds:SHARDS"
+        "digits, imagefolder:PATH, parquet:PATH, npy:PATH, csv:FILE, tiff:PATH, torchvision:NAME,"
+        " hf:NAME, wds:SHARDS"
     )
     return f"unknown data address {address!r}{did_you_mean(scheme, _OPENERS)}; addresses: {forms}"

@@ -2,7 +2,8 @@
 
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,17 @@ import torch
 from torch import Tensor
 
 from crate_mae.common.budgets import check_growth, check_memory
+from crate_mae.sources.archives import ArchivePart, choose_arrays, member_shapes, read_header
 from crate_mae.sources.base import ImageSource, LabelledSource, existing_path
 from crate_mae.sources.folders import FolderSource
-from crate_mae.sources.images import (
-    ImageFacts,
-    Sample,
-    UnreadableImage,
-    decoding,
-    max_pixels,
-)
+from crate_mae.sources.found import AS_USUAL, Found, Reading
+from crate_mae.sources.images import ImageFacts, Sample, UnreadableImage, decoding, max_pixels
+from crate_mae.sources.labels import Labels, class_labels
 from crate_mae.sources.splits import NoSuchSplitError, match_split
 
 MAX_ARCHIVE_BYTES = 8 * 1024**3
+MOST_COLOURS = 4
+"""Up to so many values side by side are channels, not columns of a picture."""
 
 
 class ArraySource(LabelledSource):
@@ -38,8 +38,11 @@ class ArraySource(LabelledSource):
         mapped: Path | None = None,
         split: str | None = None,
         labels: Any = None,
+        class_names: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(address, split, labels, None)
+        super().__init__(address, split, labels, class_names)
+        array, note = _as_stack(array)
+        self.found = Found(notes=() if note is None else (note,))
         self._array, self._prefix, self._mapped = array, prefix, mapped
         self._numbers = np.arange(len(array)) if numbers is None else numbers
         self._channel_axis = _channel_axis(array.shape[1:])
@@ -74,7 +77,7 @@ class ArraySource(LabelledSource):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self._mapped is not None:
-            self._array = _map_array(self._mapped)
+            self._array = _as_stack(_map_array(self._mapped))[0]
 
 
 class ArrayFolderSource(FolderSource):
@@ -119,26 +122,90 @@ def open_digits(_rest: str, split: str | None) -> ImageSource:
     )
 
 
-def open_arrays(rest: str, split: str | None) -> ImageSource:
+def open_arrays(rest: str, split: str | None, reading: Reading = AS_USUAL) -> ImageSource:
     """The source of `npy:PATH`: a stack in a `.npy` or `.npz` file, or a folder of single images.
 
-    Labels of a `.npy` file lie beside it, in `NAME_labels.npy`.
+    Labels of a `.npy` file lie beside it, in `NAME_labels.npy` or the file that the label key
+    names. A file may hold one image alone, (H, W) or (H, W, C) of up to four channels.
     """
     path, address = existing_path(rest, "npy"), f"npy:{rest}"
     if path.is_dir():
-        return ArrayFolderSource(address, path, {".npy"}, split)
-    if split is not None:
-        match_split(split, (), address)
+        return ArrayFolderSource(address, path, {".npy"}, split, reading)
     try:
         if path.suffix.lower() == ".npz":
-            array, labels = _read_archive(path)
-            return ArraySource(address, array, prefix=path.name, labels=labels)
-        beside = path.with_name(f"{path.stem}_labels.npy")
-        array, labels = _map_array(path), _map_array(beside) if beside.is_file() else None
-        _check_stack(array, labels)
-        return ArraySource(address, array, prefix=path.name, mapped=path, labels=labels)
+            return _open_archive(path, address, split, reading)
+        if split is not None:
+            match_split(split, (), address)
+        return _open_array(path, address, reading)
+    except NoSuchSplitError:
+        raise
     except Exception as error:  # a damaged header fails in whatever way its parser does
         raise ValueError(f"{address}: {str(error) or type(error).__name__}") from error
+
+
+def _open_array(path: Path, address: str, reading: Reading) -> ImageSource:
+    beside = path.with_name(f"{path.stem}_labels.npy")
+    if reading.label_key is not None and not reading.unlabelled:
+        beside = path.with_name(Path(reading.label_key).name)
+        if not beside.is_file():
+            raise ValueError(f"there is no file {beside.name} with labels beside it")
+    labels = Labels(why_none=f"there is no {beside.name} beside it")
+    array = _map_array(path)
+    _check_stack(array)
+    if beside.is_file() and not reading.unlabelled:
+        labels = _label_array(beside, len(_as_stack(array)[0]))
+    return _array_source(path, address, array, labels, mapped=path)
+
+
+def _open_archive(path: Path, address: str, split: str | None, reading: Reading) -> ImageSource:
+    _check_archive(path)
+    part = choose_arrays(member_shapes(path), split, reading, address)
+    array, values = _read_archive(path, part)
+    labels = Labels(why_none=part.why_unlabelled)
+    if part.label is not None:
+        labels = array_labels(values, len(_as_stack(array)[0]), f"the array {part.label}")
+    source = _array_source(path, address, array, labels, split=part.split)
+    source.found = replace(source.found, splits=part.splits)
+    return source
+
+
+def _array_source(
+    path: Path, address: str, array: np.ndarray, labels: Labels, **facts: Any
+) -> ArraySource:
+    source = ArraySource(
+        address, array, prefix=path.name, labels=labels.numbers, class_names=labels.names, **facts
+    )
+    source.found = replace(source.found, no_labels=labels.why_none)
+    return source
+
+
+def _label_array(path: Path, count: int) -> Labels:
+    try:
+        values: np.ndarray | None = _map_array(path)
+    except ValueError as error:
+        if "pickle" not in str(error):
+            raise
+        values = None
+    return array_labels(values, count, path.name)
+
+
+def array_labels(values: np.ndarray | None, count: int, where: str) -> Labels:
+    """The labels of `count` images in an array; of one that is a pickle (None), why there are none.
+
+    Raises ValueError for an array of another length.
+    """
+    if values is None:
+        return Labels(
+            why_none=f"{where} holds Python objects, which are never loaded: save the labels as"
+            " numbers or with dtype=str"
+        )
+    if values.ndim == 0 or len(values) != count:
+        raise ValueError(
+            f"labels are {values.dtype} of shape {values.shape}, not one for each of {count} images"
+        )
+    if values.ndim == 1 and values.dtype.kind in "iu":
+        return Labels(np.asarray(values))
+    return class_labels(list(values), None, where)
 
 
 def _map_array(path: Path) -> np.ndarray:
@@ -150,40 +217,40 @@ def _map_array(path: Path) -> np.ndarray:
     return array
 
 
-def _read_archive(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+def _check_archive(path: Path) -> None:
+    """Raise ValueError for an archive that unpacks to more than is held."""
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(member.file_size for member in archive.infolist())
         if unpacked > MAX_ARCHIVE_BYTES:
             raise ValueError(f"it unpacks to {unpacked} bytes, above {MAX_ARCHIVE_BYTES}: use .npy")
         check_growth(path.stat().st_size, unpacked, "its arrays")
-        check_memory(unpacked, "its arrays")
-        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        if "images" not in members:
-            there = ", ".join(members) or "nothing"
-            raise ValueError(f"the archive needs an array named images; it holds {there}")
-        array = _read_member(archive, members["images"])
-        labels = _read_member(archive, members["labels"]) if "labels" in members else None
-    _check_stack(array, labels)
+
+
+def _read_archive(path: Path, part: ArchivePart) -> tuple[np.ndarray, np.ndarray | None]:
+    """(The images, the labels); labels are None where there are none or they are a pickle."""
+    with zipfile.ZipFile(path) as archive:
+        array, labels = _read_member(archive, part.image), None
+        if array is None:
+            raise ValueError(f"the array {part.image} holds Python objects, which are never loaded")
+        if part.label is not None:
+            labels = _read_member(archive, part.label)
+    _check_stack(array)
     return array, labels
 
 
-def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """The array of an archive's member, read to its end, where its checksum is compared.
+def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray | None:
+    """An array of an archive, read to its end, where its checksum is compared; None for a pickle.
 
     What its header claims is compared with what it holds before memory is taken.
     """
-    headers = {(1, 0): np.lib.format.read_array_header_1_0,
-               (2, 0): np.lib.format.read_array_header_2_0}  # fmt: skip
+    member = archive.getinfo(f"{name}.npy")
     with archive.open(member) as stream:
-        version = np.lib.format.read_magic(stream)
-        if version not in headers:
-            raise ValueError(f"{member.filename} is of an unknown version, {version}")
-        shape, _, dtype = headers[version](stream)
-        claimed = math.prod(shape) * dtype.itemsize
+        shape, dtype = read_header(stream)
         if dtype.hasobject:
-            raise ValueError(f"{member.filename} holds Python objects, which are not read")
-        if claimed != member.file_size - stream.tell():
+            return None
+        if math.prod(shape) * dtype.itemsize != member.file_size - stream.tell():
             raise ValueError(f"{member.filename} claims {shape} {dtype} and holds something else")
+    check_memory(member.file_size, f"the values of {member.filename}")
     with archive.open(member) as stream:
         array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
         if stream.read(1):
@@ -191,17 +258,29 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarra
     return array
 
 
-def _check_stack(array: np.ndarray, labels: np.ndarray | None) -> None:
-    if array.ndim not in (3, 4) or len(array) == 0:
+def _check_stack(array: np.ndarray) -> None:
+    if array.ndim not in (2, 3, 4) or array.size == 0:
         raise ValueError(
-            f"shape {array.shape} is not (N, H, W), (N, H, W, C) or (N, C, H, W) with N > 0"
+            f"shape {array.shape} is not (N, H, W), (N, H, W, C), (N, C, H, W) with N > 0, nor one"
+            " image (H, W) or (H, W, C)"
         )
-    if labels is None:
-        return
-    if labels.dtype.kind not in "iu" or labels.shape != (len(array),):
-        raise ValueError(
-            f"labels are {labels.dtype} of shape {labels.shape}, not integers of ({len(array)},)"
+
+
+def _as_stack(array: np.ndarray) -> tuple[np.ndarray, str | None]:
+    """(A stack of images, what a single one or a doubtful shape was taken for)."""
+    if array.ndim == 2:
+        return array[None], f"shape {array.shape} is read as one grey image"
+    if array.ndim != 3:
+        return array, None
+    first, rows, columns = array.shape
+    if columns <= MOST_COLOURS < min(first, rows):
+        return array[None], f"shape {array.shape} is read as one image of {columns} channels"
+    if first in (3, MOST_COLOURS) and min(rows, columns) > MOST_COLOURS:
+        return array, (
+            f"shape {array.shape} is read as {first} grey images; one image of {first} channels"
+            f" has shape (1, {first}, {rows}, {columns})"
         )
+    return array, None
 
 
 def _channel_axis(shape: tuple[int, ...]) -> int | None:
@@ -232,7 +311,7 @@ def array_facts(planes: np.ndarray) -> ImageFacts:
 
 
 def _check_dtype(dtype: np.dtype) -> None:
-    if dtype.kind not in "bf" and dtype not in (np.uint8, np.uint16):
+    if dtype.kind not in "bf" and dtype.newbyteorder("=") not in (np.uint8, np.uint16):
         raise ValueError(
             f"pixels of type {dtype} have no known scale: save them as uint8, uint16, or floats"
         )
@@ -251,7 +330,7 @@ def array_pixels(planes: np.ndarray, name: str) -> Tensor:
         return torch.from_numpy(np.array(planes, order="C"))
     with np.errstate(over="ignore"):
         values = np.array(planes, dtype=np.float32, order="C")
-    if planes.dtype == np.uint16:
+    if planes.dtype.newbyteorder("=") == np.uint16:
         values /= np.float32(65535)
     if not np.isfinite(values).all():
         raise UnreadableImage(name, "it holds values that are not finite")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from crate_mae.sources.found import Found
 from crate_mae.sources.images import (
     ImageData,
     ImageFacts,
@@ -20,10 +21,14 @@ from crate_mae.sources.images import (
     probe_image,
 )
 
-IMAGE_KEYS = ("image", "img", "pixel_values")
+IMAGE_KEYS = ("image", "images", "img", "imgs", "pixel_values", "picture", "jpg", "png", "x")
 """What data sets call their images; the first one present is taken."""
-LABEL_KEYS = ("label", "labels", "fine_label", "class", "target", "targets")
-"""What data sets call their class numbers; the first one present is taken."""
+LABEL_KEYS = (
+    "label", "labels", "fine_label", "class", "target", "targets", "class_name", "class_label",
+    "label_name", "classname", "classes", "category", "category_name", "cls", "class_id",
+    "category_id", "label_id", "y",
+)  # fmt: skip
+"""What data sets call their classes; the first one present is taken."""
 MAX_LABEL = 1_000_000
 """The largest class number that is believed."""
 
@@ -79,6 +84,8 @@ class Source(ABC):
     split: str | None
     class_names: tuple[str, ...] | None
     """One name for each class number, or None when the images carry no labels."""
+    found: Found = Found()
+    """What was met beside the images."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -180,7 +187,10 @@ def checked_labels(
         return None, None
     highest = int(values.max())
     if highest > MAX_LABEL:
-        raise ValueError(f"{address} has a label {highest}, above the limit of {MAX_LABEL}")
+        raise ValueError(
+            f"{address} has a label {highest}, above the limit of {MAX_LABEL}: choose another"
+            " column with --label-key, or none"
+        )
     names = tuple(map(str, range(highest + 1))) if class_names is None else tuple(class_names)
     if highest >= len(names):
         raise ValueError(f"{address} has a label {highest} but only {len(names)} class names")
@@ -190,7 +200,7 @@ def checked_labels(
 def labels_of(source: ImageSource) -> list[int]:
     """The class number of every image of a source; ValueError when some have none."""
     if source.class_names is None:
-        raise ValueError(f"{source.address} has no labels: put images into one folder per class")
+        raise ValueError(without_labels(source))
     labels: list[int] = []
     without: list[int] = []
     for index in range(len(source)):
@@ -205,6 +215,12 @@ def labels_of(source: ImageSource) -> list[int]:
             f" {source.name(without[0])}: leave them out"
         )
     return labels
+
+
+def without_labels(source: Source) -> str:
+    """The words for a source that has no labels: why, where that is known, and what to do."""
+    why = source.found.no_labels or "put images into one folder per class"
+    return f"{source.address} has no labels: {why}"
 
 
 def subset(source: ImageSource, indices: Sequence[int]) -> ImageSource:
@@ -236,7 +252,7 @@ class _Subset(ImageSource):
             indices = source._indices[indices]
             source = source._source
         self.address, self.split = source.address, source.split
-        self.class_names = source.class_names
+        self.class_names, self.found = source.class_names, source.found
         self._source, self._indices = source, indices
 
     def __len__(self) -> int:

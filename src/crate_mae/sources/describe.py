@@ -1,97 +1,27 @@
 """What a source of images holds: sizes, colours, labels, statistics, and what cannot be read."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from statistics import median
 
-import torch
-from torch import Tensor
-
 from crate_mae.common.escaping import printable
 from crate_mae.common.progress import Progress
 from crate_mae.common.text_tables import named_values
-from crate_mae.sources.base import ImageSource, Share, Source, random_subset
-from crate_mae.sources.images import ImageFacts, Sample, UnreadableImage, probe_image, to_channels
+from crate_mae.sources.base import ImageSource, Source, random_subset
+from crate_mae.sources.found import PassedOver, Tally
+from crate_mae.sources.images import ImageFacts, Sample, UnreadableImage, probe_image
+from crate_mae.sources.labels import in_order
+from crate_mae.sources.pixel_statistics import PixelStatistics
 from crate_mae.sources.webdataset import StreamSource, decode_record
 
-# Pixels that are converted to float64 at once.
-_CHUNK = 1 << 20
 _SHOWN_SIZES = 5
 _SHOWN_LINES = 20
-_WIDTH = 80
+_NARROWEST = 60
+_NAMED = 5
 _NAME_WIDTH = 48
-
-
-class PixelStatistics:
-    """Exact mean and standard deviation per channel, gathered image by image in float64.
-
-    Values are on the [0, 1] scale: uint8 is divided by 255, floats count as they are. Chunks are
-    merged by the update of Chan, Golub and LeVeque, which does not cancel as sums of squares do.
-    """
-
-    def __init__(self, channels: int) -> None:
-        self.count = 0
-        self._mean = torch.zeros(channels, dtype=torch.float64)
-        self._squares = torch.zeros(channels, dtype=torch.float64)
-        self.lowest, self.highest = float("inf"), float("-inf")
-
-    def add(self, image: Tensor) -> None:
-        """Count in the pixels of a (C, H, W) image."""
-        scale = 255.0 if image.dtype == torch.uint8 else 1.0
-        pixels = image.flatten(1)
-        for start in range(0, pixels.shape[1], _CHUNK):
-            values = pixels[:, start : start + _CHUNK].double() / scale
-            self._merge(values)
-            self.lowest = min(self.lowest, float(values.min()))
-            self.highest = max(self.highest, float(values.max()))
-
-    def _merge(self, values: Tensor) -> None:
-        added = values.shape[1]
-        mean = values.mean(dim=1)
-        squares = (values - mean[:, None]).square().sum(dim=1)
-        total = self.count + added
-        delta = mean - self._mean
-        self._mean += delta * (added / total)
-        self._squares += squares + delta.square() * (self.count * added / total)
-        self.count = total
-
-    def mean(self) -> tuple[float, ...]:
-        """The mean of each channel."""
-        return tuple(self._mean.tolist())
-
-    def std(self) -> tuple[float, ...]:
-        """The population standard deviation of each channel."""
-        return tuple((self._squares / self.count).sqrt().tolist())
-
-
-def measure_statistics(
-    source: Source, *, channels: int, limit: int | None = None, seed: int = 0
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel on the [0, 1] scale, after `to_channels`.
-
-    With a limit, over that many images drawn at random; images that cannot be read are left out.
-    """
-    statistics = PixelStatistics(channels)
-    for sample in _samples(source, limit, seed):
-        if isinstance(sample, Sample):
-            try:
-                statistics.add(to_channels(sample.image, channels))
-            except ValueError as error:
-                raise ValueError(f"{source.address}, {sample.name}: {error}") from error
-    if statistics.count == 0:
-        raise ValueError(f"{source.address} holds no image that can be read")
-    mean, std = statistics.mean(), statistics.std()
-    for channel, (middle, spread) in enumerate(zip(mean, std, strict=True)):
-        # Sums of equal values round: to 1e-17 about as often as to 0.
-        if spread <= 1e-6 * max(abs(middle), 1e-3):
-            raise ValueError(
-                f"channel {channel} of {source.address} has one value everywhere, about"
-                f" {middle:.4g}: leave such channels out, or give data.mean and data.std"
-            )
-    return mean, std
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +57,12 @@ class DataReport:
     unlabelled: int
     fingerprint: str
     notes: tuple[str, ...]
+    splits: tuple[str, ...] = ()
+    """Every split that is there, the one described included."""
+    passed_over: tuple[PassedOver, ...] = ()
+    """What the source does not use, counted, with the first names."""
+    no_labels: str | None = None
+    """Why nothing is labelled, where that is known."""
 
     def to_dict(self) -> dict[str, object]:
         """Everything as plain values that can be written as JSON."""
@@ -134,19 +70,25 @@ class DataReport:
         values["channel_counts"] = {str(key): n for key, n in self.channel_counts.items()}
         return values
 
-    def table(self) -> str:
-        """Aligned text for a terminal of 80 columns; long lists are cut, with a count."""
+    def table(self, *, width: int | None = None) -> str:
+        """Aligned text; long lists are cut, with a count, and nothing else is.
+
+        With a width, lines are wrapped to it, as for a terminal; without one they stay whole.
+        """
         rows = [*self._overview(), *self._pixel_rows(), *self._class_rows()]
+        rows += [("passed over", str(entry)) for entry in self.passed_over]
         rows += [("note", note) for note in self.notes]
         rows.append(("fingerprint", self.fingerprint))
-        bad = _cut([f"{name}: {reason}" for name, reason in self.unreadable])
+        bad = _cut(_by_reason(self.unreadable))
         rows += [("unreadable" if not place else "", line) for place, line in enumerate(bad)]
-        lines = named_values((key, printable(value)) for key, value in rows)
-        return "\n".join(_fitted(line) for line in lines)
+        wrap = None if width is None else max(width, _NARROWEST)
+        return "\n".join(named_values(((k, printable(v)) for k, v in rows), wrap=wrap))
 
     def _overview(self) -> Iterator[tuple[str, str]]:
         yield "source", self.address
-        yield "split", self.split or "-"
+        others = [name for name in self.splits if name != self.split]
+        beside = f" (beside it: {', '.join(others)})" if others else ""
+        yield "split", f"{self.split or '-'}{beside}"
         seen = "" if self.examined == self.count else f", {self.examined} examined"
         yield "images", f"{self.count}{seen}"
         yield "readable", f"{self.readable} of {self.examined}"
@@ -169,13 +111,14 @@ class DataReport:
 
     def _class_rows(self) -> Iterator[tuple[str, str]]:
         if self.classes is None:
-            yield "classes", "none (unlabelled)"
+            why = f": {self.no_labels}" if self.no_labels else ""
+            yield "classes", f"none (unlabelled{why})"
             return
         least, most = min(self.classes.values()), max(self.classes.values())
         yield "classes", f"{len(self.classes)}, with {least} to {most} images each"
         if self.unlabelled:
             yield "", f"{self.unlabelled} images carry no label"
-        counts = [(name[:_NAME_WIDTH], str(n)) for name, n in self.classes.items()]
+        counts = [(printable(name)[:_NAME_WIDTH], str(n)) for name, n in self.classes.items()]
         for line in _cut(named_values(counts)):
             yield "", line
 
@@ -190,8 +133,8 @@ def describe_source(
     count = len(source)
     to_do = count if limit is None else min(limit, count)
     tally = _Tally()
-    for facts, sample in _described(source, limit):
-        tally.add(facts, sample)
+    for facts, sample, word in _described(source, limit, tally.met):
+        tally.add(facts, sample, word)
         if progress is not None:
             progress(tally.examined, to_do)
     return tally.report(source, count)
@@ -206,11 +149,18 @@ class _Tally:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
     dtypes: Counter[str] = field(default_factory=Counter)
-    labels: Counter[int | None] = field(default_factory=Counter)
+    labels: Counter[int | str | None] = field(default_factory=Counter)
+    met: Tally = field(default_factory=Tally)
+    profiles: Counter[str] = field(default_factory=Counter)
     channels: Counter[int] = field(default_factory=Counter)
     statistics: dict[int, PixelStatistics] = field(default_factory=dict)
 
-    def add(self, facts: ImageFacts | None, sample: Sample | UnreadableImage) -> None:
+    def add(
+        self,
+        facts: ImageFacts | None,
+        sample: Sample | UnreadableImage,
+        word: int | str | None,
+    ) -> None:
         self.examined += 1
         if isinstance(sample, UnreadableImage):
             self.unreadable.append((sample.name, sample.reason))
@@ -218,10 +168,14 @@ class _Tally:
         channels, height, width = sample.image.shape
         self.sizes[height, width] += 1
         self.dtypes[str(sample.image.dtype).removeprefix("torch.")] += 1
-        self.labels[sample.label] += 1
+        self.labels[word] += 1
         self.channels[channels] += 1
         if facts is not None:
             self.modes[facts.mode] += 1
+            if facts.unread is not None:
+                self.met.add(f"images with {facts.unread}, not read", sample.name)
+            if facts.profile is not None:
+                self.profiles[facts.profile] += 1
         self.statistics.setdefault(channels, PixelStatistics(channels)).add(sample.image)
 
     def report(self, source: Source, count: int) -> DataReport:
@@ -250,7 +204,10 @@ class _Tally:
             classes=_class_balance(self.labels, source.class_names),
             unlabelled=self.labels[None],
             fingerprint=source.fingerprint(),
-            notes=tuple(self._notes(channels)),
+            notes=(*self._notes(channels), *source.found.notes),
+            splits=source.found.splits,
+            passed_over=(*source.found.passed_over, *self.met.entries()),
+            no_labels=source.found.no_labels,
         )
 
     def _notes(self, channels: int | None) -> Iterator[str]:
@@ -259,20 +216,33 @@ class _Tally:
                 f"the images differ in channels; mean, std and range are of the"
                 f" {self.channels[channels]} with {channels}"
             )
+        if self.profiles:
+            yield (
+                f"{self.profiles.total()} images have colour profiles that are not applied"
+                f" ({_counted(dict(self.profiles.most_common(5)))}): their colours are taken as"
+                " sRGB; convert them to sRGB beforehand where that matters"
+            )
 
 
 def _described(
-    source: Source, limit: int | None
-) -> Iterator[tuple[ImageFacts | None, Sample | UnreadableImage]]:
-    """Header facts and decoded image of each sample to be examined."""
+    source: Source, limit: int | None, met: Tally
+) -> Iterator[tuple[ImageFacts | None, Sample | UnreadableImage, int | str | None]]:
+    """Header facts, decoded image and label of each sample to be examined.
+
+    Labels of streams that are not understood are counted in `met`.
+    """
     if isinstance(source, StreamSource):
         for record in islice(source.records(), limit):
-            yield _facts(partial(probe_image, record.image, record.name)), decode_record(record)
+            if record.label_fault is not None:
+                met.add(f"labels that are no class ({record.label_fault})", record.name)
+            facts = _facts(partial(probe_image, record.image, record.name))
+            yield facts, decode_record(record), record.label
         return
     assert isinstance(source, ImageSource)
     chosen = source if limit is None else random_subset(source, limit)
     for index, sample in enumerate(chosen.samples()):
-        yield _facts(partial(chosen.facts, index)), sample
+        label = sample.label if isinstance(sample, Sample) else None
+        yield _facts(partial(chosen.facts, index)), sample, label
 
 
 def _facts(read: Callable[[], ImageFacts]) -> ImageFacts | None:
@@ -282,27 +252,17 @@ def _facts(read: Callable[[], ImageFacts]) -> ImageFacts | None:
         return None
 
 
-def _samples(source: Source, limit: int | None, seed: int) -> Iterator[Sample | UnreadableImage]:
-    """Every sample, or `limit` of them drawn by the seed."""
-    if limit is None:
-        return source.samples()
-    if isinstance(source, StreamSource):
-        return islice(source.samples(Share(seed=seed, shuffle=True)), limit)
-    assert isinstance(source, ImageSource)
-    return random_subset(source, limit, seed).samples()
-
-
 def _spread(values: list[int]) -> tuple[int, float, int] | None:
     return (min(values), float(median(values)), max(values)) if values else None
 
 
 def _class_balance(
-    labels: Counter[int | None], class_names: tuple[str, ...] | None
+    labels: Counter[int | str | None], class_names: tuple[str, ...] | None
 ) -> dict[str, int] | None:
-    """Images of each class; a stream has no class names, so there the numbers stand for them."""
+    """Images of each class; of a stream, its labels themselves are the names."""
     if class_names is None:
-        numbers = sorted(label for label in labels if label is not None)
-        return {str(number): labels[number] for number in numbers} or None
+        named = {str(label): count for label, count in labels.items() if label is not None}
+        return {name: named[name] for name in in_order(named)} or None
     balance: Counter[str] = Counter()
     for number, name in enumerate(class_names):
         balance[name] += labels[number]
@@ -319,8 +279,18 @@ def _counted(counts: dict[str, int]) -> str:
 
 
 def _numbers(values: tuple[float, ...]) -> str:
-    return ", ".join(f"{value:.6f}" for value in values)
+    return ", ".join(f"{value:.6g}" for value in values)
 
 
-def _fitted(line: str) -> str:
-    return line if len(line) <= _WIDTH else f"{line[: _WIDTH - 3]}..."
+def _by_reason(unreadable: Sequence[tuple[str, str]]) -> list[str]:
+    """A line for each reason, with how many images have it and the first of their names."""
+    names: dict[str, list[str]] = {}
+    for name, reason in unreadable:
+        names.setdefault(reason, []).append(name)
+    lines = []
+    for reason, found in names.items():
+        more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        shown = f"{', '.join(name[:_NAME_WIDTH] for name in found[:_NAMED])}{more}"
+        single = f"{shown}: {reason}"
+        lines.append(single if len(found) == 1 else f"{len(found)} images: {reason} ({shown})")
+    return lines

@@ -7,9 +7,11 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from crate_mae.sources.base import IMAGE_KEYS, EncodedSource, ImageSource, existing_path
+from crate_mae.sources.base import EncodedSource, ImageSource, existing_path
+from crate_mae.sources.found import AS_USUAL, Found, Reading
 from crate_mae.sources.images import UnreadableImage
-from crate_mae.sources.parquet import integer_column, pick_column, pick_label_column
+from crate_mae.sources.labels import Labels, label_column
+from crate_mae.sources.parquet import column_labels, image_column
 from crate_mae.sources.splits import match_split
 
 
@@ -22,14 +24,10 @@ class HuggingFaceSource(EncodedSource):
         split: str,
         dataset: Any,
         image: str,
-        label: str | None,
-        class_names: Sequence[str] | None,
+        labels: Labels,
         folders: Sequence[Path],
     ) -> None:
-        labels = None
-        if label is not None:
-            labels = integer_column(dataset.data.column(label))
-        super().__init__(address, split, labels, class_names)
+        super().__init__(address, split, labels.numbers, labels.names)
         self._dataset, self._image, self._folders = dataset, image, folders
 
     def __len__(self) -> int:
@@ -54,7 +52,7 @@ class HuggingFaceSource(EncodedSource):
         yield json.dumps(pc.binary_length(pc.struct_field(column, "bytes")).to_pylist()).encode()
 
 
-def open_hugging_face(rest: str, split: str | None) -> ImageSource:
+def open_hugging_face(rest: str, split: str | None, reading: Reading = AS_USUAL) -> ImageSource:
     """The source of `hf:NAME[:CONFIG]`, a dataset of the Hub or a folder that `datasets` reads.
 
     Without a split it is `train`, or the only one there is.
@@ -72,10 +70,21 @@ def open_hugging_face(rest: str, split: str | None) -> ImageSource:
         raise kind(f"{address} cannot be loaded: {error}") from error
     chosen = _default_split(splits, split, address)
     dataset = splits[chosen]
-    image, label, class_names = _find_features(dataset.features, datasets, address)
+    image, label, class_names, why = _find_features(dataset.features, datasets, reading, address)
     dataset = dataset.select_columns([image] if label is None else [image, label])
     dataset = dataset.cast_column(image, datasets.Image(decode=False))
-    return HuggingFaceSource(address, chosen, dataset, image, label, class_names, folders)
+    labels = Labels(why_none=why)
+    if label is not None:
+        chunks = dataset.data.column(label).chunks
+        labels = column_labels(chunks, class_names, f"the column {label}")
+    source = HuggingFaceSource(address, chosen, dataset, image, labels, folders)
+    why = labels.why_none
+    source.found = Found(
+        splits=tuple(map(str, splits)),
+        could_be_labelled=why is not None and not reading.unlabelled,
+        no_labels=why,
+    )
+    return source
 
 
 def _import_datasets() -> Any:
@@ -96,20 +105,18 @@ def _default_split(splits: Iterable[str], split: str | None, address: str) -> st
 
 
 def _find_features(
-    features: Mapping[str, Any], datasets: Any, address: str
-) -> tuple[str, str | None, list[str] | None]:
-    """The image feature, the label feature if there is one, and its class names if it has them."""
+    features: Mapping[str, Any], datasets: Any, reading: Reading, address: str
+) -> tuple[str, str | None, list[str] | None, str | None]:
+    """The image feature, the label feature if any, its class names, and why there is none."""
     images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
-    image = pick_column(images, images, IMAGE_KEYS)
+    image = image_column(images, images, reading, address)
     if image is None:
         listed = ", ".join(f"{name} ({type(kind).__name__})" for name, kind in features.items())
         problem = "several image columns" if images else "no column of type Image"
-        raise ValueError(f"{address} has {problem}; its columns: {listed}")
-    marked = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    plain = [
-        name
-        for name, kind in features.items()
-        if isinstance(kind, datasets.Value) and kind.dtype.lstrip("u").startswith("int")
-    ]
-    label = pick_label_column(marked + plain, marked, address)
-    return image, label, features[label].names if label in marked else None
+        raise ValueError(
+            f"{address} has {problem}; its columns: {listed}; choose one with --image-key"
+        )
+    others = [name for name in features if name != image]
+    marked = [name for name in others if isinstance(features[name], datasets.ClassLabel)]
+    label, why = label_column(others, marked, reading, address)
+    return image, label, features[label].names if label in marked else None, why

@@ -1,6 +1,7 @@
 """From the bytes of an image file to a tensor, without trusting the file."""
 
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
+
+from crate_mae.common.file_kinds import file_kind
+from crate_mae.sources import tiff
+from crate_mae.sources.exact import corrected, with_clear_canvas
 
 MAX_PIXELS = 64_000_000
 MAX_PIXELS_VARIABLE = "CRATE_MAE_MAX_PIXELS"
@@ -60,6 +65,10 @@ class ImageFacts:
     mode: str
     height: int
     width: int
+    unread: str | None = None
+    """What the file holds beside the image that is read, such as further pages."""
+    profile: str | None = None
+    """The colour profile, where it is not sRGB; colours are taken as they are stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,17 +88,41 @@ def decode_image(data: ImageData, name: str) -> Tensor:
     of an animation the first frame counts. Raises UnreadableImage for anything that is damaged,
     empty, not an image, or larger than `MAX_PIXELS` (see `max_pixels`).
     """
-    with _opened(data, name) as image:
-        image.load()
-        _check_size(image.size, name)  # icon files may grow on loading
-        upright = _UPRIGHT.get(_orientation(image))
-        flat = _without_alpha(image)
-        array = np.array(flat if upright is None else flat.transpose(upright))
+    try:
+        with _opened(data, name) as image:
+            image.load()
+            _check_size(image.size, name)  # icon files may grow on loading
+            upright = _UPRIGHT.get(_orientation(image))
+            flat = _without_alpha(image)
+            array = np.array(flat if upright is None else flat.transpose(upright))
+            array = corrected(array, image, data)
+    except tiff.NotForPillowError as fault:
+        return _through_tifffile(data, name, str(fault))
     return _scaled(array, flat.mode, name)
 
 
+def _through_tifffile(data: ImageData, name: str, fault: str) -> Tensor:
+    from crate_mae.sources.arrays import array_pixels
+
+    assert not isinstance(data, Image.Image)
+    with decoding(name):
+        found = tiff.first_image(data, fault)
+    if isinstance(found, Image.Image):
+        return decode_image(found, name)
+    return array_pixels(found, name)
+
+
 def probe_image(data: ImageData, name: str) -> ImageFacts:
-    """The mode and upright size, from the header alone; raises UnreadableImage."""
+    """Mode, upright size, profile and what is not read, from headers; raises UnreadableImage."""
+    try:
+        return _header_facts(data, name)
+    except tiff.NotForPillowError as fault:
+        assert not isinstance(data, Image.Image)
+        with decoding(name):
+            return ImageFacts(*tiff.facts_of(data, str(fault)))
+
+
+def _header_facts(data: ImageData, name: str) -> ImageFacts:
     with _opened(data, name) as image:
         width, height = image.size
         # Pillow already gives the upright size of a TIFF, and to find EXIF behind the pixels of a
@@ -97,7 +130,20 @@ def probe_image(data: ImageData, name: str) -> ImageFacts:
         settled = image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)
         if not settled and _orientation(image) in _SIDEWAYS:
             width, height = height, width
-        return ImageFacts(image.mode, height, width)
+        mode, profile = image.mode, _foreign_profile(image)
+        return ImageFacts(mode, height, width, tiff.unread_part(image), profile)
+
+
+def _foreign_profile(image: Image.Image) -> str | None:
+    """The name of an RGB image's colour profile unless it is sRGB; None without one."""
+    profile = image.info.get("icc_profile")
+    if not isinstance(profile, bytes) or not image.mode.startswith("RGB"):
+        return None
+    try:
+        text = ImageCms.getProfileDescription(BytesIO(profile)).strip()
+    except Exception:  # a damaged profile says nothing
+        return None
+    return None if re.search(r"srgb|^c2$", text, re.IGNORECASE) or not text else text[:60]
 
 
 def to_channels(image: Tensor, channels: int) -> Tensor:
@@ -154,7 +200,7 @@ def decoding(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except UnreadableImage:
+    except (UnreadableImage, tiff.NotForPillowError):
         raise
     except Exception as error:
         raise UnreadableImage(name, _reason(error)) from error
@@ -185,7 +231,18 @@ def _open_header(data: bytes | Path, name: str) -> Image.Image:
         empty = not data
     if empty:
         raise UnreadableImage(name, "the file is empty")
-    return Image.open(data if isinstance(data, Path) else BytesIO(data), formats=readable_formats())
+    clear = with_clear_canvas(data) or data
+    file = clear if isinstance(clear, Path) else BytesIO(clear)
+    try:
+        image = Image.open(file, formats=readable_formats())
+    except UnidentifiedImageError as error:
+        kind = file_kind(data)
+        if kind == "TIFF":
+            raise tiff.NotForPillowError(tiff.in_words(data)) from error
+        known = "" if kind is None else f", but {kind}"
+        raise UnreadableImage(name, f"not an image in a known format{known}") from error
+    tiff.check_tags(image)
+    return image
 
 
 def _check_size(size: tuple[int, int], name: str, limit: int | None = None) -> None:
@@ -202,8 +259,8 @@ def _check_size(size: tuple[int, int], name: str, limit: int | None = None) -> N
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image in a known format"
+    if isinstance(error, ImportError):
+        return str(error)
     if isinstance(error, Image.DecompressionBombError):
         return f"far too many pixels: {error}"
     if isinstance(error, MemoryError):
@@ -236,7 +293,7 @@ def _without_alpha(image: Image.Image) -> Image.Image:
 
 
 def _scaled(array: np.ndarray, mode: str, name: str) -> Tensor:
-    if mode == "I" or mode.startswith("I;16"):
+    if array.dtype.kind != "f" and (mode == "I" or mode.startswith("I;16")):
         low, high = int(array.min()), int(array.max())
         if low < 0 or high > 65535:
             raise UnreadableImage(

@@ -1,12 +1,16 @@
 """What a command line calls images: files, folders, or one address."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from crate_mae.sources.address import is_address, open_source
 from crate_mae.sources.base import EncodedSource, ImageSource
-from crate_mae.sources.folders import files_below, size_of
+from crate_mae.sources.folders import list_files, size_of
+from crate_mae.sources.found import AS_USUAL, Reading
 from crate_mae.sources.images import image_suffixes
+
+logger = logging.getLogger(__name__)
 
 
 class FileList(EncodedSource):
@@ -32,7 +36,11 @@ class FileList(EncodedSource):
 
 
 def open_images(
-    inputs: Sequence[str], *, split: str | None = None, limit: int | None = None
+    inputs: Sequence[str],
+    *,
+    split: str | None = None,
+    limit: int | None = None,
+    reading: Reading = AS_USUAL,
 ) -> ImageSource:
     """A source of one address, or of image files and folders (searched recursively).
 
@@ -43,7 +51,7 @@ def open_images(
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, not {limit}")
     if len(inputs) == 1 and is_address(inputs[0]):
-        source = open_source(inputs[0], split=split, limit=limit)
+        source = open_source(inputs[0], split=split, limit=limit, reading=reading)
         if not isinstance(source, ImageSource):
             raise ValueError(f"{inputs[0]} is a stream; name files, a folder or another address")
         return source
@@ -56,11 +64,16 @@ def open_images(
             if is_address(given):
                 raise ValueError(f"{given} is a data address: name it alone, without other images")
             raise FileNotFoundError(f"no image, folder or known address at {given}")
-        paths += _images_in(path) if path.is_dir() else [path]
+        paths += _images_in(path, reading) if path.is_dir() else [path]
     if not paths:
         raise ValueError("no images were named")
     return FileList(list(dict.fromkeys(paths))[:limit])
 
 
-def _images_in(folder: Path) -> list[Path]:
-    return [folder / name for name in files_below(folder, image_suffixes(), str(folder))]
+def _images_in(folder: Path, reading: Reading) -> list[Path]:
+    names, passed = list_files(
+        folder, image_suffixes(), str(folder), follow_links=reading.follow_links
+    )
+    for entry in passed:
+        logger.warning("%s: passed over: %s", folder, entry)
+    return [folder / name for name in names]

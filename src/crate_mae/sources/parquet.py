@@ -11,15 +11,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crate_mae.common.budgets import check_growth, check_memory
-from crate_mae.sources.base import (
-    IMAGE_KEYS,
-    LABEL_KEYS,
-    EncodedSource,
-    ImageSource,
-    existing_path,
-)
-from crate_mae.sources.folders import files_below
+from crate_mae.sources.base import IMAGE_KEYS, EncodedSource, ImageSource, existing_path
+from crate_mae.sources.folders import list_files
+from crate_mae.sources.found import AS_USUAL, Found, Reading, passed_over
 from crate_mae.sources.images import UnreadableImage
+from crate_mae.sources.labels import (
+    Labels,
+    chosen_key,
+    class_labels,
+    label_column,
+    usual_label,
+)
 from crate_mae.sources.splits import select_shards
 
 MAX_PARQUET_BYTES = 8 * 1024**3
@@ -70,42 +72,90 @@ class ParquetSource(EncodedSource):
         return self.name(index), self.label(index), self._sizes[index]
 
 
-def open_parquet(rest: str, split: str | None) -> ImageSource:
+def open_parquet(rest: str, split: str | None, reading: Reading = AS_USUAL) -> ImageSource:
     """The source of `parquet:PATH`, a file or a folder of files; their names tell the splits."""
     path, address = existing_path(rest, "parquet"), f"parquet:{rest}"
     root = path if path.is_dir() else path.parent
-    files = [path] if path.is_file() else sorted(_parquet_files(path, address))
-    files, chosen = select_shards(files, root, split, address)
-    names = [file.relative_to(root).as_posix() for file in files]
+    files, passed = [path], ()
+    if path.is_dir():
+        listed, passed = list_files(
+            path, frozenset({".parquet"}), address, follow_links=reading.follow_links
+        )
+        files = [path / name for name in listed]
+    chosen = select_shards(files, root, split, address)
+    names = [file.relative_to(root).as_posix() for file in chosen.files]
+    rest_names = [file.relative_to(root).as_posix() for file in chosen.rest]
     try:
-        return _read_parquet(address, chosen, files, names)
+        source, why = _read_parquet(address, chosen.split, chosen.files, names, reading)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{address} cannot be read as parquet: {error}") from error
-
-
-def _parquet_files(folder: Path, address: str) -> list[Path]:
-    return [folder / name for name in files_below(folder, frozenset({".parquet"}), address)]
+    source.found = Found(
+        splits=chosen.splits,
+        passed_over=passed + passed_over("files outside the splits", rest_names),
+        could_be_labelled=why is not None and not reading.unlabelled,
+        no_labels=why,
+    )
+    return source
 
 
 def _read_parquet(
-    address: str, split: str | None, files: Sequence[Path], names: Sequence[str]
-) -> ImageSource:
+    address: str,
+    split: str | None,
+    files: Sequence[Path],
+    names: Sequence[str],
+    reading: Reading,
+) -> tuple[ParquetSource, str | None]:
+    """The source, and why it has no labels where it has none."""
     schema = pq.read_schema(files[0])
-    image, label, class_names = _find_columns(schema, address)
-    columns = [image] if label is None else [image, label]
+    image, label, class_names, why = _find_columns(schema, reading, address)
+    columns = [image] if label is None else [image, label.partition(".")[0]]
     images: list[pa.Array] = []
-    labels: list[np.ndarray] = []
+    labels: list[pa.Array] = []
     rows = dict.fromkeys(names, 0)
     for name, batch in _batches(dict(zip(names, files, strict=True)), columns, schema, address):
         rows[name] += batch.num_rows
         images.append(_encoded_images(batch.column(image)))
         if label is not None:
-            labels.append(integer_column(batch.column(label)))
+            labels.append(_nested(batch, label, address))
     if not any(rows.values()):
         raise ValueError(f"{address} holds no rows")
-    numbers = np.concatenate(labels) if labels else None
+    found = Labels(why_none=why)
+    if label is not None:
+        found = column_labels(labels, class_names, f"the column {label}")
+    if len({array.type for array in images}) > 1:
+        images = [array.cast(pa.large_binary()) for array in images]
     encoded = pa.chunked_array(images)
-    return ParquetSource(address, split, list(rows.items()), encoded, numbers, class_names)
+    shards = list(rows.items())
+    source = ParquetSource(address, split, shards, encoded, found.numbers, found.names)
+    return source, found.why_none
+
+
+def _nested(batch: pa.RecordBatch, path: str, address: str) -> pa.Array:
+    """The column of that name, or the part of a column of records that `column.part` names."""
+    name, _, part = (path, "", "") if path in batch.schema.names else path.partition(".")
+    column = batch.column(name)
+    if not part:
+        return column
+    try:
+        return pc.struct_field(column, part.split("."))
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise ValueError(f"{address} has no {part!r} in its column {name}: {error}") from error
+
+
+def column_labels(
+    chunks: Sequence[pa.Array], class_names: Sequence[str] | None, where: str
+) -> Labels:
+    """The labels of a column in chunks, whose types may differ as those of shards do."""
+    if all(pa.types.is_integer(chunk.type) for chunk in chunks):
+        try:
+            return Labels(
+                np.concatenate([integer_column(chunk) for chunk in chunks]),
+                None if class_names is None else tuple(class_names),
+            )
+        except pa.ArrowInvalid:
+            return Labels(why_none=f"{where} holds numbers beyond 64 bits, which are no classes")
+    values = (value for chunk in chunks for value in chunk.to_pylist())
+    return class_labels(values, class_names, where)
 
 
 def _batches(
@@ -152,7 +202,8 @@ def _rows_at_once(table: pq.ParquetFile, group: int, columns: Sequence[str]) -> 
 def _check_column(present: pa.Schema, expected: pa.Schema, column: str, where: str) -> None:
     if column not in present.names:
         raise ValueError(f"{where} has no column {column!r}, which the first file has")
-    if present.field(column).type != expected.field(column).type:
+    here, there = present.field(column).type, expected.field(column).type
+    if _holds_images(there) and pa.types.is_struct(here) != pa.types.is_struct(there):
         raise ValueError(f"{where} has another type in column {column!r} than the first file")
 
 
@@ -175,23 +226,27 @@ def integer_column(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
 
 def _find_columns(
-    schema: pa.Schema, address: str
-) -> tuple[str, str | None, tuple[str, ...] | None]:
-    """The image column, the label column if there is one, and the class names if they are known."""
+    schema: pa.Schema, reading: Reading, address: str
+) -> tuple[str, str | None, tuple[str, ...] | None, str | None]:
+    """The image column, the label column if any, its class names if known, why there is none."""
     features = _hugging_face_features(schema)
     kinds = {name: feature.get("_type") for name, feature in features.items()}
     images = [field.name for field in schema if _holds_images(field.type)]
-    integers = [field.name for field in schema if pa.types.is_integer(field.type)]
-    image = pick_column(images, [name for name in images if kinds.get(name) == "Image"], IMAGE_KEYS)
+    image = image_column(images, [n for n in images if kinds.get(n) == "Image"], reading, address)
     if image is None:
         listed = ", ".join(f"{field.name} ({field.type})" for field in schema)
         problem = "several image columns" if images else "no column of encoded images"
-        raise ValueError(f"{address} has {problem}; its columns: {listed}")
-    marked = [name for name in integers if kinds.get(name) == "ClassLabel"]
-    label = pick_label_column(integers, marked, address)
+        raise ValueError(
+            f"{address} has {problem}; its columns: {listed}; choose one with --image-key"
+        )
+    others = [field.name for field in schema if field.name != image]
+    if reading.label_key is not None and reading.label_key.partition(".")[0] in others:
+        others.append(reading.label_key)
+    marked = [name for name in others if kinds.get(name) == "ClassLabel"]
+    label, why = label_column(others, marked, reading, address)
     known = features.get(label or "", {}).get("names")
     named = label in marked and isinstance(known, list)
-    return image, label, tuple(map(str, known)) if named and known else None
+    return image, label, tuple(map(str, known)) if named and known else None, why
 
 
 def _hugging_face_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
@@ -210,30 +265,21 @@ def _holds_images(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def pick_column(candidates: list[str], marked: list[str], preferred: Sequence[str]) -> str | None:
-    """The one to use: a marked one before others, a single one or else a preferred name."""
-    for group in (marked, candidates):
+def image_column(
+    candidates: Sequence[str], marked: Sequence[str], reading: Reading, address: str
+) -> str | None:
+    """The one asked for, else a marked one, a single one, or one of a usual name; None if unclear.
+
+    A column that is called a label is taken for images only where nothing else can be.
+    """
+    if reading.image_key is not None:
+        return chosen_key(reading.image_key, candidates, address, "column of images")
+    likely = [name for name in candidates if usual_label([name]) is None]
+    for group in (marked, likely, candidates):
         if len(group) == 1:
             return group[0]
-        for name in preferred:
-            if name in group:
-                return name
+        lower = {name.lower(): name for name in reversed(group)}
+        for name in IMAGE_KEYS:
+            if name in lower:
+                return lower[name]
     return None
-
-
-def pick_label_column(integers: list[str], marked: list[str], address: str) -> str | None:
-    """The integer column that holds the labels, or None; ValueError when several may be meant."""
-    likely = [name for name in integers if not _counts_something(name)]
-    label = pick_column(likely, marked, LABEL_KEYS)
-    if label is None and likely:
-        raise ValueError(
-            f"{address} has several integer columns and nothing says which is the label:"
-            f" {', '.join(likely)}; rename one to label"
-        )
-    return label
-
-
-def _counts_something(name: str) -> bool:
-    """Whether an integer column of that name is a row number or a size rather than a class."""
-    known = {"id", "idx", "index", "row", "width", "height"}
-    return name in known or name.endswith("_id") or name.startswith("__index_level_")

@@ -1,19 +1,15 @@
 """Splits by name, and images set apart by chance: split off, held out, few of every class."""
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from crate_mae.common.randomness import keyed_generator
 from crate_mae.sources.base import ImageSource, subset
-
-SPLIT_NAMES = ("train", "val", "valid", "validation", "test")
-"""Names of files and folders that are splits."""
-SYNONYMS = frozenset({"val", "valid", "validation"})
-"""Names that mean the same split."""
+from crate_mae.sources.split_names import TRAIN, meaning_of, split_name
 
 
 class NoSuchSplitError(ValueError):
@@ -23,20 +19,43 @@ class NoSuchSplitError(ValueError):
 # -- names --------------------------------------------------------------------------------------
 
 
-def match_split(split: str, present: Iterable[str], address: str) -> str:
-    """The present name that means this split; val, valid and validation mean the same."""
+def matching_splits(split: str, present: Iterable[str], address: str) -> list[str]:
+    """The present names that mean this split: the one that is spelt so, else all that mean it.
+
+    Raises NoSuchSplitError with those that are there.
+    """
     names = sorted(present)
-    for meant in ({split.lower()}, SYNONYMS if split.lower() in SYNONYMS else frozenset()):
-        for name in names:
-            if name.lower() in meant:
-                return name
+    spelt = [name for name in names if name.lower() == split.lower()]
+    alike = [name for name in names if meaning_of(name) == meaning_of(split)]
+    loose = [
+        name for name in names if (said := split_name(name)) and said.meaning == meaning_of(split)
+    ]
+    for found in (spelt[:1], alike, loose):
+        if found:
+            return found
     there = f"its splits are {', '.join(names)}" if names else "it is not divided into splits"
     raise NoSuchSplitError(f"{address} has no split {split!r}: {there}")
 
 
+def match_split(split: str, present: Iterable[str], address: str) -> str:
+    """The present name that means this split; val, valid and validation mean the same."""
+    return matching_splits(split, present, address)[0]
+
+
+class ChosenFiles(NamedTuple):
+    """The files of one split."""
+
+    files: list[Path]
+    split: str | None
+    splits: tuple[str, ...]
+    """Every split that is there."""
+    rest: list[Path]
+    """Files that belong to no split, where others do and were taken."""
+
+
 def select_shards(
     files: Sequence[Path], root: Path, split: str | None, address: str
-) -> tuple[list[Path], str | None]:
+) -> ChosenFiles:
     """The files of that split and the split's name, both read off the file and folder names.
 
     Without a split it is `train` where there is one, else the files of no split: those of a test or
@@ -46,27 +65,32 @@ def select_shards(
     groups: dict[str | None, list[Path]] = {}
     for file in files:
         groups.setdefault(_split_of(file.relative_to(root)), []).append(file)
+    present = tuple(sorted(name for name in groups if name is not None))
     if split is None:
-        if "train" in groups:
-            return groups["train"], "train"
-        if len(groups) == 1:
-            return list(files), next(iter(groups))
-        if None in groups:
-            return groups[None], None
-        present = ", ".join(sorted(name for name in groups if name is not None))
-        raise NoSuchSplitError(
-            f"{address} has the splits {present} and none called train: name one"
-        )
-    chosen = match_split(split, [name for name in groups if name is not None], address)
-    return groups[chosen], chosen
+        training = [name for name in present if meaning_of(name) == TRAIN]
+        if not training and len(groups) == 1:
+            return ChosenFiles(list(files), next(iter(groups)), present, [])
+        if not training and None in groups:
+            return ChosenFiles(groups[None], None, present, [])
+        if not training:
+            raise NoSuchSplitError(
+                f"{address} has the splits {', '.join(present)} and none called train: name one"
+            )
+        chosen = training
+    else:
+        chosen = matching_splits(split, present, address)
+    name = chosen[0] if len(chosen) == 1 else meaning_of(chosen[0])
+    kept = [file for file in files if _split_of(file.relative_to(root)) in chosen]
+    return ChosenFiles(kept, name, present, groups.get(None, []))
 
 
 def _split_of(path: Path) -> str | None:
     """The split that the file name, or else the nearest folder, carries as a word of its own."""
-    for part in (path.stem, *reversed(path.parent.parts)):
-        for word in re.split(r"[^a-z]+", part.lower()):
-            if word in SPLIT_NAMES:
-                return word
+    stem = path.name.removesuffix(".gz").rpartition(".")[0] or path.name
+    for part in (stem, *reversed(path.parent.parts)):
+        said = split_name(part)
+        if said is not None:
+            return said.word
     return None
 
 

@@ -10,7 +10,7 @@ import torch
 
 from crate_mae.common.hints import did_you_mean
 from crate_mae.sources.base import ImageSource
-from crate_mae.sources.splits import SPLIT_NAMES, match_split
+from crate_mae.sources.splits import match_split
 from crate_mae.sources.torch_datasets import WrappedDataset
 
 
@@ -89,7 +89,7 @@ def _split_arguments(
     if split is None:
         return [{}]
     if "split" in parameters:
-        alike = [name for name in SPLIT_NAMES if name.startswith("val") and name != split]
+        alike = [name for name in ("val", "valid", "validation") if name != split]
         return [{"split": name} for name in (split, *alike * split.startswith("val"))]
     present = ("test", "train") if "train" in parameters else ()
     return [{"train": match_split(split, present, address) == "train"}]

@@ -3,24 +3,29 @@
 import glob
 import hashlib
 import json
+import logging
 import os
 import random
 import re
-import tarfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from crate_mae.sources.base import MAX_LABEL, WHOLE, Share, Source
-from crate_mae.sources.images import Sample, UnreadableImage, decode_image, image_suffixes
-from crate_mae.sources.splits import select_shards
+from crate_mae.sources.found import AS_USUAL, Found, PassedOver, Reading
+from crate_mae.sources.images import Sample, UnreadableImage, decode_image
+from crate_mae.sources.labels import plain_label, usual_label
+from crate_mae.sources.shards import Layout, ShardFacts, survey_shard
+from crate_mae.sources.splits import NoSuchSplitError, select_shards
 
 SHUFFLE_BUFFER = 1000
 MAX_SHARDS = 1_000_000
-MAX_MEMBER_BYTES = 512 * 1024**2
+SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,29 +34,62 @@ class Record:
 
     name: str
     image: bytes
-    label_text: bytes | None
-    """The `.cls` member."""
-    description: bytes | None
-    """The `.json` member."""
+    label: int | str | None
+    """The class number or name, or None for an image without one."""
+    label_fault: str | None = None
+    """Why a label that is there is not understood."""
 
 
 class StreamSource(Source):
     """Images in tar shards: no random access, but a deterministic order for any seed and epoch."""
 
     def __init__(
-        self, shards: str, *, split: str | None = None, address: str | None = None
+        self,
+        shards: str,
+        *,
+        split: str | None = None,
+        address: str | None = None,
+        reading: Reading = AS_USUAL,
+        tell: bool = True,
     ) -> None:
         _import_webdataset()  # a missing library should show now, not in a worker
         self.address, self.class_names = address or f"wds:{shards}", None
+        self.reading, self.tell = reading, tell
         files = _find_shards(shards)
         root = Path(os.path.commonpath([file.parent for file in files]))
-        self.shards, self.split = select_shards(files, root, split, self.address)
+        self._facts: dict[Path, ShardFacts] = {}
+        self._inside: str | None = None
         self._root = root
-        self._counts: dict[Path, int] = {}
+        try:
+            chosen = select_shards(files, root, split, self.address)
+        except NoSuchSplitError:
+            chosen = select_shards(files, root, None, self.address)
+            if split is None or chosen.splits:
+                raise
+            self._inside = split  # shards that name no split may have folders that do
+        self.shards, self.split = chosen.files, chosen.split or self._inside
+        if self._inside is not None:
+            self._survey(self.shards[0])
+        outside = tuple(
+            PassedOver(what="shards outside the splits", count=1, names=(self._shard_name(file),))
+            for file in chosen.rest
+        )
+        self.found = Found(splits=chosen.splits, passed_over=outside)
+        self._surveyed = False
 
     def __len__(self) -> int:
-        """The number of images, from the tar headers alone; computed once."""
-        return sum(self._count_shard(shard) for shard in self.shards)
+        """The number of images, from the tar headers alone; computed once.
+
+        What the shards hold beside them then stands in `found`, and is told in the log.
+        """
+        facts = [self._survey(shard) for shard in self.shards]
+        if not self._surveyed:
+            self._surveyed = True
+            self.found = _joined(self.found, facts)
+            if self.tell:
+                for line in self.found.lines():
+                    logger.warning("%s: %s", self.address, line)
+        return sum(fact.count for fact in facts)
 
     def fingerprint(self) -> str:
         """A hex digest of the shards' names and sizes."""
@@ -86,34 +124,53 @@ class StreamSource(Source):
     def _read(self, shards: Sequence[Path]) -> Iterator[Record]:
         library = _import_webdataset()
         for shard in shards:
-            self._count_shard(shard)  # proves the headers sound before their sizes are believed
+            layout = self._survey(shard).layout  # its sizes are believed only then
             with shard.open("rb") as stream:
                 opened = [{"url": str(shard), "stream": stream}]
                 try:
-                    members = library.tar_file_expander(opened, select_files=_is_wanted)
-                    for group in library.group_by_keys(members):
-                        record = _record(group, self._shard_name(shard))
+                    members = library.tar_file_expander(opened, select_files=layout.is_wanted)
+                    for group in library.group_by_keys(members, keys=layout.key_and_suffix):
+                        record = _record(group, self._shard_name(shard), layout)
                         if record is not None:
                             yield record
                 except Exception as error:  # whatever its reader meets first
                     raise ValueError(f"{shard} is damaged: {error}") from error
 
-    def _count_shard(self, shard: Path) -> int:
-        if shard not in self._counts:
-            self._counts[shard] = _count_images(shard)
-        return self._counts[shard]
+    def _survey(self, shard: Path) -> ShardFacts:
+        if shard not in self._facts:
+            self._facts[shard] = survey_shard(shard, self.reading, self._inside, self.address)
+        return self._facts[shard]
 
     def _shard_name(self, shard: Path) -> str:
         return shard.relative_to(self._root).as_posix()
 
 
 def decode_record(record: Record) -> Sample | UnreadableImage:
-    """The decoded sample, or the reason why there is none."""
+    """The decoded sample, or the reason why there is none; a class name is no number."""
     try:
-        label = _label(record)
+        label = record.label if isinstance(record.label, int) else None
         return Sample(image=decode_image(record.image, record.name), label=label, name=record.name)
     except UnreadableImage as error:
         return error
+
+
+def _joined(found: Found, facts: Sequence[ShardFacts]) -> Found:
+    """What was found, with what every shard holds beside its images."""
+    merged: dict[str, PassedOver] = {entry.what: entry for entry in found.passed_over}
+    for entry in (entry for fact in facts for entry in fact.passed_over):
+        before = merged.get(entry.what)
+        if before is None:
+            merged[entry.what] = entry
+        else:
+            names = (*before.names, *entry.names)[:5]
+            merged[entry.what] = replace(before, count=before.count + entry.count, names=names)
+    inside = {name for fact in facts for name in fact.splits}
+    return replace(
+        found,
+        splits=found.splits or tuple(sorted(inside)),
+        passed_over=tuple(merged.values()),
+        notes=(*found.notes, *(note for fact in facts for note in fact.notes)),
+    )
 
 
 def _import_webdataset() -> ModuleType:
@@ -133,9 +190,14 @@ def _find_shards(pattern: str) -> list[Path]:
 
     _refuse_addresses(pattern)
     if Path(pattern).expanduser().is_dir():
-        found = sorted(Path(pattern).expanduser().glob("*.tar"))
+        found = sorted(
+            file
+            for file in Path(pattern).expanduser().iterdir()
+            if file.name.lower().endswith(SHARD_SUFFIXES) and not file.name.startswith(".")
+        )
         if not found:
-            raise FileNotFoundError(f"the folder {pattern} holds no .tar files")
+            kinds = ", ".join(SHARD_SUFFIXES)
+            raise FileNotFoundError(f"the folder {pattern} holds no .tar files ({kinds})")
         return found
     # A range is written out in full when it is expanded, so its length is checked before.
     ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)
@@ -170,101 +232,67 @@ def _refuse_addresses(path: str) -> None:
         )
 
 
-def _suffix_rank(suffix: str) -> int | None:
-    """0 for an image suffix such as `jpg`, 1 for a compound one such as `left.jpg`, else None."""
-    if f".{suffix}" in image_suffixes():
-        return 0
-    return 1 if "." + suffix.rpartition(".")[2] in image_suffixes() else None
-
-
-def _image_suffix(suffixes: Iterable[str]) -> str | None:
-    """The suffix of the member that is the sample's image; a plain one wins, then the first."""
-    ranks = [(suffix, _suffix_rank(suffix)) for suffix in suffixes]
-    for wanted in (0, 1):
-        for suffix, rank in ranks:
-            if rank == wanted:
-                return suffix
-    return None
-
-
-def _is_wanted(member: str) -> bool:
-    """Whether the member is an image or a label; nothing else is ever read, above all no pickle."""
-    suffix = _key_and_suffix(member)[1]
-    return suffix in {"cls", "json"} or _suffix_rank(suffix) is not None
-
-
-def _key_and_suffix(member: str) -> tuple[str, str]:
-    """A member's sample key and lower-case suffix: split at the first dot of the last part."""
-    folder, slash, file = member.rpartition("/")
-    stem, _, suffix = file.partition(".")
-    return (f"{folder}{slash}{stem}", suffix.lower()) if stem else ("", "")
-
-
-def _count_images(shard: Path) -> int:
-    """The number of samples with an image; raises ValueError unless every header is acceptable."""
-    count, key = 0, ""
-    suffixes: list[str] = []
-    for member in _headers(shard):
-        if not member.isreg() or re.match(r"__[^/]*__($|/)", member.name):
-            continue
-        if not _is_wanted(member.name):
-            continue
-        if member.size > MAX_MEMBER_BYTES or member.issparse():
-            raise ValueError(f"{shard} holds {member.name} of {member.size} bytes: refused")
-        member_key, suffix = _key_and_suffix(member.name)
-        if member_key != key:
-            count += _image_suffix(suffixes) is not None
-            key, suffixes = member_key, []
-        if suffix in suffixes:
-            raise ValueError(f"{shard} holds {member.name} twice in a row")
-        suffixes.append(suffix)
-    return count + (_image_suffix(suffixes) is not None)
-
-
-def _headers(shard: Path) -> Iterator[tarfile.TarInfo]:
-    # Only plain tar: a compressed one could unpack to any size, and its headers need all of it.
-    try:
-        with tarfile.open(shard, mode="r:") as archive:
-            yield from archive
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ValueError(f"{shard} is not a complete, uncompressed tar file: {error}") from error
-
-
-def _record(group: dict[str, Any], shard_name: str) -> Record | None:
-    suffix = _image_suffix(key for key in group if not key.startswith("__"))
+def _record(group: dict[str, Any], shard_name: str, layout: Layout) -> Record | None:
+    members = {key: value for key, value in group.items() if not key.startswith("__")}
+    suffix = layout.image_suffix(members)
     if suffix is None:
         return None
-    return Record(
-        name=f"{shard_name}/{group['__key__']}",
-        image=group[suffix],
-        label_text=group.get("cls"),
-        description=group.get("json"),
-    )
-
-
-def _label(record: Record) -> int | None:
-    """The class number in the `.cls` or `.json` member; none, or a negative one, is no label."""
-    label: object = None
-    if record.label_text is not None:
-        if not re.fullmatch(rb"\s*-?\d{1,9}\s*", record.label_text):
-            text = repr(record.label_text[:20])[1:]
-            raise UnreadableImage(record.name, f"its label {text} is not a whole number")
-        label = int(record.label_text)
-    elif record.description is not None:
-        label = _described_label(record.description, record.name)
-    if not isinstance(label, int) or isinstance(label, bool) or label < 0:
-        return None
-    if label > MAX_LABEL:
-        raise UnreadableImage(record.name, f"its label {label} is above {MAX_LABEL}")
-    return label
-
-
-def _described_label(text: bytes, name: str) -> object:
+    key = group["__key__"]
+    label, fault = None, None
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UnreadableImage(name, f"its .json member is not valid JSON: {error}") from error
-    return content.get("label") if isinstance(content, dict) else None
+        label = _label(members, key, layout)
+    except ValueError as error:
+        fault = str(error)
+    return Record(name=f"{shard_name}/{key}", image=members[suffix], label=label, label_fault=fault)
+
+
+def _label(members: dict[str, bytes], key: str, layout: Layout) -> int | str | None:
+    """The class of a sample, from a member or its folder; ValueError for what is no class.
+
+    The member asked for, else `cls`, another `.cls`, the usual names in `json`.
+    """
+    asked = layout.reading.label_key
+    if layout.reading.unlabelled:
+        return None
+    if layout.class_depth is not None and asked is None:
+        return key.split("/")[layout.class_depth]
+    value: object = None
+    texts = [suffix for suffix in members if suffix.rpartition(".")[2] == "cls"]
+    records = [suffix for suffix in members if suffix.rpartition(".")[2] == "json"]
+    if asked is not None and asked.lower() in members:
+        value = members[asked.lower()]
+    elif asked is not None:
+        value = _described(members, records, asked.removeprefix("json."))
+    elif texts:
+        value = members["cls" if "cls" in texts else texts[0]]
+    else:
+        value = _described(members, records, None)
+    if isinstance(value, bytes):
+        text = value.strip()
+        if len(text) > 200 or b"\n" in text:
+            raise ValueError(f"its label {text[:20]!r}... is no class")
+        value = int(text) if re.fullmatch(rb"-?\d{1,18}", text) else text
+    label = plain_label(value)
+    if isinstance(label, bool):
+        return str(label).lower()
+    if isinstance(label, int) and label > MAX_LABEL:
+        raise ValueError(f"its label {label} is above {MAX_LABEL}")
+    return None if isinstance(label, int) and label < 0 else label
+
+
+def _described(members: dict[str, bytes], records: Sequence[str], asked: str | None) -> object:
+    """The label in a JSON member: of that key, or of a usual one."""
+    for suffix in records:
+        try:
+            content = json.loads(members[suffix])
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"its .{suffix} member is not valid JSON: {error}") from error
+        if not isinstance(content, dict):
+            return content if suffix != "json" else None
+        key = usual_label(map(str, content)) if asked is None else asked
+        if key in content:
+            return content[key]
+    return None
 
 
 def _mixed(records: Iterator[Record], generator: random.Random) -> Iterator[Record]:

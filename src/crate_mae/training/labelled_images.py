@@ -9,7 +9,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from crate_mae.batches.config import VALIDATION_SEED, LabelledDataConfig
-from crate_mae.sources.address import CHOICE_SEED, labelled_source, open_pair
+from crate_mae.sources.address import (
+    CHOICE_SEED,
+    labelled_source,
+    open_pair,
+    with_classes_of,
+)
 from crate_mae.sources.base import ImageSource, labels_of, random_subset, subset
 from crate_mae.sources.splits import few_shot_indices, hold_out, share_indices
 from crate_mae.sources.torch_datasets import as_source
@@ -97,11 +102,7 @@ def _pair(
     if dataset is not None and test_dataset is not None:
         train = as_source(dataset, config.limit, CHOICE_SEED)
         test = as_source(test_dataset, config.test_limit, CHOICE_SEED)
-        if train.class_names is None or train.class_names != test.class_names:
-            raise ValueError(
-                "the two datasets need labels of the same classes, not"
-                f" {train.class_names} and {test.class_names}"
-            )
+        test = with_classes_of(train, test, "test")
     else:
         train, test = open_pair(
             config.source,
@@ -110,6 +111,7 @@ def _pair(
             test_split=config.test_split,
             limit=config.limit,
             test_limit=config.test_limit,
+            reading=config.reading,
         )
     if not len(train) or not len(test):
         raise ValueError(f"{(test if len(train) else train).address} holds no images")
@@ -129,12 +131,8 @@ def _chosen(train: ImageSource, config: LabelledDataConfig, seed: int) -> ImageS
 
 
 def _validation(config: LabelledDataConfig, train: ImageSource, test: ImageSource) -> ImageSource:
-    val = labelled_source(config.val_source or config.source, config.val_split)
-    if val.class_names != train.class_names:
-        raise ValueError(
-            f"the classes of {train.address} and of the validation images, {val.address}, differ:"
-            f" {train.class_names} and {val.class_names}"
-        )
+    val = labelled_source(config.val_source or config.source, config.val_split, config.reading)
+    val = with_classes_of(train, val, "validation")
     if config.val_limit is not None and config.val_limit < len(val):
         val = random_subset(val, config.val_limit, CHOICE_SEED)
     for other, what in ((test, "test"), (train, "training")):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crate_mae.common.file_kinds import file_kind
 from crate_mae.common.files import check_new_folder, replacing, user_path
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import IMAGENET_MEAN, IMAGENET_STD, PRESETS, ModelConfig, Preprocess
@@ -315,6 +316,9 @@ def _read(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile or broken file fails in too many ways to list
+        kind = file_kind(path)
+        if kind is not None and not kind.startswith("a zip archive"):  # torch's own files are
+            raise ValueError(f"{path} is no checkpoint, but {kind}") from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{path} could not be read as plain tensors: {reason}. Only tensors, plain values and"

@@ -1,0 +1,129 @@
+"""Arrays of an `.npz` file by their names: which holds the images, which their labels."""
+
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from crate_mae.sources.base import IMAGE_KEYS, LABEL_KEYS
+from crate_mae.sources.found import Reading
+from crate_mae.sources.labels import chosen_key
+from crate_mae.sources.split_names import TRAIN, meaning_of, split_name
+from crate_mae.sources.splits import match_split, matching_splits
+
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+_DATA_KEYS = (*IMAGE_KEYS, "data", "inputs", "features", "arr")
+
+
+class ArchivePart(NamedTuple):
+    """Which arrays of an archive are read."""
+
+    image: str
+    label: str | None
+    split: str | None
+    splits: tuple[str, ...]
+    why_unlabelled: str | None
+
+
+def member_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every array in an archive, from its header alone; nothing is unpickled."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if not name.endswith(".npy"):
+                continue
+            with archive.open(name) as file:
+                shapes[name.removesuffix(".npy")] = read_header(file)[0]
+    return shapes
+
+
+def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """(Shape, type) that the header of a `.npy` file claims; the file stands at its values then."""
+    version = np.lib.format.read_magic(file)
+    if version not in _HEADERS:
+        raise ValueError(f"a .npy file of an unknown version, {version}")
+    shape, _, dtype = _HEADERS[version](file)
+    return shape, dtype
+
+
+def choose_arrays(
+    shapes: Mapping[str, tuple[int, ...]], split: str | None, reading: Reading, address: str
+) -> ArchivePart:
+    """The arrays of images and labels of a split, chosen by key, by name or by being the only one.
+
+    Names may tell splits, as `x_train` and `train_images` do. Raises ValueError where nothing tells
+    which array holds the images.
+    """
+    likely = {name: shape for name, shape in shapes.items() if len(shape) in (3, 4)}
+    if reading.image_key is not None:
+        image = chosen_key(reading.image_key, shapes, address, "array")
+        said = split_name(image)
+        chosen, splits = (None if said is None else said.word), _splits(likely)
+        if split is not None and (said is None or said.meaning != meaning_of(split)):
+            match_split(split, () if said is None else (said.word,), address)
+    else:
+        image, chosen, splits = _images(likely or shapes, split, address)
+    label, why = _labels(shapes, image, reading, address)
+    return ArchivePart(image, label, chosen, splits, why)
+
+
+def _splits(names: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    return tuple(sorted({said.word for name in names if (said := split_name(name)) is not None}))
+
+
+def _images(
+    likely: Mapping[str, tuple[int, ...]], split: str | None, address: str
+) -> tuple[str, str | None, tuple[str, ...]]:
+    splits = _splits(likely)
+    candidates, chosen = list(likely), None
+    if splits and (split is not None or any(meaning_of(word) == TRAIN for word in splits)):
+        chosen = matching_splits("train" if split is None else split, splits, address)[0]
+        candidates = [n for n in likely if (said := split_name(n)) and said.word == chosen]
+    elif split is not None:
+        match_split(split, (), address)
+    for key in _DATA_KEYS:
+        for name in candidates:
+            if _base(name) == key:
+                return name, chosen, splits
+    if len(candidates) == 1:
+        return candidates[0], chosen, splits
+    there = ", ".join(likely) or "nothing"
+    raise ValueError(
+        f"the archive needs an array named images; it holds {there}; choose one with --image-key"
+    )
+
+
+def _labels(
+    shapes: Mapping[str, tuple[int, ...]], image: str, reading: Reading, address: str
+) -> tuple[str | None, str | None]:
+    if reading.unlabelled:
+        return None, "labels are not wanted (label key none)"
+    if reading.label_key is not None:
+        return chosen_key(reading.label_key, shapes, address, "array"), None
+    said = split_name(image)
+    word = None if said is None else said.word
+    alike = [
+        name
+        for name in shapes
+        if name != image and ((other := split_name(name)) and other.word) == word
+    ]
+    for key in LABEL_KEYS:
+        for name in alike:
+            if _base(name) == key:
+                return name, None
+    others = ", ".join(name for name in shapes if name != image)
+    return None, "no array is called labels" + (
+        f" (beside {image} it holds {others}); choose one with --label-key" if others else ""
+    )
+
+
+def _base(name: str) -> str:
+    """The name without the words that tell a split and without numbers: `x` of `x_train`."""
+    words = re.findall(r"[a-z]+", name.lower())
+    return "_".join(word for word in words if split_name(word) is None)

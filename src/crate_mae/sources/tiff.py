@@ -1,0 +1,156 @@
+"""TIFF files that Pillow does not read, or not rightly, through tifffile (an extra).
+
+tifffile gives what is stored. What is made of it follows `decode_image`: 8 bits stay bytes, 16 bits
+are divided by 65535, floats are taken as they are; WhiteIsZero is turned round.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, TiffImagePlugin
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+MAX_TIFF_BYTES = 4 * 1024**3
+SUFFIXES = frozenset({".tif", ".tiff", ".btf", ".tf8", ".ome.tif"})
+INSTALL = 'pip install "crate-mae[tiff]" reads it; or save it as .npy'
+
+_WIDTH, _LENGTH, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA, _FORMAT, _COMPRESSION = (
+    256, 257, 258, 262, 277, 284, 338, 339, 259,
+)  # fmt: skip
+_SIGNED = 2
+
+
+class NotForPillowError(Exception):
+    """A TIFF that Pillow reads wrongly or not at all; the text says what it is."""
+
+
+def check_tags(image: Image.Image) -> None:
+    """Raise NotForPillowError for a TIFF whose pixels Pillow would get wrong."""
+    tags: Any = getattr(image, "tag_v2", None)
+    if tags is None:
+        return
+    bits = tuple(tags.get(_BITS, (1,)))
+    if _SIGNED in tuple(tags.get(_FORMAT, ())):
+        raise NotForPillowError(f"a TIFF of signed {bits[0]}-bit integers")
+    if tags.get(_PHOTOMETRIC) == 0 and image.mode in ("I", "F"):
+        raise NotForPillowError("a TIFF in which 0 is white, of more than 16 bits")
+    separate = tags.get(_PLANAR, 1) == 2 and len(bits) > 1
+    if separate and max(bits) > 8 and tags.get(_COMPRESSION, 1) == 1:
+        raise NotForPillowError(f"a TIFF of {len(bits)} separate planes of {bits[0]} bits")
+
+
+def unread_part(image: Image.Image) -> str | None:
+    """What a picture file holds beside the image that is read: pages, frames, a channel."""
+    if image.format == "TIFF":
+        pages = int(getattr(image, "n_frames", 1))
+        tags: Any = getattr(image, "tag_v2", {})
+        samples = int(tags.get(_SAMPLES, 1))
+        if samples > len(image.getbands()) and 0 in tuple(tags.get(_EXTRA, ())):
+            return f"the last of {samples} channels (tiff:PATH reads all)"
+        return f"{pages - 1} more pages (tiff:PATH reads all)" if pages > 1 else None
+    # A phone's second frame is the same picture again.
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        return "the frames after the first"
+    return None
+
+
+def in_words(data: bytes | Path) -> str:
+    """What a TIFF is that Pillow does not know, from its tags alone."""
+    try:
+        with _stream(data) as file:
+            directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+            file.seek(directory.next)
+            directory.load(file)
+            bits = tuple(directory.get(_BITS, (1,)))
+            bands = int(directory.get(_SAMPLES, 1))
+    except Exception:  # tags of a damaged file say nothing
+        return "a TIFF of an unknown kind"
+    kinds = {2: "signed integers", 3: "floats"}
+    kind = kinds.get((tuple(directory.get(_FORMAT, ())) or (1,))[0], "integers")
+    return f"a TIFF of {bands} band{'s' * (bands > 1)} of {bits[0]}-bit {kind}"
+
+
+def first_image(data: bytes | Path, fault: str) -> np.ndarray | Image.Image:
+    """The first image: channels (C, H, W), or for Pillow where it is a picture of 16-bit RGB(A).
+
+    Raises ImportError with the command without tifffile, and ValueError for what has no scale.
+    """
+    library = tifffile_module(fault)
+    with _stream(data) as file, library.TiffFile(file) as tiff:
+        page = tiff.pages[0]
+        planes = read_page(page, fault)
+        colour = getattr(page.photometric, "name", "") == "RGB"
+        extra = tuple(int(kind) for kind in page.extrasamples)
+    if planes.dtype == np.uint16 and colour and (len(planes), extra) in ((3, ()), (4, (2,))):
+        # As Pillow reads these where the planes are not separate: the upper bytes.
+        upper = np.ascontiguousarray(np.moveaxis(planes >> 8, 0, -1).astype(np.uint8))
+        return Image.fromarray(upper)
+    return planes
+
+
+def facts_of(data: bytes | Path, fault: str) -> tuple[str, int, int]:
+    """(Mode such as "4 x uint16", height, width) of the first image."""
+    library = tifffile_module(fault)
+    with _stream(data) as file, library.TiffFile(file) as tiff:
+        page = tiff.pages[0]
+        return f"{page.samplesperpixel} x {page.dtype}", page.imagelength, page.imagewidth
+
+
+def read_page(page: Any, what: str) -> np.ndarray:
+    """The channels (C, H, W) of one page of tifffile; ValueError for what has no scale."""
+    check_extent(page.imagelength, page.imagewidth, page.nbytes)
+    kind = np.dtype(page.dtype).kind
+    if kind == "i" or kind not in "uf":
+        raise ValueError(f"{what}: signed integers have no known scale: save them as floats")
+    array = np.asarray(page.asarray())
+    if "S" in page.axes:
+        array = np.moveaxis(array, page.axes.index("S"), 0)
+    planes = array.reshape(-1, page.imagelength, page.imagewidth)
+    return scaled(planes, page)
+
+
+def scaled(planes: np.ndarray, page: Any) -> np.ndarray:
+    """The values with white at the top, and with 9 to 15 bits brought to 16.
+
+    Photometric interpretation 0, WhiteIsZero, counts from white to black.
+    """
+    bits = int(page.bitspersample if np.isscalar(page.bitspersample) else page.bitspersample[0])
+    if int(page.photometric) == 0:
+        if planes.dtype.kind == "f":
+            raise ValueError("floats in which 0 is white have no known scale")
+        planes = np.asarray((1 << bits) - 1 - planes.astype(np.int64), planes.dtype)
+    if 8 < bits < 16:
+        return np.asarray(planes.astype(np.float32) / np.float32((1 << bits) - 1))
+    return planes
+
+
+def check_extent(height: int, width: int, nbytes: int) -> None:
+    """Raise ValueError for an image too large to be held."""
+    from crate_mae.sources.images import max_pixels
+
+    if height < 1 or width < 1 or height * width > max_pixels() or nbytes > MAX_TIFF_BYTES:
+        raise ValueError(f"{height} x {width} pixels, {nbytes} bytes: nothing, or too large")
+
+
+def tifffile_module(what: str) -> "ModuleType":
+    """The library; ImportError with the command that installs it."""
+    try:
+        import tifffile
+    except ImportError as error:
+        raise ImportError(f"{what}, which Pillow does not read rightly: {INSTALL}") from error
+    return tifffile
+
+
+@contextmanager
+def _stream(data: bytes | Path) -> Iterator[Any]:
+    if isinstance(data, bytes):
+        yield BytesIO(data)
+        return
+    with data.open("rb") as file:
+        yield file
