@@ -333,8 +333,8 @@ def device_of(name: str) -> str:
     return name
 
 
-def counter_for(what: str) -> Progress | None:
-    """A bar with the time left on a terminal; None elsewhere."""
+def counter_for(what: str) -> Progress:
+    """A bar with the time left on a terminal; a line now and then elsewhere."""
     return progress_bar(what)
 
 
