@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
+from crate_mae.evaluation.choosing import fold_numbers
 from crate_mae.evaluation.features import Features
 from crate_mae.evaluation.knn import nearest, nearest_neighbours, vote
-from crate_mae.evaluation.choosing import fold_numbers
 from crate_mae.evaluation.metrics import HELD_OUT
 from crate_mae.sources.splits import hold_out
 

@@ -15,8 +15,8 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from crate_mae.evaluation import regression
-from crate_mae.evaluation.features import Features
 from crate_mae.evaluation.choosing import fold_numbers
+from crate_mae.evaluation.features import Features
 from crate_mae.evaluation.metrics import wilson_interval
 from crate_mae.evaluation.probe import (
     EPOCHS,

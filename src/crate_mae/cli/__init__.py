@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import crate_mae
-from crate_mae.cli import draw, evaluate, inspect, train, weights
+from crate_mae.cli import draw, evaluate, features, inspect, train, weights
 
 Command = Callable[[list[str]], int]
 
@@ -104,11 +104,13 @@ CHAPTERS: dict[str, dict[str, Verb]] = {
             evaluate.knn_parser,
             evaluate.knn,
         ),
+    },
+    "features": {
         "extract": Verb(
-            "features of images, for your own use", evaluate.extract_parser, evaluate.extract
+            "features of images, for your own use", features.extract_parser, features.extract
         ),
         "map": Verb(
-            "features of a labelled set in the plane", evaluate.map_parser, evaluate.map_features
+            "features of a labelled set in the plane", features.map_parser, features.map_features
         ),
     },
     "draw": {

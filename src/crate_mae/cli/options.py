@@ -191,14 +191,19 @@ def add_picture_target(parser: CommandParser, *, several: bool = False) -> None:
     add_overwrite(parser)
 
 
-def add_dense_options(parser: CommandParser) -> None:
-    """Add --image-size and --stride, the two ways to more tokens."""
+def add_image_size(parser: CommandParser) -> None:
+    """Add --image-size."""
     parser.add_argument(
         "--image-size",
         type=image_size,
         metavar="N|HxW",
         help="height and width of the images the model gets (its own)",
     )
+
+
+def add_dense_options(parser: CommandParser) -> None:
+    """Add --image-size and --stride, the two ways to more tokens."""
+    add_image_size(parser)
     parser.add_argument(
         "--stride", type=int, metavar="N", help="cut a patch every N pixels (the patch size)"
     )

@@ -66,7 +66,8 @@ def nearest_neighbours(
     Similarity s is the cosine, a vote weighs exp(s / temperature); the search is exact. k and
     temperature are chosen together on held-out training images, as `held_out_parts` takes them (of
     equals the smallest k, then the lowest temperature); with one image of every class nothing can
-    be held out, and k is 1. `block` queries are compared at a time (by default as many as fit 256 MiB).
+    be held out, and k is 1. `block` queries are compared at a time (by default as many as fit
+    256 MiB).
     Raises ValueError for features that cannot be measured and for a k or temperature that is not
     above 0.
     """

@@ -269,9 +269,7 @@ def with_majority_of(result: ScoreT, train: Features, test_labels: Tensor) -> Sc
     """
     assert train.labels is not None
     known = train.labels[train.labels >= 0]
-    return replace(
-        result, chance=chance_level(known, test_labels), majority=majority(train, known)
-    )
+    return replace(result, chance=chance_level(known, test_labels), majority=majority(train, known))
 
 
 def class_name(features: Features, label: int) -> str:

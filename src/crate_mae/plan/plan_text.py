@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 from crate_mae.common.text import bytes_text, duration, time_text
 from crate_mae.common.text_tables import named_values
+from crate_mae.evaluation.answers import FEW_STEPS
 from crate_mae.plan.amounts import SPARE
 from crate_mae.plan.machine import Hardware
 from crate_mae.plan.plan import MeasuredStep, RunPlan
 from crate_mae.training.config import FinetuneConfig
-from crate_mae.training.pretrain import FEW_STEPS
 
 FAR = 16
 """Times the measured images from which an estimate of memory is a rough one, or left out."""

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from crate_mae.batches.data_module import ImageDataModule
 from crate_mae.batches.masked import MaskedBatches
 from crate_mae.common.progress import progress_bar
+from crate_mae.evaluation.answers import FEW_STEPS
 from crate_mae.evaluation.backbones import build_autoencoder
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.backbone import MaskedAutoencoder
@@ -32,9 +33,6 @@ from crate_mae.training.session import (
 from crate_mae.vitmae.model import vitmae_config
 from crate_mae.weights.tensors import check_match
 from crate_mae.weights.weights_folder import load_autoencoder
-
-FEW_STEPS = 1000
-"""Optimiser steps below which masked pre-training is warned of."""
 
 logger = logging.getLogger(__name__)
 
