@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from crate_mae.batches.data_module import ImageDataModule
 from crate_mae.batches.labelled import LabelledBatches
+from crate_mae.batches.opening import TooFewImagesError
 from crate_mae.common.progress import progress_bar
 from crate_mae.evaluation.backbones import as_classifier, build_classifier, load_backbone
 from crate_mae.models.backbone import Backbone, ImageClassifier
@@ -35,6 +36,7 @@ from crate_mae.training.session import (
     batch_per_device,
     training_environment,
 )
+from crate_mae.training.short_runs import fitted_to_images
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,8 @@ def finetune(
     weights. `stop_after` saves and leaves after so many optimiser steps. Python datasets of
     (image, label) pairs replace the sources of the configuration, both together.
 
-    At the end the test images are classified once and `evaluation.json` is written. Everything is
+    Where there are fewer images than a batch, batch and rate are adapted (`fitted_to_images`). At
+    the end the test images are classified once and `evaluation.json` is written. Everything is
     checked before anything is written. Raises FileExistsError when `folder` is taken,
     FileNotFoundError when there is nothing to resume or there are no weights, ValueError for
     settings, weights or data that do not fit, NonFiniteError, TooManyBrokenImagesError.
@@ -68,7 +71,7 @@ def finetune(
     origin = None
     if config.weights is not None and not (resume and last_step(folder) is not None):
         origin, _ = load_backbone(config.weights)
-    config = resolved(config, origin)
+    asked, config = config, resolved(config, origin)
     changes = check_start(config, folder, resume=resume, again="--weights")
     images = open_labelled(
         config.data, seed=config.seed, dataset=dataset, test_dataset=test_dataset
@@ -87,7 +90,21 @@ def finetune(
             stop_after=stop_after,
         )
         data = _data_module(config, images, preprocess, session.world_size)
-        data.open()
+        try:
+            data.open()
+        except TooFewImagesError as error:
+            shares = session.world_size * config.trainer.accumulate
+            smaller = fitted_to_images(asked, error.images, shares)
+            if resume or smaller is asked:
+                raise
+            return finetune(
+                smaller,
+                folder,
+                stop_after=stop_after,
+                command=command,
+                dataset=dataset,
+                test_dataset=test_dataset,
+            )
         data.keep_on(session.device)
         seed_everything(config.seed, verbose=False)
         model = _classifier(config, origin, images.class_names)
