@@ -306,6 +306,17 @@ def image_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
+def time_span(text: str) -> float:
+    """The seconds of "90s", "10m", "1h30m" or "2d"; an argparse error for other words."""
+    units = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
+    match = re.fullmatch("".join(rf"(?:(\d{{1,6}}){unit})?" for unit in units), text, re.ASCII)
+    parts = match.groups(default="0") if match else ("0",) * len(units)
+    total = sum(int(n) * size for n, size in zip(parts, units.values(), strict=True))
+    if not total:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 10m, 1h, 1h30m or 8h")
+    return float(total)
+
+
 def seed_number(text: str) -> int:
     """The seed that a text gives; an argparse error unless it is from 0 to 2^31 - 1."""
     if not text.isdecimal() or int(text) >= 1 << 31:

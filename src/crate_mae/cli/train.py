@@ -11,6 +11,7 @@ from crate_mae.cli.options import (
     add_json,
     counter_for,
     device_of,
+    time_span,
     verb_parser,
 )
 from crate_mae.common.hints import option_names
@@ -102,6 +103,11 @@ def plan_parser() -> CommandParser:
         "--no-measure", action="store_true", help="arithmetic alone, without real steps"
     )
     parser.add_argument(
+        "--within", type=time_span, metavar="TIME",
+        help="choose sizes, epochs and warm-up that fit this machine in a time such as 10m, 1h or"
+        " 8h, and print the command",
+    )  # fmt: skip
+    parser.add_argument(
         "--tflops",
         type=float,
         metavar="N",
@@ -124,18 +130,42 @@ def plan(argv: list[str]) -> int:
         plain, more=[*option_names(pretrain_parser()), *option_names(finetune_parser())]
     )
 
+    if given.within is not None and given.no_measure:
+        parser.error("--within measures real steps: leave --no-measure out")
+
     from crate_mae.plan.plan import plan_run
-    from crate_mae.plan.plan_text import plan_text
-    from crate_mae.plan.recipe import parse_recipe
+    from crate_mae.plan.plan_text import fitting_text, plan_text
+    from crate_mae.plan.recipe import check_whole_command, parse_recipe
+    from crate_mae.plan.within import run_within
 
     output = Output(given.json)
     config = parse_recipe(given.config, settings)
+    check_whole_command(config, settings)
+
+    def tell(text: str) -> None:
+        """Print what is being measured."""
+        print(text, file=sys.stderr)
+
+    if given.within is not None:
+        # What starts from weights has their architecture; what was typed is meant.
+        words = [word.partition("=")[0] for word in settings]
+        fixed = "--init-from" in words or any(word.startswith("--model.") for word in words)
+        fitting = run_within(
+            config, given.within, images=given.num_images, fixed_model=fixed, progress=tell
+        )
+        run = Path(given.config)
+        recipe = str(run / "config.yaml") if run.is_dir() else given.config
+        command = fitting.command(recipe, settings)
+        output.say(fitting_text(fitting, command))
+        more = {"command": command, "settings": fitting.settings, "reasons": fitting.reasons}
+        output.write({**fitting.plan.to_dict(), "within": {"seconds": given.within, **more}})
+        return 0
     found = plan_run(
         config,
         images=given.num_images,
         measure=not given.no_measure,
         tflops=given.tflops,
-        progress=lambda text: print(text, file=sys.stderr),
+        progress=tell,
     )
     output.say(plan_text(found))
     output.write(found.to_dict())

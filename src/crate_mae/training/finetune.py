@@ -77,7 +77,7 @@ def finetune(
         config.data, seed=config.seed, dataset=dataset, test_dataset=test_dataset
     )
     if origin is not None and not config.new_head:
-        _check_classes(origin, images.class_names, config)
+        check_classes(origin, images.class_names, config)
     preprocess = recorded_preprocess(folder) if resume else None
     if preprocess is None and origin is not None:
         preprocess = replace(origin.preprocess, size=config.image_hw or origin.preprocess.size)
@@ -166,7 +166,8 @@ def resolved(config: FinetuneConfig, origin: Backbone | None) -> FinetuneConfig:
     return replace(config, model=model)
 
 
-def _check_classes(origin: Backbone, names: tuple[str, ...], config: FinetuneConfig) -> None:
+def check_classes(origin: Backbone, names: tuple[str, ...], config: FinetuneConfig) -> None:
+    """Raise ValueError for weights of a classifier of other classes or another pool."""
     classifier = as_classifier(origin)
     if classifier is None:
         return
@@ -190,6 +191,15 @@ def _shortened(names: tuple[str, ...] | None) -> str:
     return ", ".join(names[:3]) + (", ..." if names[3:] else "")
 
 
+def check_pairs(config: FinetuneConfig, batch: int) -> None:
+    """Raise ValueError where images are mixed in pairs and a batch on a device is odd."""
+    if config.data.augment.mixes and batch % 2:
+        raise ValueError(
+            f"mixup and cutmix take images in pairs: {batch} per device and batch is odd; change"
+            " optim.batch_size, or switch off data.augment.mixup and data.augment.cutmix"
+        )
+
+
 def _data_module(
     config: FinetuneConfig,
     images: LabelledImages,
@@ -197,13 +207,8 @@ def _data_module(
     world_size: int,
 ) -> ImageDataModule:
     assert config.model is not None
-    batch = batch_per_device(config, world_size)
-    augment = config.data.augment
-    if augment.mixes and batch % 2:
-        raise ValueError(
-            f"mixup and cutmix take images in pairs: {batch} per device and batch is odd; change"
-            " optim.batch_size, or switch off data.augment.mixup and data.augment.cutmix"
-        )
+    batch, augment = batch_per_device(config, world_size), config.data.augment
+    check_pairs(config, batch)
     # Which images they are has been decided: nothing more is cut or held out.
     loading = replace(config.data, limit=None, val_limit=None, val_share=0.0)
     return ImageDataModule(
