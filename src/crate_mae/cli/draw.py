@@ -278,8 +278,17 @@ def segment_parser() -> CommandParser:
         "segment", "Foreground without labels, from tokens or attention; with masks, its IoU."
     )
     add_weights(parser)
-    add_images(parser, limit=8)
-    parser.add_argument("--masks", metavar="FOLDER", help="true masks, named as the images are")
+    add_images(parser)
+    parser.set_defaults(limit=None)
+    parser.add_argument(
+        "--masks", metavar="FOLDER|column:NAME",
+        help="true masks: a folder of them, named as the images are, or a column of the parquet"
+        " files; without --limit all images are measured (without masks, 8)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ignore", type=_ignored, metavar="VALUE|none",
+        help="value of mask pixels that do not count (255, where masks number classes)",
+    )  # fmt: skip
     parser.add_argument(
         "--method", default="pca", choices=["pca", "attention"], help="what is cut (pca)"
     )
@@ -315,6 +324,10 @@ def segment(argv: list[str]) -> int:
         parser.error(f"{named} does not belong to --method {given.method}")
     by_tokens = given.method == "pca"
     place = _token_place(parser, given) if by_tokens else single(given.layers, None)
+    if given.ignore is not None and given.masks is None:
+        parser.error("--ignore is about masks: name them by --masks")
+    if given.limit is None and given.masks is None:
+        given.limit = 8
 
     from crate_mae.dense.segment_source import SegmentSettings, segment_images
     from crate_mae.figures.style import check_figure_target
@@ -340,7 +353,12 @@ def segment(argv: list[str]) -> int:
     )
     model = load_model(given.weights).to(device_of(given.device))
     found = segment_images(
-        model, source, settings, masks=given.masks, progress=counter_for(given.method)
+        model,
+        source,
+        settings,
+        masks=given.masks,
+        ignore=given.ignore,
+        progress=counter_for(given.method),
     )
     report_unreadable(found.unreadable)
     path = draw_segmentation(
@@ -397,3 +415,11 @@ def _cut(text: str) -> str | float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is neither otsu nor a quantile") from None
+
+
+def _ignored(text: str) -> int:
+    if text == "none":
+        return -1
+    if not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither none nor a value from 0 to 65535")
+    return int(text)

@@ -14,7 +14,6 @@ from crate_mae.sources.base import (
     IMAGE_KEYS,
     LABEL_KEYS,
     EncodedSource,
-    ImageSource,
     existing_path,
 )
 from crate_mae.sources.folders import files_below
@@ -67,15 +66,18 @@ class ParquetSource(EncodedSource):
         return self.name(index), self.label(index), self._sizes[index]
 
 
-def open_parquet(rest: str, split: str | None) -> ImageSource:
-    """The source of `parquet:PATH`, a file or a folder of files; their names tell the splits."""
+def open_parquet(rest: str, split: str | None, column: str | None = None) -> ParquetSource:
+    """The source of `parquet:PATH`, a file or a folder of files; their names tell the splits.
+
+    With a `column`, its images in place of the usual ones, such as masks; names stay the same.
+    """
     path, address = existing_path(rest, "parquet"), f"parquet:{rest}"
     root = path if path.is_dir() else path.parent
     files = [path] if path.is_file() else sorted(_parquet_files(path, address))
     files, chosen = select_shards(files, root, split, address)
     names = [file.relative_to(root).as_posix() for file in files]
     try:
-        return _read_parquet(address, chosen, files, names)
+        return _read_parquet(address, chosen, files, names, column)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{address} cannot be read as parquet: {error}") from error
 
@@ -85,10 +87,23 @@ def _parquet_files(folder: Path, address: str) -> list[Path]:
 
 
 def _read_parquet(
-    address: str, split: str | None, files: Sequence[Path], names: Sequence[str]
-) -> ImageSource:
+    address: str,
+    split: str | None,
+    files: Sequence[Path],
+    names: Sequence[str],
+    column: str | None = None,
+) -> ParquetSource:
     schema = pq.read_schema(files[0])
-    image, label, class_names = _find_columns(schema, address)
+    if column is None:
+        image, label, class_names = _find_columns(schema, address)
+    else:
+        image, label, class_names = column, None, None
+        holding = [field.name for field in schema if _holds_images(field.type)]
+        if column not in holding:
+            raise ValueError(
+                f"{address} has no column {column!r} of images; those that hold images:"
+                f" {', '.join(holding) or 'none'}"
+            )
     columns = [image] if label is None else [image, label]
     images: list[pa.Array] = []
     labels: list[np.ndarray] = []

@@ -6,6 +6,7 @@ the tensors before anything is allocated, and a load that is not complete is an 
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -36,6 +37,8 @@ TENSORS, CONFIG, PREPROCESS = "model.safetensors", "config.json", "preprocess.js
 FILES = (TENSORS, CONFIG, PREPROCESS)
 LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")  # left behind by file managers
 FORMAT = "crate-mae/1"
+logger = logging.getLogger(__name__)
+
 HUB_NAME = r"[\w-][\w.-]*/[\w-][\w.-]*"
 """The shape of a name on the Hub, OWNER/NAME."""
 
@@ -44,11 +47,15 @@ def save_model(
     model: CrateMAE | CrateClassifier,
     folder: str | Path,
     *,
+    preprocess: Preprocess | None = None,
     overwrite: bool = False,
     state: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """The folder, now holding the model's weights, configuration and preprocessing.
 
+    `preprocess` is how its images were prepared, where the model does not hold it yet (it is left
+    as it is). Where neither says, pixels scaled to [0, 1], mean 0 and std 1, are assumed, and that
+    is logged: features of images prepared otherwise than in training are worth little.
     Written beside the target and moved there whole, never half of one. A crash in the instant in
     which an old folder makes way leaves it beside, under a hidden name. `state` replaces the
     model's own tensors (gathered by a sharded trainer, say). Raises FileExistsError when the folder
@@ -58,9 +65,17 @@ def save_model(
     described = _describe(model)
     if state is None:
         _check_rebuilds(model, described)
-    return save_described(
-        model, folder, described, model.preprocess, overwrite=overwrite, state=state
-    )
+    known = model.preprocess if preprocess is None else preprocess
+    known.check(model.config)
+    saved = save_described(model, folder, described, known, overwrite=overwrite, state=state)
+    if known is model.assumed_preprocess:
+        logger.warning(
+            "%s: that images are scaled to [0, 1] and no more (mean 0, std 1) is assumed; if yours"
+            " were normalised, give preprocess=Preprocess(size=..., channels=..., mean=..., std=...)"
+            " to build_model or save_model",
+            folder,
+        )
+    return saved
 
 
 def save_described(
