@@ -89,6 +89,11 @@ CHAPTERS: dict[str, dict[str, Verb]] = {
             train.plan,
         ),
         "report": Verb("one HTML page that tells a whole run", train.report_parser, train.report),
+        "compare": Verb(
+            "runs beside each other: settings, losses, accuracies",
+            train.compare_parser,
+            train.compare,
+        ),
         "demo": Verb(
             "pre-train on digits, probe and reconstruct, in minutes", train.demo_parser, train.demo
         ),
@@ -111,6 +116,11 @@ CHAPTERS: dict[str, dict[str, Verb]] = {
         ),
         "map": Verb(
             "features of a labelled set in the plane", features.map_parser, features.map_features
+        ),
+        "neighbours": Verb(
+            "nearest images of a set; its near-duplicates and outliers",
+            features.neighbours_parser,
+            features.neighbours,
         ),
     },
     "draw": {

@@ -1,4 +1,5 @@
-"""Verbs that train, and what goes before and after: pretrain, finetune, plan, report, demo."""
+"""Verbs that train, and what goes before and after: pretrain, finetune, plan, report,
+compare, demo."""
 
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from crate_mae.cli.options import (
     Output,
     add_device,
     add_json,
+    add_overwrite,
     counter_for,
     device_of,
     time_span,
@@ -204,6 +206,56 @@ def report(argv: list[str]) -> int:
     for sentence in made.left_out:
         print(sentence)
     print(f"wrote {made.path} ({made.path.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+def compare_parser() -> CommandParser:
+    """The parser of `crate-mae compare`."""
+    parser = verb_parser(
+        "compare", "Runs beside each other: settings that differ, losses, probe and kNN."
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, at least two")
+    parser.add_argument(
+        "--measure", action="store_true", help="measure probe and kNN where they are missing"
+    )
+    parser.add_argument("--out", metavar="FILE", help="a picture of it: .png, .pdf or .svg")
+    add_overwrite(parser)
+    add_json(parser, "the comparison")
+    add_device(parser)
+    return parser
+
+
+def compare(argv: list[str]) -> int:
+    """The exit status of `crate-mae compare`."""
+    given = compare_parser().read(argv)
+    output = Output(given.json)
+
+    from crate_mae.runs.compare_runs import compared, read_runs
+
+    if given.out is not None:
+        from crate_mae.figures.style import check_figure_target
+
+        check_figure_target(given.out, overwrite=given.overwrite)
+    found = read_runs(given.runs)
+    if given.measure:
+        from crate_mae.runs.measure_missing import complete_run
+
+        for run in found.runs:
+            complete_run(run, device=device_of(given.device), progress=counter_for)
+        found = compared(found.runs)
+    output.say(found.table())
+    output.write(found.to_dict())
+    if given.out is not None:
+        from crate_mae.figures.runs_side_by_side import draw_runs
+
+        path = draw_runs(
+            [str(run.folder) for run in found.runs],
+            [run.records for run in found.runs],
+            found.accuracies(),
+            given.out,
+            overwrite=given.overwrite,
+        )
+        output.say(f"wrote {path}")
     return 0
 
 

@@ -43,6 +43,9 @@ RULES: dict[str, str] = {
     "hardly learned": "a loss near that of guessing means that the weights have hardly moved",
     "by heart": "labels known by heart and missed on new images are too few or too alike",
     "ellipse": "photographers centre what they take: a fixed ellipse knows nothing of the image",
+    "other losses": "at another mask ratio, patch or image set a loss is of something else",
+    "best run": "of two runs whose intervals overlap, the next test may favour the other",
+    "not measured": "losses of pixels do not tell how features do",
     "brightness": "where objects are brighter or darker than the rest, one threshold finds them",
 }
 """Why each rule is one."""
