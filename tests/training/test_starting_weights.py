@@ -12,9 +12,8 @@ from crate_mae import build_model, save_model
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.patches import unpatchify
-from crate_mae.training.config import PretrainConfig
 from crate_mae.training.parse import parse_pretrain
-from crate_mae.training.starting_weights import option_value, starting_tensors, with_channels
+from crate_mae.training.starting_weights import starting_tensors, with_channels
 
 
 def small(**overrides: object) -> CrateMAE:
@@ -98,10 +97,3 @@ def test_weights_that_cannot_be_started_from(
         config, _ = parse_pretrain(["--init-from", str(weights), f"--model.{word}", value])
         with pytest.raises(ValueError, match=rf"model\.{word}: .*Only model\.image_size"):
             starting_tensors(config, weights)
-
-
-def test_the_last_value_of_an_option_counts() -> None:
-    assert option_value(["--a", "1", "--b=2", "--a=3"], "--a") == "3"
-    assert option_value(["--a", "1"], "--b") is None
-    assert option_value(["--a"], "--a") == ""
-    assert isinstance(parse_pretrain([])[0], PretrainConfig)

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from crate_mae.cli.early import check_words
 from crate_mae.cli.options import (
     CommandParser,
     Output,
@@ -62,6 +63,7 @@ def reconstruct_parser() -> CommandParser:
 def reconstruct(argv: list[str]) -> int:
     """The exit status of `crate-mae reconstruct`."""
     given = reconstruct_parser().read(argv)
+    check_words(given, picture=True)
 
     from crate_mae.evaluation.backbones import load_masked_autoencoder
     from crate_mae.evaluation.reconstruction import pixel_mask, reconstruct_settings
@@ -69,7 +71,7 @@ def reconstruct(argv: list[str]) -> int:
     from crate_mae.figures.style import check_figure_target
 
     check_figure_target(given.out, overwrite=given.overwrite)
-    source = opened_images(given)
+    source = opened_images(given, varied=True)
     model = load_masked_autoencoder(given.weights).to(device_of(given.device))
     results, names = reconstruct_settings(
         model,
@@ -120,6 +122,7 @@ def attention_parser() -> CommandParser:
 def attention(argv: list[str]) -> int:
     """The exit status of `crate-mae attention`."""
     given = attention_parser().read(argv)
+    check_words(given)
 
     from crate_mae.dense.attention import attention_maps, head_numbers
     from crate_mae.dense.thresholds import checked_mass
@@ -210,6 +213,7 @@ def pca(argv: list[str]) -> int:
     """The exit status of `crate-mae pca`."""
     parser = pca_parser()
     given = parser.read(argv)
+    check_words(given, picture=True)
     place = _token_place(parser, given)
     fitting = (given.after, given.layers, given.tensor, given.foreground, given.clip)
     if given.basis and (any(v is not None for v in fitting) or given.per_image or given.flip):
@@ -310,6 +314,7 @@ def segment(argv: list[str]) -> int:
     """The exit status of `crate-mae segment`."""
     parser = segment_parser()
     given = parser.read(argv)
+    check_words(given, picture=True)
     by_pca = {
         "--per-image": given.per_image,
         "--flip": given.flip,

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from crate_mae.cli.early import FEATURE_FILES, check_words
 from crate_mae.cli.options import (
     CommandParser,
     Names,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from crate_mae.evaluation.rows import Method, Row
     from crate_mae.models.backbone import Backbone
 
-FEATURE_FILES = (".safetensors", ".npz", ".parquet")
 MAX_GRIDS = 8
 POOLS = ("cls", "mean", "both")
 BASELINES = ("random", "pixels", "none")
@@ -60,6 +60,8 @@ def probe_parser() -> CommandParser:
 def probe(argv: list[str]) -> int:
     """The exit status of `crate-mae probe`."""
     given = probe_parser().read(argv)
+    check_words(given)
+    output = Output(given.json)
     for_sgd = {
         "learning_rates": given.learning_rates,
         "weight_decays": given.weight_decays,
@@ -78,7 +80,7 @@ def probe(argv: list[str]) -> int:
     chosen = {k: v for k, v in {**for_sgd, **for_exact}.items() if v is not None}
     settings = {"solver": given.solver, "normalise": given.normalise, **chosen}
     check_probe(**settings)
-    return _measure("probe", partial(linear_probe, **settings), settings, given, argv)
+    return _measure("probe", partial(linear_probe, **settings), settings, given, output, argv)
 
 
 def knn_parser() -> CommandParser:
@@ -96,6 +98,8 @@ def knn_parser() -> CommandParser:
 def knn(argv: list[str]) -> int:
     """The exit status of `crate-mae knn`."""
     given = knn_parser().read(argv)
+    check_words(given)
+    output = Output(given.json)
 
     from crate_mae.evaluation.knn import check_knn
     from crate_mae.evaluation.knn import nearest_neighbours as nearest_neighbours
@@ -103,7 +107,7 @@ def knn(argv: list[str]) -> int:
     asked = {"k": given.k, "temperatures": given.temperatures}
     settings = {key: value for key, value in asked.items() if value is not None}
     check_knn(**settings)
-    return _measure("knn", partial(nearest_neighbours, **settings), settings, given, argv)
+    return _measure("knn", partial(nearest_neighbours, **settings), settings, given, output, argv)
 
 
 def _comparing_parser(verb: str, summary: str) -> CommandParser:
@@ -156,9 +160,9 @@ def _measure(
     measure: Callable[..., Any],
     settings: dict[str, Any],
     given: argparse.Namespace,
+    output: Output,
     argv: list[str],
 ) -> int:
-    output = Output(given.json)
     count = (1 if given.shots is None else DRAWS) if given.seeds is None else given.seeds
     if count < 1:
         raise ValueError(f"--seeds must be at least 1, not {count}")

@@ -3,6 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from crate_mae.cli.early import check_words
 from crate_mae.cli.options import (
     CommandParser,
     Output,
@@ -55,6 +56,7 @@ def extract_parser() -> CommandParser:
 def extract(argv: list[str]) -> int:
     """The exit status of `crate-mae extract`."""
     given = extract_parser().read(argv)
+    check_words(given)
 
     from crate_mae.evaluation.backbones import at_size, load_backbone
     from crate_mae.evaluation.feature_files import check_target, save_features
@@ -106,6 +108,7 @@ def map_parser() -> CommandParser:
 def map_features(argv: list[str]) -> int:
     """The exit status of `crate-mae map`."""
     given = map_parser().read(argv)
+    check_words(given, picture=True)
 
     from crate_mae.evaluation.backbones import at_size
     from crate_mae.evaluation.feature_map import check_mappable, feature_words, project_features
@@ -174,6 +177,7 @@ def neighbours_parser() -> CommandParser:
 def neighbours(argv: list[str]) -> int:
     """The exit status of `crate-mae neighbours`."""
     given = neighbours_parser().read(argv)
+    check_words(given, picture=True)
     if given.count is not None and given.count < 1:
         raise ValueError(f"--count must be at least 1, not {given.count}")
     if not -1 <= given.similarity <= 1:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from crate_mae.cli.early import check_words
 from crate_mae.cli.options import (
     CommandParser,
     Output,
@@ -32,16 +33,21 @@ def data_parser() -> CommandParser:
 def data(argv: list[str]) -> int:
     """The exit status of `crate-mae data`."""
     given = data_parser().read(argv)
+    check_words(given)
+    output = Output(given.json)
 
     from crate_mae.sources.address import open_source
     from crate_mae.sources.describe import describe_source
+    from crate_mae.sources.divided import splits_of, splits_text
 
-    output = Output(given.json)
     (address,) = given.images
     source = open_source(address, split=given.split, limit=given.limit)
     report = describe_source(source, progress=counter_for("reading"))
+    splits = splits_of(address)
     output.say(report.table())
-    output.write(report.to_dict())
+    if told := splits_text(splits, source.split):
+        output.say(told)
+    output.write({**report.to_dict(), "splits": splits})
     return 0
 
 
@@ -74,6 +80,7 @@ def analyze_parser() -> CommandParser:
 def analyze(argv: list[str]) -> int:
     """The exit status of `crate-mae analyze`."""
     given = analyze_parser().read(argv)
+    check_words(given, folder=True)
 
     from crate_mae.analysis import (
         RANDOM,
@@ -136,6 +143,7 @@ def theory_parser() -> CommandParser:
 def theory(argv: list[str]) -> int:
     """The exit status of `crate-mae theory`."""
     given = theory_parser().read(argv)
+    check_words(given, folder=True)
 
     from crate_mae.figures.theory_curves import draw_theory, draw_theory_moves
     from crate_mae.whitebox.denoising_study import study, study_table, sweeps, write_study

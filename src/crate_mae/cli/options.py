@@ -95,11 +95,11 @@ def add_part(parser: CommandParser, limit: int | None) -> None:
     )
 
 
-def opened_images(given: argparse.Namespace) -> "ImageSource":
+def opened_images(given: argparse.Namespace, *, varied: bool = False) -> "ImageSource":
     """The source of the images that `add_images` read; raises what `open_images` raises."""
     from crate_mae.sources.inputs import open_images
 
-    return open_images(given.images, split=given.split, limit=given.limit)
+    return open_images(given.images, split=given.split, limit=given.limit, varied=varied)
 
 
 def add_after(parser: CommandParser, *, several: bool = False) -> None:

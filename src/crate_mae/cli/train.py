@@ -1,10 +1,10 @@
-"""Verbs that train, and what goes before and after: pretrain, finetune, plan, report,
-compare, demo."""
+"""Verbs that train, what goes before and after: pretrain, finetune, plan, report, compare, demo."""
 
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crate_mae.cli.early import check_run_words, check_words
 from crate_mae.cli.options import (
     CommandParser,
     Output,
@@ -32,6 +32,7 @@ def pretrain_parser() -> "SettingsParser":
 
 def pretrain(argv: list[str]) -> int:
     """The exit status of `crate-mae pretrain`."""
+    check_run_words("pretrain", argv)
     from crate_mae.training.parse import parse_pretrain
     from crate_mae.training.pretrain import pretrain as run
 
@@ -57,6 +58,7 @@ def finetune_parser() -> "SettingsParser":
 
 def finetune(argv: list[str]) -> int:
     """The exit status of `crate-mae finetune`."""
+    check_run_words("finetune", argv)
     from crate_mae.training.callbacks import is_main_process
     from crate_mae.training.final_test import evaluation_text
     from crate_mae.training.finetune import finetune as run
@@ -228,14 +230,14 @@ def compare_parser() -> CommandParser:
 def compare(argv: list[str]) -> int:
     """The exit status of `crate-mae compare`."""
     given = compare_parser().read(argv)
+    check_words(given, picture=True)
+    missing = [run for run in given.runs if not (Path(run) / "config.yaml").is_file()]
+    if missing:
+        raise FileNotFoundError(f"{missing[0]} is no run folder: it has no config.yaml")
     output = Output(given.json)
 
     from crate_mae.runs.compare_runs import compared, read_runs
 
-    if given.out is not None:
-        from crate_mae.figures.style import check_figure_target
-
-        check_figure_target(given.out, overwrite=given.overwrite)
     found = read_runs(given.runs)
     if given.measure:
         from crate_mae.runs.measure_missing import complete_run

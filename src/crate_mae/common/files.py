@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 MAX_JSON_BYTES = 1 << 20
+FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
+"""What figures are written as."""
 
 
 def check_folder_of(path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from crate_mae.batches.config import VALIDATION_SEED, DataConfig, LabelledDataConfig
 from crate_mae.batches.opening import check_first_image
+from crate_mae.common.hints import option_value
 from crate_mae.evaluation.backbones import load_backbone
 from crate_mae.models.config import ModelConfig
 from crate_mae.plan.real_step import RunSettings
@@ -24,7 +25,7 @@ from crate_mae.training.finetune import check_classes
 from crate_mae.training.labelled_images import open_labelled
 from crate_mae.training.parse import parse_finetune, parse_pretrain, recipe
 from crate_mae.training.run_folder import CONFIG, check_start, load_config_values, load_settings
-from crate_mae.training.starting_weights import check_origin, option_value, starting_tensors
+from crate_mae.training.starting_weights import check_origin, starting_tensors
 
 
 def parse_recipe(name: str, words: Sequence[str] = ()) -> RunSettings:

@@ -95,7 +95,9 @@ def open_digits(_rest: str, split: str | None) -> ImageSource:
 
     split = "train" if split is None else split
     if split not in ("train", "test", "all"):
-        raise NoSuchSplitError(f"digits has no split {split!r}: its splits are train, test, all")
+        raise NoSuchSplitError(
+            f"digits has no split {split!r}: its splits are train, test, all", ("train", "test")
+        )
     digits = load_digits()
     place_in_class = np.zeros(len(digits.target), dtype=np.int64)
     for digit in range(10):

@@ -19,6 +19,11 @@ SYNONYMS = frozenset({"val", "valid", "validation"})
 class NoSuchSplitError(ValueError):
     """Raised when a source is not divided into splits, or has no split of that name."""
 
+    def __init__(self, message: str, present: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.present = tuple(present)
+        """The splits that are there."""
+
 
 # -- names --------------------------------------------------------------------------------------
 
@@ -31,7 +36,7 @@ def match_split(split: str, present: Iterable[str], address: str) -> str:
             if name.lower() in meant:
                 return name
     there = f"its splits are {', '.join(names)}" if names else "it is not divided into splits"
-    raise NoSuchSplitError(f"{address} has no split {split!r}: {there}")
+    raise NoSuchSplitError(f"{address} has no split {split!r}: {there}", names)
 
 
 def select_shards(

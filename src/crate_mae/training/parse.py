@@ -16,7 +16,7 @@ from crate_mae.batches.config import (
     Masking,
     SupervisedAugment,
 )
-from crate_mae.common.hints import did_you_mean, option_names, refuse_arguments
+from crate_mae.common.hints import did_you_mean, option_names, option_value, refuse_arguments
 from crate_mae.models.config import PRESETS, ModelConfig
 from crate_mae.training.config import (
     CheckpointConfig,
@@ -28,7 +28,7 @@ from crate_mae.training.config import (
     TrainerConfig,
 )
 from crate_mae.training.run_folder import load_config_values, load_settings
-from crate_mae.training.starting_weights import option_value, with_starting_architecture
+from crate_mae.training.starting_weights import with_starting_architecture
 
 ConfigT = TypeVar("ConfigT")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from crate_mae.common.hints import option_value
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import ModelConfig
 from crate_mae.training.config import PretrainConfig
@@ -20,16 +21,6 @@ FREE = ("model.image_size", "model.norm_pix_loss", "model.channels")
 """Settings of the model in which a new run may differ from the weights that it starts from."""
 
 logger = logging.getLogger(__name__)
-
-
-def option_value(words: Sequence[str], option: str) -> str | None:
-    """The last value of an option among the words of a command line; None without it."""
-    found = None
-    for index, word in enumerate(words):
-        key, joined, value = word.partition("=")
-        if key == option:
-            found = value if joined else "".join(words[index + 1 : index + 2])
-    return found
 
 
 def with_starting_architecture(words: Sequence[str]) -> list[str]:

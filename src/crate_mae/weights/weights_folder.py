@@ -8,7 +8,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,14 @@ from crate_mae.common.files import file_hash, read_json_object
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import ModelConfig, Preprocess
-from crate_mae.weights.shipped import SHIPPED, shipped_folder
+from crate_mae.weights.shipped import (
+    CONFIG,
+    FILES,
+    PREPROCESS,
+    TENSORS,
+    check_weights_name,
+    shipped_folder,
+)
 from crate_mae.weights.tensors import (
     IncompleteWeightsError,
     check_match,
@@ -33,14 +39,9 @@ from crate_mae.weights.tensors import (
     read_safetensors,
 )
 
-TENSORS, CONFIG, PREPROCESS = "model.safetensors", "config.json", "preprocess.json"
-FILES = (TENSORS, CONFIG, PREPROCESS)
 LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")  # left behind by file managers
 FORMAT = "crate-mae/1"
 logger = logging.getLogger(__name__)
-
-HUB_NAME = r"[\w-][\w.-]*/[\w-][\w.-]*"
-"""The shape of a name on the Hub, OWNER/NAME."""
 
 
 def save_model(
@@ -71,8 +72,8 @@ def save_model(
     if known is model.assumed_preprocess:
         logger.warning(
             "%s: that images are scaled to [0, 1] and no more (mean 0, std 1) is assumed; if yours"
-            " were normalised, give preprocess=Preprocess(size=..., channels=..., mean=..., std=...)"
-            " to build_model or save_model",
+            " were normalised, give preprocess=Preprocess(size=..., channels=..., mean=...,"
+            " std=...) to build_model or save_model",
             folder,
         )
     return saved
@@ -205,11 +206,9 @@ def _located(name: str | Path, revision: str | None) -> tuple[Path, str]:
     shipped = shipped_folder(text)
     if shipped is not None and not folder.exists():
         return shipped, f"the shipped model {text}"
-    if folder.exists() or not re.fullmatch(HUB_NAME, text):
-        raise FileNotFoundError(
-            f"no weights at {text}: expected a folder with {', '.join(FILES)}, a run folder, a"
-            f" shipped model ({', '.join(SHIPPED)}), or a Hub repository as owner/name"
-        )
+    if folder.exists():
+        raise FileNotFoundError(f"no weights at {text}: it is a file, and weights are a folder")
+    check_weights_name(text)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
