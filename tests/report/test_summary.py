@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from crate_mae.evaluation.comparison import headline
-from crate_mae.report.summary import key_numbers, status, verdicts
+from crate_mae.report.summary import key_numbers, status, summary_data, verdicts
 from crate_mae.runs.contents import Run
 
 
@@ -50,16 +50,17 @@ def test_the_first_line_counts_and_not_the_best() -> None:
 
 def test_completion_is_set_beside_one_colour_and_the_patch_means() -> None:
     found = by_verdict(made())
-    assert set(found) == {True, None, False}
-    (better,), (beside,), (few,) = found[True], found[None], found[False]
-    assert few.startswith("30 optimiser steps are very few")
-    assert verdicts(made())[0][0] == few, "said at the top"
+    assert set(found) == {True, None}
+    (better,), (beside,) = found[True], found[None]
+    few = summary_data(made())["few_steps"]
+    assert few.startswith("30 optimiser steps are very few"), "said at the top"
+    assert summary_data(made(data={"images": 10**6}))["few_steps"] is None
     assert "75% below that of the best single colour (0.25 against 1)" in better
     assert "above the error of knowing each removed patch's true mean, 0.2" in beside
     records = [{"step": 1, "val/loss": 1.5, "val/mean_colour": 1.0, "val/patch_mean": 2.0}]
     found = by_verdict(made(records=records))
-    assert "50% above that of the best single colour" in found[False][1]
-    assert "It has hardly learned (loss 1.5, one colour 1)" in found[False][1]
+    assert "50% above that of the best single colour" in found[False][0]
+    assert "It has hardly learned (loss 1.5, one colour 1)" in found[False][0]
     assert True not in found, "below the patch means, but above one colour"
     records = [{"step": 1, "val/loss": 0.5, "val/mean_colour": 1.0, "val/patch_mean": 0.7}]
     found = by_verdict(made(records=records))

@@ -1,11 +1,15 @@
 """Files, folders and addresses as a command line names them, and masks drawn as pictures."""
 
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
 from data_cases import MODEL, write_shards
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from source_cases import Write
 

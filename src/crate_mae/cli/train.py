@@ -59,8 +59,6 @@ def finetune_parser() -> "SettingsParser":
 def finetune(argv: list[str]) -> int:
     """The exit status of `crate-mae finetune`."""
     check_run_words("finetune", argv)
-    from crate_mae.training.callbacks import is_main_process
-    from crate_mae.training.final_test import evaluation_text
     from crate_mae.training.finetune import finetune as run
     from crate_mae.training.parse import parse_finetune
 
@@ -73,10 +71,7 @@ def finetune(argv: list[str]) -> int:
         stop_after=options["stop_after"],
         command=["crate-mae", "finetune", *argv],
     )
-    status = _ended("finetune", summary)
-    if is_main_process() and summary.finished:
-        print(evaluation_text(folder))
-    return status
+    return _ended("finetune", summary)
 
 
 def _ended(verb: str, summary: "RunSummary") -> int:
@@ -91,6 +86,17 @@ def _ended(verb: str, summary: "RunSummary") -> int:
         return 143
     numbers = " ".join(f"{key}={value:.4g}" for key, value in summary.metrics.items())
     print(f"finished: folder={folder} step={summary.step} seconds={summary.seconds:.0f} {numbers}")
+    if verb == "finetune":
+        from crate_mae.training.final_test import evaluation_text
+
+        print(evaluation_text(folder))
+
+    from crate_mae.evaluation.answers import answers_text
+    from crate_mae.report.summary import run_answers
+    from crate_mae.runs.contents import read_run
+
+    if told := answers_text(run_answers(read_run(folder))):
+        print(told)
     return 0
 
 

@@ -48,12 +48,13 @@ def planned_steps(run: Run) -> int | None:
 
 
 def summary_data(run: Run) -> dict[str, Any]:
-    """Status, key numbers, verdicts, facts of the run, and what could not be shown."""
+    """Status, whether steps are few, key numbers, verdicts, facts, and what could not be shown."""
     sentence, finished = status(run)
     return {
         "status": sentence,
         "finished": finished,
         "numbers": key_numbers(run),
+        "few_steps": next((a.text for a in run_answers(run) if a.rule == "few steps"), None),
         "verdicts": verdicts(run),
         "facts": _facts(run),
         "problems": run.problems,
@@ -188,9 +189,9 @@ def _counted(value: Any, what: str) -> str:
 def verdicts(run: Run) -> list[Verdict]:
     """Sentences that set the model beside what needs no learning: better, worse, undecided.
 
-    That a run is very short comes first: it qualifies all that follows.
+    That a run is very short stands above them: it qualifies all that follows.
     """
-    return [(answer.text, answer.good) for answer in run_answers(run)]
+    return [(a.text, a.good) for a in run_answers(run) if a.rule != "few steps"]
 
 
 def run_answers(run: Run) -> list[Answer]:
