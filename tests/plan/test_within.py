@@ -75,9 +75,10 @@ def test_a_day_becomes_an_hour_by_fewer_layers() -> None:
 
 
 def test_minutes_take_larger_patches_too() -> None:
-    model = fitted(600).plan.config.model
-    assert model is not None
-    assert (model.depth, model.patch_hw) == (2, (16, 16))
+    for seconds, side in ((600, 12), (300, 16)):
+        model = fitted(seconds).plan.config.model
+        assert model is not None
+        assert (model.depth, model.patch_hw) == (2, (side, side))
 
 
 def test_enough_time_keeps_the_recipe() -> None:
