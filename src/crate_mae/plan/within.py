@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from crate_mae.batches.config import DataConfig
 from crate_mae.models.config import ModelConfig
 from crate_mae.plan.amounts import disk_use, schedule
 from crate_mae.plan.plan import RunPlan, plan_run, validates
@@ -73,29 +74,26 @@ def run_within(
     enough, room = ENOUGH[supervised], TRAINING_SHARE * seconds
     found = plan(config, images=images, progress=progress)
     first = _step_seconds(found)
-    config = found.adapted  # with a batch that the images fill
-    count = found.images.count
-    fits = replace(found.images, count=count)
-    before = config
-    if room / first < enough and isinstance(config, PretrainConfig) and not fixed_model:
-        for model in _smaller(config.model):
-            smaller = replace(config, model=model)
-            per_image = _flops(smaller) / _flops(config)
-            if room / (first * per_image) < enough and model != _last(config.model):
+    before = config = found.adapted  # with a batch that the images fill
+    if room / first < enough and isinstance(before, PretrainConfig) and not fixed_model:
+        models = list(_smaller(before.model))
+        whole = planned_run(before).flops(1)
+        for model in models:
+            smaller = replace(before, model=model)
+            expected = first * planned_run(smaller).flops(1) / whole
+            if room / expected < enough and model != models[-1]:
                 continue
-            config, found = smaller, plan(smaller, images=fits.count, progress=progress)
+            config, found = smaller, plan(smaller, images=images, progress=progress)
             if room / _step_seconds(found) >= enough:
                 break
-    return _filled(before, config, found, seconds, count)
+    return _filled(before, config, found, seconds)
 
 
-def _filled(
-    before: RunSettings, config: RunSettings, found: RunPlan, seconds: float, count: int
-) -> FittingRun:
+def _filled(before: RunSettings, config: RunSettings, found: RunPlan, seconds: float) -> FittingRun:
     """The run with as many epochs as its time has room for."""
     supervised, each = isinstance(config, FinetuneConfig), _step_seconds(found)
     steps = int(TRAINING_SHARE * seconds / each)
-    optim, data = config.optim, config.data
+    optim, data, count = config.optim, config.data, found.images.count
     per_epoch = count // optim.batch_size
     reasons = list(_of_the_model(before, config))
     if steps < LEAST_EPOCHS * per_epoch:
@@ -105,8 +103,7 @@ def _filled(
                 f"a step of {optim.batch_size} images takes {each:.3g} s here, so that not even"
                 f" {LEAST_EPOCHS} fit: give more time, or a smaller model or batch"
             )
-        held = 0.0 if data.val_source or data.val_split else data.val_share
-        data = replace(data, limit=min(count, int(limit / (1 - held))))
+        data = replace(data, limit=limit + _held_out(data, limit))
         per_epoch = limit // optim.batch_size
         reasons.append(f"{limit:,} of {count:,} images, as all of them would not be seen twice")
     wanted = max(optim.epochs, -(-AIM[supervised] // per_epoch))
@@ -139,6 +136,14 @@ def _filled(
     )  # fmt: skip
 
 
+def _held_out(data: DataConfig, training: int) -> int:
+    """Images that are held out beside so many that train."""
+    if data.val_source is not None or data.val_split is not None:
+        return 0
+    held = int(training * data.val_share / (1 - data.val_share))
+    return held if data.val_limit is None else min(held, data.val_limit)
+
+
 def _step_seconds(found: RunPlan) -> float:
     if found.hours is None:
         raise ValueError(
@@ -164,14 +169,6 @@ def _smaller(model: ModelConfig) -> Iterator[ModelConfig]:
         many = all(size // side >= 5 for size, side in zip(model.image_hw, patch, strict=True))
         if whole and divides and many:
             yield replace(shallow, patch_size=(patch[0], patch[1]))
-
-
-def _last(model: ModelConfig) -> ModelConfig | None:
-    return list(_smaller(model))[-1] if list(_smaller(model)) else None
-
-
-def _flops(config: RunSettings) -> int:
-    return planned_run(config).flops(1)
 
 
 def _of_the_model(before: RunSettings, after: RunSettings) -> Iterator[str]:

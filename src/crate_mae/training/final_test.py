@@ -34,8 +34,8 @@ def score_classifier(
     """The score on test images, and {top5_accuracy, unreadable}.
 
     Answers are among the classes that had training images; the most frequent one is that of
-    `all_labels`, where the training images are a few of those, drawn class by class. `top5_accuracy` is None below ten
-    classes.
+    `all_labels`, where the training images are a few of those, drawn class by class.
+    `top5_accuracy` is None below ten classes.
     """
     progress = progress_bar("testing") if is_main_process() else None
     features = extract_features(model, test, pool=model.pool, device=device, progress=progress)
