@@ -19,6 +19,7 @@ from crate_mae.evaluation.answers import (
     beside_baselines,
     classifier_answers,
     completion_answers,
+    data_answers,
     feature_answers,
     foreground_answers,
     smoothed_entropy,
@@ -163,3 +164,15 @@ def test_foreground() -> None:
     found = foreground_answers(0.6, everything=0.5, ellipse=0.3, brightness=None)
     assert rules(found) == {"ellipse": True}
     assert "above calling everything foreground (0.500)" in found[0].text
+
+
+def test_data() -> None:
+    place = Place(address="imagefolder:my pictures")
+    plain = data_answers(5000, {"a": 2000, "b": 3000}, place)
+    assert rules(plain) == {"next": None}
+    assert "'imagefolder:my pictures' --within 1h`" in plain[0].text
+    few = data_answers(150, {"cats": 30, "dogs": 119, "none": 0}, place)
+    assert rules(few) == {"next": None, "few images": None, "uneven classes": None}
+    assert "dogs has 119 images, cats 30" in few[-1].text
+    assert rules(data_answers(5000, {"all": 5000}, place)) == {"next": None, "one class": False}
+    assert rules(data_answers(5000, None, place)) == {"next": None}

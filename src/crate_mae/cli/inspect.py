@@ -36,6 +36,7 @@ def data(argv: list[str]) -> int:
     check_words(given)
     output = Output(given.json)
 
+    from crate_mae.evaluation.answers import Place, answers_text, data_answers
     from crate_mae.sources.address import open_source
     from crate_mae.sources.describe import describe_source
     from crate_mae.sources.divided import splits_of, splits_text
@@ -47,6 +48,8 @@ def data(argv: list[str]) -> int:
     output.say(report.table())
     if told := splits_text(splits, source.split):
         output.say(told)
+    answers = data_answers(report.readable, report.classes, Place(address=address))
+    output.say("\n" + answers_text(answers))
     output.write({**report.to_dict(), "splits": splits})
     return 0
 
@@ -89,6 +92,7 @@ def analyze(argv: list[str]) -> int:
         open_models,
         summary_table,
     )
+    from crate_mae.report.layer_tables import findings
 
     if given.compare and given.no_baselines:
         raise ValueError("--compare and --no-baselines exclude each other")
@@ -109,6 +113,7 @@ def analyze(argv: list[str]) -> int:
         progress=counter_for,
     )
     print(summary_table(rows))
+    print("\nin words:", *(f"- {sentence}" for sentence in findings(rows)), sep="\n")
     report_unreadable(facts["unreadable"])
     print(f"wrote {folder}: layers.csv, layers.json, and layers, weights, angles as .png and .svg")
     return 0

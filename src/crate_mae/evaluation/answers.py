@@ -17,6 +17,10 @@ FEW_STEPS = 1000
 """Optimiser steps below which masked pre-training is called very short."""
 FEW_SUPERVISED_STEPS = 100
 """The same for training with labels, where the encoder is mostly there already."""
+FEW_IMAGES = 2000
+"""Images below which starting from a trained model is advised."""
+UNEVEN_CLASSES = 3.0
+"""Times the images of the smallest class from which the largest makes a set uneven."""
 HARDLY = 0.7
 """Share of what guessing loses that is left when a classifier has hardly learned."""
 HARDLY_COMPLETED = 0.95
@@ -43,6 +47,10 @@ RULES: dict[str, str] = {
     "hardly learned": "a loss near that of guessing means that the weights have hardly moved",
     "by heart": "labels known by heart and missed on new images are too few or too alike",
     "ellipse": "photographers centre what they take: a fixed ellipse knows nothing of the image",
+    "few images": "a model sees each of few images so often that it learns them, not what they show",
+    "uneven classes": "accuracy then mostly tells how the frequent class is recognised",
+    "one class": "a probe or classifier needs two classes to tell apart",
+    "next": "what comes after looking at the data is a plan that fits the machine",
     "other losses": "at another mask ratio, patch or image set a loss is of something else",
     "best run": "of two runs whose intervals overlap, the next test may favour the other",
     "not measured": "losses of pixels do not tell how features do",
@@ -77,6 +85,33 @@ class Place:
 def answers_text(answers: Sequence[Answer]) -> str:
     """The sentences as lines below a heading; empty without any."""
     return "\n".join(["in words:", *(f"- {a.text}" for a in answers)]) if answers else ""
+
+
+# -- data ---------------------------------------------------------------------------------------
+
+
+def data_answers(readable: int, classes: Mapping[str, int] | None, place: Place) -> list[Answer]:
+    """What a set of so many readable images, with labels or without, asks for next."""
+    plan = place.command("plan", "own-images", "--data.source", place.address, "--within", "1h")
+    found = [Answer(rule="next", text=f"To train on them in an hour: {plan}.", good=None)]
+    if readable < FEW_IMAGES:
+        text = (
+            f"{readable:,} images are few to learn from alone: start from a trained model,"
+            f" {place.command('weights')} lists them, with --init-from NAME."
+        )
+        found.append(Answer(rule="few images", text=text, good=None))
+    counts = {name: count for name, count in (classes or {}).items() if count}
+    if len(counts) == 1:
+        text = f"All labels are {next(iter(counts))}: for a probe, put classes into folders."
+        found.append(Answer(rule="one class", text=text, good=False))
+    elif counts and max(counts.values()) > UNEVEN_CLASSES * min(counts.values()):
+        most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
+        text = (
+            f"{most} has {counts[most]:,} images, {least} {counts[least]:,}: look at balanced"
+            " accuracy and F1, not at accuracy."
+        )
+        found.append(Answer(rule="uneven classes", text=text, good=None))
+    return found
 
 
 # -- features -----------------------------------------------------------------------------------
