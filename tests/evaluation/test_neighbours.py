@@ -59,8 +59,9 @@ def test_an_image_is_not_its_own_neighbour() -> None:
 def test_pairs_and_outliers_of_clusters() -> None:
     """Two clusters, a pair of equal rows in one, and a row far from both."""
     generator = torch.Generator().manual_seed(2)
-    directions = torch.zeros(21, 12)
-    directions[:10, 0], directions[10:20, 1], directions[20, 11] = 5, 5, -9
+    directions = torch.full((21, 12), 5.0)
+    directions[10:20] = -5
+    directions[20] = 9 * torch.tensor([1.0, -1.0]).repeat(6)
     values = directions + 0.5 * torch.randn(21, 12, generator=generator)
     values[7] = values[3]
     space = FeatureSpace(features(values))

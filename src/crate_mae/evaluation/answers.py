@@ -47,7 +47,7 @@ RULES: dict[str, str] = {
     "hardly learned": "a loss near that of guessing means that the weights have hardly moved",
     "by heart": "labels known by heart and missed on new images are too few or too alike",
     "ellipse": "photographers centre what they take: a fixed ellipse knows nothing of the image",
-    "few images": "a model sees each of few images so often that it learns them, not what they show",
+    "few images": "few images are seen so often that they are learned, not what they show",
     "uneven classes": "accuracy then mostly tells how the frequent class is recognised",
     "one class": "a probe or classifier needs two classes to tell apart",
     "next": "what comes after looking at the data is a plan that fits the machine",
