@@ -1,5 +1,7 @@
 """Scores against scikit-learn and by hand; what a grid says about its edges."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -71,6 +73,18 @@ def test_no_class_is_the_most_frequent_where_several_are() -> None:
     labels = torch.tensor([0, 1, 1, 0, 2])
     assert metrics.majority(named("cat", "dog", "cow"), labels) is None
     assert metrics.majority(named("cat", "dog", "cow"), labels[:4][1:]) == "dog"
+
+
+def test_few_labels_keep_the_majority_of_all() -> None:
+    """Of three cows, two cats and a dog, one each: the most frequent class is still cow."""
+    names = named("cat", "dog", "cow")
+    every = replace(names, labels=torch.tensor([2, 2, 2, 0, 0, 1]))
+    test = torch.tensor([2, 2, 0, 1])
+    few = score(names, test, torch.tensor([0, 1, 2]), torch.zeros(4, dtype=torch.int64))
+    assert (few.chance, few.majority) == (1 / 4, None)
+    whole = metrics.with_majority_of(few, every, test)
+    assert (whole.chance, whole.majority) == (2 / 4, "cow")
+    assert whole.accuracy == few.accuracy
 
 
 def test_a_matrix_of_many_classes_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,6 +228,8 @@ def _images(given: argparse.Namespace, *, facts_wanted: bool) -> Subject:
     from crate_mae.evaluation.compare import compare_models
     from crate_mae.sources.address import open_pair
 
+    if given.image_size is not None and given.vitmae is not None:
+        raise ValueError("a ViT-MAE takes images of its own size only: leave --image-size out")
     model, sha256 = load_backbone(given.weights)
     at_size(model, given.image_size)
     model.to(device_of(given.device))
