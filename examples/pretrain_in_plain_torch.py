@@ -11,7 +11,7 @@ import torch
 
 from crate_mae import Preprocess, build_model, save_model
 from crate_mae.batches import prepared_batches
-from crate_mae.sources import open_images
+from crate_mae.sources import measure_statistics, open_images
 
 
 def main() -> None:
@@ -22,13 +22,21 @@ def main() -> None:
     given = parser.parse_args()
 
     torch.manual_seed(0)
-    model = build_model(
-        "debug", image_size=8, patch_size=2, channels=1, dim=96, depth=4, decoder_depth=2
-    )
-    # How pixels become input travels with the weights: mean and std on the [0, 1] scale.
-    model.preprocess = Preprocess(size=(8, 8), channels=1, mean=(0.305,), std=(0.376,))
     source = open_images(["digits"], split="train")
-    batches = prepared_batches(source, model.preprocess, batch_size=len(source), broken=[])
+    # How pixels become input travels with the weights: mean and std on the [0, 1] scale.
+    mean, std = measure_statistics(source, channels=1)
+    preprocess = Preprocess(size=(8, 8), channels=1, mean=mean, std=std)
+    model = build_model(
+        "debug",
+        preprocess=preprocess,
+        image_size=8,
+        patch_size=2,
+        channels=1,
+        dim=96,
+        depth=4,
+        decoder_depth=2,
+    )
+    batches = prepared_batches(source, preprocess, batch_size=len(source), broken=[])
     images = torch.cat([batch.images for batch in batches])
 
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)

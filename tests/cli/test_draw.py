@@ -14,7 +14,7 @@ from PIL import Image
 
 from crate_mae import save_model
 from crate_mae.cli import main
-from crate_mae.dense.segment_source import load_masks
+from crate_mae.dense.masks import load_masks
 from crate_mae.dense.segmentation import intersection_over_union
 from crate_mae.models.classifier import CrateClassifier
 
@@ -134,7 +134,7 @@ def test_iou_of_a_folder_of_masks(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     facts = json.loads(Path("a.json").read_text("utf-8"))
     assert f"mean IoU {facts['agreement']['mean_iou']:.4f}" in out
-    truth = load_masks([Path(f"masks/{index}.png") for index in range(4)], (16, 16))
+    truth = load_masks([Path(f"masks/{index}.png") for index in range(4)], (16, 16)).truth
     everything = intersection_over_union(torch.ones_like(truth), truth)
     assert facts["agreement"]["everything_iou"] == everything.tolist()
     assert len(facts["weights_sha256"]) == 64

@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -14,6 +16,7 @@ from crate_mae import save_model
 from crate_mae.cli import main
 from crate_mae.common.files import file_hash
 from crate_mae.evaluation.feature_files import load_facts
+from crate_mae.sources.address import open_pair
 from crate_mae.vitmae.model import vitmae_baseline
 from crate_mae.vitmae.vitmae_folder import save_vitmae
 from crate_mae.weights.weights_folder import load_autoencoder, weights_hash
@@ -105,17 +108,85 @@ def test_a_vitmae_beside_and_in_place_of_the_weights(
     assert load_facts(out)["weights_sha256"] == file_hash(folder / "model.safetensors")
 
 
+def test_rows_are_printed_and_kept_as_they_come(
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The raw pixels are interrupted: what was measured before them stays."""
+    target = tmp_path / "rows.json"
+    words = ["knn", str(weights), "digits", *FEW, "--json", str(target)]
+    interrupted = Mock(side_effect=KeyboardInterrupt)
+    monkeypatch.setattr("crate_mae.evaluation.compare.raw_pixels", interrupted)
+    assert main(words) == 130
+    facts = json.loads(target.read_text("utf-8"))
+    assert facts["complete"] is False
+    assert [row["subject"] for row in facts["rows"]] == ["model", "random baseline"]
+    out = capsys.readouterr().out
+    assert out.index("kNN, model, mean: ") < out.index("interrupted; what was measured until then")
+    assert "random baseline" in out[out.index("until then") :]
+    monkeypatch.undo()
+    target.unlink()
+    assert main(words) == 0
+    whole = json.loads(target.read_text("utf-8"))
+    assert whole["complete"] is True
+    assert whole["rows"][:2] == facts["rows"]
+
+
+def test_baselines_and_image_size_as_asked(weights: Path, tmp_path: Path) -> None:
+    def rows(*words: str) -> list[dict[str, Any]]:
+        target = tmp_path / "rows.json"
+        call = ["knn", str(weights), "digits", *FEW, "--json", str(target), *words]
+        assert main(call) == 0
+        found: list[dict[str, Any]] = json.loads(target.read_text("utf-8"))["rows"]
+        target.unlink()
+        return found
+
+    plain = rows("--baselines", "random")
+    assert [row["subject"] for row in plain] == ["model", "random baseline"]
+    assert [row["subject"] for row in rows("--baselines", "none")] == ["model"]
+    large = rows("--image-size", "16")
+    assert [row["image_size"] for row in plain] == [[8, 8]] * 2
+    assert [row["image_size"] for row in large] == [[16, 16]] * 3
+    assert [row["dim"] for row in large] == [16, 16, 256]
+    assert large[0]["accuracy"] != plain[0]["accuracy"]
+
+
+def test_few_labels_are_drawn_several_times(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "rows.json"
+    words = ["probe", str(weights), "digits", "--test-limit", "60", "--shots", "2"]
+    assert main([*words, "--baselines", "none", "--json", str(target)]) == 0
+    (row,) = json.loads(target.read_text("utf-8"))["rows"]
+    assert row["seeds"] == [0, 1, 2, 3, 4]
+    assert len({run["accuracy"] for run in row["runs"]}) > 1
+    assert row["std"] > 0
+    assert (row["folds"], row["num_held_out"], row["num_train"]) == (5, 20, 20)
+    out = capsys.readouterr().out
+    assert "5-fold cross-validation of 20 training images" in out
+    # Of all training digits, not of two of each: threes, as counted here.
+    train, test = open_pair("digits", test_limit=60)
+    counts = Counter(train.label(index) for index in range(len(train)))
+    ((most, _),) = counts.most_common(1)
+    of_test = [test.label(index) for index in range(60)].count(most) / 60
+    assert row["majority"] == str(most)
+    assert row["chance"] == pytest.approx(of_test)
+    assert f"the most frequent class alone ({most}) gives {of_test:.2%}" in out
+
+
 def test_verbose_shows_every_grid_and_mistakes(
     weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["knn", str(weights), "digits", *FEW, "--pool", "cls,mean,both", "--after", "all"]
     assert main([*words, "--no-baselines"]) == 0
     brief = capsys.readouterr().out
-    assert brief.count("held-out images (* chosen)") == 8
+    assert brief.count("(* chosen)") == 8
     assert "4 more grids: --verbose" in brief
     assert main([*words, "--no-baselines", "--verbose"]) == 0
     full = capsys.readouterr().out
-    assert full.count("held-out images (* chosen)") == 12
+    assert full.count("(* chosen)") == 12
     assert full.count("most frequent mistakes") == 12
 
 
@@ -131,6 +202,9 @@ def test_verbose_shows_every_grid_and_mistakes(
         (["knn", "W", "digits", "--device", "abacus"], "device 'abacus' cannot be used here"),
         (["knn", "W", "digits", "--vitmae", "nothing"], "no weights at nothing"),
         (["knn", "W", "digits", "--json", "W"], "not overwritten"),
+        (["knn", "W", "digits", "--baselines", "none,random"], "none stands alone"),
+        (["knn", "W", "digits", "--no-baselines", "--baselines", "random"], "exclude each other"),
+        (["knn", "W", "digits", "--image-size", "9"], "nearest size"),
         (["knn", "a.safetensors", "digits"], "should hold test features"),
         (["knn", "a.safetensors", "b.safetensors"], "there is no file a.safetensors"),
         (["knn", "a.safetensors", "b.safetensors", "--pool", "cls"], "--pool is for images"),

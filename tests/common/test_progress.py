@@ -1,11 +1,11 @@
-"""Progress on a terminal, silence elsewhere, and times and sizes as people read them."""
+"""Progress on a terminal, lines elsewhere, and times and sizes as people read them."""
 
 import io
 import sys
 
 import pytest
 
-from crate_mae.common.progress import progress_bar
+from crate_mae.common.progress import progress_bar, progress_lines
 from crate_mae.common.text import bytes_text, duration, time_text
 
 
@@ -20,7 +20,6 @@ def test_a_terminal_gets_a_bar_for_every_pass(monkeypatch: pytest.MonkeyPatch) -
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     show = progress_bar("reading")
-    assert show is not None
     for _ in range(2):  # a second pass over the same work
         for done in (1, 3, 4):
             show(done, 4)
@@ -31,9 +30,33 @@ def test_a_terminal_gets_a_bar_for_every_pass(monkeypatch: pytest.MonkeyPatch) -
     assert screen.getvalue().endswith("\n"), "what is printed next begins a line"
 
 
-def test_files_and_pipes_get_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    assert progress_bar("reading") is None
+def test_files_and_pipes_get_nothing_of_short_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    show = progress_bar("reading")
+    for done in range(1, 101):
+        show(done, 100)
+    assert written.getvalue() == ""
+
+
+def test_files_and_pipes_get_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    """A thousand parts of half a second: lines at 10 s, then every 30 s, with the time left."""
+    now = 0.0
+    show = progress_lines("features", clock=lambda: now)
+    for done in range(1, 1001):
+        now = done / 2
+        show(done, 1000)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "features: 20 of 1,000 (2%), about 8m10s left"
+    assert lines[1] == "features: 80 of 1,000 (8%), about 7m40s left"
+    assert len(lines) == 1 + (500 - 10 - 1) // 30
+    show(10, 1000)  # a second pass begins to count anew
+    now += 9
+    show(20, 1000)
+    assert capsys.readouterr().err == ""
+    now += 1
+    show(500, 1000)
+    assert capsys.readouterr().err == "features: 500 of 1,000 (50%), about 10s left\n"
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,14 @@ from torch import Tensor
 
 from crate_mae.dense.attention import AttentionMaps, attention_maps
 from crate_mae.dense.layout import Layout, layout_of
-from crate_mae.dense.segment_source import SegmentSettings, load_masks, mask_files, segment_images
+from crate_mae.dense.masks import load_masks, mask_files
+from crate_mae.dense.segment_source import SegmentSettings, segment_images
 from crate_mae.dense.segmentation import (
     agreement,
+    centred_ellipse,
     intersection_over_union,
     segment_attention,
+    segment_brightness,
     segment_pixels,
     segment_tokens,
 )
@@ -165,8 +168,8 @@ def test_masks_of_a_folder(folder: Path) -> None:
     source = open_images([str(folder / "images")])
     files = mask_files(source, folder / "masks")
     assert [files[source.name(i)].name for i in range(3)] == ["0.png", "1.png", "2.png"]
-    assert load_masks(list(files.values()), (16, 16)).equal(squares()[1])
-    assert load_masks(list(files.values()), (8, 8)).shape == (3, 8, 8)
+    assert load_masks(list(files.values()), (16, 16)).truth.equal(squares()[1])
+    assert load_masks(list(files.values()), (8, 8)).truth.shape == (3, 8, 8)
     address = open_images([f"imagefolder:{folder / 'images'}"])
     assert list(mask_files(address, folder / "masks")) == ["0.bmp", "1.bmp", "2.bmp"]
 
@@ -217,6 +220,10 @@ def test_a_whole_source(folder: Path, method: str) -> None:
     assert plain["settings"]["method"] == method
     table = found.table()
     assert "everything called foreground" in table
+    assert "centred ellipse" in table
+    assert found.brightness is not None
+    assert float(found.brightness.iou.min()) == 1.0, "the squares are brighter than the rest"
+    assert "these objects differ in brightness" in table
     if method == "pca":
         assert "raw pixels" in table
         assert found.heads is None
@@ -252,3 +259,119 @@ def test_layouts_agree_with_the_models() -> None:
     model = make(tiny())
     maps = attention_maps(model, images_for(model.config), layers=[0])
     assert maps.layout == layout_of(model.config, (8, 12))
+
+
+def iou_by_loops(mask: Tensor, truth: Tensor, counted: Tensor) -> float:
+    both = either = 0
+    for m, t, c in zip(*(x.flatten().tolist() for x in (mask, truth, counted)), strict=True):
+        both += m and t and c
+        either += (m or t) and c
+    return both / either if either else 1.0
+
+
+@some
+@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), min_size=6, max_size=6))
+def test_pixels_that_do_not_count_are_in_neither_mask(
+    pixels: list[tuple[bool, bool, bool]],
+) -> None:
+    mask, truth, counted = torch.tensor(pixels).T.reshape(3, 1, 2, 3)
+    found = agreement(mask, truth, counted)
+    assert float(found.iou) == pytest.approx(iou_by_loops(mask, truth, counted))
+    other = max(float(found.iou), iou_by_loops(~mask, truth, counted))
+    assert float(found.oracle) == pytest.approx(other)
+    ones = torch.ones_like(mask)
+    assert float(found.everything) == pytest.approx(iou_by_loops(ones, truth, counted))
+
+
+def written(folder: Path, values: np.ndarray, mode: str, name: str = "mask.png") -> Path:
+    image = Image.fromarray(values)
+    if mode == "P":
+        image = Image.fromarray(values, mode="L").convert("P")
+        image.putdata(values.flatten().tolist())
+    path = folder / name
+    image.save(path)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB"])
+def test_void_pixels_are_ignored_where_masks_number_classes(tmp_path: Path, mode: str) -> None:
+    """Object 1 or 2, a void border, background; as palette, grey or PASCAL VOC's colours."""
+    values = np.zeros((16, 16), dtype=np.uint8)
+    values[4:12, 4:8], values[4:12, 8:12], values[3, 3:13] = 1, 2, 255
+    drawn = values
+    if mode == "RGB":
+        palette = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 255: (224, 224, 192)}
+        drawn = np.array([[palette[int(v)] for v in row] for row in values], dtype=np.uint8)
+    path = written(tmp_path, drawn, mode)
+    found = load_masks([path], (16, 16))
+    assert np.array_equal(found.truth[0].numpy(), (values == 1) | (values == 2))
+    assert np.array_equal(found.counted[0].numpy(), values != 255)
+    assert found.words == f"{10 / 256:.1%} of the masks is 255, which is ignored"
+    kept = load_masks([path], (16, 16), ignore=-1)
+    assert np.array_equal(kept.truth[0].numpy(), values != 0)
+    assert kept.counted.all()
+    assert kept.words == ""
+    if mode != "RGB":
+        second = load_masks([path], (16, 16), ignore=2)
+        assert np.array_equal(second.truth[0].numpy(), (values == 1) | (values == 255))
+        assert np.array_equal(second.counted[0].numpy(), values != 2)
+
+
+def test_255_is_foreground_where_it_is_all_there_is_or_edges_are_soft(tmp_path: Path) -> None:
+    plain = np.zeros((16, 16), dtype=np.uint8)
+    plain[4:12, 4:12] = 255
+    soft = plain.copy()
+    soft[3, 4:12] = [20, 40, 60, 80, 100, 120, 140, 160]
+    for values in (plain, soft):
+        found = load_masks([written(tmp_path, values, "L")], (16, 16))
+        assert np.array_equal(found.truth[0].numpy(), values != 0)
+        assert found.counted.all()
+
+
+def test_masks_in_a_column(tmp_path: Path) -> None:
+    """The same images and masks, from folders and from a parquet file, agree."""
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pictures, truth = squares()
+    rows: dict[str, list[dict[str, bytes]]] = {"image": [], "mask": []}
+    for index in range(3):
+        for key, values in (("image", pictures[index, 0] * 255), ("mask", truth[index] * 1)):
+            data = io.BytesIO()
+            Image.fromarray(values.numpy().astype(np.uint8)).save(data, "png")
+            rows[key].append({"bytes": data.getvalue()})
+    features = {"image": {"_type": "Image"}, "mask": {"dtype": "binary"}}
+    noted = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table(rows)
+    pq.write_table(table.replace_schema_metadata(noted), tmp_path / "train.parquet")
+    model = make(tiny(image_size=16, patch_size=4, channels=1))
+    source = open_images([f"parquet:{tmp_path}"], limit=2)
+    found = segment_images(model, source, SegmentSettings(), masks="column:mask")
+    assert found.truth is not None
+    wanted = [int(name.rpartition("/")[2]) for name in found.names]
+    assert found.truth.equal(truth[wanted])
+    with pytest.raises(ValueError, match=r"no column 'masks' of images.*image, mask"):
+        segment_images(model, source, SegmentSettings(), masks="column:masks")
+    other = open_images(["digits"], limit=2)
+    with pytest.raises(ValueError, match="masks in a column need images at an address parquet"):
+        segment_images(model, other, SegmentSettings(), masks="column:mask")
+
+
+def test_the_ellipse_covers_half_and_is_centred() -> None:
+    for size in ((64, 64), (40, 90)):
+        mask = centred_ellipse(size)
+        assert float(mask.double().mean()) == pytest.approx(0.5, abs=0.01)
+        assert mask.equal(mask.flip(0))
+        assert mask.equal(mask.flip(1))
+        assert not mask[0, 0]
+        assert mask[size[0] // 2, size[1] // 10 + 2], "as wide as 4/5 of the image"
+
+
+def test_brightness_is_cut_image_by_image_whichever_side() -> None:
+    pictures, truth = squares()
+    dark = 1 - pictures
+    assert agreement(segment_brightness(pictures).masks, truth).iou.min() == 1
+    assert agreement(segment_brightness(dark).masks, truth).iou.min() == 1
+    assert not segment_brightness(torch.ones(1, 3, 8, 8)).masks.any()

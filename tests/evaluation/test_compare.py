@@ -109,7 +109,7 @@ def test_layers_pools_and_seeds(
 
 def test_a_row_as_plain_values(model: CrateMAE, pair: Pair) -> None:
     measures = {"probe": partial(linear_probe, penalties=(1.0, 0.1)), "knn": nearest_neighbours}
-    rows = compare_models(model, *pair, measures=measures, seeds=(0, 1), baselines=False)  # type: ignore[arg-type]
+    rows = compare_models(model, *pair, measures=measures, seeds=(0, 1), baselines=())  # type: ignore[arg-type]
     for row in rows:
         plain = row.to_dict()
         assert json.loads(json.dumps(plain)) == {
@@ -139,7 +139,7 @@ def test_other_models_share_the_protocol(model: CrateMAE, pair: Pair) -> None:
         measures={"knn": nearest_neighbours},
         layers="all",
         others={"ViT-MAE": trained, "untrained": drawn},
-        baselines=False,
+        baselines=(),
     )
     assert len(rows) == 3 * 4
     at = {key(row): row for row in rows}

@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -24,11 +26,13 @@ from crate_mae.evaluation.feature_files import (
     save_features,
 )
 from crate_mae.evaluation.features import (
+    MAX_PIXEL_VALUES,
     FeaturePool,
     Features,
     extract_all,
     extract_features,
     raw_pixels,
+    reduced,
 )
 from crate_mae.evaluation.metrics import few_shot, labelled_pair
 from crate_mae.models.autoencoder import CrateMAE, build_model
@@ -465,3 +469,20 @@ def test_what_cannot_be_measured(
     bad = Features(**{**vars(good), **change(good)})
     with pytest.raises(ValueError, match=message):
         labelled_pair(bad, good)
+
+
+@given(
+    height=st.integers(1, 300), width=st.integers(1, 300), channels=st.sampled_from([1, 3, 7])
+)  # fmt: skip
+def test_many_pixels_are_reduced_in_shape(height: int, width: int, channels: int) -> None:
+    given = Preprocess(size=(height, width), channels=channels, mean=(0.0,) * channels,
+                       std=(1.0,) * channels)  # fmt: skip
+    found = reduced(given)
+    values = found.size[0] * found.size[1] * channels
+    if height * width * channels <= MAX_PIXEL_VALUES:
+        assert found == given
+        return
+    assert values <= max(MAX_PIXEL_VALUES, channels * max(height, width))
+    if min(found.size) > 8:
+        assert values > 0.7 * MAX_PIXEL_VALUES
+        assert found.size[0] / found.size[1] == pytest.approx(height / width, rel=0.15)

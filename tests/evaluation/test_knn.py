@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
+from crate_mae.evaluation.choosing import fold_numbers
 from crate_mae.evaluation.features import Features
 from crate_mae.evaluation.knn import nearest, nearest_neighbours, vote
 from crate_mae.evaluation.metrics import HELD_OUT
@@ -55,10 +56,10 @@ def answers_by_loops(
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 def test_accuracy_by_loops(temperature: float) -> None:
     train, test = clouds(90), clouds(60, seed=1)
-    result = nearest_neighbours(train, test, k=(1, 3, 8, 80), temperatures=(temperature,))
+    result = nearest_neighbours(train, test, k=(1, 3, 8, 70), temperatures=(temperature,))
     assert train.labels is not None
     assert test.labels is not None
-    for k in (1, 3, 8, 80):
+    for k in (1, 3, 8, 70):
         expected = answers_by_loops(
             train.values.double().numpy(),
             train.labels.numpy(),
@@ -74,22 +75,31 @@ def test_accuracy_by_loops(temperature: float) -> None:
     assert (result.num_train, result.num_test, result.num_classes) == (90, 60, 4)
 
 
-def test_held_out_accuracy_by_loops() -> None:
-    train = clouds(90)
+@pytest.mark.parametrize("count", [90, 1000])
+def test_held_out_accuracy_by_loops(count: int) -> None:
+    """In five folds of few images; on a held-out tenth of many."""
+    train = clouds(count)
     assert train.labels is not None
-    held = hold_out(train.labels, HELD_OUT, 0)
+    numbers = fold_numbers(train.labels, 5, 0)
+    parts = [numbers == fold for fold in range(5)]
+    if count == 1000:
+        parts = [hold_out(train.labels, HELD_OUT, 0)]
     result = nearest_neighbours(train, clouds(8, seed=1), k=(5, 9), temperatures=(0.07, 1.0))
-    assert result.num_held_out == int(held.sum())
+    total = sum(int(part.sum()) for part in parts)
+    assert (result.num_held_out, result.folds) == (total, len(parts))
     assert len(result.grid) == 4
     for point in result.grid:
-        expected = answers_by_loops(
-            train.values[~held].double().numpy(),
-            train.labels[~held].numpy(),
-            train.values[held].double().numpy(),
-            int(point.setting["k"]),
-            point.setting["temperature"],
-        )
-        assert point.accuracy == np.mean(np.array(expected) == train.labels[held].numpy())
+        right = 0
+        for held in parts:
+            expected = answers_by_loops(
+                train.values[~held].double().numpy(),
+                train.labels[~held].numpy(),
+                train.values[held].double().numpy(),
+                int(point.setting["k"]),
+                point.setting["temperature"],
+            )
+            right += int(np.sum(np.array(expected) == train.labels[held].numpy()))
+        assert point.accuracy == pytest.approx(right / total)
     top = max(point.accuracy for point in result.grid)
     first = next(point for point in result.grid if point.accuracy == top)
     assert result.setting == first.setting
@@ -192,9 +202,9 @@ def test_the_result_is_plain() -> None:
 
 def test_more_neighbours_than_images_are_skipped_and_said() -> None:
     result = nearest_neighbours(clouds(24), clouds(12, seed=1))
-    assert result.skipped_k == [50, 100, 200]
-    assert sorted(result.by_k) == [1, 5, 10, 20]
-    with pytest.raises(ValueError, match=r"k = \[50\] is more than the 20 training images"):
+    assert result.skipped_k == [20, 50, 100, 200]
+    assert sorted(result.by_k) == [1, 5, 10]
+    with pytest.raises(ValueError, match=r"k = \[50\] is more than the 19 training images"):
         nearest_neighbours(clouds(24), clouds(12, seed=1), k=(50,))
 
 

@@ -1,10 +1,12 @@
 """Scores against scikit-learn and by hand; what a grid says about its edges."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, confusion_matrix, recall_score
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
 
 from crate_mae.evaluation import metrics
 from crate_mae.evaluation.features import Features
@@ -37,6 +39,12 @@ def test_scores_are_those_of_sklearn(pairs: list[tuple[int, int]]) -> None:
             assert found.per_class[name] == pytest.approx(recall)
         else:
             assert found.per_class[name] is None
+    present = [recalls[label] for label in range(5) if expected[label].sum()]
+    assert found.balanced_accuracy == pytest.approx(sum(present) / len(present))
+    # Of the classes that occur, as sklearn takes them.
+    assert found.macro_f1 == pytest.approx(
+        f1_score(truth, answers, average="macro", zero_division=0)
+    )
 
 
 def test_mistakes_by_hand() -> None:
@@ -56,8 +64,27 @@ def test_mistakes_by_hand() -> None:
         {"true": "dog", "predicted": "cat", "count": 1},
         {"true": "5", "predicted": "dog", "count": 1},
     ]
-    assert found.chance == 2 / 8  # always dog
+    assert (found.chance, found.majority) == (2 / 8, "dog")
+    assert found.balanced_accuracy == pytest.approx((1 / 3 + 1 / 2 + 0) / 3)
     assert (found.num_classes, found.num_train, found.num_test) == (2, 3, 8)
+
+
+def test_no_class_is_the_most_frequent_where_several_are() -> None:
+    labels = torch.tensor([0, 1, 1, 0, 2])
+    assert metrics.majority(named("cat", "dog", "cow"), labels) is None
+    assert metrics.majority(named("cat", "dog", "cow"), labels[:4][1:]) == "dog"
+
+
+def test_few_labels_keep_the_majority_of_all() -> None:
+    """Of three cows, two cats and a dog, one each: the most frequent class is still cow."""
+    names = named("cat", "dog", "cow")
+    every = replace(names, labels=torch.tensor([2, 2, 2, 0, 0, 1]))
+    test = torch.tensor([2, 2, 0, 1])
+    few = score(names, test, torch.tensor([0, 1, 2]), torch.zeros(4, dtype=torch.int64))
+    assert (few.chance, few.majority) == (1 / 4, None)
+    whole = metrics.with_majority_of(few, every, test)
+    assert (whole.chance, whole.majority) == (2 / 4, "cow")
+    assert whole.accuracy == few.accuracy
 
 
 def test_a_matrix_of_many_classes_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -413,12 +413,21 @@ def test_few_steps_are_told_of() -> None:
         (["digits", "--json", "there.json", "--no-measure"], "exists and is not overwritten"),
         (["finetune-pets", "--num-images", "100"], "--from-scratch SIZE"),
         (["digits", "--num-images", "0"], "at least 1 image"),
-        (["digits", "--num-images", "63"], "fewer than one batch of 64"),
+        (["digits", "--num-images", "3", "--trainer.accumulate", "8"], "fewer than one batch"),
+        (["digits", "--out", "full"], "full exists and is never overwritten"),
+        (["digits", "--init-from", "cifar10-small", "--model.dim", "64"], "model.dim: 128 -> 64"),
+        (["digits", "--init-from", "cifar10-small", "--model.patch_size", "16"], "patch_size"),
+        (["digits", "--model.image_size", "32", "--model.patch_size", "16"], "smaller than a"),
+        (
+            ["finetune-few-labels", "--weights", "cifar10-small", "--data.source", "digits",
+             "--data.augment.mixup", "0.2", "--optim.batch_size", "15"],
+            "take images in pairs",
+        ),
         (["digits", "--tflops", "-1"], "above 0"),
         (["digits", "--trainer.accumulate", "3"], "nearest 63"),
         (["finetune-mae", "--weights", "nowhere", "--num-images", "5000"], "nowhere"),
     ],
-)
+)  # fmt: skip
 def test_faults_are_told_before_anything_is_measured(
     words: list[str],
     message: str,
@@ -428,6 +437,8 @@ def test_faults_are_told_before_anything_is_measured(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.json").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
     assert main(["plan", *words]) == 1
     error = capsys.readouterr().err
     assert message in error

@@ -73,7 +73,7 @@ def test_a_recipe_says_how_large_its_model_is(path: Path) -> None:
     [
         ("finetune-mae", 1_281_167), ("finetune-cifar10", 50_000), ("finetune-cifar100", 50_000),
         ("finetune-flowers102", 1_020), ("finetune-pets", 3_680),
-        ("finetune-cifar10-small", 49_000),
+        ("finetune-cifar10-small", 49_000), ("finetune-few-labels", 300),
     ],
 )  # fmt: skip
 def test_a_supervised_recipe_says_how_many_steps_it_takes(name: str, images: int) -> None:

@@ -13,7 +13,7 @@ from model_cases import digits_model
 from pages import PAGES, ROOT, SMALL, anchors_of, code_of, commands_of
 from PIL import Image
 
-from crate_mae import CrateMAE, build_model, save_model
+from crate_mae import CrateMAE, build_model, load_model, save_model
 from crate_mae.cli import VERBS, main
 from crate_mae.models.config import PRESETS
 
@@ -137,6 +137,17 @@ def test_the_readmes_python_runs(workplace: Path) -> None:
         11: (1, 12, 193, 193),
     }
     assert workplace.exists()
+
+
+def test_the_weights_pages_python_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = code_of((ROOT / "docs" / "weights.md").read_text("utf-8"))
+    exec(block, {})
+    facts = load_model("my-weights").preprocess
+    assert facts.mean == pytest.approx([0.305], abs=0.01), "of digits, whose pixels are 0 to 16"
+    assert "is assumed" not in caplog.text
 
 
 def test_every_package_is_in_the_wheel() -> None:

@@ -1,11 +1,15 @@
 """Files, folders and addresses as a command line names them, and masks drawn as pictures."""
 
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
 from data_cases import MODEL, write_shards
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from source_cases import Write
 
@@ -153,3 +157,28 @@ def test_unusable_masks_are_explained(write: Write, tmp_path: Path) -> None:
         Image.new("L", (8, 8), level).save(tmp_path / "flat.png")
         with pytest.raises(ValueError, match=rf"the mask .*flat\.png: .* removes {count} of 16"):
             pixel_mask(tmp_path / "flat.png", MODEL)
+
+
+def test_a_varied_choice_takes_classes_in_turn() -> None:
+    source = open_images(["digits"], limit=10, varied=True)
+    assert sorted(source.label(index) for index in range(10)) == list(range(10))
+    twice = open_images(["digits"], limit=23, varied=True)
+    counts = [sum(twice.label(i) == digit for i in range(23)) for digit in range(10)]
+    assert sorted(counts) == [2] * 7 + [3] * 3
+    again = open_images(["digits"], limit=23, varied=True)
+    assert [again.name(i) for i in range(23)] == [twice.name(i) for i in range(23)]
+
+
+@given(count=st.integers(1, 40), limit=st.integers(1, 45))
+@settings(max_examples=30, deadline=None)
+def test_a_varied_choice_is_spread_over_the_files(count: int, limit: int) -> None:
+    with TemporaryDirectory() as folder:
+        for index in range(count):
+            (Path(folder) / f"{index:03d}.png").touch()
+        chosen = open_images([folder], limit=limit, varied=True)
+        numbers = [int(Path(chosen.name(i)).stem) for i in range(len(chosen))]
+    assert len(numbers) == min(limit, count)
+    assert numbers[0] == 0
+    gaps = {b - a for a, b in pairwise(numbers)}
+    assert max(gaps, default=0) - min(gaps, default=0) <= 1, "evenly"
+    assert count - numbers[-1] <= max(gaps, default=count) + 1, "to the end"

@@ -1,6 +1,7 @@
 """Parameter groups and schedules against their definitions."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -52,9 +53,24 @@ def test_learning_rate_scales_with_the_batch() -> None:
         ("base_lr", math.inf),
         ("clip", 0.0),
         ("clip", math.nan),
-        ("warmup_epochs", 200.0),
+        ("warmup_epochs", math.nan),
+        ("warmup_epochs", math.inf),
+        ("warmup_epochs", -1.0),
     ],
 )
 def test_impossible_settings_are_named(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=field):
         OptimConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_a_warm_up_longer_than_the_run_is_shortened_and_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert OptimConfig(epochs=5, warmup_epochs=5).warmup_epochs == 5
+    assert not caplog.records
+    short = OptimConfig(epochs=5, warmup_epochs=20)
+    assert short.warmup_epochs == 0.5
+    assert "optim.warmup_epochs 20 is longer than the whole run of 5 epochs" in caplog.text
+    caplog.clear()
+    assert replace(short, batch_size=8).warmup_epochs == 0.5, "said once"
+    assert not caplog.records

@@ -156,7 +156,7 @@ def test_init_from_starts_a_new_run_with_old_weights(run: Path, tmp_path: Path) 
         torch.testing.assert_close(new[key], value, atol=1e-6, rtol=1e-6)
     assert records(tmp_path / "new")[0]["step"] == 0
     other = small_config(model=replace(MODEL, dim=32))
-    with pytest.raises(ValueError, match="re-shaped"):
+    with pytest.raises(ValueError, match=r"model\.dim: 16 -> 32.*Only model\.image_size"):
         pretrain(other, tmp_path / "other", init_from=run)
     assert not (tmp_path / "other").exists()
 
@@ -168,9 +168,12 @@ def test_resume_and_init_from_cannot_be_mixed(run: Path) -> None:
 
 def test_settings_that_do_not_fit_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    many = small_config(optim=OptimConfig(epochs=3, batch_size=512, warmup_epochs=1))
-    with pytest.raises(ValueError, match=r"fewer than one batch of 512.*batch_size=128"):
-        pretrain(many, folder)
+    few = small_config(
+        data=DataConfig(source="digits", limit=3, val_share=0.0),
+        trainer=TrainerConfig(accelerator="cpu", devices=1, accumulate=4),
+    )
+    with pytest.raises(ValueError, match=r"3 training images are fewer than one batch"):
+        pretrain(few, folder)
     with pytest.raises(ValueError, match="nearest 30"):
         pretrain(
             small_config(trainer=TrainerConfig(accelerator="cpu", devices=1, accumulate=3)), folder

@@ -8,6 +8,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.autoencoder import CrateMAE, build_model
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import ModelConfig, Preprocess
 from crate_mae.weights.tensors import IncompleteWeightsError
@@ -762,3 +763,31 @@ def test_going_to_half_and_back_keeps_the_positions(tmp_path: Path) -> None:
     images = images_for(model.config)
     with torch.no_grad():
         assert torch.equal(model.eval().encode(images), copy.encode(images))
+
+
+def test_what_is_assumed_of_images_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A model of one's own loop: facts given to either function are kept, none are not silent."""
+    facts = Preprocess(size=(32, 32), channels=3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    told = build_model("debug", preprocess=facts)
+    assert load_model(save_model(told, tmp_path / "a")).preprocess == facts
+    silent = build_model("debug")
+    assert load_model(save_model(silent, tmp_path / "b", preprocess=facts)).preprocess == facts
+    silent.preprocess = Preprocess.identity(silent.config)  # said, even if it is nothing
+    save_model(silent, tmp_path / "c")
+    assert not caplog.records
+    assumed = load_model(save_model(build_model("debug"), tmp_path / "d"))
+    assert assumed.preprocess == Preprocess.identity(assumed.config)
+    assert "(mean 0, std 1) is assumed" in caplog.text
+    assert str(tmp_path / "d") in caplog.text
+    classifier = CrateClassifier.from_pretrained(told, num_classes=2)
+    caplog.clear()
+    assert load_model(save_model(classifier, tmp_path / "e")).preprocess == facts
+    assert not caplog.records
+    grey = replace(facts, channels=1, mean=(0.5,), std=(0.5,))
+    with pytest.raises(ValueError, match="images of 1 channels"):
+        build_model("debug", preprocess=grey)
+    with pytest.raises(ValueError, match="images of 1 channels"):
+        save_model(told, tmp_path / "f", preprocess=grey)
+    assert not (tmp_path / "f").exists()

@@ -30,6 +30,17 @@ Progress = Callable[[str], Callable[[int, int], None] | None]
 """Given the name of some work, what reports (done, total); such as `progress.counter`."""
 
 
+class TooFewImagesError(ValueError):
+    """Fewer training images than one optimiser step takes; `images` is their number."""
+
+    def __init__(self, images: int, step_images: int) -> None:
+        super().__init__(
+            f"{images} training images are fewer than one batch of {step_images}; use more images"
+            f" or optim.batch_size={_power_of_two(images)}"
+        )
+        self.images = images
+
+
 @dataclass(frozen=True, kw_only=True)
 class OpenedData:
     """The images of a run and how they become model input."""
@@ -69,13 +80,14 @@ def open_data(
     Images are brought to `size` (height, width); `step_images` of them make an optimiser step. Data
     sets in Python replace the sources, and a given `preprocess` what would be measured. `broken` is
     told how many images there are, and which of them could not be decoded.
-    Raises ValueError for data that cannot train this model and TooManyBrokenImagesError.
+    Raises TooFewImagesError, ValueError for other data that cannot train this model, and
+    TooManyBrokenImagesError.
     """
     train, val = _open_sources(config, dataset, val_dataset, seed)
     broken.total = len(train) + (0 if val is None else len(val))
     for source in (train, val):
         if isinstance(source, ImageSource):
-            _check_first_image(source, model, size)
+            check_first_image(source, model, size)
     memory = _Memory(config.cache_gib * 2**30, broken, progress)
     kept = None
     if isinstance(train, ImageSource):
@@ -86,10 +98,7 @@ def open_data(
     if val is not None and isinstance(train, ImageSource):
         val = memory.cached(val)
     if len(train) < step_images:
-        raise ValueError(
-            f"{len(train)} training images are fewer than one batch of {step_images}; use more"
-            f" images or optim.batch_size={_power_of_two(len(train))}"
-        )
+        raise TooFewImagesError(len(train), step_images)
     preprocess = chosen_preprocess(train, config, model, size, seed, given=preprocess)
     return OpenedData(train=train, val=val, preprocess=preprocess, kept=kept)
 
@@ -142,7 +151,7 @@ def _validation_source(config: DataConfig, train: ImageSource | StreamSource) ->
     return val
 
 
-def _check_first_image(source: ImageSource, model: ModelConfig, size: tuple[int, int]) -> None:
+def check_first_image(source: ImageSource, model: ModelConfig, size: tuple[int, int]) -> None:
     """Raise ValueError unless the first readable image suits the model."""
     height, width = size
     patch_height, patch_width = model.patch_hw

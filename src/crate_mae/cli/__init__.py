@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import crate_mae
-from crate_mae.cli import draw, evaluate, inspect, train, weights
+from crate_mae.cli import draw, evaluate, features, inspect, train, weights
 from crate_mae.common.escaping import STANDARD_OUTPUT_NAME, EscapingFilter, escaping_output
 from crate_mae.common.files import FULL_DISK, NotWrittenError
 
@@ -114,6 +114,11 @@ CHAPTERS: dict[str, dict[str, Verb]] = {
             train.plan,
         ),
         "report": Verb("one HTML page that tells a whole run", train.report_parser, train.report),
+        "compare": Verb(
+            "runs beside each other: settings, losses, accuracies",
+            train.compare_parser,
+            train.compare,
+        ),
         "demo": Verb(
             "pre-train on digits, probe and reconstruct, in minutes", train.demo_parser, train.demo
         ),
@@ -129,11 +134,18 @@ CHAPTERS: dict[str, dict[str, Verb]] = {
             evaluate.knn_parser,
             evaluate.knn,
         ),
+    },
+    "features": {
         "extract": Verb(
-            "features of images, for your own use", evaluate.extract_parser, evaluate.extract
+            "features of images, for your own use", features.extract_parser, features.extract
         ),
         "map": Verb(
-            "features of a labelled set in the plane", evaluate.map_parser, evaluate.map_features
+            "features of a labelled set in the plane", features.map_parser, features.map_features
+        ),
+        "neighbours": Verb(
+            "nearest images of a set; its near-duplicates and outliers",
+            features.neighbours_parser,
+            features.neighbours,
         ),
     },
     "draw": {

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from crate_mae.cli.early import check_words
 from crate_mae.cli.options import (
     CommandParser,
     Output,
@@ -63,6 +64,7 @@ def reconstruct_parser() -> CommandParser:
 def reconstruct(argv: list[str]) -> int:
     """The exit status of `crate-mae reconstruct`."""
     given = reconstruct_parser().read(argv)
+    check_words(given, picture=True)
 
     from crate_mae.evaluation.backbones import load_masked_autoencoder
     from crate_mae.evaluation.reconstruction import pixel_mask, reconstruct_settings
@@ -70,7 +72,7 @@ def reconstruct(argv: list[str]) -> int:
     from crate_mae.figures.style import check_figure_target
 
     check_figure_target(given.out, overwrite=given.overwrite)
-    source = opened_images(given)
+    source = opened_images(given, varied=True)
     model = load_masked_autoencoder(given.weights).to(device_of(given.device))
     results, names = reconstruct_settings(
         model,
@@ -123,6 +125,7 @@ def attention_parser() -> CommandParser:
 def attention(argv: list[str]) -> int:
     """The exit status of `crate-mae attention`."""
     given = attention_parser().read(argv)
+    check_words(given)
 
     from crate_mae.dense.attention import attention_maps, head_numbers
     from crate_mae.dense.thresholds import checked_mass
@@ -213,6 +216,7 @@ def pca(argv: list[str]) -> int:
     """The exit status of `crate-mae pca`."""
     parser = pca_parser()
     given = parser.read(argv)
+    check_words(given, picture=True)
     place = _token_place(parser, given)
     fitting = (given.after, given.layers, given.tensor, given.foreground, given.clip)
     if given.basis and (any(v is not None for v in fitting) or given.per_image or given.flip):
@@ -281,8 +285,17 @@ def segment_parser() -> CommandParser:
         "segment", "Foreground without labels, from tokens or attention; with masks, its IoU."
     )
     add_weights(parser)
-    add_images(parser, limit=8)
-    parser.add_argument("--masks", metavar="FOLDER", help="true masks, named as the images are")
+    add_images(parser)
+    parser.set_defaults(limit=None)
+    parser.add_argument(
+        "--masks", metavar="FOLDER|column:NAME",
+        help="true masks: a folder of them, named as the images are, or a column of the parquet"
+        " files; without --limit all images are measured (without masks, 8)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ignore", type=_ignored, metavar="VALUE|none",
+        help="value of mask pixels that do not count (255, where masks number classes)",
+    )  # fmt: skip
     parser.add_argument(
         "--method", default="pca", choices=["pca", "attention"], help="what is cut (pca)"
     )
@@ -304,6 +317,7 @@ def segment(argv: list[str]) -> int:
     """The exit status of `crate-mae segment`."""
     parser = segment_parser()
     given = parser.read(argv)
+    check_words(given, picture=True)
     by_pca = {
         "--per-image": given.per_image,
         "--flip": given.flip,
@@ -318,6 +332,10 @@ def segment(argv: list[str]) -> int:
         parser.error(f"{named} does not belong to --method {given.method}")
     by_tokens = given.method == "pca"
     place = _token_place(parser, given) if by_tokens else single(given.layers, None)
+    if given.ignore is not None and given.masks is None:
+        parser.error("--ignore is about masks: name them by --masks")
+    if given.limit is None and given.masks is None:
+        given.limit = 8
 
     from crate_mae.dense.segment_source import SegmentSettings, segment_images
     from crate_mae.figures.style import check_figure_target
@@ -343,7 +361,12 @@ def segment(argv: list[str]) -> int:
     )
     model = load_model(given.weights).to(device_of(given.device))
     found = segment_images(
-        model, source, settings, masks=given.masks, progress=counter_for(given.method)
+        model,
+        source,
+        settings,
+        masks=given.masks,
+        ignore=given.ignore,
+        progress=counter_for(given.method),
     )
     report_unreadable(found.unreadable)
     path = draw_segmentation(
@@ -400,3 +423,11 @@ def _cut(text: str) -> str | float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is neither otsu nor a quantile") from None
+
+
+def _ignored(text: str) -> int:
+    if text == "none":
+        return -1
+    if not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither none nor a value from 0 to 65535")
+    return int(text)

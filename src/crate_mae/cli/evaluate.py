@@ -1,21 +1,20 @@
-"""Verbs that measure features: probe, knn, extract, map."""
+"""Verbs that measure features beside baselines: probe, knn."""
 
 import argparse
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from crate_mae.cli.early import FEATURE_FILES, check_words
 from crate_mae.cli.options import (
     CommandParser,
+    Names,
     Output,
     add_after,
-    add_batch_size,
     add_device,
-    add_images,
+    add_image_size,
     add_json,
-    add_overwrite,
-    add_picture_target,
     add_pool,
     add_reading,
     add_seed,
@@ -23,22 +22,22 @@ from crate_mae.cli.options import (
     counter_for,
     device_of,
     numbers,
-    opened_images,
     reading_of,
-    report_unreadable,
-    single,
     verb_parser,
     whole_numbers,
 )
 
 if TYPE_CHECKING:
-    from crate_mae.evaluation.compare import ComparedModel, Measure
+    from crate_mae.evaluation.compare import Baseline, ComparedModel, Measure
     from crate_mae.evaluation.rows import Method, Row
     from crate_mae.models.backbone import Backbone
 
-FEATURE_FILES = (".safetensors", ".npz", ".parquet")
 MAX_GRIDS = 8
 POOLS = ("cls", "mean", "both")
+BASELINES = ("random", "pixels", "none")
+DRAWS = 5
+"""Repeats where labels are few and drawn at random, unless --seeds says otherwise: one draw of five
+labels a class is worth little."""
 
 
 def probe_parser() -> CommandParser:
@@ -63,6 +62,8 @@ def probe_parser() -> CommandParser:
 def probe(argv: list[str]) -> int:
     """The exit status of `crate-mae probe`."""
     given = probe_parser().read(argv)
+    check_words(given)
+    output = Output(given.json)
     for_sgd = {
         "learning_rates": given.learning_rates,
         "weight_decays": given.weight_decays,
@@ -81,7 +82,7 @@ def probe(argv: list[str]) -> int:
     chosen = {k: v for k, v in {**for_sgd, **for_exact}.items() if v is not None}
     settings = {"solver": given.solver, "normalise": given.normalise, **chosen}
     check_probe(**settings)
-    return _measure("probe", partial(linear_probe, **settings), settings, given, argv)
+    return _measure("probe", partial(linear_probe, **settings), settings, given, output, argv)
 
 
 def knn_parser() -> CommandParser:
@@ -99,6 +100,8 @@ def knn_parser() -> CommandParser:
 def knn(argv: list[str]) -> int:
     """The exit status of `crate-mae knn`."""
     given = knn_parser().read(argv)
+    check_words(given)
+    output = Output(given.json)
 
     from crate_mae.evaluation.knn import check_knn
     from crate_mae.evaluation.knn import nearest_neighbours as nearest_neighbours
@@ -106,7 +109,7 @@ def knn(argv: list[str]) -> int:
     asked = {"k": given.k, "temperatures": given.temperatures}
     settings = {key: value for key, value in asked.items() if value is not None}
     check_knn(**settings)
-    return _measure("knn", partial(nearest_neighbours, **settings), settings, given, argv)
+    return _measure("knn", partial(nearest_neighbours, **settings), settings, given, output, argv)
 
 
 def _comparing_parser(verb: str, summary: str) -> CommandParser:
@@ -130,11 +133,20 @@ def _comparing_parser(verb: str, summary: str) -> CommandParser:
     )
     add_pool(parser, POOLS, several=True)
     add_after(parser, several=True)
+    add_image_size(parser)
     parser.add_argument(
-        "--seeds", type=int, metavar="N", default=1, help="repeats with other seeds (1)"
+        "--seeds",
+        type=int,
+        metavar="N",
+        help=f"repeats with other seeds; they draw the --shots, too (1; with --shots {DRAWS})",
     )
     add_seed(parser, "the first of the seeds")
-    parser.add_argument("--no-baselines", action="store_true", help="the model alone")
+    parser.add_argument(
+        "--baselines", type=Names(BASELINES, several=True), metavar="NAME,NAME",
+        help="beside the model: random (the same network untrained), pixels, or none"
+        " (random,pixels)",
+    )  # fmt: skip
+    parser.add_argument("--no-baselines", action="store_true", help="as --baselines none")
     parser.add_argument(
         "--vitmae", metavar="WHICH",
         help="also a ViT-MAE: configuration (untrained, of the same sizes), parameters (untrained,"
@@ -151,41 +163,78 @@ def _measure(
     measure: Callable[..., Any],
     settings: dict[str, Any],
     given: argparse.Namespace,
+    output: Output,
     argv: list[str],
 ) -> int:
-    output = Output(given.json)
-    if given.seeds < 1:
-        raise ValueError(f"--seeds must be at least 1, not {given.seeds}")
-    seeds = tuple(range(given.seed, given.seed + given.seeds))
+    count = (1 if given.shots is None else DRAWS) if given.seeds is None else given.seeds
+    if count < 1:
+        raise ValueError(f"--seeds must be at least 1, not {count}")
+    seeds = tuple(range(given.seed, given.seed + count))
+    baselines = _baselines(given)
     measures = {method: partial(measure, device=device_of(given.device))}
-    if Path(given.weights).suffix.lower() in FEATURE_FILES:
-        rows, facts = _of_files(given, measures, seeds)
-    else:
-        rows, facts = _of_images(given, measures, seeds, facts_wanted=output.wants_json)
-    output.say(_told(rows, verbose=given.verbose))
+    of_files = Path(given.weights).suffix.lower() in FEATURE_FILES
+    subject = _files(given) if of_files else _images(given, facts_wanted=output.wants_json)
+    values: dict[str, Any] = {}
     if output.wants_json:
         from crate_mae.common.environment import environment
 
-        command = ["crate-mae", method, *argv]
-        settings = {**settings, "seeds": list(seeds), "shots": given.shots}
-        values = {"weights": str(given.weights), **facts, "command": command, "settings": settings}
-        rest = {"environment": environment(), "rows": [row.to_dict() for row in rows]}
-        output.write({**values, **rest})
+        values = {
+            "weights": str(given.weights),
+            **subject.facts,
+            "command": ["crate-mae", method, *argv],
+            "settings": {**settings, "seeds": list(seeds), "shots": given.shots},
+            "environment": environment(),
+        }
+    rows: list[Row] = []
+
+    def arrived(row: "Row") -> None:
+        """Print a row and keep it, so that a stop leaves what is there."""
+        from crate_mae.evaluation.rows import row_line
+
+        rows.append(row)
+        output.say(row_line(row))
+        output.keep({**values, "complete": False, "rows": [row.to_dict() for row in rows]})
+
+    try:
+        rows = subject.compare(measures, seeds, baselines, arrived)
+    except KeyboardInterrupt:
+        if rows:
+            output.say("\ninterrupted; what was measured until then:\n")
+            output.say(_told(rows, given))
+        raise
+    output.say("\n" + _told(rows, given))
+    output.write({**values, "complete": True, "rows": [row.to_dict() for row in rows]})
     return 0
 
 
-def _of_images(
-    given: argparse.Namespace,
-    measures: "Mapping[Method, Measure]",
-    seeds: tuple[int, ...],
-    *,
-    facts_wanted: bool,
-) -> "tuple[list[Row], dict[str, Any]]":
-    from crate_mae.evaluation.backbones import load_backbone
+def _baselines(given: argparse.Namespace) -> "tuple[Baseline, ...]":
+    """The baselines that were asked for; ValueError for contradictions."""
+    asked = given.baselines
+    if given.no_baselines and asked not in (None, ("none",)):
+        raise ValueError("--no-baselines and --baselines exclude each other: give one")
+    if asked is None:
+        return () if given.no_baselines else ("random", "pixels")
+    if "none" in asked and len(asked) > 1:
+        raise ValueError("--baselines none stands alone: leave the other names out")
+    return tuple(name for name in asked if name != "none")
+
+
+class Subject(NamedTuple):
+    """What is measured: a function of (measures, seeds, baselines, what hears of rows); facts."""
+
+    compare: "Callable[..., list[Row]]"
+    facts: dict[str, Any]
+
+
+def _images(given: argparse.Namespace, *, facts_wanted: bool) -> Subject:
+    from crate_mae.evaluation.backbones import at_size, load_backbone
     from crate_mae.evaluation.compare import compare_models
     from crate_mae.sources.address import open_pair
 
+    if given.image_size is not None and given.vitmae is not None:
+        raise ValueError("a ViT-MAE takes images of its own size only: leave --image-size out")
     model, sha256 = load_backbone(given.weights)
+    at_size(model, given.image_size)
     model.to(device_of(given.device))
     others, other_facts = _vitmae(model, given.vitmae)
     train, test = open_pair(
@@ -197,21 +246,30 @@ def _of_images(
         test_limit=given.test_limit,
         reading=reading_of(given),
     )
-    rows = compare_models(
-        model,
-        train,
-        test,
-        measures=measures,
-        pools=given.pool or ("mean",),
-        layers=given.after or (None,),
-        seeds=seeds,
-        shots=given.shots,
-        baselines=not given.no_baselines,
-        others=others,
-        progress=counter_for,
-    )
+
+    def compare(
+        measures: "Mapping[Method, Measure]",
+        seeds: tuple[int, ...],
+        baselines: "tuple[Baseline, ...]",
+        on_row: "Callable[[Row], None]",
+    ) -> "list[Row]":
+        return compare_models(
+            model,
+            train,
+            test,
+            measures=measures,
+            pools=given.pool or ("mean",),
+            layers=given.after or (None,),
+            seeds=seeds,
+            shots=given.shots,
+            baselines=baselines,
+            others=others,
+            progress=counter_for,
+            on_row=on_row,
+        )
+
     if not facts_wanted:  # a fingerprint reads every name and label
-        return rows, {}
+        return Subject(compare, {})
     data = {
         part: {
             "address": source.address,
@@ -221,7 +279,7 @@ def _of_images(
         }
         for part, source in (("train", train), ("test", test))
     }
-    return rows, {"sha256": sha256, "data": data, "others": other_facts}
+    return Subject(compare, {"sha256": sha256, "data": data, "others": other_facts})
 
 
 def _vitmae(
@@ -251,11 +309,9 @@ def _vitmae(
     return {"ViT-MAE": other}, {"ViT-MAE": {"weights": which, "sha256": sha256}}
 
 
-def _of_files(
-    given: argparse.Namespace, measures: "Mapping[Method, Measure]", seeds: tuple[int, ...]
-) -> "tuple[list[Row], dict[str, Any]]":
+def _files(given: argparse.Namespace) -> Subject:
     options = ("train_split", "test_address", "test_split", "limit", "test_limit")
-    for name in (*options, "image_key", "label_key", "pool", "after", "vitmae"):
+    for name in (*options, "image_key", "label_key", "pool", "after", "vitmae", "image_size"):
         if getattr(given, name) is not None:
             raise ValueError(
                 f"{_option(name)} is for images: features are already fixed in their files"
@@ -271,131 +327,45 @@ def _of_files(
             " extract both, with two commands"
         )
     known, unknown, facts = load_pair(train, test)
-    rows = compare_features(
-        known,
-        unknown,
-        tested_on=str(test),
-        measures=measures,
-        seeds=seeds,
-        shots=given.shots,
-        progress=counter_for,
-    )
+
+    def compare(
+        measures: "Mapping[Method, Measure]",
+        seeds: tuple[int, ...],
+        _: "tuple[Baseline, ...]",
+        on_row: "Callable[[Row], None]",
+    ) -> "list[Row]":
+        rows = compare_features(
+            known,
+            unknown,
+            tested_on=str(test),
+            measures=measures,
+            seeds=seeds,
+            shots=given.shots,
+            progress=counter_for,
+        )
+        for row in rows:
+            on_row(row)
+        return rows
+
     data = {"train": {"address": str(train)}, "test": {"address": str(test)}}
-    return rows, {"sha256": facts["weights_sha256"], "data": data, "others": {}}
+    return Subject(compare, {"sha256": facts["weights_sha256"], "data": data, "others": {}})
 
 
-def _told(rows: "list[Row]", *, verbose: bool) -> str:
-    """The comparison, the grids of its first rows or of all, and mistakes by class."""
+def _told(rows: "list[Row]", given: argparse.Namespace) -> str:
+    """The comparison in numbers and in words, the grids of its first rows or of all, mistakes."""
+    from crate_mae.evaluation.answers import Place, answers_text, feature_answers
     from crate_mae.evaluation.rows import comparison_table, confusion_table, grid_table
 
+    verbose = given.verbose
     shown = rows if verbose else rows[:MAX_GRIDS]
-    parts = [comparison_table(rows), *map(grid_table, shown)]
+    place = Place(weights=str(given.weights), address=str(given.address))
+    answers = feature_answers([row.to_dict() for row in rows], place)
+    parts = [comparison_table(rows), answers_text(answers), *map(grid_table, shown)]
     if len(shown) < len(rows):
         parts.append(f"{len(rows) - len(shown)} more grids: --verbose or --json FILE")
     parts += map(confusion_table, rows if verbose else ())
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
 
 
 def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def extract_parser() -> CommandParser:
-    """The parser of `crate-mae extract`."""
-    parser = verb_parser("extract", "Features of images, with names, labels and preprocessing.")
-    add_weights(parser, ", ViT-MAE folder")
-    add_images(parser)
-    add_pool(parser, (*POOLS, "tokens"))
-    add_after(parser)
-    add_batch_size(parser, 256)
-    parser.add_argument(
-        "--out", required=True, metavar="FILE", help=".safetensors, .npz or .parquet"
-    )
-    add_overwrite(parser)
-    add_device(parser)
-    return parser
-
-
-def extract(argv: list[str]) -> int:
-    """The exit status of `crate-mae extract`."""
-    given = extract_parser().read(argv)
-
-    from crate_mae.evaluation.backbones import load_backbone
-    from crate_mae.evaluation.feature_files import check_target, save_features
-    from crate_mae.evaluation.features import extract_features
-
-    pool = single(given.pool, "mean")
-    check_target(given.out, overwrite=given.overwrite)
-    source = opened_images(given)
-    model, sha256 = load_backbone(given.weights)
-    features = extract_features(
-        model.to(device_of(given.device)),
-        source,
-        pool=pool,
-        layer=single(given.after, None),
-        batch_size=given.batch_size,
-        progress=counter_for("features"),
-    )
-    save_features(
-        features,
-        given.out,
-        preprocess=model.preprocess,
-        weights_hash=sha256,
-        overwrite=given.overwrite,
-    )
-    report_unreadable(features.unreadable)
-    print(f"wrote {given.out}: {tuple(features.values.shape)} float32, pool {pool}")
-    return 0
-
-
-def map_parser() -> CommandParser:
-    """The parser of `crate-mae map`."""
-    parser = verb_parser("map", "Features of a labelled set in the plane, coloured by class.")
-    add_weights(parser)
-    add_images(parser, limit=2000, address_only=True)
-    parser.add_argument(
-        "--method", default="tsne", choices=["pca", "tsne"], help="the way into the plane (tsne)"
-    )
-    add_pool(parser, ("cls", "mean"))
-    add_after(parser)
-    parser.add_argument("--perplexity", type=float, metavar="X", default=30.0, help="of t-SNE (30)")
-    add_seed(parser, "of t-SNE")
-    add_picture_target(parser)
-    add_device(parser)
-    return parser
-
-
-def map_features(argv: list[str]) -> int:
-    """The exit status of `crate-mae map`."""
-    given = map_parser().read(argv)
-
-    from crate_mae.evaluation.feature_map import check_mappable, feature_words, project_features
-    from crate_mae.evaluation.features import extract_features
-    from crate_mae.figures.feature_plane import draw_feature_map
-    from crate_mae.figures.style import check_figure_target
-    from crate_mae.weights.weights_folder import load_model
-
-    check_figure_target(given.out, overwrite=given.overwrite)
-    source = opened_images(given)
-    check_mappable(source)
-    model = load_model(given.weights).to(device_of(given.device))
-    features = extract_features(
-        model,
-        source,
-        pool=single(given.pool, "mean"),
-        layer=single(given.after, None),
-        progress=counter_for("features"),
-    )
-    report_unreadable(features.unreadable)
-    points = project_features(
-        features, method=given.method, perplexity=given.perplexity, seed=given.seed
-    )
-    path = draw_feature_map(
-        points,
-        given.out,
-        caption=feature_words(features, model.preprocess.size),
-        overwrite=given.overwrite,
-    )
-    print(f"{len(points.labels)} images, trustworthiness {points.trustworthiness:.3f}")
-    print(f"wrote {path}")
-    return 0

@@ -1,5 +1,6 @@
 """Verbs that look into data, models and the machine: data, analyze, theory, doctor."""
 
+from crate_mae.cli.early import check_words
 from crate_mae.cli.options import (
     CommandParser,
     Output,
@@ -32,18 +33,26 @@ def data_parser() -> CommandParser:
 def data(argv: list[str]) -> int:
     """The exit status of `crate-mae data`."""
     given = data_parser().read(argv)
+    check_words(given)
+    output = Output(given.json)
 
+    from crate_mae.evaluation.answers import Place, answers_text, data_answers
     from crate_mae.sources.address import open_source
     from crate_mae.sources.describe import describe_source
+    from crate_mae.sources.divided import splits_of, splits_text
 
-    output = Output(given.json)
     (address,) = given.images
     source = open_source(
         address, split=given.split, limit=given.limit, reading=reading_of(given), tell=False
     )
     report = describe_source(source, progress=counter_for("reading"))
+    splits = splits_of(source, reading_of(given))
     output.say(report.table(width=terminal_width()))
-    output.write(report.to_dict())
+    if told := splits_text(splits, source.split):
+        output.say(told)
+    answers = data_answers(report.readable, report.classes, Place(address=address))
+    output.say("\n" + answers_text(answers))
+    output.write({**report.to_dict(), "splits": splits or dict.fromkeys(report.splits)})
     return 0
 
 
@@ -76,6 +85,7 @@ def analyze_parser() -> CommandParser:
 def analyze(argv: list[str]) -> int:
     """The exit status of `crate-mae analyze`."""
     given = analyze_parser().read(argv)
+    check_words(given, folder=True)
 
     from crate_mae.analysis import (
         RANDOM,
@@ -84,6 +94,7 @@ def analyze(argv: list[str]) -> int:
         open_models,
         summary_table,
     )
+    from crate_mae.report.layer_tables import findings
 
     if given.compare and given.no_baselines:
         raise ValueError("--compare and --no-baselines exclude each other")
@@ -104,6 +115,7 @@ def analyze(argv: list[str]) -> int:
         progress=counter_for,
     )
     print(summary_table(rows))
+    print("\nin words:", *(f"- {sentence}" for sentence in findings(rows)), sep="\n")
     report_unreadable(facts["unreadable"])
     print(f"wrote {folder}: layers.csv, layers.json, and layers, weights, angles as .png and .svg")
     return 0
@@ -138,6 +150,7 @@ def theory_parser() -> CommandParser:
 def theory(argv: list[str]) -> int:
     """The exit status of `crate-mae theory`."""
     given = theory_parser().read(argv)
+    check_words(given, folder=True)
 
     from crate_mae.common.files import user_path
     from crate_mae.figures.theory_curves import draw_theory, draw_theory_moves

@@ -121,12 +121,16 @@ def add_part(parser: CommandParser, limit: int | None) -> None:
     )
 
 
-def opened_images(given: argparse.Namespace) -> "ImageSource":
+def opened_images(given: argparse.Namespace, *, varied: bool = False) -> "ImageSource":
     """The source of the images that `add_images` read; raises what `open_images` raises."""
     from crate_mae.sources.inputs import open_images
 
     return open_images(
-        given.images, split=given.split, limit=given.limit, reading=reading_of(given)
+        given.images,
+        split=given.split,
+        limit=given.limit,
+        reading=reading_of(given),
+        varied=varied,
     )
 
 
@@ -219,14 +223,19 @@ def add_picture_target(parser: CommandParser, *, several: bool = False) -> None:
     add_overwrite(parser)
 
 
-def add_dense_options(parser: CommandParser) -> None:
-    """Add --image-size and --stride, the two ways to more tokens."""
+def add_image_size(parser: CommandParser) -> None:
+    """Add --image-size."""
     parser.add_argument(
         "--image-size",
         type=image_size,
         metavar="N|HxW",
         help="height and width of the images the model gets (its own)",
     )
+
+
+def add_dense_options(parser: CommandParser) -> None:
+    """Add --image-size and --stride, the two ways to more tokens."""
+    add_image_size(parser)
     parser.add_argument(
         "--stride", type=int, metavar="N", help="cut a patch every N pixels (the patch size)"
     )
@@ -329,6 +338,17 @@ def image_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
+def time_span(text: str) -> float:
+    """The seconds of "90s", "10m", "1h30m" or "2d"; an argparse error for other words."""
+    units = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
+    match = re.fullmatch("".join(rf"(?:(\d{{1,6}}){unit})?" for unit in units), text, re.ASCII)
+    parts = match.groups(default="0") if match else ("0",) * len(units)
+    total = sum(int(n) * size for n, size in zip(parts, units.values(), strict=True))
+    if not total:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 10m, 1h, 1h30m or 8h")
+    return float(total)
+
+
 def seed_number(text: str) -> int:
     """The seed that a text gives; an argparse error unless it is from 0 to 2^31 - 1."""
     if not text.isdecimal() or int(text) >= 1 << 31:
@@ -366,8 +386,8 @@ def device_of(name: str) -> str:
     return name
 
 
-def counter_for(what: str) -> Progress | None:
-    """A bar with the time left on a terminal; None elsewhere."""
+def counter_for(what: str) -> Progress:
+    """A bar with the time left on a terminal; a line now and then elsewhere."""
     return progress_bar(what)
 
 

@@ -1,17 +1,20 @@
-"""Verbs that train, and what goes before and after: pretrain, finetune, plan, report, demo."""
+"""Verbs that train, what goes before and after: pretrain, finetune, plan, report, compare, demo."""
 
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crate_mae.cli.early import check_run_words, check_words
 from crate_mae.cli.options import (
     CommandParser,
     Output,
     add_device,
     add_json,
+    add_overwrite,
     counter_for,
     device_of,
+    time_span,
     verb_parser,
 )
 from crate_mae.common.files import user_path
@@ -31,6 +34,7 @@ def pretrain_parser() -> "SettingsParser":
 
 def pretrain(argv: list[str]) -> int:
     """The exit status of `crate-mae pretrain`."""
+    check_run_words("pretrain", argv)
     from crate_mae.training.parse import parse_pretrain
     from crate_mae.training.pretrain import pretrain as run
 
@@ -56,8 +60,7 @@ def finetune_parser() -> "SettingsParser":
 
 def finetune(argv: list[str]) -> int:
     """The exit status of `crate-mae finetune`."""
-    from crate_mae.training.callbacks import is_main_process
-    from crate_mae.training.final_test import evaluation_text
+    check_run_words("finetune", argv)
     from crate_mae.training.finetune import finetune as run
     from crate_mae.training.parse import parse_finetune
 
@@ -70,10 +73,7 @@ def finetune(argv: list[str]) -> int:
         stop_after=options["stop_after"],
         command=["crate-mae", "finetune", *argv],
     )
-    status = _ended("finetune", summary)
-    if is_main_process() and summary.finished:
-        print(evaluation_text(folder))
-    return status
+    return _ended("finetune", summary)
 
 
 def _ended(verb: str, summary: "RunSummary") -> int:
@@ -89,6 +89,17 @@ def _ended(verb: str, summary: "RunSummary") -> int:
         return 0 if "TORCHELASTIC_RUN_ID" in os.environ else 143
     numbers = " ".join(f"{key}={value:.4g}" for key, value in summary.metrics.items())
     print(f"finished: folder={folder} step={summary.step} seconds={summary.seconds:.0f} {numbers}")
+    if verb == "finetune":
+        from crate_mae.training.final_test import evaluation_text
+
+        print(evaluation_text(folder))
+
+    from crate_mae.evaluation.answers import answers_text
+    from crate_mae.report.summary import run_answers
+    from crate_mae.runs.contents import read_run
+
+    if told := answers_text(run_answers(read_run(folder))):
+        print(told)
     return 0
 
 
@@ -104,6 +115,11 @@ def plan_parser() -> CommandParser:
     parser.add_argument(
         "--no-measure", action="store_true", help="arithmetic alone, without real steps"
     )
+    parser.add_argument(
+        "--within", type=time_span, metavar="TIME",
+        help="choose sizes, epochs and warm-up that fit this machine in a time such as 10m, 1h or"
+        " 8h, and print the command",
+    )  # fmt: skip
     parser.add_argument(
         "--tflops",
         type=float,
@@ -127,18 +143,42 @@ def plan(argv: list[str]) -> int:
         plain, more=[*option_names(pretrain_parser()), *option_names(finetune_parser())]
     )
 
+    if given.within is not None and given.no_measure:
+        parser.error("--within measures real steps: leave --no-measure out")
+
     from crate_mae.plan.plan import plan_run
-    from crate_mae.plan.plan_text import plan_text
-    from crate_mae.plan.recipe import parse_recipe
+    from crate_mae.plan.plan_text import fitting_text, plan_text
+    from crate_mae.plan.recipe import check_whole_command, parse_recipe
+    from crate_mae.plan.within import run_within
 
     output = Output(given.json)
     config = parse_recipe(given.config, settings)
+    check_whole_command(config, settings)
+
+    def tell(text: str) -> None:
+        """Print what is being measured."""
+        print(text, file=sys.stderr)
+
+    if given.within is not None:
+        # What starts from weights has their architecture; what was typed is meant.
+        words = [word.partition("=")[0] for word in settings]
+        fixed = "--init-from" in words or any(word.startswith("--model.") for word in words)
+        fitting = run_within(
+            config, given.within, images=given.num_images, fixed_model=fixed, progress=tell
+        )
+        run = Path(given.config)
+        recipe = str(run / "config.yaml") if run.is_dir() else given.config
+        command = fitting.command(recipe, settings)
+        output.say(fitting_text(fitting, command))
+        more = {"command": command, "settings": fitting.settings, "reasons": fitting.reasons}
+        output.write({**fitting.plan.to_dict(), "within": {"seconds": given.within, **more}})
+        return 0
     found = plan_run(
         config,
         images=given.num_images,
         measure=not given.no_measure,
         tflops=given.tflops,
-        progress=lambda text: print(text, file=sys.stderr),
+        progress=tell,
     )
     output.say(plan_text(found))
     output.write(found.to_dict())
@@ -177,6 +217,56 @@ def report(argv: list[str]) -> int:
     for sentence in made.left_out:
         print(sentence)
     print(f"wrote {made.path} ({made.path.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+def compare_parser() -> CommandParser:
+    """The parser of `crate-mae compare`."""
+    parser = verb_parser(
+        "compare", "Runs beside each other: settings that differ, losses, probe and kNN."
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, at least two")
+    parser.add_argument(
+        "--measure", action="store_true", help="measure probe and kNN where they are missing"
+    )
+    parser.add_argument("--out", metavar="FILE", help="a picture of it: .png, .pdf or .svg")
+    add_overwrite(parser)
+    add_json(parser, "the comparison")
+    add_device(parser)
+    return parser
+
+
+def compare(argv: list[str]) -> int:
+    """The exit status of `crate-mae compare`."""
+    given = compare_parser().read(argv)
+    check_words(given, picture=True)
+    missing = [run for run in given.runs if not (Path(run) / "config.yaml").is_file()]
+    if missing:
+        raise FileNotFoundError(f"{missing[0]} is no run folder: it has no config.yaml")
+    output = Output(given.json)
+
+    from crate_mae.runs.compare_runs import compared, read_runs
+
+    found = read_runs(given.runs)
+    if given.measure:
+        from crate_mae.runs.measure_missing import complete_run
+
+        for run in found.runs:
+            complete_run(run, device=device_of(given.device), progress=counter_for)
+        found = compared(found.runs)
+    output.say(found.table())
+    output.write(found.to_dict())
+    if given.out is not None:
+        from crate_mae.figures.runs_side_by_side import draw_runs
+
+        path = draw_runs(
+            [str(run.folder) for run in found.runs],
+            [run.records for run in found.runs],
+            found.accuracies(),
+            given.out,
+            overwrite=given.overwrite,
+        )
+        output.say(f"wrote {path}")
     return 0
 
 

@@ -13,6 +13,8 @@ from typing import Any
 from crate_mae.common.litter import OLD, beside, sweep
 
 MAX_JSON_BYTES = 1 << 20
+FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
+"""What figures are written as."""
 
 REMEDIES = {
     errno.ENOSPC: "the disk is full: free space there, or name another place",

@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NoReturn
 
 OTHER_NAMES: dict[str, tuple[str, ...]] = {
@@ -42,6 +42,16 @@ def option_hint(options: Iterable[str], known: Collection[str]) -> str:
 def option_names(parser: argparse.ArgumentParser) -> list[str]:
     """Every option of a parser, such as "--out"."""
     return [name for action in parser._actions for name in action.option_strings]
+
+
+def option_value(words: Sequence[str], option: str) -> str | None:
+    """The last value of an option among the words of a command line; None without it."""
+    found = None
+    for index, word in enumerate(words):
+        key, joined, value = word.partition("=")
+        if key == option:
+            found = value if joined else "".join(words[index + 1 : index + 2])
+    return found
 
 
 def refuse_arguments(prog: str, message: str, known: Collection[str]) -> NoReturn:

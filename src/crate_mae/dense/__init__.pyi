@@ -2,13 +2,17 @@ from .attention import AttentionMaps as AttentionMaps
 from .attention import attention_maps as attention_maps
 from .layout import Layout as Layout
 from .layout import layout_of as layout_of
+from .masks import TrueMasks as TrueMasks
+from .masks import load_masks as load_masks
 from .segment_source import SegmentedSource as SegmentedSource
 from .segment_source import SegmentSettings as SegmentSettings
 from .segment_source import segment_images as segment_images
 from .segmentation import Segmentation as Segmentation
 from .segmentation import agreement as agreement
+from .segmentation import centred_ellipse as centred_ellipse
 from .segmentation import intersection_over_union as intersection_over_union
 from .segmentation import segment_attention as segment_attention
+from .segmentation import segment_brightness as segment_brightness
 from .segmentation import segment_pixels as segment_pixels
 from .segmentation import segment_tokens as segment_tokens
 from .token_maps import ShownImages as ShownImages

@@ -1,31 +1,36 @@
 """From images and, if there are any, true masks to foreground masks and their scores."""
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from crate_mae.batches.transforms import fit
 from crate_mae.common.progress import Progress
 from crate_mae.common.text_tables import named_values
 from crate_mae.dense.attention import AttentionMaps, attention_maps, head_numbers
 from crate_mae.dense.layout import Pair, layout_of
+from crate_mae.dense.masks import COLUMN, TrueMasks, column_masks, load_masks, mask_files
 from crate_mae.dense.segmentation import (
     Agreement,
     Segmentation,
     agreement,
+    centred_ellipse,
     segment_attention,
+    segment_brightness,
     segment_pixels,
     segment_tokens,
 )
 from crate_mae.dense.thresholds import checked_mass
 from crate_mae.dense.token_maps import AnyModel, TokenKind, shown_images, token_map
+from crate_mae.evaluation.answers import answers_text, foreground_answers
 from crate_mae.sources.base import ImageSource
-from crate_mae.sources.images import UnreadableImage, decode_image, probe_image
 
 SegmentMethod = Literal["pca", "attention"]
+SHOWN_LINES = 20
+"""Images that get a line each; JSON has all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +67,12 @@ class SegmentedSource:
     truth, and where raw pixels have no threshold."""
     heads: list[float] | None
     """Mean IoU of every head by itself; for attention with a truth."""
+    ellipse: Agreement | None
+    """Of a centred ellipse over half of each image; None without a truth."""
+    brightness: Agreement | None
+    """Of Otsu's threshold on the brightness of each image; None without a truth."""
+    ignored: str
+    """What of the masks does not count, in words; empty where everything does."""
     unreadable: list[tuple[str, str]]
     settings: SegmentSettings
 
@@ -69,22 +80,45 @@ class SegmentedSource:
         """What was found, a line for each image and number."""
         share = self.segmentation.masks.double().mean(dim=(1, 2)).tolist()
         lines = [self.segmentation.words()]
-        for row, name in enumerate(self.names):
+        for row, name in enumerate(self.names[:SHOWN_LINES]):
             fit = "" if self.scores is None else f", IoU {float(self.scores.iou[row]):.3f}"
             lines.append(f"{name}: {share[row]:.0%} foreground{fit}")
+        if len(self.names) > SHOWN_LINES:
+            lines.append(f"{len(self.names) - SHOWN_LINES} more: --json FILE")
+        lines += [self.ignored] if self.ignored else []
         controls: list[tuple[str, Tensor | float]] = []
         if self.scores is not None:
-            lines.append(f"mean IoU {float(self.scores.iou.mean()):.4f}")
+            lines.append(
+                f"mean IoU {float(self.scores.iou.mean()):.4f} of {len(self.names)} images"
+            )
             controls.append(("everything called foreground", self.scores.everything.mean()))
-            if self.pixels is not None:
-                controls.append(("same rule on raw pixels", self.pixels.iou.mean()))
+            for name, found in (
+                ("centred ellipse", self.ellipse),
+                ("Otsu on brightness", self.brightness),
+                ("same rule on raw pixels", self.pixels),
+            ):
+                controls += [(name, found.iou.mean())] if found is not None else []
             controls.append(("oracle: better side, by truth", self.scores.oracle.mean()))
+            if self.brightness is not None:
+                side = self.brightness.oracle.mean()
+                controls.append(("oracle: better side of brightness", side))
         if self.heads is not None:
             best = max(range(len(self.heads)), key=self.heads.__getitem__)
             controls.append((f"oracle: best head, {best}", self.heads[best]))
         shown = ((name, f"{float(iou):.4f}") for name, iou in controls)
         lines += named_values(shown, indent="  ")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._in_words()])
+
+    def _in_words(self) -> list[str]:
+        if self.scores is None or self.ellipse is None or self.brightness is None:
+            return []
+        answers = foreground_answers(
+            float(self.scores.iou.mean()),
+            everything=float(self.scores.everything.mean()),
+            ellipse=float(self.ellipse.iou.mean()),
+            brightness=float(self.brightness.iou.mean()),
+        )
+        return [answers_text(answers)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -98,6 +132,9 @@ class SegmentedSource:
             "agreement": None if self.scores is None else self.scores.to_dict(),
             "raw_pixels": None if self.pixels is None else self.pixels.to_dict(),
             "mean_iou_by_head": self.heads,
+            "centred_ellipse": None if self.ellipse is None else self.ellipse.to_dict(),
+            "otsu_brightness": None if self.brightness is None else self.brightness.to_dict(),
+            "ignored": self.ignored,
         }
 
 
@@ -107,20 +144,31 @@ def segment_images(
     settings: SegmentSettings,
     *,
     masks: str | Path | None = None,
+    ignore: int | None = None,
     progress: Progress | None = None,
 ) -> SegmentedSource:
-    """The foreground of the readable images of a source, measured against a folder of `masks`.
+    """The foreground of the readable images of a source, measured against true `masks`.
 
-    Raises ValueError as `token_map`, `attention_maps`, `mask_files` and the methods, before the
-    model runs where that can be known.
+    These lie in a folder or, as "column:NAME", beside the images of parquet files; `ignore` is the
+    value of their pixels that do not count (`load_masks`).
+    Raises ValueError as `token_map`, `attention_maps`, `mask_files`, `load_masks` and the methods,
+    before the model runs where that can be known.
     """
     checked_mass(settings.mass)
-    files = None if masks is None else mask_files(source, masks)
+    column = None
+    if masks is not None and str(masks).startswith(COLUMN):
+        column = str(masks).removeprefix(COLUMN)
+    files = None if masks is None or column is not None else mask_files(source, masks)
     if settings.head is not None:
         head_numbers([settings.head], model.config.num_heads)
     found = shown_images(model, source, size=settings.size, stride=settings.stride)
     size = (found.images.shape[2], found.images.shape[3])
-    truth = None if files is None else load_masks([files[name] for name in found.names], size)
+    true: TrueMasks | None = None
+    if files is not None:
+        true = load_masks([files[name] for name in found.names], size, ignore=ignore)
+    elif column is not None:
+        encoded = column_masks(source, column, found.names)
+        true = load_masks(encoded, size, ignore=ignore, names=found.names)
     maps: AttentionMaps | None = None
     if settings.method == "attention":
         layer = -1 if settings.layer is None else settings.layer
@@ -140,123 +188,38 @@ def segment_images(
         result = segment_tokens(
             tokens, each=settings.each, quantile=settings.threshold, flip=settings.flip
         )
+    fits = None if true is None else partial(agreement, truth=true.truth, counted=true.counted)
+    plain = fits and _raw_pixels(model, found.images, settings)
     return SegmentedSource(
         names=found.names,
         shown=found.shown,
         segmentation=result,
-        truth=truth,
-        scores=None if truth is None else agreement(result.masks, truth),
-        pixels=None if truth is None else _baseline(model, found.images, settings, truth),
-        heads=None if truth is None or maps is None else _by_head(maps, settings.mass, truth),
+        truth=None if true is None else true.truth,
+        scores=fits and fits(result.masks),
+        pixels=fits(plain.masks) if fits and plain else None,
+        heads=None if true is None or maps is None else _by_head(maps, settings.mass, true),
+        ellipse=fits and fits(centred_ellipse(size).expand_as(result.masks)),
+        brightness=fits and fits(segment_brightness(found.shown).masks),
+        ignored="" if true is None else true.words,
         unreadable=found.unreadable,
         settings=settings,
     )
 
 
-def _baseline(
-    model: AnyModel, images: Tensor, settings: SegmentSettings, truth: Tensor
-) -> Agreement | None:
+def _raw_pixels(model: AnyModel, images: Tensor, settings: SegmentSettings) -> Segmentation | None:
     if settings.method != "pca":
         return None
     layout = layout_of(model.config, (images.shape[2], images.shape[3]))
     try:
-        plain = segment_pixels(
+        return segment_pixels(
             images, layout, each=settings.each, quantile=settings.threshold, flip=settings.flip
         )
     except ValueError:  # patches that are all alike have no foreground; tokens may still have one
         return None
-    return agreement(plain.masks, truth)
 
 
-def _by_head(maps: AttentionMaps, mass: float, truth: Tensor) -> list[float]:
+def _by_head(maps: AttentionMaps, mass: float, true: TrueMasks) -> list[float]:
     heads = range(maps.weights.shape[2])
     found = [segment_attention(maps, head=head, mass=mass).masks for head in heads]
-    return [float(torch.mean(agreement(masks, truth).iou)) for masks in found]
-
-
-MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".pgm")
-
-
-def mask_files(source: ImageSource, folder: str | Path) -> dict[str, Path]:
-    """The mask file of every readable image of a source, by the image's name.
-
-    A mask has its image's name, with the suffix of a lossless format, below `folder`: at the same
-    path, or by file name alone. It has the size of its image.
-    Raises FileNotFoundError for a missing folder or mask, and ValueError for a mask that lies
-    outside the folder, is no image, has another size, or would serve two images. Only headers are
-    read.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder} with masks")
-    found: dict[str, Path] = {}
-    owners: dict[Path, str] = {}
-    for index in range(len(source)):
-        name = source.name(index)
-        try:
-            image = source.facts(index)
-        except UnreadableImage:
-            continue  # passed over later, with its reason
-        path = _mask_of(name, folder)
-        if path in owners:
-            raise ValueError(
-                f"{owners[path]} and {name} would share the mask {path}: put masks at the same"
-                " paths as the images, or give images different names"
-            )
-        owners[path] = name
-        mask = _facts(path)
-        if mask != (image.height, image.width):
-            raise ValueError(
-                f"the mask {path} is {mask[0]}x{mask[1]} pixels, its image {name}"
-                f" {image.height}x{image.width}: they must agree"
-            )
-        found[name] = path
-    return found
-
-
-def load_masks(paths: list[Path], size: tuple[int, int]) -> Tensor:
-    """Masks (B, H, W), boolean, of image files: True where a pixel is not black.
-
-    Scaled and cropped as images are; a pixel of the result is foreground when at least half of it
-    is. So 0/1, 0/255 and palettes on black all mean what they say; "void" borders count as
-    foreground. Raises ValueError for a file that cannot be decoded or a truth without foreground.
-    """
-    masks = []
-    for path in paths:
-        try:
-            image = decode_image(path, str(path))
-        except UnreadableImage as error:
-            raise ValueError(f"the mask {error}") from error
-        marked = (image != 0).any(dim=0, keepdim=True)
-        masks.append(fit(marked.to(torch.uint8) * 255, size)[0] >= 128)
-    truth = torch.stack(masks)
-    if not bool(truth.any()):
-        raise ValueError(f"none of the {len(paths)} masks marks a pixel: foreground is not black")
-    return truth
-
-
-def _mask_of(name: str, folder: Path) -> Path:
-    given = Path(name)
-    below = not given.is_absolute() and ".." not in given.parts
-    places = [*([folder / given] if below else []), folder / given.name]
-    root = folder.resolve()
-    for place in places:
-        for suffix in MASK_SUFFIXES:
-            path = place.with_suffix(suffix)
-            if path.is_file() and path.resolve().is_relative_to(root):
-                return path
-    outside = [p for place in places for s in MASK_SUFFIXES if (p := place.with_suffix(s)).exists()]
-    if outside:
-        raise ValueError(f"the mask {outside[0]} leads out of {folder}; put the file itself there")
-    raise FileNotFoundError(
-        f"there is no mask for {name} in {folder}: expected {given.stem} with one of"
-        f" {', '.join(MASK_SUFFIXES)}"
-    )
-
-
-def _facts(path: Path) -> tuple[int, int]:
-    try:
-        facts = probe_image(path, str(path))
-    except UnreadableImage as error:
-        raise ValueError(f"the mask {error}") from error
-    return facts.height, facts.width
+    scores = [agreement(masks, true.truth, counted=true.counted) for masks in found]
+    return [float(torch.mean(score.iou)) for score in scores]

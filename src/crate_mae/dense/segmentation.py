@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crate_mae.dense.attention import AttentionMaps, head_numbers
 from crate_mae.dense.layout import Layout, to_pixels
-from crate_mae.dense.thresholds import mass_mask
+from crate_mae.dense.thresholds import mass_mask, otsu_threshold
 from crate_mae.dense.token_maps import TokenMap
 from crate_mae.dense.token_pca import find_foreground
 from crate_mae.models.patches import patchify
@@ -132,16 +132,53 @@ def intersection_over_union(predicted: Tensor, truth: Tensor) -> Tensor:
     return torch.where(either > 0, both / either, 1.0)
 
 
-def agreement(masks: Tensor, truth: Tensor) -> Agreement:
+def agreement(masks: Tensor, truth: Tensor, counted: Tensor | None = None) -> Agreement:
     """How masks (B, H, W) fit the truth (B, H, W), with the oracle's choice and a trivial mask.
 
-    Raises as `intersection_over_union`.
+    Pixels that are not `counted` (B, H, W) are in neither mask. Raises as
+    `intersection_over_union`.
     """
-    iou = intersection_over_union(masks, truth)
+    counted = torch.ones_like(truth) if counted is None else counted
+    true = truth & counted
+    iou = intersection_over_union(masks & counted, true)
     return Agreement(
         iou=iou,
-        oracle=torch.maximum(iou, intersection_over_union(~masks, truth)),
-        everything=intersection_over_union(torch.ones_like(masks), truth),
+        oracle=torch.maximum(iou, intersection_over_union(~masks & counted, true)),
+        everything=intersection_over_union(counted, true),
+    )
+
+
+def centred_ellipse(size: tuple[int, int]) -> Tensor:
+    """A mask (H, W), True in an ellipse of the image's proportions that covers half of it.
+
+    The baseline that knows of photographs alone that people centre what they take.
+    """
+    rows, columns = (
+        (torch.arange(count, dtype=torch.float64) + 0.5) / count - 0.5 for count in size
+    )
+    # Half axes of r times the sides cover pi r^2 of the image.
+    return rows[:, None].square() + columns.square() <= 0.5 / torch.pi
+
+
+def segment_brightness(shown: Tensor) -> Segmentation:
+    """Masks of images (B, C, H, W) on the [0, 1] scale, cut by Otsu's threshold on brightness.
+
+    The baseline of one number a pixel, the mean over channels, each image by itself; foreground is
+    the side found less often on the border. An image of one brightness has no foreground.
+    """
+    brightness = shown.mean(dim=1)
+    masks = torch.zeros_like(brightness, dtype=torch.bool)
+    for row, values in enumerate(brightness):
+        if values.min() == values.max():
+            continue
+        mask = values > otsu_threshold(values)
+        border = torch.cat([mask[0], mask[-1], mask[1:-1, 0], mask[1:-1, -1]])
+        masks[row] = ~mask if border.double().mean() > mask.double().mean() else mask
+    return Segmentation(
+        masks=masks,
+        scores=brightness,
+        rule="Foreground: Otsu's threshold, each image by itself, the side less on the border",
+        source="brightness",
     )
 
 

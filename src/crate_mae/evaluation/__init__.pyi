@@ -1,3 +1,6 @@
+from .answers import Answer as Answer
+from .answers import answers_text as answers_text
+from .answers import feature_answers as feature_answers
 from .backbones import KINDS as KINDS
 from .backbones import Kind as Kind
 from .backbones import load_backbone as load_backbone
@@ -18,6 +21,9 @@ from .knn import nearest_neighbours as nearest_neighbours
 from .metrics import Score as Score
 from .metrics import few_shot as few_shot
 from .metrics import score as score
+from .neighbours import Alike as Alike
+from .neighbours import FeatureSpace as FeatureSpace
+from .neighbours import near_duplicates as near_duplicates
 from .probe import ProbeResult as ProbeResult
 from .probe import linear_probe as linear_probe
 from .published_facts import MeasuredFacts as MeasuredFacts

@@ -5,7 +5,7 @@ A new family is a class with the members of `Backbone` and a row in `KINDS`.
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,7 +15,7 @@ from crate_mae.common.files import file_hash
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.backbone import Backbone, ImageClassifier, MaskedAutoencoder
 from crate_mae.models.classifier import CrateClassifier
-from crate_mae.models.config import ModelConfig, Preprocess
+from crate_mae.models.config import ModelConfig, Preprocess, size_fault
 from crate_mae.vitmae.classifier import ViTClassifier, load_vit_classifier, save_vit_classifier
 from crate_mae.vitmae.model import Match, ViTMAE, build_vitmae, vitmae_config
 from crate_mae.vitmae.vitmae_folder import load_vitmae, save_vitmae
@@ -177,6 +177,24 @@ def checked_layers(model: Backbone, layers: Layers) -> list[int | None]:
         )
     numbers: list[int | None] = [*sorted({layer for layer in asked if layer is not None})]
     return [*numbers, None] if None in asked else numbers
+
+
+def at_size(model: Backbone, size: tuple[int, int] | None) -> Backbone:
+    """The model, whose images are brought to `size` (height, width) from now on; None: its own.
+
+    Raises ValueError for a size that its patches do not divide, and for another than its own where
+    a family takes no other.
+    """
+    if size is None or size == model.preprocess.size:
+        return model
+    fault = size_fault(size, model.config.patch_hw)
+    if fault:
+        raise ValueError(fault)
+    if model.match is not None:
+        height, width = model.preprocess.size
+        raise ValueError(f"a ViT-MAE takes images of its own size, {height}x{width}, only")
+    model.preprocess = replace(model.preprocess, size=size)
+    return model
 
 
 def random_baseline(model: Backbone, seed: int) -> Backbone:

@@ -1,16 +1,23 @@
 """One protocol for every model: the same images, features, choices and test, line by line."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from crate_mae.common.progress import Progress, StartProgress
 from crate_mae.evaluation.backbones import Layers, checked_layers, random_baseline
-from crate_mae.evaluation.features import FeaturePool, Features, Key, extract_all, raw_pixels
+from crate_mae.evaluation.features import (
+    FeaturePool,
+    Features,
+    Key,
+    extract_all,
+    raw_pixels,
+    reduced,
+)
 from crate_mae.evaluation.knn import nearest_neighbours
-from crate_mae.evaluation.metrics import few_shot
+from crate_mae.evaluation.metrics import few_shot, with_majority_of
 from crate_mae.evaluation.probe import linear_probe
 from crate_mae.evaluation.rows import Method, Result, Row
 from crate_mae.models.backbone import Backbone
@@ -20,6 +27,9 @@ from crate_mae.sources.splits import few_shot_indices
 
 ComparedModel = Backbone | partial[Any]
 """A model, or a `functools.partial` that makes one of a seed."""
+
+Baseline = Literal["random", "pixels"]
+"""What needs no learning: the same network with fresh weights, and raw pixels."""
 
 logger = logging.getLogger(__name__)
 
@@ -50,24 +60,35 @@ def compare_models(
     layers: Layers = (None,),
     seeds: Sequence[int] = (0,),
     shots: int | None = None,
-    baselines: bool = True,
+    baselines: Collection[Baseline] = get_args(Baseline),
     others: Mapping[str, ComparedModel] | None = None,
     progress: StartProgress | None = None,
+    on_row: Callable[[Row], None] | None = None,
 ) -> list[Row]:
     """Rows of every measure, subject, layer and pool; by measure, then subject.
 
-    Subjects are the model, `others` and two baselines: the random baseline (the same configuration,
-    freshly drawn weights) and raw pixels. A `functools.partial` in `others` makes a model of a
-    seed, as the random baseline is made. Features of each are computed once, in one pass for all
-    layers and pools; where the seed makes the model, once per seed. Each seed also draws the
-    held-out images, the `shots` labels of every class and what is random in a measure.
-    Raises ValueError for layers that a subject lacks, and what the measures raise.
+    Subjects are the model, `others` and `baselines`: the random baseline (the same configuration,
+    freshly drawn weights) and raw pixels, of smaller images where they are many (`reduced`). A
+    `functools.partial` in `others` makes a model of a seed, as the random baseline is made.
+    Features of each are computed once, in one pass for all layers and pools; where the seed makes
+    the model, once per seed. Each seed also draws the held-out images, the `shots` labels of
+    every class and what is random in a measure. `on_row` hears of each row as soon as it is there.
+    Raises ValueError for layers that a subject lacks or an unknown baseline, and what the measures
+    raise.
     """
     if not measures or not seeds:
         raise ValueError("name at least one measure and one seed")
     subjects: dict[str, ComparedModel | None] = {"model": model, **(others or {})}
-    if baselines:
-        subjects |= {"random baseline": partial(random_baseline, model), "raw pixels": None}
+    if unknown_names := set(baselines) - set(get_args(Baseline)):
+        raise ValueError(
+            f"there is no baseline {sorted(unknown_names)[0]!r}: name some of"
+            f" {', '.join(get_args(Baseline))}"
+        )
+    if "random" in baselines:
+        subjects["random baseline"] = partial(random_baseline, model)
+    if "pixels" in baselines:
+        subjects["raw pixels"] = None
+    pixels = reduced(model.preprocess)
     for subject in subjects.values():
         if subject is not None and not isinstance(subject, partial):
             checked_layers(subject, layers)  # before any work
@@ -79,7 +100,7 @@ def compare_models(
     ) -> Mapping[Key, Features]:
         report = progress(what) if progress else None
         if subject is None:
-            return {(None, "pixels"): raw_pixels(source, model.preprocess, progress=report)}
+            return {(None, "pixels"): raw_pixels(source, pixels, progress=report)}
         return extract_all(subject, source, pools=pools, layers=layers, progress=report)
 
     def rows_of(name: str, subject: Backbone | None, seeds: Sequence[int]) -> list[Row]:
@@ -94,6 +115,7 @@ def compare_models(
                 subject=name,
                 tested_on=" ".join(filter(None, (test.address, test.split or "held out"))),
                 parameters=None if subject is None else parameter_count(subject),
+                image_size=(pixels if subject is None else subject.preprocess).size,
                 measures=measures,
                 seeds=seeds,
                 shots=shots,
@@ -104,9 +126,12 @@ def compare_models(
     rows: list[Row] = []
     for name, subject in subjects.items():
         if isinstance(subject, partial):
-            rows += _joined([rows_of(name, subject(seed), (seed,)) for seed in seeds])
+            found = _joined([rows_of(name, subject(seed), (seed,)) for seed in seeds])
         else:
-            rows += rows_of(name, subject, seeds)
+            found = rows_of(name, subject, seeds)
+        rows += found
+        for row in found if on_row is not None else ():
+            on_row(row)
     return sorted(rows, key=lambda row: list(measures).index(row.method))
 
 
@@ -117,6 +142,7 @@ def compare_features(
     subject: str = "features",
     tested_on: str = "",
     parameters: int | None = None,
+    image_size: tuple[int, int] | None = None,
     measures: Mapping[Method, Measure] = MEASURES,
     seeds: Sequence[int] = (0,),
     shots: int | None = None,
@@ -124,6 +150,7 @@ def compare_features(
 ) -> list[Row]:
     """Rows, one per measure, of features that are there already.
 
+    With `shots`, the most frequent class is that of all training images, not of those drawn.
     Raises what `few_shot` and the measures raise.
     """
     rows = []
@@ -132,7 +159,10 @@ def compare_features(
         for seed in seeds:
             known = train if shots is None else few_shot(train, shots, seed)
             report = progress(f"{subject}, {method}") if progress else None
-            results.append(measure(known, test, seed=seed, progress=report))
+            result = measure(known, test, seed=seed, progress=report)
+            if shots is not None and test.labels is not None:
+                result = with_majority_of(result, train, test.labels)
+            results.append(result)
         rows.append(
             Row(
                 subject=subject,
@@ -143,6 +173,7 @@ def compare_features(
                 parameters=parameters,
                 shots=shots,
                 tested_on=tested_on,
+                image_size=image_size,
                 results=tuple(results),
             )
         )

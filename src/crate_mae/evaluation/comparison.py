@@ -10,6 +10,7 @@ from typing import Any
 from crate_mae.common.plain_tables import Cell, Table
 from crate_mae.common.text import count_text
 from crate_mae.common.values import is_count, is_finite, is_number
+from crate_mae.evaluation.choosing import chosen_by
 
 NAMES = {"probe": "probe", "knn": "kNN"}
 """Methods in a table."""
@@ -40,6 +41,8 @@ def comparison_layout(rows: Sequence[PlainRow], *, whole: bool = False) -> Table
         "method": [_text(method_name(row)) for row in rows],
         "accuracy": [_accuracy(row, best) for row in rows],
         "95 % interval": [_interval(row) for row in rows],
+        "balanced": [_share(row, "balanced_accuracy") for row in rows],
+        "F1": [_share(row, "macro_f1") for row in rows],
         "layer": [_layer(row) for row in rows],
         "pool": [_text(row.get("pool")) for row in rows],
         "width": [_number(row.get("dim"), "{:,}") for row in rows],
@@ -91,7 +94,8 @@ def counts_text(row: PlainRow) -> str:
     ]
     chance = ""
     if is_finite(row.get("chance")):
-        chance = f"the most frequent class alone gives {row['chance']:.2%}"
+        named = f" ({row['majority']})" if isinstance(row.get("majority"), str) else ""
+        chance = f"the most frequent class alone{named} gives {row['chance']:.2%}"
     return "; ".join(filter(None, (", ".join(filter(None, counts)), chance)))
 
 
@@ -146,6 +150,11 @@ def _interval(row: PlainRow) -> Cell:
     return Cell(text=interval_text(row), value=None if ends is None else ends[0])
 
 
+def _share(row: PlainRow, key: str) -> Cell:
+    value = row.get(key)
+    return Cell(text=f"{value:.1%}", value=value) if is_finite(value) else Cell(text="")
+
+
 def _layer(row: PlainRow) -> Cell:
     if row.get("pool") == "pixels":
         return Cell(text="")
@@ -184,6 +193,29 @@ def _setting(row: PlainRow) -> str:
     return f"{text} (not converged)" if unsure else text
 
 
+def _chosen(row: PlainRow) -> str:
+    folds, images = row.get("folds"), row.get("num_held_out")
+    if not is_count(folds) or not is_count(images) or folds < 2:
+        return ""
+    return chosen_by(folds, images)
+
+
+def _reduced(rows: Sequence[PlainRow]) -> list[str]:
+    """Where raw pixels are of smaller images than the model's, a sentence that says so."""
+    sizes = [tuple(row["image_size"]) for row in rows if _is_size(row.get("image_size"))]
+    notes = {}
+    for row in rows:
+        size = row.get("image_size")
+        if row.get("pool") == "pixels" and _is_size(size) and tuple(size) < max(sizes):
+            notes[f"raw pixels: of images reduced to {size[0]}x{size[1]}, to be {row['dim']:,}"
+                  " values"] = None  # fmt: skip
+    return list(notes)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(is_count, value))
+
+
 def _notes(rows: Sequence[PlainRow]) -> list[str]:
     notes = [counts_text(rows[0])]
     seeds = rows[0].get("seeds")
@@ -192,6 +224,11 @@ def _notes(rows: Sequence[PlainRow]) -> list[str]:
             f"mean ± standard deviation over {len(seeds)} seeds; the interval is the sampling"
             " error of the test set, which all seeds share"
         )
+    if any(is_finite(row.get("balanced_accuracy")) for row in rows):
+        notes.append("balanced: mean accuracy over classes; F1: mean over classes")
+    ways = dict.fromkeys(_chosen(row) for row in rows)
+    notes += [f"setting chosen by {way}" for way in ways if way]
+    notes += _reduced(rows)
     fixed = dict.fromkeys(row_name(row) for row in rows if row.get("num_held_out") == 0)
     if fixed:
         notes.append(f"setting fixed, none chosen on held-out images: {', '.join(fixed)}")

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crate_mae.common.progress import Progress
+from crate_mae.evaluation.choosing import held_out_parts, tried_on
 from crate_mae.evaluation.features import Features
 from crate_mae.evaluation.metrics import (
-    HELD_OUT,
     GridPoint,
     TunedScore,
     best_point,
@@ -22,7 +22,6 @@ from crate_mae.evaluation.metrics import (
     labelled_pair,
     score,
 )
-from crate_mae.sources.splits import can_hold_out, hold_out
 
 Choice = tuple[int, float]
 """Number of neighbours and temperature."""
@@ -65,9 +64,10 @@ def nearest_neighbours(
     """Test accuracy of a weighted vote of the k most similar training images.
 
     Similarity s is the cosine, a vote weighs exp(s / temperature); the search is exact. k and
-    temperature are chosen together on a held-out tenth of the training set (of equals the smallest
-    k, then the lowest temperature); with one image of every class nothing can be held out, and k is
-    1. `block` queries are compared at a time (by default as many as fit 256 MiB).
+    temperature are chosen together on held-out training images, as `held_out_parts` takes them (of
+    equals the smallest k, then the lowest temperature); with one image of every class nothing can
+    be held out, and k is 1. `block` queries are compared at a time (by default as many as fit
+    256 MiB).
     Raises ValueError for features that cannot be measured and for a k or temperature that is not
     above 0.
     """
@@ -75,11 +75,9 @@ def nearest_neighbours(
     check_knn(k=k, temperatures=temperatures)
     warmth = sorted(set(temperatures))
     chosen_already = len(set(k)) == len(warmth) == 1  # then nothing need be held out
-    held = None
-    if not chosen_already and can_hold_out(train_labels):
-        held = hold_out(train_labels, HELD_OUT, seed)
-    num_held_out = 0 if held is None else int(held.sum())
-    usable, skipped = _usable(k, len(train_labels) - num_held_out)
+    parts = [] if chosen_already else held_out_parts(train_labels, seed)
+    most_held = max((int(part.sum()) for part in parts), default=0)
+    usable, skipped = _usable(k, len(train_labels) - most_held)
 
     classes, votes_for = torch.unique(train_labels, return_inverse=True)
     X = F.normalize(train.values.to(device), dim=1)
@@ -108,22 +106,25 @@ def nearest_neighbours(
 
     grid: list[GridPoint] = []
     choices = list(product(usable, warmth))
+
+    def grid_of(held: Tensor) -> list[GridPoint]:
+        here = held.to(X.device)
+        tried = answers(X[here], X[~here], y[~here], warmth)
+        return [
+            GridPoint(
+                setting={"k": count, "temperature": value},
+                accuracy=float((tried[count, value] == votes_for[held]).double().mean()),
+            )
+            for count, value in choices
+        ]
+
     if len(choices) == 1:
-        best, num_held_out = choices[0], 0
-    elif held is None:
+        best, parts = choices[0], []
+    elif not parts:
         best = FIXED
         usable = [FIXED[0]]
     else:
-        here = held.to(X.device)
-        tried = answers(X[here], X[~here], y[~here], warmth)
-        accuracies = {
-            choice: float((answer == votes_for[held]).double().mean())
-            for choice, answer in tried.items()
-        }
-        grid = [
-            GridPoint(setting={"k": count, "temperature": value}, accuracy=accuracies[count, value])
-            for count, value in choices
-        ]
+        grid = tried_on(parts, grid_of)
         chosen = best_point(grid).setting
         best = int(chosen["k"]), chosen["temperature"]
     final = {
@@ -133,7 +134,8 @@ def nearest_neighbours(
         **vars(score(train, test_labels, train_labels, final[best[0]])),
         setting={"k": best[0], "temperature": best[1]},
         grid=grid,
-        num_held_out=num_held_out,
+        num_held_out=sum(int(part.sum()) for part in parts),
+        folds=len(parts),
         on_edge=edges(grid),
         converged=True,
         seed=seed,

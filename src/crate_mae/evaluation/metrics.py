@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -99,8 +99,16 @@ class Score:
     """Share of the test images that are classified correctly."""
     interval: tuple[float, float]
     """95 % Wilson interval of the accuracy: the sampling error of the test set alone."""
+    balanced_accuracy: float
+    """Mean over the classes of the test images of the share of each that is classified correctly:
+    what always answering one class gives 1 / classes of, however frequent it is."""
+    macro_f1: float
+    """Mean over classes, of test images or answers, of the harmonic mean of precision and recall.
+    """
     chance: float
     """Test accuracy of always answering the most frequent class of the training set."""
+    majority: str | None
+    """That class; None where several are equally frequent, and the first of them is answered."""
     num_classes: int
     """Classes in the training set."""
     num_train: int
@@ -116,6 +124,9 @@ class Score:
     """The most frequent mistakes: `true`, `predicted` and `count`."""
 
 
+ScoreT = TypeVar("ScoreT", bound=Score)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TunedScore(Score):
     """A score, and the setting it was reached with."""
@@ -126,6 +137,9 @@ class TunedScore(Score):
     """Every setting tried; empty when the setting was fixed."""
     num_held_out: int
     """Training images on which the setting was chosen."""
+    folds: int
+    """Parts in which they were held out, one after the other: 1, or more for cross-validation; 0
+    when the setting was fixed."""
     on_edge: list[str]
     """Where the chosen setting is the first or last tried, so that a better one may lie outside."""
     converged: bool
@@ -154,7 +168,10 @@ def score(train: Features, test_labels: Tensor, train_labels: Tensor, answers: T
     return Score(
         accuracy=int(right.sum()) / len(test_labels),
         interval=wilson_interval(int(right.sum()), len(test_labels)),
+        balanced_accuracy=balanced_accuracy(counts),
+        macro_f1=macro_f1(counts),
         chance=chance_level(train_labels, test_labels),
+        majority=majority(train, train_labels),
         num_classes=len(seen),
         num_train=len(train_labels),
         num_test=len(test_labels),
@@ -221,6 +238,38 @@ def chance_level(train_labels: Tensor, test_labels: Tensor) -> float:
     """Test accuracy of always answering the most frequent class of the training labels."""
     classes, counts = torch.unique(train_labels, return_counts=True)
     return float((test_labels == classes[counts.argmax()]).double().mean())
+
+
+def majority(train: Features, labels: Tensor) -> str | None:
+    """The name of the most frequent class of labels (n,); None where several are as frequent."""
+    classes, counts = torch.unique(labels, return_counts=True)
+    most = classes[counts == counts.max()]
+    return class_name(train, int(most[0])) if len(most) == 1 else None
+
+
+def balanced_accuracy(counts: Tensor) -> float:
+    """The mean share that is classified correctly over the classes that confusions (K, K) have."""
+    totals = counts.sum(dim=1).double()
+    return float((counts.diagonal() / totals)[totals > 0].mean())
+
+
+def macro_f1(counts: Tensor) -> float:
+    """The mean F1 of the classes that occur in confusions (K, K), as truth or as answer.
+
+    F1 = 2 hits / (images of the class + answers of the class).
+    """
+    occurs = (counts.sum(dim=1) + counts.sum(dim=0)).double()
+    return float((2 * counts.diagonal() / occurs)[occurs > 0].mean())
+
+
+def with_majority_of(result: ScoreT, train: Features, test_labels: Tensor) -> ScoreT:
+    """The result with the chance level of all training images, of which it learned from some.
+
+    A few-shot set has as many images of every class: it has no most frequent one.
+    """
+    assert train.labels is not None
+    known = train.labels[train.labels >= 0]
+    return replace(result, chance=chance_level(known, test_labels), majority=majority(train, known))
 
 
 def class_name(features: Features, label: int) -> str:

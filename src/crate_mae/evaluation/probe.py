@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from crate_mae.common.progress import Progress
+from crate_mae.evaluation.choosing import held_out_parts, tried_on
 from crate_mae.evaluation.features import Features
 from crate_mae.evaluation.metrics import (
-    HELD_OUT,
     GridPoint,
     TunedScore,
     best_point,
@@ -21,9 +21,8 @@ from crate_mae.evaluation.metrics import (
     labelled_pair,
     score,
 )
-from crate_mae.evaluation.regression import Regression, standardising
+from crate_mae.evaluation.regression import Regression, row_space, standardising
 from crate_mae.evaluation.sgd import LinearGrid
-from crate_mae.sources.splits import can_hold_out, hold_out
 
 Solver = Literal["exact", "sgd"]
 Normalise = Literal["standardise", "batch_norm", "none"]
@@ -74,10 +73,11 @@ def linear_probe(
 
     Solver "exact" is multinomial logistic regression at its minimum (L-BFGS) for each of
     `penalties`; "sgd" trains for `epochs` with momentum and cosine, every pair of `learning_rates`
-    and `weight_decays`. The setting with the highest accuracy on a held-out tenth of the training
-    set is taken (of equals the stronger penalty, the lower rate) and fitted again to all of it.
-    With one image of every class nothing can be held out: penalty 0.1, or rate 0.1 and decay 0.001.
-    The test set is used once, at the end.
+    and `weight_decays`. The setting with the highest accuracy on held-out training images is taken
+    (of equals the stronger penalty, the lower rate) and fitted again to all of them. Held out is a
+    tenth, or, where that are few images, each fifth in turn (`held_out_parts`). With one image of
+    every class nothing can be held out: penalty 0.1, or rate 0.1 and decay 0.001. The test set is
+    used once, at the end.
 
     Features are standardised by the whole training set, or by `batch_norm` without scale and shift
     (statistics of the batch in training, running ones at the test; SGD only), or not at all.
@@ -96,6 +96,11 @@ def linear_probe(
     classes, targets = torch.unique(train_labels, return_inverse=True)
     mean, scale = standardising(train.values) if normalise == "standardise" else (0.0, 1.0)
     X, y = ((train.values - mean) * scale).to(device), targets.to(device)
+    unknown = ((test.values - mean) * scale).to(device)
+    if solver == "exact" and X.shape[1] > len(X):
+        # The minimum is a sum of training rows, so that nothing is lost among their directions.
+        axes = row_space(X)
+        X, unknown = X @ axes, unknown @ axes
     fit: _Exact | _Sgd
     if solver == "exact":
         grid_settings = [
@@ -114,23 +119,27 @@ def linear_probe(
         fit = _Sgd(len(classes), batch_norm, epochs, batch_size, seed, progress)
 
     grid: list[GridPoint] = []
-    num_held_out = 0
+    parts = [] if len(grid_settings) == 1 else held_out_parts(train_labels, seed)
+
+    def grid_of(held: Tensor) -> list[GridPoint]:
+        held = held.to(X.device)
+        return fit.grid(grid_settings, X[~held], y[~held], X[held], y[held])
+
     if len(grid_settings) == 1:
         setting = grid_settings[0]
-    elif not can_hold_out(train_labels):
+    elif not parts:
         setting = fixed
     else:
-        held = hold_out(train_labels, HELD_OUT, seed)
-        num_held_out, held = int(held.sum()), held.to(X.device)
-        grid = fit.grid(grid_settings, X[~held], y[~held], X[held], y[held])
+        grid = tried_on(parts, grid_of)
         setting = best_point(grid).setting
-    answers, converged = fit.final(setting, X, y, ((test.values - mean) * scale).to(device))
+    answers, converged = fit.final(setting, X, y, unknown)
     judged = score(train, test_labels, train_labels, classes[answers.cpu()])
     return ProbeResult(
         **vars(judged),
         setting=setting,
         grid=grid,
-        num_held_out=num_held_out,
+        num_held_out=sum(int(part.sum()) for part in parts),
+        folds=len(parts),
         on_edge=edges(grid),
         converged=converged,
         seed=seed,

@@ -87,6 +87,18 @@ def _product(weight: Tensor, axes: Tensor) -> Tensor:
     return (weight.to(axes.dtype) @ axes).double()
 
 
+def row_space(X: Tensor) -> Tensor:
+    """An orthonormal basis (d, r) of the directions in which n rows (n, d) lie, n < d.
+
+    Directions in which they hardly extend, by the resolution of float32, are left out.
+    """
+    wide = X.double()
+    spectrum, left = torch.linalg.eigh(wide @ wide.T)
+    lengths = spectrum.clamp_min(0).sqrt()
+    kept = lengths > 1e-6 * lengths.max()
+    return (wide.T @ (left[:, kept] / lengths[kept])).to(X.dtype)
+
+
 def standardising(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and reciprocal standard deviation (d,) in float32, from float64 sums.
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from crate_mae.common.plain_tables import as_text
 from crate_mae.common.text_tables import aligned
+from crate_mae.evaluation.choosing import chosen_by
 from crate_mae.evaluation.comparison import comparison_layout, row_place, setting_text
 from crate_mae.evaluation.knn import KnnResult
 from crate_mae.evaluation.metrics import GridPoint, wilson_interval
@@ -34,6 +35,8 @@ class Row:
     """Labels per class; None: all training images."""
     tested_on: str
     """Address and split of the test images."""
+    image_size: tuple[int, int] | None
+    """Height and width that images were brought to; None where features came from a file."""
     results: tuple[Result, ...]
     """One per seed."""
 
@@ -70,13 +73,23 @@ class Row:
             "parameters": self.parameters,
             "shots": self.shots,
             "tested_on": self.tested_on,
+            "image_size": None if self.image_size is None else list(self.image_size),
             **runs[0],
             "accuracy": self.accuracy,
+            "balanced_accuracy": fmean(r.balanced_accuracy for r in self.results),
+            "macro_f1": fmean(r.macro_f1 for r in self.results),
             "interval": list(self.interval),
             "std": self.std,
             "seeds": [result.seed for result in self.results],
             "runs": [{k: v for k, v in run.items() if k not in whole} for run in runs],
         }
+
+
+def row_line(row: Row) -> str:
+    """A row on one line, for a log in which rows come one after the other."""
+    low, high = row.interval
+    spread = "" if row.std is None else f" ± {row.std:.2%}"
+    return f"{row_place(vars(row))}: {row.accuracy:.2%}{spread} ({low:.1%} to {high:.1%})"
 
 
 def comparison_table(rows: Sequence[Row]) -> str:
@@ -101,7 +114,8 @@ def grid_table(row: Row) -> str:
     lines = [[last.replace("_", " "), *(f"{value:g} " for value in columns)]]
     for head, points in by_line.items():
         lines.append([head or "held out", *(_held_out(points[value], result) for value in columns)])
-    title = f"{place}: accuracy on {result.num_held_out} held-out images (* chosen)"
+    where = chosen_by(result.folds, result.num_held_out)
+    title = f"{place}: accuracy {'in' if result.folds > 1 else 'on'} {where} (* chosen)"
     return "\n".join([title, *aligned(lines, indent="  ")])
 
 

@@ -3,9 +3,11 @@ from .feature_plane import draw_feature_map as draw_feature_map
 from .layer_curves import draw_layers as draw_layers
 from .layer_curves import draw_subspace_angles as draw_subspace_angles
 from .layer_curves import draw_weights as draw_weights
+from .neighbour_sheet import draw_image_rows as draw_image_rows
 from .reconstruction_sheet import draw_reconstruction as draw_reconstruction
 from .reconstruction_sheet import draw_settings as draw_settings
 from .run_curves import draw_training as draw_training
+from .runs_side_by_side import draw_runs as draw_runs
 from .theory_curves import draw_theory as draw_theory
 from .theory_curves import draw_theory_moves as draw_theory_moves
 from .token_sheets import draw_pca as draw_pca

@@ -13,10 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from crate_mae.common.files import check_file_target, replacing
+from crate_mae.common.files import FIGURE_SUFFIXES, check_file_target, replacing
 from crate_mae.figures.lettering import make_legible
 
-FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
 DPI = 100
 
 # Okabe and Ito's palette, told apart with any colour vision.

@@ -51,8 +51,9 @@ class CrateMAE(nn.Module):
         super().__init__()
         self.config = config
         operators = operators_of(config) if operators is None else operators
-        self.preprocess = Preprocess.identity(config)
-        """How the training images were prepared; saved and loaded with the weights."""
+        self.preprocess = self.assumed_preprocess = Preprocess.identity(config)
+        """How the training images were prepared; saved and loaded with the weights. As long as it
+        is the one assumed here, nobody has said: `save_model` then warns."""
         self.encoder = Encoder(config, operators)
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.dim))
         self.decoder: Stack[DecoderLayer] = operators.decoder_layers(config)
@@ -254,12 +255,21 @@ class CrateMAE(nn.Module):
         return mask.to(images.device, non_blocking=True)
 
 
-def build_model(preset_or_config: str | ModelConfig, **overrides: Any) -> CrateMAE:
+def build_model(
+    preset_or_config: str | ModelConfig, *, preprocess: Preprocess | None = None, **overrides: Any
+) -> CrateMAE:
     """A freshly initialised CrateMAE of a preset or configuration, with single fields replaced.
 
+    `preprocess` says how images become its input (mean and std on the [0, 1] scale); it is saved
+    with the weights, and every later measurement prepares images so. Without it, pixels are assumed
+    to be scaled to [0, 1] and no more.
     Raises ValueError for an unknown preset or field and for values that do not fit together.
     """
-    return CrateMAE(resolve_config(preset_or_config, **overrides))
+    model = CrateMAE(resolve_config(preset_or_config, **overrides))
+    if preprocess is not None:
+        preprocess.check(model.config)
+        model.preprocess = preprocess
+    return model
 
 
 def side_layers(stacks: dict[Side, list[Layer]], side: Side) -> list[Layer]:

@@ -32,7 +32,7 @@ class CrateClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.preprocess = Preprocess.identity(config)
+        self.preprocess = self.assumed_preprocess = Preprocess.identity(config)
         self.pool = pool
         self.class_names = class_names
         self.encoder = Encoder(config)

@@ -236,6 +236,15 @@ class Preprocess:
             std=(1.0,) * config.channels,
         )
 
+    def check(self, config: ModelConfig) -> None:
+        """Raise ValueError where images prepared so are none that a model of `config` takes."""
+        fault = size_fault(self.size, config.patch_hw)
+        if self.channels != config.channels or fault:
+            raise ValueError(
+                f"images of {self.channels} channels and {self.size[0]}x{self.size[1]} pixels are"
+                f" none for a model of {config.channels} channels" + (f": {fault}" if fault else "")
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them back."""
         return {

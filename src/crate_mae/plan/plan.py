@@ -22,7 +22,9 @@ from crate_mae.plan.probe_step import Measure, Probe, probe_step, scaled_seconds
 from crate_mae.plan.real_step import PlannedRun, RunSettings, make_step, planned_run
 from crate_mae.plan.recipe import Images, count_images
 from crate_mae.training.config import FinetuneConfig, Precision
+from crate_mae.training.finetune import check_pairs
 from crate_mae.training.session import batch_per_device
+from crate_mae.training.short_runs import fitted_to_images
 
 TIMEOUT = 90.0  # seconds: for one measurement, on a machine that hangs or pages
 CLASSES = 1000
@@ -53,6 +55,9 @@ class RunPlan:
     """Everything known of a run before it starts."""
 
     config: RunSettings
+    """With the architecture filled in."""
+    adapted: RunSettings
+    """As it was given, but with a batch that the images fill."""
     classes: int
     parameters: int
     tokens: tuple[int, int | None]
@@ -97,7 +102,8 @@ class RunPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; memory in bytes, time in seconds and hours."""
-        values = {key: value for key, value in asdict(self).items() if key != "config"}
+        left_out = ("config", "adapted")
+        values = {key: value for key, value in asdict(self).items() if key not in left_out}
         values["config"] = self.config.to_dict()
         values["tokens"] = list(self.tokens)
         values["state"]["total"] = self.state.total
@@ -126,12 +132,16 @@ def plan_run(
     if tflops is not None and not 0 < tflops < float("inf"):
         raise ValueError(f"an achieved rate is a finite number above 0, not {tflops}")
     asked = asked_hardware(config.trainer)
-    per_device = batch_per_device(config, asked.world)
+    batch_per_device(config, asked.world)
     subject = planned_run(config)
     given = None if images is None else Images(count=images, origin="given by --num-images")
-    counted = given or count_images(config)
+    counted = given or count_images(subject.config, model=subject.model, size=subject.image_hw)
+    config = fitted_to_images(config, counted.count, asked.world * config.trainer.accumulate)
+    subject = replace(subject, config=replace(subject.config, optim=config.optim))
+    per_device = batch_per_device(config, asked.world)
     classes = 0
     if isinstance(config, FinetuneConfig):
+        check_pairs(config, per_device)
         classes = counted.classes or CLASSES
         subject = replace(subject, classes=classes)
     planned = schedule(counted.count, config.optim)
@@ -148,6 +158,7 @@ def plan_run(
         measured = _measured(config, probe, asked, machine, per_device, precision, flops)
     return RunPlan(
         config=subject.config,
+        adapted=config,
         classes=classes,
         parameters=parameters,
         tokens=subject.tokens,
@@ -166,7 +177,7 @@ def plan_run(
             parameters,
             record=config.record,
             epochs=config.optim.epochs,
-            validated=_validates(config),
+            validated=validates(config),
             average=average,
         ),
         measured=measured,
@@ -174,7 +185,8 @@ def plan_run(
     )
 
 
-def _validates(config: RunSettings) -> bool:
+def validates(config: RunSettings) -> bool:
+    """Whether a run holds images out, or names some, to validate with."""
     data = config.data
     held_out = data.val_share > 0 and not data.source.startswith("wds:")
     return held_out or data.val_source is not None or data.val_split is not None

@@ -4,18 +4,28 @@ from collections.abc import Iterator
 
 from crate_mae.common.text import bytes_text, duration, time_text
 from crate_mae.common.text_tables import named_values
+from crate_mae.evaluation.answers import FEW_STEPS
 from crate_mae.plan.amounts import SPARE
 from crate_mae.plan.machine import Hardware
 from crate_mae.plan.plan import MeasuredStep, RunPlan
+from crate_mae.plan.within import FittingRun
 from crate_mae.training.config import FinetuneConfig
-from crate_mae.training.pretrain import FEW_STEPS
 
 FAR = 16
 """Times the measured images from which an estimate of memory is a rough one, or left out."""
+LONG = 3.0
+"""Hours from which a shorter run is offered."""
 _WIDTH = 96
 _KINDS = {"cpu": "CPU", "cuda": "GPU", "mps": "Apple GPU"}
 
 Row = tuple[str, str]
+
+
+def fitting_text(found: FittingRun, command: str) -> str:
+    """The plan of a run that was fitted to a time, what was changed for it, and its command."""
+    reasons = [f"- {reason}" for reason in found.reasons]
+    heading = f"within {duration(found.seconds)} on this machine:"
+    return "\n".join([plan_text(found.plan), "", heading, *reasons, "", command])
 
 
 def plan_text(plan: RunPlan) -> str:
@@ -204,6 +214,14 @@ def _time(plan: RunPlan) -> Iterator[Row]:
                 " validation and saving" + (", not compiled" if plan.config.trainer.compile else "")
             ),
         )
+        if plan.hours > LONG:
+            yield (
+                "",
+                (
+                    "--within 1h (or 10m, 8h) chooses sizes and epochs that fit, and prints the"
+                    " command"
+                ),
+            )
     if rate is not None:
         yield (
             "",

@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from crate_mae.batches.config import VALIDATION_SEED, DataConfig, LabelledDataConfig
+from crate_mae.batches.opening import check_first_image
+from crate_mae.common.hints import option_value
+from crate_mae.evaluation.backbones import load_backbone
+from crate_mae.models.config import ModelConfig
 from crate_mae.plan.real_step import RunSettings
 from crate_mae.sources.address import open_source
 from crate_mae.sources.base import ImageSource, Source
@@ -17,9 +21,11 @@ from crate_mae.training.config import (
     OptimConfig,
     PretrainConfig,
 )
+from crate_mae.training.finetune import check_classes
 from crate_mae.training.labelled_images import open_labelled
 from crate_mae.training.parse import parse_finetune, parse_pretrain, recipe
-from crate_mae.training.run_folder import CONFIG, load_config_values, load_settings
+from crate_mae.training.run_folder import CONFIG, check_start, load_config_values, load_settings
+from crate_mae.training.starting_weights import check_origin, starting_tensors
 
 
 def parse_recipe(name: str, words: Sequence[str] = ()) -> RunSettings:
@@ -39,6 +45,18 @@ def parse_recipe(name: str, words: Sequence[str] = ()) -> RunSettings:
     if is_supervised(values, words):
         return parse_finetune(arguments)[0]
     return parse_pretrain(arguments)[0]
+
+
+def check_whole_command(config: RunSettings, words: Sequence[str], *, resume: bool = False) -> None:
+    """Raise what the run itself would raise for its folder and the weights that it starts from."""
+    out = option_value(words, "--out")
+    if out is not None and not resume:
+        check_start(config, Path(out), resume=False, again="--init-from")
+    if isinstance(config, PretrainConfig):
+        init_from = option_value(words, "--init-from")
+        check_origin(config, init_from)
+        if init_from is not None:
+            starting_tensors(config, init_from)
 
 
 def is_supervised(values: dict[str, Any], words: Sequence[str] = ()) -> bool:
@@ -75,22 +93,32 @@ class Images:
     """Classes of a supervised run."""
 
 
-def count_images(config: PretrainConfig | FinetuneConfig) -> Images:
+def count_images(
+    config: PretrainConfig | FinetuneConfig,
+    *,
+    model: ModelConfig | None = None,
+    size: tuple[int, int] | None = None,
+) -> Images:
     """The training images that a run of this configuration would have.
 
-    Sources are opened as the run opens them, with the same images held out, but nothing is decoded
+    Sources are opened as the run opens them, with the same images held out; of a `model` (and
+    `size`, height and width) the first image is looked at, as the run does. Nothing else is decoded
     and nothing downloaded. Raises FileNotFoundError for data that are not on this machine, naming
-    the two ways on, and what opening them raises.
+    the two ways on, and what opening them raises; ValueError for images that do not suit the model
+    and for classes that the weights do not have.
     """
     try:
         _check_present(config.data)
         if isinstance(config, FinetuneConfig):
             images = open_labelled(config.data, seed=config.seed)
+            _check(images.train, model, size)
+            if config.weights is not None and not config.new_head:
+                check_classes(load_backbone(config.weights)[0], images.class_names, config)
             return Images(
                 count=len(images.train), origin=images.train.address,
                 classes=len(images.class_names),
             )  # fmt: skip
-        return _unlabelled(config.data, config.seed)
+        return _unlabelled(config.data, config.seed, model, size)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{error}; plan without the data by --num-images N, or say where they are with"
@@ -98,13 +126,21 @@ def count_images(config: PretrainConfig | FinetuneConfig) -> Images:
         ) from error
 
 
-def _unlabelled(data: DataConfig, seed: int) -> Images:
+def _check(source: Source, model: ModelConfig | None, size: tuple[int, int] | None) -> None:
+    if model is not None and isinstance(source, ImageSource):
+        check_first_image(source, model, size or model.image_hw)
+
+
+def _unlabelled(
+    data: DataConfig, seed: int, model: ModelConfig | None, size: tuple[int, int] | None
+) -> Images:
     train: Source = open_source(
         data.source, split=data.split, limit=data.limit, seed=seed, reading=data.reading
     )
     held_out = data.val_share and data.val_source is None and data.val_split is None
     if held_out and isinstance(train, ImageSource):
         train, _ = split_off(train, data.val_share, VALIDATION_SEED, data.val_limit)
+    _check(train, model, size)
     return Images(count=len(train), origin=train.address)
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from crate_mae.sources.address import is_address
-from crate_mae.weights.shipped import SHIPPED
-from crate_mae.weights.weights_folder import HUB_NAME
+from crate_mae.weights.shipped import HUB_NAME, SHIPPED
 
 PATH = "PATH"
 """Stands where a path was."""

@@ -1,12 +1,19 @@
 """The top of the page: what this run is, and its numbers in one glance."""
 
-from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from crate_mae.common.text import count_text, duration
 from crate_mae.common.values import is_finite, is_number
-from crate_mae.evaluation.comparison import BASELINES, LONG_NAMES, headline, interval
+from crate_mae.evaluation.answers import (
+    Answer,
+    Place,
+    classifier_answers,
+    completion_answers,
+    feature_answers,
+    steps_answers,
+)
+from crate_mae.evaluation.comparison import BASELINES, LONG_NAMES, headline
 from crate_mae.report.blocks import KeyNumber, Table, named_values, number_cell, text_cell
 from crate_mae.runs.contents import Run, comparison_rows
 
@@ -41,12 +48,13 @@ def planned_steps(run: Run) -> int | None:
 
 
 def summary_data(run: Run) -> dict[str, Any]:
-    """Status, key numbers, verdicts, facts of the run, and what could not be shown."""
+    """Status, whether steps are few, key numbers, verdicts, facts, and what could not be shown."""
     sentence, finished = status(run)
     return {
         "status": sentence,
         "finished": finished,
         "numbers": key_numbers(run),
+        "few_steps": next((a.text for a in run_answers(run) if a.rule == "few steps"), None),
         "verdicts": verdicts(run),
         "facts": _facts(run),
         "problems": run.problems,
@@ -179,71 +187,34 @@ def _counted(value: Any, what: str) -> str:
 
 
 def verdicts(run: Run) -> list[Verdict]:
-    """Sentences that set the model beside what needs no learning: better, worse, undecided."""
+    """Sentences that set the model beside what needs no learning: better, worse, undecided.
+
+    That a run is very short stands above them: it qualifies all that follows.
+    """
+    return [(a.text, a.good) for a in run_answers(run) if a.rule != "few steps"]
+
+
+def run_answers(run: Run) -> list[Answer]:
+    """What the numbers of a run say, by the rules that every verb shares."""
+    steps = planned_steps(run)
+    few = [] if steps is None else steps_answers(steps, supervised=run.is_classifier)
+    address = run.setting("data.source")
+    place = Place(weights=str(run.folder), address=str(address or "ADDRESS"))
     if not run.is_classifier:
-        rows = comparison_rows(run)
-        compared = [verdict for method in LONG_NAMES for verdict in beside_baselines(rows, method)]
-        return [*_completion(run), *compared]
-    test = run.evaluation or {}
-    accuracy, chance = test.get("accuracy"), test.get("chance")
-    if not is_finite(accuracy) or not is_finite(chance):
-        return []
-    how = "above" if accuracy > chance else "not above"
-    sentence = (
-        f"Test accuracy {accuracy:.1%}, {how} always answering the most frequent class"
-        f" ({chance:.1%})."
-    )
-    return [(sentence, accuracy > chance)]
-
-
-def _completion(run: Run) -> list[Verdict]:
-    loss = run.last_value("val/loss")
-    colour, mean = run.last_value("val/mean_colour"), run.last_value("val/patch_mean")
-    if loss is None:
-        return []
-    compared: list[Verdict] = []
-    if colour:
-        share = 1 - loss / colour
-        sentence = (
-            f"Completion: its error on removed patches is {abs(share):.0%}"
-            f" {'below' if share >= 0 else 'above'} that of the best single colour ({loss:.4g}"
-            f" against {colour:.4g})."
+        completion = completion_answers(
+            run.last_value("val/loss"),
+            one_colour=run.last_value("val/mean_colour"),
+            patch_mean=run.last_value("val/patch_mean"),
+            normalised=bool(run.setting("model.norm_pix_loss")),
         )
-        compared.append((sentence, share > 0))
-    if mean and not run.setting("model.norm_pix_loss"):
-        better = loss < mean
-        sentence = (
-            f"Completion: {'below' if better else 'above'} the error of knowing each removed"
-            f" patch's true mean, {mean:.4g}, which no model is told"
-            f"{': it predicts structure within patches' if better else ''}."
-        )
-        compared.append((sentence, True if better else None))
-    return compared
-
-
-def beside_baselines(rows: Sequence[Mapping[str, Any]], method: str) -> list[Verdict]:
-    """Sentences that set the model beside its baselines; True where it is clearly better, False
-    where it is clearly worse, None where the intervals overlap."""
-    model = headline(rows, method, "model")
-    compared: list[Verdict] = []
-    for other in BASELINES:
-        base = headline(rows, method, other)
-        if model is None or base is None:
-            continue
-        gap = 100 * (model["accuracy"] - base["accuracy"])
-        better = _clearly_better(model, base)
-        sure = ", but the intervals overlap: no clear difference" if better is None else ""
-        sentence = (
-            f"{LONG_NAMES.get(method, method).capitalize()}: {model['accuracy']:.1%},"
-            f" {abs(gap):.1f} points {'above' if gap >= 0 else 'below'} {other}"
-            f" ({base['accuracy']:.1%}){sure}."
-        )
-        compared.append((sentence, better))
-    return compared
-
-
-def _clearly_better(model: Mapping[str, Any], base: Mapping[str, Any]) -> bool | None:
-    mine, other = interval(model), interval(base)
-    if mine is None or other is None or (mine[0] <= other[1] and other[0] <= mine[1]):
-        return None
-    return mine[0] > other[1]
+        return [*few, *completion, *feature_answers(comparison_rows(run), place)]
+    smoothing = run.setting("optim.label_smoothing")
+    return [
+        *few,
+        *classifier_answers(
+            run.evaluation or {},
+            train_loss=run.last_value("train/loss"),
+            smoothing=float(smoothing) if is_finite(smoothing) else 0.0,
+            mixed=any(run.setting(f"data.augment.{way}") for way in ("mixup", "cutmix")),
+        ),
+    ]

@@ -112,7 +112,7 @@ def open_digits(_rest: str, split: str | None) -> ImageSource:
     in_test = place_in_class % 5 == 4
     kept = np.flatnonzero({"train": ~in_test, "test": in_test, "all": in_test | ~in_test}[split])
     images = np.round(digits.images[kept] * 255 / 16).astype(np.uint8)
-    return ArraySource(
+    source = ArraySource(
         "digits",
         images,
         prefix="digits",
@@ -120,6 +120,8 @@ def open_digits(_rest: str, split: str | None) -> ImageSource:
         split=split,
         labels=digits.target[kept],
     )
+    source.found = Found(splits=("test", "train"))
+    return source
 
 
 def open_arrays(rest: str, split: str | None, reading: Reading = AS_USUAL) -> ImageSource:

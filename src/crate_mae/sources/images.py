@@ -38,6 +38,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_VOID_COLOUR = (224, 224, 192)
 _SIDEWAYS = {5, 6, 7, 8}
 
 # ITU-R 601 luma in 16-bit fixed point, the integers Pillow uses for RGB -> L.
@@ -110,6 +111,31 @@ def _through_tifffile(data: ImageData, name: str, fault: str) -> Tensor:
     if isinstance(found, Image.Image):
         return decode_image(found, name)
     return array_pixels(found, name)
+
+
+def decode_labels(data: ImageData, name: str) -> Tensor:
+    """The upright numbers (H, W), int64, that the pixels of a mask stand for.
+
+    Palette entries and grey levels are taken as they are, of 16 bits the highest as 255. Colours
+    are 1, black is 0, and the cream (224, 224, 192) in which PASCAL VOC draws its void is 255.
+    Raises UnreadableImage as `decode_image`.
+    """
+    try:
+        with _opened(data, name) as image:
+            image.load()
+            _check_size(image.size, name)
+            upright = _UPRIGHT.get(_orientation(image))
+            numbered = image.mode in {"1", "L", "P", "I"} or image.mode.startswith("I;16")
+            flat = image if numbered else _without_alpha(image).convert("RGB")
+            array = np.array(flat if upright is None else flat.transpose(upright))
+    except tiff.NotForPillowError as fault:
+        raise UnreadableImage(name, f"{fault}, which is no mask: save it as PNG") from fault
+    if numbered:
+        numbers = torch.from_numpy(array.astype(np.int64))
+        return torch.where(numbers == 65535, 255, numbers)
+    colours = torch.from_numpy(array.astype(np.int64))
+    void = (colours == torch.tensor(_VOID_COLOUR)).all(dim=-1)
+    return torch.where(void, 255, (colours != 0).any(dim=-1).long())
 
 
 def probe_image(data: ImageData, name: str) -> ImageFacts:

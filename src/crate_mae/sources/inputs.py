@@ -4,8 +4,10 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from crate_mae.sources.address import is_address, open_source
-from crate_mae.sources.base import EncodedSource, ImageSource
+from crate_mae.sources.base import EncodedSource, ImageSource, random_subset, subset
 from crate_mae.sources.folders import list_files, size_of
 from crate_mae.sources.found import AS_USUAL, Reading
 from crate_mae.sources.images import image_suffixes
@@ -41,20 +43,24 @@ def open_images(
     split: str | None = None,
     limit: int | None = None,
     reading: Reading = AS_USUAL,
+    varied: bool = False,
 ) -> ImageSource:
     """A source of one address, or of image files and folders (searched recursively).
 
-    Of an address, `limit` keeps a random choice; of files and folders, the first ones. Raises
+    Of an address, `limit` keeps a random choice; of files and folders, the first ones. A `varied`
+    choice is of as many classes as can be, or spread evenly over the files. Raises
     FileNotFoundError for a path that does not exist and ValueError when nothing is found or the
     address is a stream.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, not {limit}")
     if len(inputs) == 1 and is_address(inputs[0]):
-        source = open_source(inputs[0], split=split, limit=limit, reading=reading)
+        source = open_source(
+            inputs[0], split=split, limit=None if varied else limit, reading=reading
+        )
         if not isinstance(source, ImageSource):
             raise ValueError(f"{inputs[0]} is a stream; name files, a folder or another address")
-        return source
+        return varied_choice(source, limit) if varied and limit is not None else source
     if split is not None:
         raise ValueError(f"split {split!r} needs a data address, not files or folders")
     paths: list[Path] = []
@@ -67,7 +73,31 @@ def open_images(
         paths += _images_in(path, reading) if path.is_dir() else [path]
     if not paths:
         raise ValueError("no images were named")
-    return FileList(list(dict.fromkeys(paths))[:limit])
+    files = list(dict.fromkeys(paths))
+    if varied and limit is not None and limit < len(files):
+        # The first ones of a folder are of one class, one day or one video.
+        files = [files[index * len(files) // limit] for index in range(limit)]
+    return FileList(files[:limit])
+
+
+def varied_choice(source: ImageSource, count: int, seed: int = 0) -> ImageSource:
+    """So many images of a source, from its classes in turn, drawn by the seed; all if it has fewer.
+
+    Of a source without labels, a random choice.
+    """
+    if count >= len(source):
+        return source
+    if source.class_names is None:
+        return random_subset(source, count, seed)
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed)).tolist()
+    by_class: dict[int | None, list[int]] = {}
+    for index in order:
+        by_class.setdefault(source.label(index), []).append(index)
+    turns = [
+        by_class[label] for label in sorted(by_class, key=lambda label: (label is None, label))
+    ]
+    chosen = [indices[turn] for turn in range(count) for indices in turns if turn < len(indices)]
+    return subset(source, chosen[:count])
 
 
 def _images_in(folder: Path, reading: Reading) -> list[Path]:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crate_mae.common.budgets import check_growth, check_memory
-from crate_mae.sources.base import IMAGE_KEYS, EncodedSource, ImageSource, existing_path
+from crate_mae.sources.base import IMAGE_KEYS, EncodedSource, existing_path
 from crate_mae.sources.folders import list_files
 from crate_mae.sources.found import AS_USUAL, Found, Reading, passed_over
 from crate_mae.sources.images import UnreadableImage
@@ -72,7 +72,7 @@ class ParquetSource(EncodedSource):
         return self.name(index), self.label(index), self._sizes[index]
 
 
-def open_parquet(rest: str, split: str | None, reading: Reading = AS_USUAL) -> ImageSource:
+def open_parquet(rest: str, split: str | None, reading: Reading = AS_USUAL) -> ParquetSource:
     """The source of `parquet:PATH`, a file or a folder of files; their names tell the splits."""
     path, address = existing_path(rest, "parquet"), f"parquet:{rest}"
     root = path if path.is_dir() else path.parent

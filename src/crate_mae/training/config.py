@@ -1,5 +1,6 @@
 """Everything that fixes a run. Parsed from YAML and --key.sub value; nothing is computed here."""
 
+import logging
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args
 
@@ -7,6 +8,11 @@ from crate_mae.batches.config import DataConfig, LabelledDataConfig, Masking
 from crate_mae.models.classifier import Pool
 from crate_mae.models.config import ModelConfig
 from crate_mae.vitmae.model import Match
+
+SHORT_WARMUP = 0.1
+"""Share of the epochs that warm up where the recipe's warm-up is longer than the run."""
+
+logger = logging.getLogger(__name__)
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 RateFeatures = Literal["pooled", "class_token", "tokens"]
@@ -23,7 +29,7 @@ class OptimConfig:
     base_lr: float = 1.5e-4
     """Learning rate per 256 images: the rate used is base_lr x batch_size / 256."""
     warmup_epochs: float = 10.0
-    """Epochs of linear warm-up."""
+    """Epochs of linear warm-up; a tenth of the epochs where it would be longer than the run."""
     min_lr_ratio: float = 0.0
     """Where the cosine ends, as a share of the peak."""
     weight_decay: float = 0.05
@@ -41,10 +47,17 @@ class OptimConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"optim.{name} must be a finite number above 0, not {value}")
-        if not 0 <= self.warmup_epochs <= self.epochs:
+        if not 0 <= self.warmup_epochs < float("inf"):
             raise ValueError(
-                f"optim.warmup_epochs {self.warmup_epochs} must lie in 0 to epochs {self.epochs}"
+                f"optim.warmup_epochs must be a number of epochs, not {self.warmup_epochs}"
             )
+        if self.warmup_epochs > self.epochs:
+            shorter = SHORT_WARMUP * self.epochs
+            logger.warning(
+                "optim.warmup_epochs %g is longer than the whole run of %d epochs: it is %g here",
+                self.warmup_epochs, self.epochs, shorter,
+            )  # fmt: skip
+            object.__setattr__(self, "warmup_epochs", shorter)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas must lie in [0, 1), not {self.betas}")
         if not 0 <= self.min_lr_ratio <= 1 or self.weight_decay < 0:

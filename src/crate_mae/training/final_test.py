@@ -1,7 +1,7 @@
 """The test at the end of a supervised run: once, on the weights as they were saved."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from crate_mae.common.files import file_hash, write_atomically
 from crate_mae.common.progress import progress_bar
 from crate_mae.evaluation.backbones import as_classifier, load_backbone
 from crate_mae.evaluation.features import extract_features
-from crate_mae.evaluation.metrics import Score, score
+from crate_mae.evaluation.metrics import Score, chance_level, majority, score
 from crate_mae.models.backbone import ImageClassifier
 from crate_mae.sources.base import ImageSource
 from crate_mae.training.callbacks import BEST, LAST, is_main_process
@@ -28,12 +28,14 @@ def score_classifier(
     test: ImageSource,
     train_labels: torch.Tensor,
     *,
+    all_labels: torch.Tensor | None = None,
     device: torch.device | str | None = None,
 ) -> tuple[Score, dict[str, Any]]:
     """The score on test images, and {top5_accuracy, unreadable}.
 
-    Answers are among the classes that had training images. `top5_accuracy` is None below ten
-    classes.
+    Answers are among the classes that had training images; the most frequent one is that of
+    `all_labels`, where the training images are a few of those, drawn class by class.
+    `top5_accuracy` is None below ten classes.
     """
     progress = progress_bar("testing") if is_main_process() else None
     features = extract_features(model, test, pool=model.pool, device=device, progress=progress)
@@ -44,6 +46,12 @@ def score_classifier(
     known[train_labels] = True
     scores = scores.masked_fill(~known, -torch.inf)
     found = score(features, features.labels, train_labels, scores.argmax(dim=1))
+    if all_labels is not None:
+        found = replace(
+            found,
+            chance=chance_level(all_labels, features.labels),
+            majority=majority(features, all_labels),
+        )
     top5 = None
     if scores.shape[1] >= 10:
         best = scores.topk(5, dim=1)
@@ -64,7 +72,9 @@ def conclude_with_test(
         weights = folder / name
         model = as_classifier(load_backbone(weights)[0])
         assert model is not None  # a supervised run saves nothing else
-        found, further = score_classifier(model, images.test, images.train_labels, device=device)
+        found, further = score_classifier(
+            model, images.test, images.train_labels, all_labels=images.all_labels, device=device
+        )
         facts = {
             "weights": name,
             "sha256": file_hash(weights / TENSORS),
@@ -85,11 +95,17 @@ def evaluation_text(folder: Path) -> str:
     """What `evaluation.json` of a run says, as lines of text: accuracy, classes, mistakes."""
     found = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
     low, high = found["interval"]
+    named = f" ({found['majority']})" if found.get("majority") else ""
     lines = [
         f"test accuracy {found['accuracy']:.2%} (95 % interval {low:.1%} to {high:.1%}) on"
         f" {found['num_test']} images of {found['tested_on']}, {found['weights']} at step"
-        f" {found['step']}; the most frequent class alone gives {found['chance']:.2%}"
+        f" {found['step']}; the most frequent class alone{named} gives {found['chance']:.2%}"
     ]
+    if "balanced_accuracy" in found:
+        lines.append(
+            f"balanced accuracy (mean over classes) {found['balanced_accuracy']:.2%},"
+            f" F1 (mean over classes) {found['macro_f1']:.2%}"
+        )
     if found["top5_accuracy"] is not None:
         lines.append(f"among the five highest scores: {found['top5_accuracy']:.2%}")
     measured = {k: v for k, v in found["per_class"].items() if v is not None}

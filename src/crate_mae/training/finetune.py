@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from crate_mae.batches.data_module import ImageDataModule
 from crate_mae.batches.labelled import LabelledBatches
+from crate_mae.batches.opening import TooFewImagesError
 from crate_mae.common.progress import progress_bar
 from crate_mae.evaluation.backbones import as_classifier, build_classifier, load_backbone
 from crate_mae.models.backbone import Backbone, ImageClassifier
@@ -37,6 +38,7 @@ from crate_mae.training.session import (
     batch_per_device,
     training_environment,
 )
+from crate_mae.training.short_runs import fitted_to_images
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,8 @@ def finetune(
     weights. `stop_after` saves and leaves after so many optimiser steps. Python datasets of
     (image, label) pairs replace the sources of the configuration, both together.
 
-    At the end the test images are classified once and `evaluation.json` is written. Everything is
+    Where there are fewer images than a batch, batch and rate are adapted (`fitted_to_images`). At
+    the end the test images are classified once and `evaluation.json` is written. Everything is
     checked before anything is written. Raises FileExistsError when `folder` is taken,
     FileNotFoundError when there is nothing to resume or there are no weights, ValueError for
     settings, weights or data that do not fit, FolderInUseError when another process writes to
@@ -71,7 +74,7 @@ def finetune(
     origin = None
     if config.weights is not None and not (resume and last_step(folder) is not None):
         origin, _ = load_backbone(config.weights)
-    config = resolved(config, origin)
+    asked, config = config, resolved(config, origin)
     changes = check_start(config, folder, resume=resume, again="--weights")
     with (
         continuing(folder, config.data.source) if resume else nullcontext(),
@@ -87,12 +90,26 @@ def finetune(
             config.data, seed=config.seed, dataset=dataset, test_dataset=test_dataset
         )
         if origin is not None and not config.new_head:
-            _check_classes(origin, images.class_names, config)
+            check_classes(origin, images.class_names, config)
         preprocess = recorded_preprocess(folder) if resume else None
         if preprocess is None and origin is not None:
             preprocess = replace(origin.preprocess, size=config.image_hw or origin.preprocess.size)
         data = _data_module(config, images, preprocess, session.world_size)
-        data.open()
+        try:
+            data.open()
+        except TooFewImagesError as error:
+            shares = session.world_size * config.trainer.accumulate
+            smaller = fitted_to_images(asked, error.images, shares)
+            if resume or smaller is asked:
+                raise
+            return finetune(
+                smaller,
+                folder,
+                stop_after=stop_after,
+                command=command,
+                dataset=dataset,
+                test_dataset=test_dataset,
+            )
         data.keep_on(session.device)
         seed_everything(config.seed, verbose=False)
         model = _classifier(config, origin, images.class_names)
@@ -154,7 +171,8 @@ def resolved(config: FinetuneConfig, origin: Backbone | None) -> FinetuneConfig:
     return replace(config, model=model)
 
 
-def _check_classes(origin: Backbone, names: tuple[str, ...], config: FinetuneConfig) -> None:
+def check_classes(origin: Backbone, names: tuple[str, ...], config: FinetuneConfig) -> None:
+    """Raise ValueError for weights of a classifier of other classes or another pool."""
     classifier = as_classifier(origin)
     if classifier is None:
         return
@@ -178,6 +196,15 @@ def _shortened(names: tuple[str, ...] | None) -> str:
     return ", ".join(names[:3]) + (", ..." if names[3:] else "")
 
 
+def check_pairs(config: FinetuneConfig, batch: int) -> None:
+    """Raise ValueError where images are mixed in pairs and a batch on a device is odd."""
+    if config.data.augment.mixes and batch % 2:
+        raise ValueError(
+            f"mixup and cutmix take images in pairs: {batch} per device and batch is odd; change"
+            " optim.batch_size, or switch off data.augment.mixup and data.augment.cutmix"
+        )
+
+
 def _data_module(
     config: FinetuneConfig,
     images: LabelledImages,
@@ -185,13 +212,8 @@ def _data_module(
     world_size: int,
 ) -> ImageDataModule:
     assert config.model is not None
-    batch = batch_per_device(config, world_size)
-    augment = config.data.augment
-    if augment.mixes and batch % 2:
-        raise ValueError(
-            f"mixup and cutmix take images in pairs: {batch} per device and batch is odd; change"
-            " optim.batch_size, or switch off data.augment.mixup and data.augment.cutmix"
-        )
+    batch, augment = batch_per_device(config, world_size), config.data.augment
+    check_pairs(config, batch)
     # Which images they are has been decided: nothing more is cut or held out.
     loading = replace(config.data, limit=None, val_limit=None, val_share=0.0)
     return ImageDataModule(

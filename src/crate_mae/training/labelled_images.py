@@ -31,6 +31,8 @@ class LabelledImages:
     test: ImageSource
     train_labels: Tensor
     """(n,) int64, of the training images."""
+    all_labels: Tensor
+    """(N,) int64, before the few labels that train were chosen, and others held out."""
     class_names: tuple[str, ...]
 
     def facts(self) -> dict[str, Any]:
@@ -63,6 +65,7 @@ def open_labelled(
     """
     train, test = _pair(config, dataset, test_dataset)
     assert train.class_names is not None
+    all_labels = torch.tensor(labels_of(train))
     train = _chosen(train, config, seed)
     val = None
     if config.val_source is not None or config.val_split is not None:
@@ -88,7 +91,12 @@ def open_labelled(
     assert train.class_names is not None
     _warn_of_missing(labels, train.class_names)
     return LabelledImages(
-        train=train, val=val, test=test, train_labels=labels, class_names=train.class_names
+        train=train,
+        val=val,
+        test=test,
+        train_labels=labels,
+        all_labels=all_labels,
+        class_names=train.class_names,
     )
 
 

@@ -17,7 +17,7 @@ from crate_mae.batches.config import (
     Masking,
     SupervisedAugment,
 )
-from crate_mae.common.hints import did_you_mean, option_names, refuse_arguments
+from crate_mae.common.hints import did_you_mean, option_names, option_value, refuse_arguments
 from crate_mae.common.yaml_files import check_yaml
 from crate_mae.models.config import PRESETS, ModelConfig
 from crate_mae.training.config import (
@@ -31,6 +31,7 @@ from crate_mae.training.config import (
     TrainerConfig,
 )
 from crate_mae.training.run_folder import load_config_values, load_settings
+from crate_mae.training.starting_weights import with_starting_architecture
 
 ConfigT = TypeVar("ConfigT")
 
@@ -83,7 +84,9 @@ def pretrain_parser() -> SettingsParser:
         type=str,
         default=None,
         metavar="WEIGHTS",
-        help="weights that a new run starts from",
+        help="weights that a new run starts from: weights folder, run folder, shipped model or Hub"
+        " repository; their architecture is taken, and --model.image_size, --model.channels and"
+        " --model.norm_pix_loss may differ",
     )
     parser.add_class_arguments(PretrainConfig, None)
     return parser
@@ -141,10 +144,15 @@ def parse_pretrain(arguments: Sequence[str]) -> tuple[PretrainConfig, dict[str, 
     """(configuration, {out, resume, init_from, stop_after}) of command-line arguments.
 
     With --resume the run's own configuration is the base, and settings given beside it change it.
-    Faults end the process with status 2 and a message.
+    With --init-from the architecture is that of the weights, and a recipe's gives way. Faults end
+    the process with status 2 and a message.
     """
     parser = pretrain_parser()
-    given, config = _parse(parser, arguments, build_config)
+    try:
+        words = with_starting_architecture(arguments)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    given, config = _parse(parser, words, build_config)
     options = {key: given[key] for key in ("out", "resume", "init_from", "stop_after")}
     return config, options
 
@@ -190,11 +198,7 @@ def _parse(
 
 def _with_architecture(words: list[str]) -> list[str]:
     """The arguments, with the architecture that --from-scratch names put before all others."""
-    name = None
-    for index, word in enumerate(words):
-        key, joined, value = word.partition("=")
-        if key == "--from-scratch":
-            name = value if joined else "".join(words[index + 1 : index + 2])
+    name = option_value(words, "--from-scratch")
     if name is None:
         return words
     for option in ("--weights", "--resume"):

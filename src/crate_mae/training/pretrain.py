@@ -1,20 +1,21 @@
 """Masked pre-training: from a resolved configuration to a finished run folder."""
 
 import logging
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from lightning.pytorch import seed_everything
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from crate_mae.batches.data_module import ImageDataModule
 from crate_mae.batches.masked import MaskedBatches
+from crate_mae.batches.opening import TooFewImagesError
 from crate_mae.common.progress import progress_bar
+from crate_mae.evaluation.answers import FEW_STEPS
 from crate_mae.evaluation.backbones import build_autoencoder
-from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.backbone import MaskedAutoencoder
 from crate_mae.models.config import Preprocess
 from crate_mae.sources.base import ImageSource
@@ -24,24 +25,15 @@ from crate_mae.training.masked_completion import MaskedCompletion
 from crate_mae.training.online import OnlineMeasures
 from crate_mae.training.rate_term import coding_rate_of
 from crate_mae.training.reconstructions import Reconstructions
-from crate_mae.training.run_folder import (
-    changed_keys,
-    check_start,
-    continuing,
-    recorded_preprocess,
-)
+from crate_mae.training.run_folder import check_start, continuing, recorded_preprocess
 from crate_mae.training.session import (
     RunSummary,
     Session,
     batch_per_device,
     training_environment,
 )
-from crate_mae.vitmae.model import vitmae_config
-from crate_mae.weights.tensors import check_match
-from crate_mae.weights.weights_folder import load_autoencoder
-
-FEW_STEPS = 1000
-"""Optimiser steps below which masked pre-training is warned of."""
+from crate_mae.training.short_runs import fitted_to_images
+from crate_mae.training.starting_weights import check_origin, starting_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +53,9 @@ def pretrain(
 
     `resume` continues the run in `folder` exactly where it was (from the start when it had saved
     nothing yet); only what leaves the result alone may differ then: hardware, records, loading.
-    `init_from` starts a new run from the weights of another. `stop_after` saves and leaves after so
+    `init_from` starts a new run from the weights of another, whose architecture it must have, up to
+    image size and channels (`starting_tensors`). Where there are fewer images than a batch, batch
+    and rate are adapted (`fitted_to_images`). `stop_after` saves and leaves after so
     many optimiser steps. A Python `dataset` (images, or images with labels) replaces the source of
     the configuration.
 
@@ -71,9 +65,9 @@ def pretrain(
     breaks down, TooManyBrokenImagesError.
     """
     folder = Path(folder)
-    _check_origin(config, init_from, resume=resume)
+    check_origin(config, init_from, resume=resume)
     changes = check_start(config, folder, resume=resume, again="--init-from")
-    origin = None if init_from is None else _starting_weights(config, init_from)
+    origin = None if init_from is None else starting_tensors(config, init_from)
     sheets = Reconstructions(
         folder, every=config.record.reconstruct_epochs, count=config.record.reconstruct_images
     )
@@ -107,7 +101,22 @@ def pretrain(
             progress=progress_bar if is_main_process() else None,
             whole_steps=config.objective.looks_ahead and config.trainer.accumulate > 1,
         )
-        data.open()
+        try:
+            data.open()
+        except TooFewImagesError as error:
+            shares = session.world_size * config.trainer.accumulate
+            smaller = fitted_to_images(config, error.images, shares)
+            if resume or smaller is config:
+                raise
+            return pretrain(
+                smaller,
+                folder,
+                init_from=init_from,
+                stop_after=stop_after,
+                command=command,
+                dataset=dataset,
+                val_dataset=val_dataset,
+            )
         data.keep_on(session.device)
         seed_everything(config.seed, verbose=False)
         module = _module(config, model_of(config, origin, data.preprocess), session)
@@ -118,42 +127,13 @@ def pretrain(
         return session.summary(finished=finished)
 
 
-def _check_origin(config: PretrainConfig, init_from: str | Path | None, *, resume: bool) -> None:
-    """Raise ValueError for settings that exclude each other."""
-    if resume and init_from is not None:
-        raise ValueError("--resume continues a run with its own weights; leave --init-from out")
-    if config.vitmae is not None:
-        if init_from is not None:
-            raise ValueError("a ViT-MAE baseline starts from fresh weights: leave --init-from out")
-        vitmae_config(config.model, config.vitmae)
-
-
-def _starting_weights(config: PretrainConfig, init_from: str | Path) -> CrateMAE:
-    """The model to start from; ValueError when it computes something else than the new one."""
-    source = load_autoencoder(init_from)
-    with torch.device("meta"):
-        wanted = CrateMAE(config.model)
-    shapes = {key: tuple(value.shape) for key, value in source.state_dict().items()}
-    check_match(shapes, wanted, origin=str(init_from))
-    changes = changed_keys(source.config.to_dict(), config.model.to_dict(), "model.")
-    free = ("model.image_size", "model.norm_pix_loss")
-    fatal = [line for line in changes if not line.startswith(free)]
-    if fatal:
-        raise ValueError(
-            f"the weights in {init_from} were trained with other settings: {'; '.join(fatal)}"
-        )
-    for line in changes:
-        logger.warning("differs from the weights it starts from: %s", line)
-    return source
-
-
 def model_of(
-    config: PretrainConfig, origin: CrateMAE | None, preprocess: Preprocess
+    config: PretrainConfig, origin: Mapping[str, Tensor] | None, preprocess: Preprocess
 ) -> MaskedAutoencoder:
-    """The model that a run begins with: weights of `origin`, else random ones."""
+    """The model that a run begins with: tensors of `origin`, else random ones."""
     model = build_autoencoder(config.model, vitmae=config.vitmae, seed=config.seed)
     if origin is not None:
-        cast("nn.Module", model).load_state_dict(origin.state_dict())
+        cast("nn.Module", model).load_state_dict(origin)
     model.preprocess = preprocess
     return model
 

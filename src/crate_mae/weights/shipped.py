@@ -1,11 +1,17 @@
 """Weights that come with the package: small, made by its own recipes, no network needed."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).parent.parent / "shipped"
 CARD = "README.md"
+TENSORS, CONFIG, PREPROCESS = "model.safetensors", "config.json", "preprocess.json"
+FILES = (TENSORS, CONFIG, PREPROCESS)
+"""What a weights folder holds."""
+HUB_NAME = r"[\w-][\w.-]*/[\w-][\w.-]*"
+"""The shape of a name on the Hub, OWNER/NAME."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,3 +84,17 @@ def shipped_folder(name: str | Path) -> Path | None:
     """The folder of a shipped model, or None for another name."""
     weights = SHIPPED.get(str(name))
     return None if weights is None else weights.folder
+
+
+def check_weights_name(name: str | Path) -> None:
+    """Raise FileNotFoundError for a name of weights that can be none: no folder, model or Hub name.
+
+    Nothing is loaded or fetched, so that it can be said at once.
+    """
+    text = str(name)
+    if Path(name).exists() or text in SHIPPED or re.fullmatch(HUB_NAME, text):
+        return
+    raise FileNotFoundError(
+        f"no weights at {text}: expected a folder with {', '.join(FILES)}, a run folder, a"
+        f" shipped model ({', '.join(SHIPPED)}), or a Hub repository as owner/name"
+    )

@@ -6,7 +6,7 @@ the tensors before anything is allocated, and a load that is not complete is an 
 
 import contextlib
 import json
-import re
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -20,7 +20,14 @@ from crate_mae.common.files import file_hash, read_json_object, replacing_tree, 
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import ModelConfig, Preprocess
-from crate_mae.weights.shipped import SHIPPED, shipped_folder
+from crate_mae.weights.shipped import (
+    CONFIG,
+    FILES,
+    PREPROCESS,
+    TENSORS,
+    check_weights_name,
+    shipped_folder,
+)
 from crate_mae.weights.tensors import (
     IncompleteWeightsError,
     check_finite,
@@ -30,23 +37,24 @@ from crate_mae.weights.tensors import (
     write_safetensors,
 )
 
-TENSORS, CONFIG, PREPROCESS = "model.safetensors", "config.json", "preprocess.json"
-FILES = (TENSORS, CONFIG, PREPROCESS)
 LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")  # left behind by file managers
 FORMAT = "crate-mae/1"
-HUB_NAME = r"[\w-][\w.-]*/[\w-][\w.-]*"
-"""The shape of a name on the Hub, OWNER/NAME."""
+logger = logging.getLogger(__name__)
 
 
 def save_model(
     model: CrateMAE | CrateClassifier,
     folder: str | Path,
     *,
+    preprocess: Preprocess | None = None,
     overwrite: bool = False,
     state: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """The folder, now holding the model's weights, configuration and preprocessing.
 
+    `preprocess` is how its images were prepared, where the model does not hold it yet (it is left
+    as it is). Where neither says, pixels scaled to [0, 1], mean 0 and std 1, are assumed, and that
+    is logged: features of images prepared otherwise than in training are worth little.
     Written beside the target and moved there whole, never half of one. A crash in the instant in
     which an old folder makes way leaves it beside, under a hidden name, until the next save moves
     it back. `state` replaces the
@@ -57,9 +65,17 @@ def save_model(
     described = _describe(model)
     if state is None:
         _check_rebuilds(model, described)
-    return save_described(
-        model, folder, described, model.preprocess, overwrite=overwrite, state=state
-    )
+    known = model.preprocess if preprocess is None else preprocess
+    known.check(model.config)
+    saved = save_described(model, folder, described, known, overwrite=overwrite, state=state)
+    if known is model.assumed_preprocess:
+        logger.warning(
+            "%s: that images are scaled to [0, 1] and no more (mean 0, std 1) is assumed; if yours"
+            " were normalised, give preprocess=Preprocess(size=..., channels=..., mean=...,"
+            " std=...) to build_model or save_model",
+            folder,
+        )
+    return saved
 
 
 def save_described(
@@ -185,11 +201,9 @@ def _located(name: str | Path, revision: str | None) -> tuple[Path, str]:
     shipped = shipped_folder(text)
     if shipped is not None and not folder.exists():
         return shipped, f"the shipped model {text}"
-    if folder.exists() or not re.fullmatch(HUB_NAME, text):
-        raise FileNotFoundError(
-            f"no weights at {text}: expected a folder with {', '.join(FILES)}, a run folder, a"
-            f" shipped model ({', '.join(SHIPPED)}), or a Hub repository as owner/name"
-        )
+    if folder.exists():
+        raise FileNotFoundError(f"no weights at {text}: it is a file, and weights are a folder")
+    check_weights_name(text)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

@@ -1,0 +1,85 @@
+"""What can be told from the words alone, before anything heavy is imported.
+
+torch and its friends take seconds to import, on a busy machine most of a minute: too long to hear
+that a file exists. Everything here is checked again by the library, which knows more.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from crate_mae.common.files import FIGURE_SUFFIXES, check_file_target, check_new_folder
+from crate_mae.common.hints import option_value, refuse_arguments
+from crate_mae.weights.shipped import check_weights_name
+
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+"""Variables that number the processes of a run; only the first of them finds no folder yet."""
+PATH_SCHEMES = ("imagefolder", "parquet", "npy", "csv", "tiff")
+"""Schemes of data addresses that are followed by a path."""
+FEATURE_FILES = (".safetensors", ".npz", ".parquet")
+
+
+def check_run_words(verb: str, words: Sequence[str]) -> None:
+    """Raise FileExistsError for a run folder that is taken, and what the other words allow to say.
+
+    FileNotFoundError for data or weights that are nowhere; a --resume of what is no run ends the
+    process with status 2.
+    """
+    out, resume = option_value(words, "--out"), option_value(words, "--resume")
+    if resume and not (Path(resume) / "config.yaml").is_file():
+        refuse_arguments(
+            f"crate-mae {verb}", f"{resume} is no run folder: it has no config.yaml", ()
+        )
+    if out and not resume:
+        check_run_folder(out)
+    for option in ("--data.source", "--data.val_source", "--data.test_source"):
+        address = option_value(words, option)
+        if address:
+            check_address(address)
+    given = [option_value(words, option) for option in ("--init-from", "--weights")]
+    if verb == "finetune" and words and not words[0].startswith("-"):
+        given.append(words[0])
+    for name in given if not resume else ():
+        if name and name != "null":
+            check_weights_name(name)
+
+
+def check_run_folder(out: str) -> None:
+    """Raise FileExistsError for a folder that holds something, as the main process finds it."""
+    folder = Path(out)
+    first = all(os.environ.get(name, "0") == "0" for name in RANKS)
+    if first and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(
+            f"{folder} exists and is never overwritten; continue it with --resume {folder}, or"
+            " name another folder with --out"
+        )
+
+
+def check_words(given: argparse.Namespace, *, picture: bool = False, folder: bool = False) -> None:
+    """Raise what can be said of the targets, weights and images of a verb's arguments.
+
+    `picture` and `folder` tell what --out is. Raises FileExistsError, FileNotFoundError, ValueError
+    for another suffix, and what `check_folder_of` raises.
+    """
+    overwrite = getattr(given, "overwrite", False)
+    if picture and given.out is not None:
+        check_file_target(given.out, FIGURE_SUFFIXES, what="figures", overwrite=overwrite)
+    if folder and not overwrite:
+        check_new_folder(given.out)
+    weights = getattr(given, "weights", None)
+    if weights is not None and Path(weights).suffix.lower() not in FEATURE_FILES:
+        check_weights_name(weights)
+    for name in ("images", "address", "data"):
+        named = getattr(given, name, None) or ()
+        for one in [named] if isinstance(named, str) else named:
+            check_address(one)
+
+
+def check_address(address: str) -> None:
+    """Raise FileNotFoundError for an address of a path where there is nothing."""
+    scheme, colon, rest = address.partition(":")
+    if colon and scheme in PATH_SCHEMES and rest:
+        path = Path(rest).expanduser()
+        if not path.exists():
+            raise FileNotFoundError(f"{address}: there is no file or folder {path}")

@@ -1,0 +1,332 @@
+"""Verbs that take features out and look at them: extract, map, neighbours."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from crate_mae.cli.early import check_words
+from crate_mae.cli.options import (
+    CommandParser,
+    Output,
+    add_after,
+    add_batch_size,
+    add_device,
+    add_image_size,
+    add_images,
+    add_json,
+    add_overwrite,
+    add_part,
+    add_picture_target,
+    add_pool,
+    add_seed,
+    add_weights,
+    counter_for,
+    device_of,
+    opened_images,
+    report_unreadable,
+    single,
+    verb_parser,
+)
+
+if TYPE_CHECKING:
+    from crate_mae.evaluation.features import Features
+    from crate_mae.evaluation.neighbours import FeatureSpace
+    from crate_mae.models.backbone import Backbone
+    from crate_mae.sources.base import ImageSource
+
+POOLS = ("cls", "mean", "both")
+
+
+def extract_parser() -> CommandParser:
+    """The parser of `crate-mae extract`."""
+    parser = verb_parser("extract", "Features of images, with names, labels and preprocessing.")
+    add_weights(parser, ", ViT-MAE folder")
+    add_images(parser)
+    add_pool(parser, (*POOLS, "tokens"))
+    add_after(parser)
+    add_image_size(parser)
+    add_batch_size(parser, 256)
+    parser.add_argument(
+        "--out", required=True, metavar="FILE", help=".safetensors, .npz or .parquet"
+    )
+    add_overwrite(parser)
+    add_device(parser)
+    return parser
+
+
+def extract(argv: list[str]) -> int:
+    """The exit status of `crate-mae extract`."""
+    given = extract_parser().read(argv)
+    check_words(given)
+
+    from crate_mae.evaluation.backbones import at_size, load_backbone
+    from crate_mae.evaluation.feature_files import check_target, save_features
+    from crate_mae.evaluation.features import extract_features
+
+    pool = single(given.pool, "mean")
+    check_target(given.out, overwrite=given.overwrite)
+    source = opened_images(given)
+    model, sha256 = load_backbone(given.weights)
+    at_size(model, given.image_size)
+    features = extract_features(
+        model.to(device_of(given.device)),
+        source,
+        pool=pool,
+        layer=single(given.after, None),
+        batch_size=given.batch_size,
+        progress=counter_for("features"),
+    )
+    save_features(
+        features,
+        given.out,
+        preprocess=model.preprocess,
+        weights_hash=sha256,
+        overwrite=given.overwrite,
+    )
+    report_unreadable(features.unreadable)
+    print(f"wrote {given.out}: {tuple(features.values.shape)} float32, pool {pool}")
+    return 0
+
+
+def map_parser() -> CommandParser:
+    """The parser of `crate-mae map`."""
+    parser = verb_parser("map", "Features of a labelled set in the plane, coloured by class.")
+    add_weights(parser)
+    add_images(parser, limit=2000, address_only=True)
+    parser.add_argument(
+        "--method", default="tsne", choices=["pca", "tsne"], help="the way into the plane (tsne)"
+    )
+    add_pool(parser, ("cls", "mean"))
+    add_after(parser)
+    add_image_size(parser)
+    parser.add_argument("--perplexity", type=float, metavar="X", default=30.0, help="of t-SNE (30)")
+    add_seed(parser, "of t-SNE")
+    add_picture_target(parser)
+    add_device(parser)
+    return parser
+
+
+def map_features(argv: list[str]) -> int:
+    """The exit status of `crate-mae map`."""
+    given = map_parser().read(argv)
+    check_words(given, picture=True)
+
+    from crate_mae.evaluation.backbones import at_size
+    from crate_mae.evaluation.feature_map import check_mappable, feature_words, project_features
+    from crate_mae.evaluation.features import extract_features
+    from crate_mae.figures.feature_plane import draw_feature_map
+    from crate_mae.figures.style import check_figure_target
+    from crate_mae.weights.weights_folder import load_model
+
+    check_figure_target(given.out, overwrite=given.overwrite)
+    source = opened_images(given)
+    check_mappable(source)
+    model = load_model(given.weights).to(device_of(given.device))
+    at_size(model, given.image_size)
+    features = extract_features(
+        model,
+        source,
+        pool=single(given.pool, "mean"),
+        layer=single(given.after, None),
+        progress=counter_for("features"),
+    )
+    report_unreadable(features.unreadable)
+    points = project_features(
+        features, method=given.method, perplexity=given.perplexity, seed=given.seed
+    )
+    path = draw_feature_map(
+        points,
+        given.out,
+        caption=feature_words(features, model.preprocess.size),
+        overwrite=given.overwrite,
+    )
+    print(f"{len(points.labels)} images, trustworthiness {points.trustworthiness:.3f}")
+    print(f"wrote {path}")
+    return 0
+
+
+def neighbours_parser() -> CommandParser:
+    """The parser of `crate-mae neighbours`."""
+    parser = verb_parser(
+        "neighbours",
+        "The images of a set nearest to others by features; without others, its near-duplicates and"
+        " outliers.",
+    )
+    add_weights(parser)
+    parser.add_argument("data", metavar="DATA", help="the set: a data address, file or folder")
+    parser.add_argument(
+        "images", nargs="*", metavar="IMAGE", help="images whose neighbours are looked for"
+    )
+    add_part(parser, None)
+    parser.add_argument(
+        "--count", type=int, metavar="N", help="neighbours of each image (6), or outliers (10)"
+    )
+    parser.add_argument(
+        "--similarity", type=float, metavar="X", default=0.95,
+        help="of near-duplicates, at least, by features (0.95)",
+    )  # fmt: skip
+    add_pool(parser, POOLS)
+    add_after(parser)
+    add_image_size(parser)
+    add_batch_size(parser, 256)
+    add_json(parser, "the table")
+    add_picture_target(parser)
+    add_device(parser)
+    return parser
+
+
+def neighbours(argv: list[str]) -> int:
+    """The exit status of `crate-mae neighbours`."""
+    given = neighbours_parser().read(argv)
+    check_words(given, picture=True)
+    if given.count is not None and given.count < 1:
+        raise ValueError(f"--count must be at least 1, not {given.count}")
+    if not -1 <= given.similarity <= 1:
+        raise ValueError(f"--similarity must be from -1 to 1, not {given.similarity}")
+    output = Output(given.json)
+
+    from crate_mae.evaluation.backbones import at_size, load_backbone
+    from crate_mae.evaluation.features import Features, extract_features
+    from crate_mae.evaluation.neighbours import FeatureSpace
+    from crate_mae.figures.style import check_figure_target
+    from crate_mae.sources.base import ImageSource
+    from crate_mae.sources.inputs import open_images
+
+    check_figure_target(given.out, overwrite=given.overwrite)
+    source = open_images([given.data], split=given.split, limit=given.limit)
+    others = open_images(given.images) if given.images else None
+    model, sha256 = load_backbone(given.weights)
+    at_size(model, given.image_size)
+    model.to(device_of(given.device))
+
+    def features_of(images: ImageSource, what: str) -> Features:
+        found = extract_features(
+            model,
+            images,
+            pool=single(given.pool, "mean"),
+            layer=single(given.after, None),
+            batch_size=given.batch_size,
+            progress=counter_for(what),
+        )
+        report_unreadable(found.unreadable)
+        return found
+
+    space = FeatureSpace(features_of(source, "features of the set"))
+    if others is None:
+        table, rows = _look_through(space, source, model, given)
+    else:
+        queries = features_of(others, "features")
+        table, rows = _nearest(space, queries, (source, others), model, given)
+    output.say(table)
+    output.write({"weights_sha256": sha256, "images": len(space.features.names), **rows})
+    output.say(f"wrote {given.out}")
+    return 0
+
+
+def _nearest(
+    space: "FeatureSpace",
+    queries: "Features",
+    sources: "tuple[ImageSource, ImageSource]",
+    model: "Backbone",
+    given: argparse.Namespace,
+) -> tuple[str, dict[str, Any]]:
+    """The nearest images of each query as text and as plain values, once they are drawn."""
+    from crate_mae.common.text_tables import aligned
+    from crate_mae.evaluation.neighbours import pictures
+    from crate_mae.figures.neighbour_sheet import MAX_ROWS, draw_image_rows
+
+    count = 6 if given.count is None else given.count
+    found = space.nearest_to(queries, count)
+    known = space.features
+    lines = [["image", "", "nearest", "class", "similarity"]]
+    values = []
+    for name, pairs in zip(queries.names, found, strict=True):
+        for place, pair in enumerate(pairs, start=1):
+            label = _class_of(known, pair.second)
+            near = known.names[pair.second]
+            first = name if place == 1 else ""
+            lines.append([first, str(place), near, label or "", f"{pair.similarity:.3f}"])
+            values.append(
+                {"image": name, "place": place, "nearest": near, "class": label,
+                 "similarity": pair.similarity}
+            )  # fmt: skip
+    rows = []
+    drawn = range(min(MAX_ROWS, len(found)))
+    shown = pictures(sources[1], queries, model.preprocess, drawn)
+    for row, image in zip(drawn, shown, strict=True):
+        near = pictures(sources[0], known, model.preprocess, [p.second for p in found[row]])
+        rows.append([image, *near])
+    draw_image_rows(
+        rows,
+        given.out,
+        columns=["image", *(str(place) for place in range(1, count + 1))],
+        labels=[(queries.names[row], "") for row in drawn],
+        caption=f"Nearest of {len(known.names):,} images by the cosine of standardised features.",
+        overwrite=given.overwrite,
+    )
+    return "\n".join(aligned(lines, left=(0, 2, 3))), {"neighbours": values}
+
+
+def _look_through(
+    space: "FeatureSpace", source: "ImageSource", model: "Backbone", given: argparse.Namespace
+) -> tuple[str, dict[str, Any]]:
+    """Near-duplicates and outliers of a set as text and as plain values, once they are drawn."""
+    from crate_mae.common.text_tables import aligned
+    from crate_mae.evaluation.neighbours import near_duplicates, pictures
+    from crate_mae.figures.neighbour_sheet import draw_image_rows
+
+    known, prepared = space.features, model.preprocess
+    doubles = near_duplicates(
+        space, source, prepared, similarity=given.similarity, progress=counter_for("pairs")
+    )
+    alone = space.outliers(10 if given.count is None else given.count)
+    names = known.names
+    lines = [["near-duplicates", "", "similarity", "pixels"]]
+    for pair in doubles:
+        # Two labels for one picture are a fault of the set.
+        classes = _class_of(known, pair.first), _class_of(known, pair.second)
+        differ = "" if classes[0] == classes[1] else f" ({classes[0]}, {classes[1]})"
+        lines.append(
+            [names[pair.first], f"{names[pair.second]}{differ}", f"{pair.similarity:.3f}",
+             f"{pair.pixels:.3f}"]
+        )  # fmt: skip
+    more = [["least like any other", "its nearest", "similarity", ""]]
+    more += [[names[a.first], names[a.second], f"{a.similarity:.3f}", ""] for a in alone]
+    pairs = [*doubles, *alone]
+    labels = [(names[p.first], f"alike, {p.similarity:.3f}") for p in doubles]
+    labels += [(names[p.first], f"outlier, {p.similarity:.3f}") for p in alone]
+    # Outliers are drawn first where there are many pairs, which look alike anyway.
+    order = [*range(len(doubles), len(pairs)), *range(len(doubles))]
+    shown = [
+        pictures(source, known, prepared, [pairs[i].first, pairs[i].second]) for i in order[:24]
+    ]
+    draw_image_rows(
+        shown,
+        given.out,
+        columns=["image", "beside"],
+        labels=[labels[i] for i in order[:24]],
+        caption=f"{len(alone)} outliers beside the image nearest to each, then"
+        f" {len(doubles)} pairs of near-duplicates, of {len(names):,} images.",
+        overwrite=given.overwrite,
+    )
+    found = f"{len(doubles)} pairs of near-duplicates in {len(names):,} images"
+    text = "\n".join([*aligned(lines, left=(0, 1)), "", *aligned(more, left=(0, 1)), "", found])
+    return text, {
+        "near_duplicates": [
+            {"first": names[p.first], "second": names[p.second], "similarity": p.similarity,
+             "pixels": p.pixels, "classes": [_class_of(known, p.first), _class_of(known, p.second)]}
+            for p in doubles
+        ],
+        "outliers": [
+            {"image": names[p.first], "nearest": names[p.second], "similarity": p.similarity}
+            for p in alone
+        ],
+    }  # fmt: skip
+
+
+def _class_of(features: "Features", row: int) -> str | None:
+    """The name of the class of an image, or None for one without a label."""
+    from crate_mae.evaluation.metrics import class_name
+
+    if features.labels is None or int(features.labels[row]) < 0:
+        return None
+    return class_name(features, int(features.labels[row]))

@@ -1,0 +1,74 @@
+"""Several runs in one picture: losses over steps, and accuracies with their intervals."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.ticker import PercentFormatter
+
+from crate_mae.figures.style import check_figure_target, new_figure, save_figure, tidy
+
+# Okabe and Ito's palette once more, in the order in which its colours are told apart best.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#000000")
+DASHES = ("-", "--", ":", "-.")
+
+Accuracies = Mapping[str, tuple[float, float, float]]
+"""By method: an accuracy and the ends of its 95 % interval."""
+
+
+def draw_runs(
+    names: Sequence[str],
+    metrics: Sequence[Sequence[Mapping[str, float]]],
+    accuracies: Sequence[Accuracies],
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """The path of a picture of the losses of runs over steps and, where measured, accuracies.
+
+    `metrics` are the records of each run; the validation loss is drawn, or the training loss of a
+    run without one. Raises as `check_figure_target`, and ValueError where there is nothing to draw.
+    """
+    path = check_figure_target(path, overwrite=overwrite)
+    curves = [_curve(records) for records in metrics]
+    methods = list(dict.fromkeys(method for found in accuracies for method in found))
+    if not any(curves) and not methods:
+        raise ValueError("none of these runs has a loss or an accuracy to draw")
+    figure = new_figure(8, 6.5 if methods else 4)
+    grid = figure.add_gridspec(1 + bool(methods), 1)
+    axes = figure.add_subplot(grid[0])
+    for index, (name, curve) in enumerate(zip(names, curves, strict=True)):
+        colour, dash = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
+        steps, values = zip(*curve, strict=True) if curve else ((), ())
+        axes.plot(steps, values, label=name, color=colour, linestyle=dash, linewidth=1.3)
+    axes.set_xlabel("step")
+    axes.set_ylabel("validation loss, or training loss without one")
+    tidy(axes)
+    for text in axes.legend(frameon=False, fontsize=9).get_texts():
+        text.set_parse_math(False)  # names of folders are no formulas
+    if methods:
+        below = figure.add_subplot(grid[1])
+        for index, found in enumerate(accuracies):
+            colour = COLOURS[index % len(COLOURS)]
+            for place, method in enumerate(methods):
+                if method not in found:
+                    continue
+                value, low, high = found[method]
+                at = place + 0.7 * ((index + 0.5) / len(accuracies) - 0.5)
+                below.errorbar(
+                    at, value, yerr=[[value - low], [high - value]],
+                    color=colour, marker="o", markersize=4, capsize=3,
+                )  # fmt: skip
+        below.set_xticks(range(len(methods)), methods)
+        below.set_ylabel("accuracy, 95 % interval")
+        below.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        tidy(below)
+    return save_figure(figure, path)
+
+
+def _curve(records: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
+    for key in ("val/loss", "train/loss"):
+        points = [(r["step"], r[key]) for r in records if key in r and math.isfinite(r[key])]
+        if points:
+            return sorted(points)
+    return []

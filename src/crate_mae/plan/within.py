@@ -1,0 +1,200 @@
+"""A run that fits a time on this machine: sizes, epochs and warm-up chosen from measured steps."""
+
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from crate_mae.batches.config import DataConfig
+from crate_mae.models.config import ModelConfig
+from crate_mae.plan.amounts import disk_use, schedule
+from crate_mae.plan.plan import RunPlan, plan_run, validates
+from crate_mae.plan.real_step import RunSettings, planned_run
+from crate_mae.training.config import FinetuneConfig, PretrainConfig, plain
+from crate_mae.training.run_folder import changed_keys
+
+TRAINING_SHARE = 0.8
+"""Of the time, what optimiser steps may take: decoding, validation, saving and a machine that is
+busy with other things take the rest."""
+ENOUGH = {True: 500, False: 5000}
+"""Optimiser steps worth making a model smaller for; fewer with labels (True), where weights are
+mostly there already. Masked, our runs of 5,000 steps are the shortest with useful features."""
+AIM = {True: 2000, False: 20_000}
+"""Optimiser steps up to which more epochs are added, where the recipe has fewer."""
+WARMUP_SHARE = 0.05
+"""Warm-up as a share of the epochs, where they are changed."""
+SHALLOW = 2
+"""Layers a side of the first smaller model: on small images two did better than four or eight at
+equal steps, and they take a third of the time of six."""
+LEAST_EPOCHS = 2
+"""Passes over the images below which fewer images are used instead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittingRun:
+    """A run that fits, and how it differs from the recipe."""
+
+    plan: RunPlan
+    seconds: float
+    """What was allowed for the whole run."""
+    settings: dict[str, Any]
+    """Settings that were changed, by name, as the command line takes them."""
+    reasons: list[str]
+    """Why, in sentences."""
+
+    @property
+    def words(self) -> list[str]:
+        """The changed settings as words of a command line."""
+        return [word for key, value in self.settings.items() for word in (f"--{key}", str(value))]
+
+    def command(self, recipe: str, typed: Sequence[str] = ()) -> str:
+        """The command that makes this run; `typed` are the settings given beside the recipe."""
+        verb = "finetune" if isinstance(self.plan.config, FinetuneConfig) else "pretrain"
+        return shlex.join(["crate-mae", verb, "--config", recipe, *typed, *self.words])
+
+
+def run_within(
+    config: RunSettings,
+    seconds: float,
+    *,
+    images: int | None = None,
+    plan: Callable[..., RunPlan] = plan_run,
+    fixed_model: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> FittingRun:
+    """The run of a recipe that takes at most so many seconds on this machine.
+
+    Real steps are measured. As long as the recipe's own model has enough steps in that time, it is
+    kept; otherwise it becomes shallower, then has larger patches. Epochs fill the time up to what
+    is worth it. With `fixed_model`, or an architecture that comes with weights, only epochs change.
+    `plan` is what plans, `plan_run` but for tests. Raises ValueError where nothing can be measured
+    and when not even an epoch of some images fits; and what planning raises.
+    """
+    supervised = isinstance(config, FinetuneConfig)
+    enough, room = ENOUGH[supervised], TRAINING_SHARE * seconds
+    found = plan(config, images=images, progress=progress)
+    first = _step_seconds(found)
+    before = config = found.adapted  # with a batch that the images fill
+    if room / first < enough and isinstance(before, PretrainConfig) and not fixed_model:
+        models = list(_smaller(before.model))
+        whole = planned_run(before).flops(1)
+        for model in models:
+            smaller = replace(before, model=model)
+            expected = first * planned_run(smaller).flops(1) / whole
+            if room / expected < enough and model != models[-1]:
+                continue
+            config, found = smaller, plan(smaller, images=images, progress=progress)
+            if room / _step_seconds(found) >= enough:
+                break
+    return _filled(before, config, found, seconds)
+
+
+def _filled(before: RunSettings, config: RunSettings, found: RunPlan, seconds: float) -> FittingRun:
+    """The run with as many epochs as its time has room for."""
+    supervised, each = isinstance(config, FinetuneConfig), _step_seconds(found)
+    steps = int(TRAINING_SHARE * seconds / each)
+    optim, data, count = config.optim, config.data, found.images.count
+    per_epoch = count // optim.batch_size
+    reasons = list(_of_the_model(before, config))
+    if steps < LEAST_EPOCHS * per_epoch:
+        limit = steps // LEAST_EPOCHS * optim.batch_size
+        if limit < optim.batch_size:
+            raise ValueError(
+                f"a step of {optim.batch_size} images takes {each:.3g} s here, so that not even"
+                f" {LEAST_EPOCHS} fit: give more time, or a smaller model or batch"
+            )
+        data = replace(data, limit=limit + _held_out(data, limit))
+        per_epoch = limit // optim.batch_size
+        reasons.append(f"{limit:,} of {count:,} images, as all of them would not be seen twice")
+    wanted = max(optim.epochs, -(-AIM[supervised] // per_epoch))
+    epochs = max(1, min(wanted, steps // per_epoch))
+    if epochs != optim.epochs:
+        reasons.append(
+            f"{epochs:,} epochs in place of {optim.epochs:,}, with a twentieth of them as warm-up"
+        )
+        optim = replace(optim, epochs=epochs, warmup_epochs=round(WARMUP_SHARE * epochs, 2))
+    whole = replace(config, optim=optim, data=data)
+    planned = schedule(per_epoch * optim.batch_size, optim)
+    if planned.steps < ENOUGH[supervised]:
+        reasons.append(
+            f"{planned.steps:,} steps are all that fit: fewer than the {ENOUGH[supervised]:,} from"
+            " which on results are worth comparing"
+        )
+    return FittingRun(
+        plan=replace(
+            found,
+            config=replace(found.config, optim=optim, data=data),
+            schedule=planned,
+            disk=disk_use(
+                found.parameters, record=config.record, epochs=epochs,
+                validated=validates(config), average=found.state.average > 0,
+            ),
+        ),
+        seconds=seconds,
+        settings=_differences(before, whole),
+        reasons=reasons or ["the recipe as it is"],
+    )  # fmt: skip
+
+
+def _held_out(data: DataConfig, training: int) -> int:
+    """Images that are held out beside so many that train."""
+    if data.val_source is not None or data.val_split is not None:
+        return 0
+    held = int(training * data.val_share / (1 - data.val_share))
+    return held if data.val_limit is None else min(held, data.val_limit)
+
+
+def _step_seconds(found: RunPlan) -> float:
+    if found.hours is None:
+        raise ValueError(
+            "how long a step takes could not be measured here, so that nothing can be fitted to a"
+            " time"
+        )
+    return 3600 * found.hours / found.schedule.steps
+
+
+def _smaller(model: ModelConfig) -> Iterator[ModelConfig]:
+    """The same model shallower, then with larger patches, each time less work."""
+    depths = {
+        "depth": min(SHALLOW, model.depth), "decoder_depth": min(SHALLOW, model.decoder_depth)
+    }  # fmt: skip
+    shallow = replace(model, **depths)
+    if shallow != model:
+        yield shallow
+    for factor in (3, 4):  # of halves: patches of 1.5 and 2 times the side
+        patch = tuple(side * factor // 2 for side in model.patch_hw)
+        whole = all(side * factor % 2 == 0 for side in model.patch_hw)
+        divides = all(size % side == 0 for size, side in zip(model.image_hw, patch, strict=True))
+        # Fewer than five patches a side would leave nothing to tell where things are.
+        many = all(size // side >= 5 for size, side in zip(model.image_hw, patch, strict=True))
+        if whole and divides and many:
+            yield replace(shallow, patch_size=(patch[0], patch[1]))
+
+
+def _of_the_model(before: RunSettings, after: RunSettings) -> Iterator[str]:
+    old, new = before.model, after.model
+    if old is None or new is None or old == new:
+        return
+    if (old.depth, old.decoder_depth) != (new.depth, new.decoder_depth):
+        yield (
+            f"{new.depth} + {new.decoder_depth} layers in place of {old.depth} +"
+            f" {old.decoder_depth}: more steps of a shallower model"
+        )
+    if old.patch_hw != new.patch_hw:
+        (old_rows, old_columns), (rows, columns) = old.patch_hw, new.patch_hw
+        yield (
+            f"patches of {rows}x{columns} in place of {old_rows}x{old_columns}: fewer tokens an"
+            " image, and one value for each in features and maps"
+        )
+
+
+def _differences(before: RunSettings, after: RunSettings) -> dict[str, Any]:
+    """The settings of the second configuration that the first has otherwise, by dotted name."""
+    values, changed = plain(after), {}
+    for line in changed_keys(plain(before), values):
+        key = line.partition(":")[0]
+        value: Any = values
+        for part in key.split("."):
+            value = value[part]
+        changed[key] = value
+    return changed

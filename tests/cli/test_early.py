@@ -1,0 +1,90 @@
+"""Cheap errors come before heavy imports: what is told, and that nothing was loaded for it."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from crate_mae.cli.early import check_run_folder, check_run_words, check_words
+
+HEAVY = ("torch", "lightning", "matplotlib", "numpy", "jsonargparse")
+CODE = f"""
+import sys
+from crate_mae.cli import main
+statuses = []
+for words in {{calls!r}}:
+    try:
+        statuses.append(main(words))
+    except SystemExit as left:
+        statuses.append(left.code)
+print(statuses, [name for name in {HEAVY!r} if name in sys.modules])
+"""
+
+
+def test_nothing_heavy_is_imported_to_say_that_something_exists_or_does_not(
+    tmp_path: Path,
+) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "notes.txt").write_text("mine")
+    (tmp_path / "there.png").touch()
+    there, missing = str(tmp_path / "there.png"), f"imagefolder:{tmp_path / 'missing'}"
+    calls = [
+        ["pretrain", "--config", "digits", "--out", str(full)],
+        ["pretrain", "--data.source", missing],
+        ["pretrain", "--resume", str(full)],
+        ["pretrain", "--init-from", "nowhere"],
+        ["finetune", "nowhere", "--config", "finetune-mae"],
+        ["finetune", "--from-scratch", "tiny", f"--out={full}"],
+        ["probe", "nowhere", "digits"],
+        ["knn", "cifar10-small", missing],
+        ["probe", "cifar10-small", "digits", "--json", there],
+        ["extract", "nowhere", "digits", "--out", "a.npz"],
+        ["map", "cifar10-small", "digits", "--out", there],
+        ["neighbours", "cifar10-small", missing, "--out", "new.png"],
+        ["reconstruct", "cifar10-small", "digits", "--out", there],
+        ["attention", "nowhere", "digits", "--out", "new.png"],
+        ["pca", "cifar10-small", missing, "--out", "new.png"],
+        ["segment", "cifar10-small", "digits", "--out", "new.gif"],
+        ["data", missing],
+        ["analyze", "cifar10-small", "digits", "--out", str(full)],
+        ["theory", "--out", str(full)],
+        ["compare", str(full), str(full)],
+    ]
+    code = CODE.format(calls=calls)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    expected = [1] * len(calls)
+    expected[2] = 2
+    assert done.stdout.strip() == f"{expected} []"
+    told = done.stderr.splitlines()
+    assert len([line for line in told if line.startswith("error: ")]) == len(calls)
+    for text in (
+        "never overwritten",
+        "no file or folder",
+        "no run folder",
+        "no weights at nowhere",
+    ):
+        assert text in done.stderr
+    assert [item.name for item in full.iterdir()] == ["notes.txt"]
+
+
+def test_other_processes_of_a_run_find_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(FileExistsError, match="--resume"):
+        check_run_folder(str(tmp_path))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    check_run_folder(str(tmp_path))
+
+
+def test_what_is_there_is_let_through(tmp_path: Path) -> None:
+    check_run_words("finetune", ["cifar10-small", "--out", str(tmp_path / "new")])
+    check_run_words("pretrain", ["--init-from", "owner/name", "--data.source", "digits"])
+    check_run_words("pretrain", ["--data.source", "hf:owner/name"])
+    given = argparse.Namespace(weights=str(tmp_path), images=["a.png"], out=str(tmp_path / "a.svg"))
+    check_words(given, picture=True)

@@ -1,0 +1,178 @@
+"""What numbers say in words: each rule on numbers whose meaning is known."""
+
+import math
+import shlex
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crate_mae.cli import VERBS
+from crate_mae.evaluation.answers import (
+    RULES,
+    Answer,
+    Place,
+    answers_text,
+    beside_baselines,
+    classifier_answers,
+    completion_answers,
+    data_answers,
+    feature_answers,
+    foreground_answers,
+    smoothed_entropy,
+    steps_answers,
+)
+
+
+def line(subject: str, accuracy: float, low: float, high: float, **more: Any) -> dict[str, Any]:
+    """A line of a comparison."""
+    return {"subject": subject, "method": "probe", "accuracy": accuracy,
+            "interval": [low, high], **more}  # fmt: skip
+
+
+def rules(answers: list[Answer]) -> dict[str, bool | None]:
+    """What was said, by rule."""
+    assert all(answer.rule in RULES for answer in answers)
+    return {answer.rule: answer.good for answer in answers}
+
+
+@pytest.mark.parametrize(
+    ("base", "better", "told"),
+    [
+        (
+            line("random baseline", 0.5, 0.45, 0.55),
+            True,
+            "20.0 points above random baseline (50.0%).",
+        ),
+        (
+            line("random baseline", 0.9, 0.85, 0.95),
+            False,
+            "20.0 points below random baseline (90.0%).",
+        ),
+        (line("raw pixels", 0.66, 0.6, 0.72), None, "the intervals overlap"),
+        (line("raw pixels", 0.74, 0.7, 0.8), None, "4.0 points below raw pixels"),
+        (line("raw pixels", 0.5, 0.45, 0.65), None, "the intervals overlap"),
+    ],
+)
+def test_a_model_is_better_only_where_intervals_part(
+    base: dict[str, Any], better: bool | None, told: str
+) -> None:
+    (answer,) = beside_baselines([line("model", 0.7, 0.65, 0.75), base], "probe")
+    assert answer.good is better
+    assert told in answer.text
+    assert answer.text.startswith("Linear probe: 70.0%, ")
+    assert ("`crate-mae " in answer.text) == (not better), "what to try where it is not better"
+
+
+def test_without_an_interval_nothing_is_clear() -> None:
+    rows = [line("model", 0.9, 0.85, 0.95), line("raw pixels", 0.1, 0.0, 0.2) | {"interval": None}]
+    assert [answer.good for answer in beside_baselines(rows, "probe")] == [None]
+    assert beside_baselines(rows, "knn") == []
+
+
+def test_the_next_command_is_one_that_can_be_typed() -> None:
+    rows = [line("model", 0.5, 0.4, 0.6), line("random baseline", 0.5, 0.4, 0.6)]
+    place = Place(weights="runs/my model", address="imagefolder:my pictures")
+    (answer,) = beside_baselines(rows, "probe", place)
+    commands = [part for part in answer.text.split("`") if part.startswith("crate-mae ")]
+    assert len(commands) == 2
+    for command in commands:
+        _, verb, *words = shlex.split(command)
+        assert verb in VERBS
+        assert "runs/my model" in words or "imagefolder:my pictures" in words
+
+
+def test_what_a_test_can_tell() -> None:
+    small = line("model", 0.7, 0.57, 0.8, num_test=60, balanced_accuracy=0.6, chance=0.65,
+                 majority="paper", on_edge=["penalty 10 is the largest tried"])  # fmt: skip
+    found = feature_answers([small])
+    assert rules(found) == {"majority": None, "small test": None, "uneven": False, "edge": None}
+    text = answers_text(found)
+    assert "not clearly above always answering paper, the most frequent class (65.0%)" in text
+    assert "60 test images leave 12 points to each side" in text
+    large = line("model", 0.7, 0.68, 0.72, num_test=2000, balanced_accuracy=0.69, chance=0.2)
+    assert feature_answers([large]) == []
+    assert feature_answers([]) == []
+    assert answers_text([]) == ""
+    below = line("model", 0.1, 0.08, 0.12, chance=0.2)
+    assert rules(feature_answers([below])) == {"majority": False}
+
+
+def test_rows_of_others_may_hold_anything() -> None:
+    rows = [line("model", 0.7, 0.6, 0.75, num_test="many", chance=None, on_edge=3,
+                 balanced_accuracy="x", converged="perhaps", majority=7)]  # fmt: skip
+    assert rules(feature_answers(rows)) == {"small test": None}
+
+
+def test_few_steps_are_said() -> None:
+    assert rules(steps_answers(999)) == {"few steps": False}
+    assert steps_answers(1000) == []
+    assert steps_answers(100, supervised=True) == []
+    assert "99 optimiser steps are very few" in steps_answers(99, supervised=True)[0].text
+
+
+@pytest.mark.parametrize(
+    ("loss", "mean", "expected"),
+    [
+        (0.96, 0.5, {"hardly completed": False}),
+        (1.2, None, {"hardly completed": False}),
+        (0.6, 0.5, {"completed": True, "structure": None}),
+        (0.4, 0.5, {"completed": True, "structure": True}),
+        (0.4, None, {"completed": True}),
+        (None, 0.5, {}),
+    ],
+)
+def test_completion(
+    loss: float | None, mean: float | None, expected: dict[str, bool | None]
+) -> None:
+    assert rules(completion_answers(loss, one_colour=1.0, patch_mean=mean)) == expected
+
+
+def test_a_classifier_that_has_hardly_learned() -> None:
+    result = {"accuracy": 0.45, "chance": 0.24, "num_classes": 6, "majority": "paper"}
+    found = classifier_answers(result, train_loss=1.39)
+    assert rules(found) == {"majority": True, "hardly learned": False}
+    assert "hardly learned (loss 1.39, guessing 1.79): raise the rate" in found[1].text
+    assert rules(classifier_answers(result, train_loss=0.9)) == {"majority": True}
+    assert rules(classifier_answers(result, train_loss=0.05))["by heart"] is None
+    # Smoothed labels have a floor: 0.6 of it is no sign of anything.
+    assert rules(classifier_answers(result, train_loss=1.1, smoothing=0.3)) == {"majority": True}
+    assert rules(classifier_answers(result, train_loss=1.7, mixed=True)) == {"majority": True}
+    assert classifier_answers({}) == []
+
+
+@given(classes=st.integers(2, 30), smoothing=st.floats(0, 0.9))
+def test_the_floor_of_smoothed_labels_is_torchs(classes: int, smoothing: float) -> None:
+    """Cross-entropy is least where the shares are the smoothed labels themselves."""
+    label = torch.zeros(1, dtype=torch.int64)
+    shares = torch.full((1, classes), smoothing / classes, dtype=torch.float64)
+    shares[0, 0] += 1 - smoothing
+    scores = shares.clamp_min(1e-300).log()
+    least = F.cross_entropy(scores, label, label_smoothing=smoothing)
+    assert smoothed_entropy(classes, smoothing) == pytest.approx(float(least), abs=1e-6)
+    assert smoothed_entropy(classes, smoothing) <= math.log(classes) + 1e-9
+
+
+def test_foreground() -> None:
+    found = foreground_answers(0.16, everything=0.1, ellipse=0.3, brightness=0.77)
+    assert rules(found) == {"ellipse": False, "brightness": False}
+    assert "not above a centred ellipse (0.300)" in found[0].text
+    assert "0.770" in found[1].text
+    found = foreground_answers(0.6, everything=0.5, ellipse=0.3, brightness=None)
+    assert rules(found) == {"ellipse": True}
+    assert "above calling everything foreground (0.500)" in found[0].text
+
+
+def test_data() -> None:
+    place = Place(address="imagefolder:my pictures")
+    plain = data_answers(5000, {"a": 2000, "b": 3000}, place)
+    assert rules(plain) == {"next": None}
+    assert "'imagefolder:my pictures' --within 1h`" in plain[0].text
+    few = data_answers(150, {"cats": 30, "dogs": 119, "none": 0}, place)
+    assert rules(few) == {"next": None, "few images": None, "uneven classes": None}
+    assert "dogs has 119 images, cats 30" in few[-1].text
+    assert rules(data_answers(5000, {"all": 5000}, place)) == {"next": None, "one class": False}
+    assert rules(data_answers(5000, None, place)) == {"next": None}

@@ -1,0 +1,113 @@
+"""Images that are alike: nearest ones by loops, doubles that were put in, images of their own."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from crate_mae.evaluation.features import Features
+from crate_mae.evaluation.neighbours import FeatureSpace, near_duplicates, pictures
+from crate_mae.models.config import Preprocess
+from crate_mae.sources.inputs import open_images
+
+
+def features(values: torch.Tensor, names: list[str] | None = None) -> Features:
+    return Features(
+        values=values,
+        labels=None,
+        names=[f"image{i}" for i in range(len(values))] if names is None else names,
+        class_names=None,
+        pool="mean",
+        unreadable=[],
+    )
+
+
+def similarity_by_loops(values: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
+    """The cosine of two rows after standardising by the columns of a set, in float64."""
+    mean, std = values.mean(0), values.std(0)
+    x, y = (a - mean) / std, (b - mean) / std
+    return float(x @ y / np.sqrt((x @ x) * (y @ y)))
+
+
+def test_nearest_by_loops() -> None:
+    generator = torch.Generator().manual_seed(0)
+    known = torch.randn(40, 6, generator=generator) * 3 + 100
+    asked = torch.randn(5, 6, generator=generator) * 3 + 100
+    found = FeatureSpace(features(known)).nearest_to(features(asked, list("abcde")), 7)
+    exact, queries = known.double().numpy(), asked.double().numpy()
+    for row, pairs in enumerate(found):
+        expected = [similarity_by_loops(exact, queries[row], other) for other in exact]
+        order = sorted(range(40), key=lambda index: -expected[index])
+        assert [pair.second for pair in pairs] == order[:7]
+        assert [pair.similarity for pair in pairs] == pytest.approx(
+            [expected[index] for index in order[:7]], abs=1e-4
+        )
+
+
+def test_an_image_is_not_its_own_neighbour() -> None:
+    values = torch.randn(9, 4, generator=torch.Generator().manual_seed(1))
+    known = features(values)
+    for row, pairs in enumerate(FeatureSpace(known).nearest_to(known, 3)):
+        assert len(pairs) == 3
+        assert row not in [pair.second for pair in pairs]
+    few = FeatureSpace(features(values[:2])).nearest_to(features(values[:1]), 5)
+    assert [pair.second for pair in few[0]] == [1], "no more than there are"
+
+
+def test_pairs_and_outliers_of_clusters() -> None:
+    """Two clusters, a pair of equal rows in one, and a row far from both."""
+    generator = torch.Generator().manual_seed(2)
+    directions = torch.full((21, 12), 5.0)
+    directions[10:20] = -5
+    directions[20] = 9 * torch.tensor([1.0, -1.0]).repeat(6)
+    values = directions + 0.5 * torch.randn(21, 12, generator=generator)
+    values[7] = values[3]
+    space = FeatureSpace(features(values))
+    pairs = space.similar_pairs(0.999)
+    assert [(pair.first, pair.second) for pair in pairs] == [(3, 7)]
+    assert pairs[0].similarity == pytest.approx(1, abs=1e-5)
+    assert space.outliers(3, neighbours=4)[0].first == 20
+    similarities = [alone.similarity for alone in space.outliers(21, neighbours=4)]
+    assert similarities == sorted(similarities)
+    heard = []
+    space.similar_pairs(progress=lambda done, total: heard.append((done, total)))
+    assert heard == [(21, 21)]
+
+
+def test_doubles_are_alike_in_their_pixels_too(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for index in range(6):
+        pixels = generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    first = np.asarray(Image.open(tmp_path / "1.png"))
+    Image.fromarray((first * 0.98).astype(np.uint8)).save(tmp_path / "6.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    source = open_images([str(tmp_path)])
+    prepared = Preprocess(size=(8, 8), mean=(0.5,) * 3, std=(0.2,) * 3)
+    names = [source.name(index) for index in range(7)]
+    values = torch.randn(7, 5, generator=torch.Generator().manual_seed(3))
+    values[6] = values[1] + 1e-3  # alike in truth
+    values[4] = values[0] + 1e-3  # alike to the features alone
+    space = FeatureSpace(features(values, names))
+    assert len(space.similar_pairs()) == 2
+    (pair,) = near_duplicates(space, source, prepared)
+    assert (pair.first, pair.second) == (1, 6)
+    second = np.asarray(Image.open(tmp_path / "6.png"))
+    apart = np.sqrt(np.mean((first / 255 - second / 255) ** 2))
+    assert pair.pixels == pytest.approx(apart, abs=1e-4)
+    assert near_duplicates(space, source, prepared, pixels=1e-6) == []
+    (shown,) = pictures(source, space.features, prepared, [6])
+    np.testing.assert_allclose(shown.permute(1, 2, 0).numpy(), second / 255, atol=1e-5)
+    assert pictures(source, space.features, prepared, []) == []
+
+
+def test_what_has_no_neighbours() -> None:
+    with pytest.raises(ValueError, match="at least two images"):
+        FeatureSpace(features(torch.ones(1, 4)))
+    with pytest.raises(ValueError, match="one row of features"):
+        FeatureSpace(features(torch.ones(3, 4, 2)))
+    space = FeatureSpace(features(torch.eye(3)))
+    with pytest.raises(ValueError, match="at least one neighbour"):
+        space.nearest_to(features(torch.eye(3)), 0)

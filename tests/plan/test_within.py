@@ -1,0 +1,144 @@
+"""Runs that fit a time: what is chosen, from the speed of a machine that is made up."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crate_mae.cli import main
+from crate_mae.common.peak_memory import PeakMemory
+from crate_mae.plan.plan import RunPlan, plan_run
+from crate_mae.plan.plan_text import fitting_text
+from crate_mae.plan.recipe import parse_recipe
+from crate_mae.plan.within import ENOUGH, TRAINING_SHARE, FittingRun, run_within
+from crate_mae.training.config import FinetuneConfig, PretrainConfig
+from crate_mae.training.parse import parse_pretrain
+
+
+def machine(flops_a_second: float) -> Any:
+    """What plans on a machine of that speed: a step takes as long as its operations."""
+
+    def measurement(subject: Any, *_: Any) -> Any:
+        def measure(images: int, _: int, steps: int) -> PeakMemory:
+            seconds = subject.flops(images) / flops_a_second
+            return PeakMemory(
+                peak=(1 << 28) + (images << 20), loaded=1 << 28, settled=1 << 28,
+                seconds=(seconds,) * steps, method="made up",
+            )  # fmt: skip
+
+        return measure
+
+    def plan(config: Any, *, images: int | None, progress: Any = None) -> RunPlan:
+        return plan_run(config, images=images, measurement=measurement, progress=progress)
+
+    return plan
+
+
+def fitted(seconds: float, *words: str, images: int = 9000, speed: float = 2e11) -> FittingRun:
+    config = parse_recipe("own-images", [*PUBLISHED, *words])
+    return run_within(config, seconds, images=images, plan=machine(speed))
+
+
+PUBLISHED = [
+    "--model.image_size", "96", "--model.patch_size", "8", "--model.depth", "6",
+    "--model.decoder_depth", "6", "--model.dim", "192", "--optim.epochs", "400",
+    "--optim.batch_size", "64", "--optim.warmup_epochs", "20",
+]  # fmt: skip
+"""Sizes to start from that do not change with the recipe."""
+
+
+def hours_of(found: FittingRun) -> float:
+    assert found.plan.hours is not None
+    return found.plan.hours
+
+
+def test_a_day_becomes_an_hour_by_fewer_layers() -> None:
+    whole = machine(2e11)(parse_recipe("own-images", PUBLISHED), images=9000)
+    assert whole.hours > 8
+    found = fitted(3600)
+    model = found.plan.config.model
+    assert model is not None
+    assert (model.depth, model.decoder_depth) == (2, 2)
+    assert model.patch_hw == (8, 8), "fewer layers were enough"
+    assert 0.6 * TRAINING_SHARE < hours_of(found) <= TRAINING_SHARE
+    assert found.plan.schedule.steps >= ENOUGH[False]
+    optim = found.plan.config.optim
+    assert optim.warmup_epochs == pytest.approx(optim.epochs / 20, abs=0.01)
+    assert set(found.settings) == {
+        "model.depth", "model.decoder_depth", "optim.epochs", "optim.warmup_epochs"
+    }  # fmt: skip
+    text = fitting_text(found, found.command("own-images"))
+    assert "2 + 2 layers in place of 6 + 6" in text
+    assert text.endswith(found.command("own-images"))
+
+
+def test_minutes_take_larger_patches_too() -> None:
+    for seconds, side in ((600, 12), (300, 16)):
+        model = fitted(seconds).plan.config.model
+        assert model is not None
+        assert (model.depth, model.patch_hw) == (2, (side, side))
+
+
+def test_enough_time_keeps_the_recipe() -> None:
+    found = fitted(1e7)
+    assert found.settings == {}
+    assert found.reasons == ["the recipe as it is"]
+    few = fitted(1e7, images=200)  # few images need more epochs
+    assert set(few.settings) == {"optim.epochs", "optim.warmup_epochs"}
+    assert 20_000 <= few.plan.schedule.steps < 21_000
+
+
+def test_the_command_makes_that_run() -> None:
+    found = fitted(3600)
+    _, verb, *words = found.command("own-images", PUBLISHED).split()
+    assert verb == "pretrain"
+    assert parse_pretrain(words)[0] == found.plan.config
+
+
+def test_a_fixed_model_changes_its_epochs_alone() -> None:
+    config = parse_recipe("own-images", PUBLISHED)
+    found = run_within(config, 600, images=9000, plan=machine(2e11), fixed_model=True)
+    assert not any(key.startswith("model.") for key in found.settings)
+    assert any("fewer than the 5,000" in reason for reason in found.reasons)
+
+
+def test_a_supervised_run_gets_its_epochs() -> None:
+    words = ["--from-scratch", "cifar10", "--optim.batch_size", "16"]
+    config = parse_recipe("finetune-cifar10-small", words)
+    found = run_within(config, 600, images=500, plan=machine(2e11))
+    assert isinstance(found.plan.config, FinetuneConfig)
+    assert set(found.settings) <= {"optim.epochs", "optim.warmup_epochs"}
+    assert hours_of(found) <= TRAINING_SHARE * 600 / 3600
+    assert found.command("finetune-cifar10-small").startswith("crate-mae finetune --config")
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    seconds=st.sampled_from([600.0, 3600.0, 28_800.0]),
+    images=st.integers(5, 2_000_000),
+    speed=st.sampled_from([5e10, 1e12]),
+)
+def test_whatever_fits_fits(seconds: float, images: int, speed: float) -> None:
+    found = fitted(seconds, images=images, speed=speed)
+    assert isinstance(found.plan.config, PretrainConfig)
+    assert hours_of(found) * 3600 <= TRAINING_SHARE * seconds * 1.001
+    optim = found.plan.config.optim
+    assert optim.batch_size <= images
+    limit = found.plan.config.data.limit
+    assert (limit or images) >= optim.batch_size
+    assert optim.warmup_epochs <= optim.epochs
+
+
+def test_what_cannot_be_measured_or_read(capsys: pytest.CaptureFixture[str]) -> None:
+    unmeasured = partial(plan_run, measure=False)
+    with pytest.raises(ValueError, match="could not be measured"):
+        run_within(parse_recipe("digits"), 600, images=100, plan=unmeasured)
+    with pytest.raises(ValueError, match="give more time"):
+        fitted(1, speed=1e10)
+    for words in (["--within", "soon"], ["--within", "0h"], ["--within", "1h", "--no-measure"]):
+        with pytest.raises(SystemExit) as left:
+            main(["plan", "digits", *words])
+        assert left.value.code == 2
+        assert "--within" in capsys.readouterr().err

@@ -1,0 +1,99 @@
+"""Starting from a model: its architecture taken by one word, other sizes and channels adapted."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crate_mae import build_model, save_model
+from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.patches import unpatchify
+from crate_mae.training.parse import parse_pretrain
+from crate_mae.training.starting_weights import starting_tensors, with_channels
+
+
+def small(**overrides: object) -> CrateMAE:
+    torch.manual_seed(0)
+    model = build_model("debug", image_size=16, patch_size=4, dim=16, **overrides)
+    for parameter in model.parameters():  # biases, too, which begin at zero
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def with_other_channels(model: CrateMAE, channels: int) -> CrateMAE:
+    old = model.config.channels
+    other = small(channels=channels)
+    state = with_channels(model.state_dict(), old, channels, patch_hw=model.config.patch_hw)
+    other.load_state_dict(state)
+    return other
+
+
+@settings(max_examples=20, deadline=None)
+@given(old=st.integers(1, 5), new=st.integers(1, 5))
+def test_an_image_of_equal_channels_stays_the_same_to_the_model(old: int, new: int) -> None:
+    before = small(channels=old)
+    after = with_other_channels(before, new)
+    grey = torch.rand(2, 1, 16, 16)
+    with torch.inference_mode():
+        features = before.encode(grey.expand(-1, old, -1, -1))
+        again = after.encode(grey.expand(-1, new, -1, -1))
+        torch.testing.assert_close(again, features, atol=1e-4, rtol=1e-4)
+        # What is predicted of each new channel is the mean over the old ones, pixel by pixel.
+        drawn = unpatchify(before.decode(features, None, (4, 4)), (4, 4), (4, 4), old)
+        redrawn = unpatchify(after.decode(again, None, (4, 4)), (4, 4), (4, 4), new)
+        expected = drawn.mean(dim=1, keepdim=True).expand(-1, new, -1, -1)
+        torch.testing.assert_close(redrawn, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_architecture_is_that_of_the_weights_and_typed_words_win(tmp_path: Path) -> None:
+    folder = save_model(small(sparsity=0.3), tmp_path / "weights")
+    words = ["--model.channels", "1", "--config", "own-images", "--init-from", str(folder)]
+    config, options = parse_pretrain([*words, "--model.image_size=32", "--optim.epochs", "7"])
+    assert options["init_from"] == str(folder)
+    assert (config.model.dim, config.model.depth, config.model.sparsity) == (16, 2, 0.3)
+    assert (config.model.channels, config.model.image_hw) == (1, (32, 32))
+    assert config.model.patch_hw == (4, 4), "of the weights, not of the recipe"
+    assert config.optim.epochs == 7
+    assert config.masking.ratio == parse_pretrain(["--config", "own-images"])[0].masking.ratio
+    shipped, _ = parse_pretrain(["--config", "own-images", "--init-from=cifar10-shallow"])
+    assert (shipped.model.dim, shipped.model.depth) == (192, 2)
+
+
+def test_what_is_adapted_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = save_model(small(), tmp_path / "weights")
+    words = ["--init-from", str(folder), "--model.channels", "7", "--model.image_size", "[8, 24]"]
+    config, _ = parse_pretrain(words)
+    with caplog.at_level(logging.INFO, logger="crate_mae"):
+        tensors = starting_tensors(config, folder)
+    CrateMAE(config.model).load_state_dict(tensors)
+    for text in (
+        "model.channels: 3 -> 7 (patch filters summed",
+        "model.image_size: [16, 16] -> [8, 24] (positions are those of the new grid)",
+        "its architecture, 2 + 2 layers of width 16; mean and std are those of the new images",
+    ):
+        assert text in caplog.text
+
+
+def test_weights_that_cannot_be_started_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classifier = CrateClassifier(small().config, num_classes=2, pool="mean")
+    folder = save_model(classifier, tmp_path / "classifier")
+    for name, message in (
+        (str(folder), "holds no CRATE-MAE to start from (it is 'CrateClassifier')"),
+        (str(tmp_path / "nothing"), "nothing"),
+        ("cifar10-shallov", "cifar10-shallow"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            parse_pretrain(["--init-from", name])
+        assert left.value.code == 2
+        assert message in capsys.readouterr().err
+    weights = save_model(small(), tmp_path / "weights")
+    for word, value in (("dim", "32"), ("patch_size", "8"), ("sparsity", "0.9")):
+        config, _ = parse_pretrain(["--init-from", str(weights), f"--model.{word}", value])
+        with pytest.raises(ValueError, match=rf"model\.{word}: .*Only model\.image_size"):
+            starting_tensors(config, weights)
