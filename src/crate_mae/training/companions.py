@@ -209,7 +209,8 @@ class _Watch:
     # -- signs of life ------------------------------------------------------------------------
 
     def _beat(self) -> None:
-        count, seen = 0, {}  # type: ignore[var-annotated]
+        count = 0
+        seen: dict[int, tuple[bytes, float]] = {}
         while not self._done.wait(0 if count == 0 else BEAT):
             try:
                 count += 1
