@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.layers import ISTA, MSSA
+from crate_mae.models.ista import ISTA
+from crate_mae.models.mssa import MSSA
 
 Attend = Callable[[Tensor], Tensor]
 """softmax(w w^T / sqrt(p)) w of w (B, K, N, p): (B, K, N, p)."""

@@ -31,7 +31,9 @@ from torch.utils._pytree import tree_leaves
 
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import ModelConfig
-from crate_mae.models.layers import ISTA, MSSA, attend, init_linear
+from crate_mae.models.initial_values import init_linear
+from crate_mae.models.ista import ISTA
+from crate_mae.models.mssa import MSSA, attend
 
 ETA, LAMBDA = 0.3, 0.4
 
