@@ -16,6 +16,7 @@ from crate_mae.dense.segmentation import (
     Agreement,
     Segmentation,
     agreement,
+    check_attends,
     segment_attention,
     segment_pixels,
     segment_tokens,
@@ -115,6 +116,8 @@ def segment_images(
     model runs where that can be known.
     """
     checked_mass(settings.mass)
+    if settings.method == "attention":
+        check_attends(model.stacks["encoder"][0].mssa)
     files = None if masks is None else mask_files(source, masks)
     if settings.head is not None:
         head_numbers([settings.head], model.config.num_heads)

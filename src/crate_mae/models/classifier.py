@@ -117,8 +117,11 @@ class CrateClassifier(nn.Module):
 
         `keep` (layers, B) multiplies each layer's MSSA step for each image: stochastic depth.
         """
-        normalise = self.pooled_layer is None
-        return self.score(pool_tokens(self.encoder(images, keep, normalise), self.pool))
+        if self.pooled_layer is None:
+            tokens = self.encoder(images, keep)
+        else:
+            tokens = self.encoder.through_layers(self.encoder.embed(images), keep)
+        return self.score(pool_tokens(tokens, self.pool))
 
     @property
     def pooled_layer(self) -> int | None:

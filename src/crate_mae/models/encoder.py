@@ -84,27 +84,26 @@ class Encoder(nn.Module):
         tokens = self.add_class_token(self.patch_tokens(images))
         return tokens + self.positions_for(grid_of(images, self.config.patch_hw)).to(tokens.dtype)
 
-    def run_layers(
-        self, tokens: Tensor, keep: Tensor | None = None, normalise: bool = True
-    ) -> Tensor:
-        """Tokens (B, N, d) after every layer and, unless told otherwise, the final norm.
+    def through_layers(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Tokens (B, N, d) after every layer, not normalised.
 
         `keep` (layers, B) multiplies each layer's MSSA step for each image: stochastic depth.
         """
         for index, layer in enumerate(self.layers):
             tokens = self.layers.run(layer, tokens, None if keep is None else keep[index])
-        return self.norm(tokens) if normalise else tokens
+        return tokens
 
-    def forward(self, images: Tensor, keep: Tensor | None = None, normalise: bool = True) -> Tensor:
-        """Features (B, 1 + L, d) of images (B, C, H, W): no masking, raster order, normalised.
+    def run_layers(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Tokens (B, N, d) after every layer and the final norm; `keep` as in `through_layers`."""
+        normed: Tensor = self.norm(self.through_layers(tokens, keep))
+        return normed
 
-        Not normalised where `normalise` is False.
-        """
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Features (B, 1 + L, d) of images (B, C, H, W): no masking, raster order, normalised."""
         few = len(images) if keep is not None else self._images_at_a_time(images)
         if few >= len(images):
-            return self.run_layers(self.embed(images), keep, normalise)
-        parts = torch.split(images, few)
-        return torch.cat([self.run_layers(self.embed(p), normalise=normalise) for p in parts])
+            return self.run_layers(self.embed(images), keep)
+        return torch.cat([self.run_layers(self.embed(part)) for part in torch.split(images, few)])
 
     def layer_tokens(
         self, images: Tensor, layers: Sequence[int | None]

@@ -24,6 +24,10 @@ class ExactCompression(Attention):
     """
 
     maps = None
+    no_maps = (
+        "attention exact has no attention maps: a gradient step mixes tokens by"
+        " (I + a w w^T)^-1, whose entries have either sign and whose rows do not sum to 1"
+    )
     returns_direction = True
 
     def __init__(self, *, dim: int, num_heads: int, eps_squared: float) -> None:
@@ -35,10 +39,7 @@ class ExactCompression(Attention):
 
     def attention(self, x: Tensor) -> Tensor:
         """Nothing: raises ValueError, as the operator mixes tokens by no weights."""
-        raise ValueError(
-            "attention exact has no attention maps: a gradient step mixes tokens by"
-            " (I + a w w^T)^-1, whose entries have either sign and whose rows do not sum to 1"
-        )
+        raise ValueError(self.no_maps)
 
     def forward(self, x: Tensor) -> Tensor:
         """The step -dR^c/dx / a for tokens x (B, N, d): (B, N, d)."""

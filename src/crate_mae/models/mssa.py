@@ -28,6 +28,8 @@ class Attention(nn.Module):
 
     maps: ClassVar[Maps | None] = "attention"
     """Which of `attention` and `membership` it has; the other one raises ValueError."""
+    no_maps: ClassVar[str] = "this attention has no maps of its tokens"
+    """Why there is neither, where there is none."""
     returns_direction: ClassVar[bool] = False
     """Whether it returns the step itself, and not the point that a step of size c goes toward."""
     num_heads: int
