@@ -1,4 +1,4 @@
-"""Presets of the other families: what they are made of, and their published numbers of parameters."""
+"""Presets of the other families: what they are made of, and their numbers of parameters."""
 
 import pytest
 import torch

@@ -32,7 +32,7 @@ Query = Literal["class"] | Pair
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionMaps:
-    """The attention of one token of each image, or all memberships, in every head of some layers."""
+    """One token's attention in every head of some layers, or the memberships of all tokens."""
 
     weights: Tensor
     """(B, layers, K, N) float32 on the CPU, class token first; attention sums to 1 over the tokens,

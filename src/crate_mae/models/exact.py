@@ -43,7 +43,8 @@ class ExactCompression(Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         """The step -dR^c/dx / a for tokens x (B, N, d): (B, N, d)."""
-        return -self.lift(contracted(self.project(x), self.eps_squared))
+        heads = contracted(self.project(x), self.eps_squared)
+        return -self.recombine(heads.transpose(1, 2).flatten(-2))
 
 
 def contracted(w: Tensor, eps_squared: float) -> Tensor:

@@ -46,12 +46,11 @@ class Attention(nn.Module):
         w: Tensor = self.subspaces(x)
         return w.view(*w.shape[:2], self.num_heads, -1).transpose(1, 2)
 
-    def lift(self, heads: Tensor) -> Tensor:
-        """Tokens (B, N, d) that coordinates in every head (B, K, N, p) stand for: the output map.
+    def recombine(self, tokens: Tensor) -> Tensor:
+        """The direction (B, N, d) that the subspaces' coordinates side by side (B, N, d) mean.
 
-        By U^T where it is tied, else by W, else the heads side by side.
+        By U^T where the output map is tied, else by W, else the coordinates themselves.
         """
-        tokens = heads.transpose(1, 2).flatten(-2)
         if self.tied:
             return F.linear(tokens, self.subspaces.weight.mT)
         return tokens if self.output is None else self.output(tokens)
@@ -105,7 +104,11 @@ class MSSA(Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         """The compression direction for tokens x (B, N, d): (B, N, d). No N x N tensor is made."""
-        return self.lift(attend(self.project(x)))
+        return self.recombine(self.attend(self.project(x)).transpose(1, 2).flatten(-2))
+
+    def attend(self, w: Tensor) -> Tensor:
+        """What the tokens' coordinates w (B, K, N, p) become in each subspace: (B, K, N, p)."""
+        return attend(w)
 
 
 def attend(w: Tensor) -> Tensor:

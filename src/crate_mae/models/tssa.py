@@ -60,7 +60,7 @@ class _TokenStatistics(Attention):
         squares, w = self._squares(x)
         shares = self._membership(squares)[..., None]
         heads = -(w * shares) / (1 + self._moments(squares, shares))
-        return self.lift(heads.to(x.dtype))
+        return self.recombine(heads.to(x.dtype).transpose(1, 2).flatten(-2))
 
     def _squares(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Squares of the coordinates, and the coordinates: (B, K, N, p), not in half precision."""
