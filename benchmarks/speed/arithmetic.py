@@ -67,6 +67,9 @@ class WrittenCrate(nn.Module):
             raise ValueError("the written arithmetic has its mask tokens in the encoder")
         if model.config.overcomplete != 1:
             raise ValueError("the written arithmetic has as many atoms as dimensions")
+        if model.config.other_operators:
+            others = ", ".join(model.config.other_operators)
+            raise ValueError(f"the written arithmetic has no {others}")
         self.model = model
         self.attend, self.gradient_step = attend, gradient_step
 

@@ -135,6 +135,22 @@ class ModelConfig:
         return "ista" if self.overcomplete == 1 else "overcomplete"
 
     @property
+    def other_operators(self) -> list[str]:
+        """Fields and values by which its layers are none that CRATE-MAE's published code has.
+
+        Empty for published and tied ones; initial values and a classifier's norm do not count.
+        """
+        mine = self.to_dict() | {"sparse_step": self.sparse_kind}
+        plain = ModelConfig().to_dict() | {"sparse_step": "ista"}
+        computing = self.ADDED - {"eps_squared", "initial_values", "head_norm"}
+        found = [
+            f"{name} {mine[name]!r}" for name in sorted(computing) if mine[name] != plain[name]
+        ]
+        if self.output_projection == "free-no-bias":
+            found.append(f"output_projection {self.output_projection!r}")
+        return found
+
+    @property
     def image_hw(self) -> tuple[int, int]:
         """Image height and width in pixels."""
         return _as_pair(self.image_size)

@@ -33,6 +33,9 @@ HEADS: dict[Layout, dict[int, int]] = {
 DEMO = {"dim": 768, "patch_size": (8, 8), "num_classes": 21_842, "num_heads": 6}
 """The one CRATE of another number of heads: the demo's model of ImageNet-21k."""
 
+FOREIGN = " (no published name)"
+"""Put behind a name that is no published one, so that it cannot pass for one of ours."""
+
 _LAYER = {
     "norm1": "0.norm",
     "mssa.subspaces": "0.fn.qkv",
@@ -82,9 +85,10 @@ class ClassifierFacts:
 
 def layout_of_classifier(state: Mapping[str, Tensor]) -> Layout | None:
     """The family whose published names these are; None for others."""
-    if "to_patch_embedding.2.weight" in state:
+    if any(key.startswith("to_patch_embedding.") for key in state):
         return "crate"
-    return "crate-alpha" if "transformer.layers.0.1.fn.D" in state else None
+    decoupled = any(re.fullmatch(r"transformer\.layers\.\d+\.1\.fn\.D1?", key) for key in state)
+    return "crate-alpha" if decoupled else None
 
 
 def from_published(
@@ -105,7 +109,7 @@ def from_published(
     config, num_classes = _sizes(state, layout, facts, eps)
     theirs = published_names(config, layout)
     ours = {published: name for name, published in theirs.items()}
-    renamed = {ours.get(key, key): _shaped(key, value) for key, value in state.items()}
+    renamed = {ours.get(key, f"{key}{FOREIGN}"): _shaped(key, v) for key, v in state.items()}
     with torch.device("meta"):  # nothing is allocated before all of it fits
         blank = CrateClassifier(config, num_classes=num_classes, pool=facts.pool)
     shapes = {key: tuple(value.shape) for key, value in renamed.items()}
@@ -228,7 +232,9 @@ def _sizes(
 
 def _patch(values: int, facts: ClassifierFacts) -> tuple[int, tuple[int, int]]:
     """Channels and patch of so many values in a patch."""
-    channels = facts.channels or 3
+    channels = 3 if facts.channels is None else facts.channels
+    if channels < 1:
+        raise ValueError(f"channels must be a positive whole number, not {channels}")
     if facts.patch_size is not None:
         patch = facts.patch_size if isinstance(facts.patch_size, tuple) else (facts.patch_size,) * 2
     else:

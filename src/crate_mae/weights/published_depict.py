@@ -13,6 +13,7 @@ from torch import Tensor
 from crate_mae.common.files import read_json_object
 from crate_mae.models.config import MAX_CLASSES, MAX_DEPTH, MAX_DIM
 from crate_mae.models.depict import SegmentationDecoder
+from crate_mae.weights.published_classifiers import FOREIGN
 from crate_mae.weights.tensors import check_match, load_exactly, read_safetensors
 from crate_mae.weights.weights_folder import (
     CONFIG,
@@ -61,7 +62,7 @@ def from_depict(
     sizes = _sizes(own, form, head_dim, cross_head_dim)
     theirs = depict_names(sizes)
     ours = {published: name for name, published in theirs.items()}
-    renamed = {ours.get(key, key): value for key, value in own.items()}
+    renamed = {ours.get(key, f"{key}{FOREIGN}"): value for key, value in own.items()}
     return _filled(sizes, renamed, "the published decoder", theirs)
 
 
