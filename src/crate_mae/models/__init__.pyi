@@ -13,6 +13,8 @@ from .config import resolve_config as resolve_config
 from .cost import Cost as Cost
 from .cost import model_cost as model_cost
 from .cost import parameter_count as parameter_count
+from .depict import CrateSegmenter as CrateSegmenter
+from .depict import SegmentationDecoder as SegmentationDecoder
 from .encoder import Encoder as Encoder
 from .exact import ExactCompression as ExactCompression
 from .half_steps import HalfStep as HalfStep
