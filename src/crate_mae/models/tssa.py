@@ -19,7 +19,7 @@ MEMBERS = 1e-8
 """Added to the sum of memberships before it is divided by."""
 
 
-class _TokenStatistics(Attention):
+class TokenStatistics(Attention):
     """What both forms share: U, W, a temperature a head, and memberships in place of maps."""
 
     maps = "membership"
@@ -53,13 +53,13 @@ class _TokenStatistics(Attention):
     def membership(self, x: Tensor) -> Tensor:
         """The memberships Pi of tokens x (B, N, d) in heads: (B, K, N), 1 in sum over K."""
         squares, _ = self._squares(x)
-        return self._membership(squares)
+        return self.shares_of(squares)
 
     def forward(self, x: Tensor) -> Tensor:
         """The compression step for tokens x (B, N, d): (B, N, d); its sign is inside."""
         squares, w = self._squares(x)
-        shares = self._membership(squares)[..., None]
-        heads = -(w * shares) / (1 + self._moments(squares, shares))
+        shares = self.shares_of(squares)[..., None]
+        heads = -(w * shares) / (1 + self.moments_of(squares, shares))
         return self.recombine(heads.to(x.dtype).transpose(1, 2).flatten(-2))
 
     def _squares(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,15 +69,16 @@ class _TokenStatistics(Attention):
             w = w.float()
         return w.square(), w
 
-    def _membership(self, squares: Tensor) -> Tensor:
+    def shares_of(self, squares: Tensor) -> Tensor:
+        """The memberships (B, K, N) that squares of coordinates (B, K, N, p) tell."""
         raise NotImplementedError
 
-    def _moments(self, squares: Tensor, shares: Tensor) -> Tensor:
+    def moments_of(self, squares: Tensor, shares: Tensor) -> Tensor:
         """Second moments of the members of each head, in every one of its p directions."""
         raise NotImplementedError
 
 
-class TSSA(_TokenStatistics):
+class TSSA(TokenStatistics):
     """Every token is shrunk in each head, by how much it belongs there and how large members are.
 
         s_kn = t_k sum_j w_knj^2 / |w_k.j|^2   (norms over the N tokens)
@@ -88,16 +89,18 @@ class TSSA(_TokenStatistics):
     Norms are over the tokens, so a token's membership depends on how many others there are.
     """
 
-    def _membership(self, squares: Tensor) -> Tensor:
+    def shares_of(self, squares: Tensor) -> Tensor:
+        """The memberships (B, K, N) that squares of coordinates (B, K, N, p) tell."""
         norms = squares.sum(dim=-2, keepdim=True).clamp(min=FLOOR**2)
         return ((squares / norms).sum(dim=-1) * self.temperature).softmax(dim=1)
 
-    def _moments(self, squares: Tensor, shares: Tensor) -> Tensor:
+    def moments_of(self, squares: Tensor, shares: Tensor) -> Tensor:
+        """m (B, K, 1, p)."""
         members = shares.sum(dim=-2, keepdim=True) + MEMBERS
         return (shares * squares).sum(dim=-2, keepdim=True) / members
 
 
-class CausalTSSA(_TokenStatistics):
+class CausalTSSA(TokenStatistics):
     """The form for sequences: token n knows of tokens 1 to n alone. No image model here uses it.
 
         s_kn = t_k sum_j ( w_knj^2 / max(sum_{i <= n} w_kij^2, 1e-12) + b_kn )
@@ -120,12 +123,14 @@ class CausalTSSA(_TokenStatistics):
         )
         self.offsets = nn.Parameter(torch.zeros(num_heads, length, 1))  # b
 
-    def _membership(self, squares: Tensor) -> Tensor:
+    def shares_of(self, squares: Tensor) -> Tensor:
+        """As in `TSSA`, of the tokens up to each; ValueError for more tokens than `length`."""
         tokens, length = squares.shape[-2], self.offsets.shape[1]
         if tokens > length:
             raise ValueError(f"{tokens} tokens are more than this operator's length of {length}")
         shares = squares / squares.cumsum(dim=-2).clamp(min=FLOOR) + self.offsets[:, :tokens]
         return (shares.sum(dim=-1) * self.temperature).softmax(dim=1)
 
-    def _moments(self, squares: Tensor, shares: Tensor) -> Tensor:
+    def moments_of(self, squares: Tensor, shares: Tensor) -> Tensor:
+        """m (B, K, N, p), for each token of those up to it."""
         return (shares * squares).cumsum(dim=-2) / (shares.cumsum(dim=-2) + MEMBERS)
