@@ -20,7 +20,9 @@ import crate_mae.models.autoencoder
 import crate_mae.models.encoder
 from crate_mae.cli import main as command
 from crate_mae.models.config import ModelConfig
-from crate_mae.models.layers import ISTA, MSSA, SparseStep, Synthesis, init_linear
+from crate_mae.models.initial_values import init_linear
+from crate_mae.models.ista import ISTA, SparseStep, Synthesis
+from crate_mae.models.mssa import MSSA
 from crate_mae.models.operators import OVERCOMPLETE, PUBLISHED, Operators, operators_of
 from crate_mae.models.overcomplete import OvercompleteISTA
 

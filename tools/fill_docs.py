@@ -1,10 +1,10 @@
 """What documents say of the code, taken from the code: `make format` writes it, tests hold it.
 
-    python tools/fill_docs.py           write docs/architecture.md and docs/model.md
+    python tools/fill_docs.py           write docs/architecture.md, model.md and family.md
     python tools/fill_docs.py --check   exit status 1 where they are not up to date
 
-docs/architecture.md gets the first sentence of every module; docs/model.md the file and line of
-every equation's function.
+docs/architecture.md gets the first sentence of every module; docs/model.md and docs/family.md the
+file and line of every equation's function.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "crate_mae"
 ARCHITECTURE, MODEL = ROOT / "docs" / "architecture.md", ROOT / "docs" / "model.md"
+FAMILY = ROOT / "docs" / "family.md"
 BEGIN, END = "<!-- modules -->", "<!-- /modules -->"
 ORDER = (
     "common", "models", "weights", "vitmae", "sources", "batches", "evaluation", "dense",
@@ -83,7 +84,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing")
     given = parser.parse_args()
     stale = []
-    for path, fill in ((ARCHITECTURE, with_listing), (MODEL, with_lines)):
+    for path, fill in ((ARCHITECTURE, with_listing), (MODEL, with_lines), (FAMILY, with_lines)):
         before = path.read_text("utf-8")
         after = fill(before)
         if given.check and " ".join(after.split()) != " ".join(before.split()):

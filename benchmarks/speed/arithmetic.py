@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.layers import ISTA, MSSA
+from crate_mae.models.ista import ISTA
+from crate_mae.models.mssa import MSSA
 
 Attend = Callable[[Tensor], Tensor]
 """softmax(w w^T / sqrt(p)) w of w (B, K, N, p): (B, K, N, p)."""
@@ -66,6 +67,9 @@ class WrittenCrate(nn.Module):
             raise ValueError("the written arithmetic has its mask tokens in the encoder")
         if model.config.overcomplete != 1:
             raise ValueError("the written arithmetic has as many atoms as dimensions")
+        if model.config.other_operators:
+            others = ", ".join(model.config.other_operators)
+            raise ValueError(f"the written arithmetic has no {others}")
         self.model = model
         self.attend, self.gradient_step = attend, gradient_step
 

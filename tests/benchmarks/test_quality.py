@@ -22,7 +22,8 @@ from crate_mae import build_model
 from crate_mae.cli import main as command
 from crate_mae.models import autoencoder, encoder
 from crate_mae.models.config import ModelConfig
-from crate_mae.models.layers import DecoderLayer, EncoderLayer, Synthesis
+from crate_mae.models.ista import Synthesis
+from crate_mae.models.layers import DecoderLayer, EncoderLayer
 from crate_mae.training.config import OptimConfig, PretrainConfig
 from crate_mae.training.parse import parse_finetune, parse_pretrain
 from matrix import (

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from model_cases import VARIANTS, gap, images_for, make, tiny
+from model_cases import FAMILY, VARIANTS, gap, images_for, make, tiny
 
 from crate_mae.dense.attention import attention_maps, head_numbers, query_index
 from crate_mae.models.classifier import CrateClassifier
@@ -119,3 +119,34 @@ def test_limits() -> None:
         with pytest.raises(ValueError, match="there are 0 to 2"):
             head_numbers(wrong, 3)
     assert query_index((1, 2), (2, 3)) == 6
+
+
+# --- attention without attention maps ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_token_statistics_show_their_memberships(side: Side) -> None:
+    model = make(FAMILY["tost"]).eval()
+    images = images_for(model.config)
+    found = attention_maps(model, images, side=side)
+    heads = found.weights.shape[2]
+    assert found.kind == "membership"
+    assert gap(found.weights.sum(dim=2), torch.ones(2, 2, 7)) < 1e-5
+    with torch.no_grad():
+        whole = model.membership(images, [0, 1], side)
+    for layer in (0, 1):
+        assert whole[layer].shape == (2, heads, 7)
+        assert gap(found.weights[:, layer], whole[layer]) < 1e-6
+    assert found.words().startswith(f"membership of tokens in heads, {side}")
+    with pytest.raises(ValueError, match="Leave the query out"):
+        attention_maps(model, images, query=(0, 1), side=side)
+    with pytest.raises(ValueError, match="no N x N attention maps"):
+        model.attention(images, side=side)
+
+
+def test_a_gradient_has_no_maps_and_attention_no_memberships() -> None:
+    model = make(FAMILY["exact"]).eval()
+    with pytest.raises(ValueError, match="entries have either sign"):
+        attention_maps(model, images_for(model.config))
+    with pytest.raises(ValueError, match="no memberships of tokens in heads"):
+        make(tiny()).membership(images_for(tiny()))

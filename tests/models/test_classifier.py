@@ -34,9 +34,30 @@ def test_pooling_names() -> None:
     tokens = torch.randn(2, 4, 3)
     assert torch.equal(pool_tokens(tokens, "cls"), tokens[:, 0])
     assert gap(pool_tokens(tokens, "mean"), (tokens[:, 1] + tokens[:, 2] + tokens[:, 3]) / 3) < 1e-6
+    assert gap(pool_tokens(tokens, "mean-all"), sum(tokens[:, i] for i in range(4)) / 4) < 1e-6
     assert torch.equal(pool_tokens(tokens, "tokens"), tokens)
-    with pytest.raises(ValueError, match="pool must be cls, mean or tokens, not 'max'"):
+    with pytest.raises(ValueError, match="pool must be cls, mean, mean-all or tokens, not 'max'"):
         pool_tokens(tokens, "max")
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean", "mean-all"])
+def test_the_norm_acts_on_what_was_pooled(pool: Any) -> None:
+    config = tiny(head_norm="pooled")
+    torch.manual_seed(0)
+    classifier = CrateClassifier(config, num_classes=3, pool=pool).double().eval()
+    images = images_for(config).double()
+    tokens = classifier.layer_tokens(images, [config.depth])[config.depth]
+    own = {"cls": [0], "mean": range(1, 7), "mean-all": range(7)}[pool]
+    for image, found in zip(tokens, classifier(images), strict=True):
+        pooled = sum(image[i] for i in own) / len(own)
+        mean = pooled.mean()
+        variance = ((pooled - mean) ** 2).mean()
+        normed = (pooled - mean) / (variance + 1e-6).sqrt()
+        assert gap(found, classifier.head.weight @ normed + classifier.head.bias) < 1e-12
+    before = CrateClassifier(tiny(), num_classes=3, pool=pool).double().eval()
+    before.load_state_dict(classifier.state_dict())
+    apart = gap(before(images), classifier(images))
+    assert apart < 1e-12 if pool == "cls" else apart > 1e-4
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -99,8 +120,8 @@ def test_a_tiny_classifier_learns_four_images_by_heart() -> None:
         ({"num_classes": 1}, f"needs 2 to {MAX_CLASSES} classes, not 1"),
         ({"num_classes": -3}, "classes, not -3"),
         ({"num_classes": 10**12}, "classes, not 1000000000000"),
-        ({"num_classes": 3, "pool": "max"}, "pool must be 'cls' or 'mean', not 'max'"),
-        ({"num_classes": 3, "pool": "tokens"}, "pool must be 'cls' or 'mean', not 'tokens'"),
+        ({"num_classes": 3, "pool": "max"}, "pool must be one of cls, mean, mean-all, not 'max'"),
+        ({"num_classes": 3, "pool": "tokens"}, "mean-all, not 'tokens'"),
         ({"num_classes": 3, "class_names": ("a", "b")}, "2 class names for 3 classes"),
     ],
     ids=str,

@@ -111,7 +111,8 @@ def test_published_sizes() -> None:
 def test_names_of_small_image_presets_say_what_they_are() -> None:
     named = {k: m for k in PRESETS if (m := re.fullmatch(r"px(\d+)-d(\d+)-l(\d+)", k))}
     assert len(named) >= 2
-    assert set(PRESETS) - set(named) == {"debug", "tiny", "small", "base", "large"}
+    families = {name for name in PRESETS if name.startswith(("crate-", "tost-", "aot-"))}
+    assert set(PRESETS) - set(named) - families == {"debug", "tiny", "small", "base", "large"}
     for name, match in named.items():
         pixels, dim, depth = map(int, match.groups())
         config = PRESETS[name]
@@ -156,7 +157,17 @@ def test_names_of_small_image_presets_say_what_they_are() -> None:
         ({"step_size": True}, "step_size must be a finite number"),
         ({"sparsity": math.inf}, "sparsity must be a finite number of at least 0, not inf"),
         ({"sparsity": "0.5"}, "sparsity must be a finite number of at least 0, not '0.5'"),
-        ({"output_projection": "fixed"}, "output_projection must be one of free, tied"),
+        ({"output_projection": "fixed"}, "must be one of free, free-no-bias, tied, not"),
+        ({"attention": "mhsa"}, "attention must be one of mssa, exact, tssa, not 'mhsa'"),
+        ({"sparse_step": None}, "sparse_step must be one of auto, ista, overcomplete"),
+        ({"compression_step": 0}, "compression_step must be a finite number above 0, not 0"),
+        ({"eps_squared": math.nan}, "eps_squared must be a finite number above 0, not nan"),
+        ({"layer_norm_eps": 0.0}, "layer_norm_eps must be a finite number above 0, not 0.0"),
+        ({"subspace_bias": True}, "subspace_bias is of attention tssa; mssa has no bias on U"),
+        ({"attention": "exact"}, "set output_projection to tied, not free"),
+        ({"attention": "tssa", "num_heads": 1}, "tssa needs num_heads of 2 or more"),
+        ({"sparse_step": "ista", "overcomplete": 2}, "ista has as many atoms as dimensions"),
+        ({"sparse_step": "none", "overcomplete": 2}, "none has no dictionary, not overcomplete 2"),
         ({"mask_tokens": ["encoder"]}, "mask_tokens must be one of encoder, decoder"),
         ({"norm_pix_loss": 1}, "norm_pix_loss must be true or false, not 1"),
     ],
@@ -264,3 +275,16 @@ def test_preprocessing_that_does_not_fit_is_refused(values: dict[str, Any], mess
 def test_unknown_preprocessing_is_refused() -> None:
     with pytest.raises(ValueError, match=r"unknown Preprocess field 'means' .did you mean 'mean'"):
         Preprocess.from_dict({"size": [8, 8], "means": [0.0]})
+
+
+def test_learned_positions_need_no_sines_and_cosines() -> None:
+    assert tiny(dim=30, num_heads=5, decoder_num_heads=3, positions="learned").dim == 30
+    with pytest.raises(ValueError, match="dim 30 is not a multiple of 4"):
+        tiny(dim=30, num_heads=5, decoder_num_heads=3)
+
+
+def test_the_sparse_step_follows_the_atoms_unless_it_is_named() -> None:
+    assert tiny().sparse_kind == "ista"
+    assert tiny(overcomplete=3).sparse_kind == "overcomplete"
+    assert tiny(sparse_step="overcomplete").sparse_kind == "overcomplete"
+    assert dataclasses.replace(tiny(overcomplete=3), overcomplete=1).sparse_kind == "ista"

@@ -31,7 +31,9 @@ from torch.utils._pytree import tree_leaves
 
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import ModelConfig
-from crate_mae.models.layers import ISTA, MSSA, attend, init_linear
+from crate_mae.models.initial_values import init_linear
+from crate_mae.models.ista import ISTA
+from crate_mae.models.mssa import MSSA, attend
 
 ETA, LAMBDA = 0.3, 0.4
 
@@ -691,3 +693,61 @@ def test_half_precision_attention_is_computed_in_float32_on_a_cpu(
     assert w.grad is not None
     assert wide.grad is not None
     torch.testing.assert_close(w.grad.float(), wide.grad, rtol=torch.finfo(dtype).eps, atol=1e-2)
+
+
+# --- skip and step size -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", ["mssa", "tssa", "exact"])
+@pytest.mark.parametrize("skip", ["tokens", "normalised"])
+@pytest.mark.parametrize("step", [None, 0.3])
+def test_skip_and_step_of_both_sides(attention: Any, skip: Any, step: float | None) -> None:
+    projection = "tied" if attention == "exact" else "free"
+    config = tiny(
+        attention=attention,
+        output_projection=projection,
+        attention_skip=skip,
+        compression_step=step,
+    )
+    torch.manual_seed(0)
+    encoder, decoder = encoder_layer(config).double(), decoder_layer(config).double()
+    z = torch.randn(2, 5, 12, dtype=torch.float64)
+    for layer, norm, sign in ((encoder, encoder.norm1, 1), (decoder, decoder.norm2, -1)):
+        x = norm(z)
+        output = layer.mssa(x)
+        start = x if skip == "normalised" else z
+        if step is None:
+            expected = start + sign * output
+        elif attention == "mssa":
+            expected = start + sign * step * (output - x)
+        else:
+            expected = start + sign * step * output
+        found = encoder.compress(z) if sign > 0 else decoder.decompress(z)
+        assert gap(found, expected) < 1e-12
+    if skip == "normalised" and step is not None and attention == "mssa":
+        x = encoder.norm1(z)
+        assert gap(encoder.compress(z), (1 - step) * x + step * encoder.mssa(x)) < 1e-12
+        y = decoder.norm2(z)
+        assert gap(decoder.decompress(z), (1 + step) * y - step * decoder.mssa(y)) < 1e-12
+
+
+def test_stochastic_depth_leaves_out_what_attention_adds() -> None:
+    for skip in ("tokens", "normalised"):
+        layer = encoder_layer(tiny(attention_skip=skip, compression_step=0.5))
+        z = torch.randn(2, 4, 12)
+        start = z if skip == "tokens" else layer.norm1(z)
+        kept = layer.compress(z, torch.tensor([0.0, 1.0]))
+        assert gap(kept[0], start[0]) == 0
+        assert gap(kept[1], layer.compress(z)[1]) < 1e-6
+
+
+def test_without_a_sparse_step_tokens_pass_through() -> None:
+    config = tiny(sparse_step="none")
+    encoder, decoder = encoder_layer(config), decoder_layer(config)
+    z = torch.randn(2, 4, 12)
+    assert encoder.sparsify(z) is z
+    assert decoder.expand(z) is z
+    assert gap(decoder(z), z - decoder.mssa(decoder.norm2(z))) == 0
+    assert encoder.dictionary is decoder.dictionary is None
+    with pytest.raises(ValueError, match="no sparse step, so there are no codes"):
+        encoder.codes(z)

@@ -11,7 +11,7 @@ from hypothesis import given
 from model_cases import gap, images_for, make, positions_by_loops, some, tiny
 from torch import Tensor
 
-from crate_mae.models.encoder import filtered_patches
+from crate_mae.models.embedding import filtered_patches
 from crate_mae.models.patches import grid_of, patchify, sincos_positions, unpatchify
 
 small = st.integers(1, 5)

@@ -52,10 +52,11 @@ def test_lines_of_prose_are_at_most_100_characters_long(path: Path) -> None:
             assert " " not in one, line
 
 
-def test_the_model_page_points_at_the_right_lines() -> None:
+@pytest.mark.parametrize("page", ["model.md", "family.md"])
+def test_pages_of_equations_point_at_the_right_lines(page: str) -> None:
     rows = re.findall(
         r"`([\w.]+)` \| \[[\w.]+:(\d+)\]\(\.\./([\w./]+)#L(\d+)\)",
-        (ROOT / "docs" / "model.md").read_text("utf-8"),
+        (ROOT / "docs" / page).read_text("utf-8"),
     )
     assert len(rows) >= 14
     for symbol, shown, file, line in rows:

@@ -4,6 +4,7 @@
 token by token in float64, from the equations alone. It shares no code with the package.
 """
 
+import json
 import math
 from dataclasses import replace
 from functools import cache
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from hypothesis import settings
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -35,6 +37,20 @@ def golden() -> dict[str, Tensor]:
 def golden_under(prefix: str) -> dict[str, Tensor]:
     """The golden tensors whose name starts with a prefix, without it."""
     return {key.removeprefix(prefix): v for key, v in golden().items() if key.startswith(prefix)}
+
+
+@cache
+def family_golden(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, configuration) of the golden file of another family, by its name."""
+    path = GOLDEN.with_name(f"{name}.safetensors")
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["about"])
+    return load_file(path), json.loads(about["config"])
+
+
+def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose name starts with a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 GOLDEN_FACTS = PublishedFacts(num_heads=4, sparsity=0.5, norm_pix_loss=False)
@@ -92,6 +108,64 @@ VARIANTS = {
         norm_pix_loss=True,
     ),
 }
+
+
+FAMILY: dict[str, ModelConfig] = {
+    "crate": tiny(
+        embedding="norm-linear-norm",
+        positions="learned",
+        final_norm_eps=1e-5,
+        initial_values="crate",
+        head_norm="pooled",
+        sparsity=0.1,
+    ),
+    "crate-alpha": tiny(
+        positions="learned",
+        layer_norm_eps=1e-6,
+        overcomplete=3,
+        sparse_step="decoupled",
+        output_projection="free-no-bias",
+        initial_values="crate-alpha",
+        head_norm="pooled",
+        sparsity=0.1,
+        decoder_num_heads=6,
+    ),
+    "tost": tiny(attention="tssa", subspace_bias=True, initial_values="tost", sparsity=0.1),
+    "tost, tied, visible only": tiny(
+        attention="tssa", output_projection="tied", mask_tokens="decoder", positions="learned"
+    ),
+    "aot": tiny(sparse_step="none"),
+    "aot, figure and step": tiny(
+        sparse_step="none", attention_skip="normalised", compression_step=0.5
+    ),
+    "exact": tiny(attention="exact", output_projection="tied", eps_squared=0.5, sparsity=0.1),
+    "exact, few tokens": tiny(
+        image_size=(4, 8),
+        attention="exact",
+        output_projection="tied",
+        num_heads=1,
+        decoder_num_heads=1,
+        compression_step=0.3,
+        attention_skip="normalised",
+    ),
+    "the paper's own form": tiny(
+        output_projection="tied", attention_skip="normalised", compression_step=0.2
+    ),
+    "two steps, one atom a dimension": tiny(sparse_step="overcomplete", sparsity=0.1),
+    "token statistics, decoupled": tiny(
+        attention="tssa",
+        output_projection="free-no-bias",
+        compression_step=0.7,
+        sparse_step="decoupled",
+        overcomplete=2,
+        embedding="norm-linear-norm",
+        image_size=(12, 10),
+        patch_size=(3, 5),
+        channels=2,
+        sparsity=0.05,
+    ),
+}
+"""Operators of the other families, and combinations that no paper has."""
 
 
 def make(config: ModelConfig, seed: int = 0, scale: float = 0.2) -> CrateMAE:

@@ -454,6 +454,13 @@ def test_returned_state_is_the_callers_own() -> None:
         ({"mask_tokens": "decoder"}, "mask tokens in the encoder only"),
         ({"output_projection": "tied", "num_heads": 1}, "no output map with one head"),
         ({"output_projection": "tied", "decoder_num_heads": 1}, "no output map with one head"),
+        ({"attention": "tssa"}, "no attention 'tssa'"),
+        (
+            {"sparse_step": "none", "positions": "learned"},
+            "positions 'learned', sparse_step 'none'",
+        ),
+        ({"compression_step": 0.5}, "no compression_step 0.5"),
+        ({"output_projection": "free-no-bias"}, "no output_projection 'free-no-bias'"),
     ],
     ids=str,
 )

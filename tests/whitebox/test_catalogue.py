@@ -31,12 +31,16 @@ def source() -> ImageSource:
 
 @pytest.fixture(scope="module")
 def rows() -> list[Measurement]:
-    """An analysis of the paper's layers and one of overcomplete dictionaries."""
+    """An analysis of the paper's layers, of overcomplete dictionaries, and of other operators."""
     config = tiny(image_size=8, patch_size=4, depth=2, decoder_depth=2)
     found = []
-    for atoms in (1, 2):
-        model = make(tiny(**{**config.to_dict(), "overcomplete": atoms}))
-        found += analyse(model, source(), name=f"{atoms} x").rows
+    for name, changes in (
+        ("published", {}),
+        ("overcomplete", {"overcomplete": 2}),
+        ("tssa", {"attention": "tssa", "sparse_step": "decoupled"}),
+    ):
+        model = make(tiny(**{**config.to_dict(), **changes}))
+        found += analyse(model, source(), name=name).rows
     return found
 
 

@@ -18,7 +18,7 @@ from torch.distributions import (
     MultivariateNormal,
 )
 
-from crate_mae.models.layers import MSSA
+from crate_mae.models.mssa import MSSA
 from crate_mae.whitebox.denoising import (
     Mixture,
     attention_limit,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.linalg import subspace_angles
 
-from crate_mae.models.layers import MSSA
+from crate_mae.models.mssa import MSSA
 from crate_mae.whitebox.geometry import (
     coherence,
     matrix_cosine,

@@ -155,6 +155,8 @@ def attention(argv: list[str]) -> int:
         stride=given.stride,
         progress=counter_for("attention"),
     )
+    if maps.kind == "membership":
+        print("tokens of this model attend to none: drawn is how much each belongs to a head")
     for index, (name, target) in enumerate(zip(found.names, targets, strict=False)):
         path = draw_attention(
             maps,

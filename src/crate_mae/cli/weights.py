@@ -13,6 +13,7 @@ from crate_mae.cli.options import (
     add_part,
     add_weights,
     counter_for,
+    image_size,
     new_file,
     opened_images,
     verb_parser,
@@ -181,17 +182,26 @@ def convert_parser() -> CommandParser:
     parser = verb_parser(
         "convert", "A published checkpoint into a weights folder; --to-reference: the way back."
     )
-    parser.add_argument("source", help=".pth or .safetensors; with --to-reference, our weights")
+    parser.add_argument(
+        "source", help=".pth, .safetensors or .npz (JAX); with --to-reference, our weights"
+    )
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--out", metavar="FOLDER", help="new weights folder")
     target.add_argument(
-        "--to-reference", metavar="FILE", help="new .safetensors or .pth with published key names"
+        "--to-reference",
+        metavar="FILE",
+        help="new .safetensors, .pth or .npz with the published key names of its family",
     )
-    parser.add_argument("--num-heads", type=int, metavar="N", help="of the encoder (measured)")
+    parser.add_argument(
+        "--num-heads", type=int, metavar="N", help="of the encoder (measured, or of its size)"
+    )
     parser.add_argument("--decoder-num-heads", type=int, metavar="N", help="(as the encoder)")
     parser.add_argument("--step-size", type=float, metavar="X", help="eta of ISTA (0.1)")
     parser.add_argument(
-        "--sparsity", type=float, metavar="X", help="lambda of ISTA (measured: 5.0 or 0.5)"
+        "--sparsity",
+        type=float,
+        metavar="X",
+        help="lambda of ISTA (measured: 5.0 or 0.5; classifiers: 0.1)",
     )
     parser.add_argument(
         "--norm-pix-loss",
@@ -205,6 +215,18 @@ def convert_parser() -> CommandParser:
         help="files, folders or one data address to measure on (squares of two photographs)",
     )
     add_part(parser, limit=8)
+    classifiers = parser.add_argument_group("of classifiers, CRATE and CRATE-alpha")
+    for name, what in (("image", "(a square grid)"), ("patch", "of CRATE's files (a square)")):
+        classifiers.add_argument(
+            f"--{name}-size",
+            type=image_size,
+            metavar="PIXELS",
+            help=f"one number, or HEIGHTxWIDTH {what}",
+        )
+    classifiers.add_argument("--channels", type=int, metavar="N", help="of CRATE's files (3)")
+    classifiers.add_argument(
+        "--pool", choices=["cls", "mean-all"], help="what the head was trained on (cls)"
+    )
     return parser
 
 
@@ -212,7 +234,8 @@ def convert(argv: list[str]) -> int:
     """The exit status of `crate-mae convert`."""
     parser = convert_parser()
     given = parser.read(argv)
-    facts = {name: getattr(given, name) for name in _FACTS if getattr(given, name) is not None}
+    names = (*_FACTS, *_OF_CLASSIFIERS)
+    facts = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     if given.to_reference and (facts or given.images):
         parser.error("--to-reference takes no facts and no images: our weights hold all of them")
     if given.images and facts.keys() >= _MEASURED:
@@ -222,16 +245,30 @@ def convert(argv: list[str]) -> int:
 
 _FACTS = ("num_heads", "sparsity", "norm_pix_loss", "decoder_num_heads", "step_size")
 _MEASURED = {"num_heads", "sparsity", "norm_pix_loss"}
+_OF_CLASSIFIERS = ("image_size", "patch_size", "channels", "pool")
+_OF_AUTOENCODERS = {"norm_pix_loss", "decoder_num_heads"}
 
 
 def _from_reference(given: argparse.Namespace, facts: dict[str, Any]) -> int:
     from crate_mae.common.files import check_new_folder
     from crate_mae.evaluation.published_facts import measure_published_facts
-    from crate_mae.weights.published import PublishedFacts, convert_checkpoint, published_state
+    from crate_mae.weights.conversion import convert_family, read_checkpoint
+    from crate_mae.weights.published import PublishedFacts, convert_checkpoint
+    from crate_mae.weights.published_classifiers import ClassifierFacts
 
     check_new_folder(given.out)
     source = opened_images(given) if given.images else None
-    state = published_state(given.source)
+    checkpoint = read_checkpoint(given.source)
+    foreign = _foreign(checkpoint.family, facts, images=bool(given.images))
+    if foreign:
+        raise ValueError(
+            f"{given.source} is a file of {checkpoint.family}, which has nothing to do with"
+            f" {', '.join(foreign)}: leave out"
+        )
+    if checkpoint.family != "crate-mae":
+        print(convert_family(checkpoint, given.out, ClassifierFacts(**facts)).text())
+        return 0
+    state = checkpoint.state
     if facts.keys() >= _MEASURED:
         known = PublishedFacts(**facts)
     else:
@@ -244,11 +281,20 @@ def _from_reference(given: argparse.Namespace, facts: dict[str, Any]) -> int:
     return 0
 
 
+def _foreign(family: str, facts: dict[str, Any], *, images: bool) -> list[str]:
+    """The options that say something which a file of this family does not have."""
+    unfit = {"crate-mae": {*_OF_CLASSIFIERS}, "depict": {*_FACTS, *_OF_CLASSIFIERS}}
+    found = [name for name in facts if name in unfit.get(family, _OF_AUTOENCODERS)]
+    if images and family != "crate-mae":
+        found.append("images")
+    return [f"--{name.replace('_', '-')}" for name in found]
+
+
 def _to_reference(given: argparse.Namespace) -> int:
-    from crate_mae.weights.published import write_reference
+    from crate_mae.weights.conversion import write_published
 
     target = new_file(given.to_reference)
     assert target is not None
-    count = write_reference(given.source, target)
+    count = write_published(given.source, target)
     print(f"wrote {target}: {count} tensors under the published names")
     return 0

@@ -1,7 +1,8 @@
 """Attention maps: where the class token, or a patch, takes its update from.
 
 Recomputed from U for the asked layers only. Query, key and value are one projection, so that a
-token is nearly always most like itself: what it keeps (`own`) belongs beside any map.
+token is nearly always most like itself: what it keeps (`own`) belongs beside any map. Where tokens
+attend to none (token statistics) the maps are their memberships in heads, which have no query.
 Shapes: B images, K heads, R x S patches (rows, columns), N = 1 + R*S tokens (class token first).
 """
 
@@ -24,26 +25,30 @@ from crate_mae.evaluation.backbones import evaluating
 from crate_mae.models.autoencoder import side_layers
 from crate_mae.models.half_steps import half_steps
 from crate_mae.models.layers import Side
+from crate_mae.models.mssa import Attention, Maps
 
 Query = Literal["class"] | Pair
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionMaps:
-    """The attention of one token of each image, in every head of some layers."""
+    """One token's attention in every head of some layers, or the memberships of all tokens."""
 
     weights: Tensor
-    """(B, layers, K, N) float32 on the CPU; every row sums to 1, class token first."""
+    """(B, layers, K, N) float32 on the CPU, class token first; attention sums to 1 over the tokens,
+    membership over the heads."""
     layers: tuple[int, ...]
     """Counted from 0, in the order of `weights`."""
     side: Side
     query: Query
     """"class", or (row, column) of a patch, from 0."""
     layout: Layout
+    kind: Maps = "attention"
+    """Whether `weights` are one token's attention, or every token's membership in the head."""
 
     @property
     def patches(self) -> Tensor:
-        """The weights on patches (B, layers, K, R, S); with the class token's they sum to 1."""
+        """The weights on patches (B, layers, K, R, S), without the class token's."""
         return self.weights[..., 1:].reshape(*self.weights.shape[:-1], *self.layout.grid)
 
     @property
@@ -64,6 +69,8 @@ class AttentionMaps:
 
     def words(self) -> str:
         """What was measured, as a caption says it."""
+        if self.kind == "membership":
+            return f"membership of tokens in heads, {self.side}; {self.layout.words()}"
         who = "the class token" if self.query == "class" else f"patch {_place(self.query)}"
         return f"attention of {who}, {self.side}; {self.layout.words()}"
 
@@ -80,11 +87,12 @@ def attention_maps(
 ) -> AttentionMaps:
     """Where a token of unmasked prepared images (B, C, H, W) attends, in every head.
 
-    `layers` count from 0, negative from the last; None takes all. `query` is "class" or the (row,
-    column) of a patch, `stride` as for `token_map`. One image at a time, and of the N x N weights
-    one row is kept. A classifier has an encoder side only.
-    Raises ValueError for a layer, side, query, stride or size that the model does not have, and
-    when one layer's weights would take more than 2 GiB.
+    Of attention "tssa", where none attends, how much every token belongs to each head; that has no
+    query. `layers` count from 0, negative from the last; None takes all. `query` is "class" or the
+    (row, column) of a patch, `stride` as for `token_map`. One image at a time, and of the N x N
+    weights one row is kept. A classifier has an encoder side only.
+    Raises ValueError for a layer, side, query, stride or size that the model does not have, for
+    attention "exact", which has neither, and when one layer's weights would take more than 2 GiB.
     """
     stack = side_layers(model.stacks, side)
     asked = range(len(stack)) if layers is None else layers
@@ -94,9 +102,14 @@ def attention_maps(
     model.encoder.check_images(images)
     layout = layout_of(model.config, (images.shape[2], images.shape[3]), stride)
     index = query_index(query, layout.grid)
-    heads = stack[0].mssa.num_heads
+    kind, heads = shown_maps(stack[0].mssa), stack[0].mssa.num_heads
+    if kind == "membership" and query != "class":
+        raise ValueError(
+            "the tokens of this model attend to none: a map shows how much each belongs to a head,"
+            " whoever asks. Leave the query out"
+        )
     tokens = 1 + layout.grid[0] * layout.grid[1]
-    if heads * tokens**2 > MAX_VALUES:
+    if kind == "attention" and heads * tokens**2 > MAX_VALUES:
         raise ValueError(
             f"{heads} heads of {tokens} x {tokens} weights are more than 2 GiB: use a smaller size"
             " or a larger stride"
@@ -111,7 +124,16 @@ def attention_maps(
             weights[row] = torch.stack([found[layer].float().cpu() for layer in wanted])
             if progress is not None:
                 progress(row + 1, len(images))
-    return AttentionMaps(weights=weights, layers=wanted, side=side, query=query, layout=layout)
+    return AttentionMaps(
+        weights=weights, layers=wanted, side=side, query=query, layout=layout, kind=kind
+    )
+
+
+def shown_maps(operator: Attention) -> Maps:
+    """Which maps an operator has; ValueError with the reason for one that has none."""
+    if operator.maps is None:
+        raise ValueError(operator.no_maps)
+    return operator.maps
 
 
 def head_numbers(heads: Sequence[int] | None, count: int) -> list[int]:
@@ -151,7 +173,9 @@ def _rows(
     rows: dict[int, Tensor] = {}
     for step in half_steps(model.stacks[side], tokens):
         if step.attends and step.index in wanted:
-            rows[step.index] = step.attention()[0, :, index]
+            membership = step.mssa.maps == "membership"
+            found = step.membership()[0] if membership else step.attention()[0, :, index]
+            rows[step.index] = found
             if len(rows) == len(wanted):
                 break
     return rows

@@ -18,6 +18,7 @@ from crate_mae.dense.segmentation import (
     Segmentation,
     agreement,
     centred_ellipse,
+    check_attends,
     segment_attention,
     segment_brightness,
     segment_pixels,
@@ -155,6 +156,8 @@ def segment_images(
     before the model runs where that can be known.
     """
     checked_mass(settings.mass)
+    if settings.method == "attention":
+        check_attends(model.stacks["encoder"][0].mssa)
     column = None
     if masks is not None and str(masks).startswith(COLUMN):
         column = str(masks).removeprefix(COLUMN)

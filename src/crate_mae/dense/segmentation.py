@@ -15,6 +15,7 @@ from crate_mae.dense.layout import Layout, to_pixels
 from crate_mae.dense.thresholds import mass_mask, otsu_threshold
 from crate_mae.dense.token_maps import TokenMap
 from crate_mae.dense.token_pca import find_foreground
+from crate_mae.models.mssa import Attention
 from crate_mae.models.patches import patchify
 
 
@@ -90,6 +91,18 @@ def segment_pixels(
     return _cut(patches, plain, "raw pixels of patches", each, quantile, flip)
 
 
+NO_ATTENTION = (
+    "foreground from attention needs to know where a token attends, and the tokens of this model"
+    " attend to none: use the method pca"
+)
+
+
+def check_attends(operator: Attention) -> None:
+    """Raise ValueError where an attention operator has no attention of one token to others."""
+    if operator.maps != "attention":
+        raise ValueError(NO_ATTENTION)
+
+
 def segment_attention(
     maps: AttentionMaps, *, layer: int = -1, head: int | None = None, mass: float = 0.6
 ) -> Segmentation:
@@ -97,8 +110,11 @@ def segment_attention(
 
     `layer` is a place in `maps.layers`, `head` counts from 0 (None: the mean over heads). The
     attention on patches is interpolated to pixels; the fewest pixels that hold the mass are kept.
-    Raises ValueError for a head or mass that does not exist.
+    Raises ValueError for a head or mass that does not exist, and for memberships, which are no
+    attention of a query.
     """
+    if maps.kind != "attention":
+        raise ValueError(NO_ATTENTION)
     weights = maps.others[:, layer]
     if head is None:
         chosen, who = weights.mean(dim=1), "mean over heads"

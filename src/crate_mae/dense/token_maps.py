@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from crate_mae.batches.prepared import prepared_batches
@@ -21,7 +20,6 @@ from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.encoder import Encoder
 from crate_mae.models.half_steps import half_steps
-from crate_mae.models.patches import positions_at
 from crate_mae.sources.base import ImageSource
 
 AnyModel = CrateMAE | CrateClassifier
@@ -98,9 +96,7 @@ def embed_dense(encoder: Encoder, images: Tensor, layout: Layout) -> Tensor:
     """
     if not layout.overlapping:
         return encoder.embed(images)
-    embedding = encoder.patch_embed
-    patches = F.conv2d(images, embedding.weight, embedding.bias, stride=layout.stride)
-    tokens = encoder.add_class_token(patches.flatten(2).transpose(1, 2))
+    tokens = encoder.add_class_token(encoder.patch_embed.tokens(images, layout.stride))
     return tokens + dense_positions(encoder, layout).to(tokens)
 
 
@@ -122,7 +118,7 @@ def dense_positions(encoder: Encoder, layout: Layout) -> Tensor:
             strict=True,
         )
     )
-    return positions_at(encoder.config.dim, rows, columns).to(encoder.positions.device)
+    return encoder.positions_at(rows, columns)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from crate_mae.models.classifier import pool_tokens
 from crate_mae.models.config import Preprocess
 from crate_mae.sources.base import Source
 
-FeaturePool = Literal["mean", "cls", "both", "tokens"]
+FeaturePool = Literal["mean", "cls", "mean-all", "both", "tokens"]
 Key = tuple[int | None, str]
 """Layer and pool."""
 MAX_PIXEL_VALUES = 4096
@@ -37,8 +37,8 @@ class Features:
     """One per row."""
     class_names: tuple[str, ...] | None
     pool: str
-    """What a row is: "mean" of the patch tokens, "cls" token, "both" (class token, then mean), all
-    "tokens", or "pixels"."""
+    """What a row is: "mean" of the patch tokens, "cls" token, "mean-all" of both, "both" (class
+    token, then mean), all "tokens", or "pixels"."""
     unreadable: list[tuple[str, str]]
     """Name and reason of every image that was skipped."""
     layer: int | None = None

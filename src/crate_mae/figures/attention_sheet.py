@@ -39,7 +39,8 @@ def draw_attention(
     `shown` (B, C, H, W) are the images on the [0, 1] scale and `image` the one to draw; `heads`
     count from 0 (None: all), while the mean is always over all heads. Each layer has its own scale,
     from 0 to its largest weight on a patch, the query itself left out, and every panel says which
-    share the query keeps for itself. A patch that asks is framed. With `mass`, panels show where in
+    share the query keeps for itself (of memberships, that of the class token). A patch that asks is
+    framed. With `mass`, panels show where in
     the image the fewest patches lie that hold that share of the attention on (other) patches.
     Raises as `check_figure_target`, and ValueError for an image, head or mass that does not exist.
     """
@@ -76,9 +77,11 @@ def draw_attention(
                 picture = _spotlight(drawable(original), where.numpy())
             axes = sheet.panel(row, column + 1, picture)
             _frame(axes, maps)
-            _note(axes, f"own {float(own[row, column]):.0%}")
+            token = "own" if maps.kind == "attention" else "class token"
+            _note(axes, f"{token} {float(own[row, column]):.0%}")
         if attended is None:
-            sheet.colour_bar(colours, "weight", row=row, tall=False)
+            label = "weight" if maps.kind == "attention" else "membership"
+            sheet.colour_bar(colours, label, row=row, tall=False)
     return save_figure(figure, path)
 
 
@@ -132,6 +135,8 @@ def _note(axes: Axes, text: str) -> None:
 def _caption(maps: AttentionMaps, note: str | None, mass: float | None) -> str:
     description, patches = maps.words(), "a patch" if maps.query == "class" else "another patch"
     heads = maps.weights.shape[2]
+    if maps.kind == "membership":
+        return _membership_caption(description, heads, note, mass)
     parts = [
         f"{description[0].upper()}{description[1:]}.",
         f"{heads} heads, counted from 0 as layers are.",
@@ -147,3 +152,21 @@ def _caption(maps: AttentionMaps, note: str | None, mass: float | None) -> str:
     if note:
         parts.append(f"{note}.")
     return " ".join(parts)
+
+
+def _membership_caption(words: str, heads: int, note: str | None, mass: float | None) -> str:
+    """The caption of memberships: no token attends to another, and over heads they sum to 1."""
+    shown = (
+        "Each layer is drawn from 0 to its largest membership of a patch."
+        if mass is None
+        else f"Shown: the fewest patches that hold {mass:.0%} of a head's memberships."
+    )
+    parts = [
+        f"{words[0].upper()}{words[1:]}.",
+        f"{heads} heads, counted from 0 as layers are.",
+        "No token attends to another one: a map shows how much each patch belongs to the head,"
+        f" and over heads a patch's memberships sum to 1, so their mean is 1/{heads}.",
+        shown,
+        "The class token's own is written in.",
+    ]
+    return " ".join([*parts, f"{note}."] if note else parts)

@@ -4,7 +4,7 @@ Shapes: B images (C, H, W), L patches of h x w pixels, N = 1 + L tokens, d token
 Masks are boolean (B, L) in raster order, True = removed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple, get_args
 
 import torch
@@ -13,7 +13,8 @@ from torch import Generator, Tensor, nn
 from crate_mae.models.config import ModelConfig, Preprocess, resolve_config
 from crate_mae.models.encoder import Encoder
 from crate_mae.models.half_steps import HalfStep, half_steps
-from crate_mae.models.layers import DecoderLayer, Layer, Side, Stack, init_linear
+from crate_mae.models.initial_values import INITIAL_VALUES, MASK_TOKEN
+from crate_mae.models.layers import DecoderLayer, Layer, Side, Stack
 from crate_mae.models.loss import masked_mse, masked_target
 from crate_mae.models.masks import draw_mask, place_visible, take_visible
 from crate_mae.models.operators import Operators, operators_of
@@ -57,10 +58,10 @@ class CrateMAE(nn.Module):
         self.encoder = Encoder(config, operators)
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.dim))
         self.decoder: Stack[DecoderLayer] = operators.decoder_layers(config)
-        self.decoder_norm = nn.LayerNorm(config.dim, eps=1e-6)
+        self.decoder_norm = nn.LayerNorm(config.dim, eps=config.final_norm_eps)
         self.prediction = nn.Linear(config.dim, config.patch_dim)
-        nn.init.normal_(self.mask_token, std=0.02)
-        init_linear(self.prediction)
+        nn.init.normal_(self.mask_token, std=MASK_TOKEN)
+        INITIAL_VALUES[config.initial_values].linear(self.prediction)
 
     def forward(
         self,
@@ -113,8 +114,10 @@ class CrateMAE(nn.Module):
         if self.config.mask_tokens == "encoder":
             patches = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
             return encoder.add_class_token(patches) + positions
-        visible = take_visible(patches + positions[1:], mask, kept)
-        return encoder.add_class_token(visible)  # the class token's position is zero
+        visible = encoder.add_class_token(take_visible(patches + positions[1:], mask, kept))
+        if encoder.fixed_positions:  # the class token's is zero
+            return visible
+        return torch.cat([visible[:, :1] + positions[:1], visible[:, 1:]], dim=1)
 
     def encode_masked(
         self, images: Tensor, mask: Tensor, kept: int | None = None, layer: int | None = None
@@ -162,8 +165,27 @@ class CrateMAE(nn.Module):
 
         Recomputed from U for the asked layers only; negative numbers count from the last layer,
         keys are counted from the first. `side` is "encoder" or "decoder".
-        Raises ValueError for a layer or side that the model does not have.
+        Raises ValueError for a layer or side that the model does not have, and for attention
+        without such weights ("tssa", "exact").
         """
+        return self._maps(images, layers, side, HalfStep.attention)
+
+    def membership(
+        self, images: Tensor, layers: int | Sequence[int] = (-1,), side: Side = "encoder"
+    ) -> dict[int, Tensor]:
+        """Memberships of tokens in heads {layer: (B, heads, N)} of attention "tssa"; 1 over heads.
+
+        As `attention` otherwise; raises ValueError for attention without memberships.
+        """
+        return self._maps(images, layers, side, HalfStep.membership)
+
+    def _maps(
+        self,
+        images: Tensor,
+        layers: int | Sequence[int],
+        side: Side,
+        read: Callable[[HalfStep], Tensor],
+    ) -> dict[int, Tensor]:
         layers_of_side = side_layers(self.stacks, side)
         depth = len(layers_of_side)
         asked = [layers] if isinstance(layers, int) else list(layers)
@@ -181,7 +203,7 @@ class CrateMAE(nn.Module):
         maps: dict[int, Tensor] = {}
         for step in half_steps(layers_of_side, tokens):
             if step.attends and step.index in wanted:
-                maps[step.index] = step.attention()
+                maps[step.index] = read(step)
                 if len(maps) == len(wanted):
                     break
         return maps

@@ -125,6 +125,15 @@ class ImageClassifier(Backbone, Protocol):
     pool: Pool
     class_names: tuple[str, ...] | None
 
+    @property
+    def pooled_layer(self) -> int | None:
+        """After how many layers tokens are pooled for the head; None: after the final norm, too."""
+        ...
+
+    def score(self, pooled: Tensor) -> Tensor:
+        """Class scores (B, classes) of pooled tokens (B, d) of `pooled_layer`."""
+        ...
+
     def __call__(self, images: Tensor, keep: Tensor | None = ...) -> Tensor:
         """Class scores (B, classes) of images; `keep` (layers, B) is stochastic depth."""
         ...

@@ -1,7 +1,7 @@
 """A classifier on the CRATE encoder."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +10,18 @@ from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import MAX_CLASSES, ModelConfig, Preprocess
 from crate_mae.models.encoder import Encoder
 from crate_mae.models.half_steps import HalfStep, half_steps
+from crate_mae.models.initial_values import INITIAL_VALUES
 from crate_mae.models.layers import Layer, Side
 
-Pool = Literal["cls", "mean"]
+Pool = Literal["cls", "mean", "mean-all"]
 
 
 class CrateClassifier(nn.Module):
-    """Class scores from the encoder's class token or from the mean of its patch tokens."""
+    """Class scores from the encoder's class token, or the mean of its patch tokens or of all.
+
+    With `head_norm="pooled"` in its configuration the tokens of the last layer are pooled as they
+    are and the encoder's norm acts on what comes of it (CRATE); else tokens are normalised first.
+    """
 
     kind: ClassVar[str] = "CrateClassifier"
     """How `config.json` of its weights names it."""
@@ -37,6 +42,8 @@ class CrateClassifier(nn.Module):
         self.class_names = class_names
         self.encoder = Encoder(config)
         self.head = classifier_head(config.dim, num_classes, pool=pool, class_names=class_names)
+        if config.initial_values != "crate-mae":  # those it has drawn already
+            INITIAL_VALUES[config.initial_values].head(self.head)
 
     @classmethod
     def from_pretrained(
@@ -78,7 +85,9 @@ class CrateClassifier(nn.Module):
         for step in half_steps(self.encoder.layers, tokens):
             yield f"encoder layer {step.index}, {step.name}", step.after
             tokens = step.after
-        yield "scores", self.head(pool_tokens(self.encoder.norm(tokens), self.pool))
+        if self.pooled_layer is None:
+            tokens = self.encoder.norm(tokens)
+        yield "scores", self.score(pool_tokens(tokens, self.pool))
 
     def layer_tokens(
         self, images: Tensor, layers: Sequence[int | None]
@@ -108,7 +117,21 @@ class CrateClassifier(nn.Module):
 
         `keep` (layers, B) multiplies each layer's MSSA step for each image: stochastic depth.
         """
-        scores: Tensor = self.head(pool_tokens(self.encoder(images, keep), self.pool))
+        if self.pooled_layer is None:
+            tokens = self.encoder(images, keep)
+        else:
+            tokens = self.encoder.through_layers(self.encoder.embed(images), keep)
+        return self.score(pool_tokens(tokens, self.pool))
+
+    @property
+    def pooled_layer(self) -> int | None:
+        """After how many layers tokens are pooled for the head; None: after the final norm, too."""
+        return None if self.config.head_norm == "tokens" else self.config.depth
+
+    def score(self, pooled: Tensor) -> Tensor:
+        """Class scores (B, classes) of pooled tokens (B, d) of `pooled_layer`."""
+        features = pooled if self.pooled_layer is None else self.encoder.norm(pooled)
+        scores: Tensor = self.head(features)
         return scores
 
 
@@ -121,8 +144,8 @@ def classifier_head(
     """
     if not 2 <= num_classes <= MAX_CLASSES:
         raise ValueError(f"a classifier needs 2 to {MAX_CLASSES} classes, not {num_classes}")
-    if pool not in ("cls", "mean"):
-        raise ValueError(f"pool must be 'cls' or 'mean', not {pool!r}")
+    if pool not in get_args(Pool):
+        raise ValueError(f"pool must be one of {', '.join(get_args(Pool))}, not {pool!r}")
     if class_names is not None and len(class_names) != num_classes:
         raise ValueError(f"{len(class_names)} class names for {num_classes} classes")
     head = nn.Linear(width, num_classes)
@@ -139,7 +162,9 @@ def head_facts(head: nn.Linear, pool: Pool, class_names: tuple[str, ...] | None)
 
 
 def pool_tokens(tokens: Tensor, pool: str) -> Tensor:
-    """Pooled tokens of (B, 1 + L, d): "cls" and "mean" (of patches) give (B, d), "tokens" all.
+    """Pooled tokens of (B, 1 + L, d): "cls", "mean" of patches, "mean-all", or all "tokens".
+
+    All but the last give (B, d); "mean-all" has the class token in the mean (CRATE).
 
     Raises ValueError for another name.
     """
@@ -147,6 +172,8 @@ def pool_tokens(tokens: Tensor, pool: str) -> Tensor:
         return tokens[:, 0]
     if pool == "mean":
         return tokens[:, 1:].mean(dim=1)
+    if pool == "mean-all":
+        return tokens.mean(dim=1)
     if pool == "tokens":
         return tokens
-    raise ValueError(f"pool must be cls, mean or tokens, not {pool!r}")
+    raise ValueError(f"pool must be cls, mean, mean-all or tokens, not {pool!r}")

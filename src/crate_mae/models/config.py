@@ -1,24 +1,44 @@
 """The shape of a model and the facts its images were prepared with; loads without torch."""
 
 import math
-import sys
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from crate_mae.common.hints import did_you_mean
+from crate_mae.models.families import family_presets
+from crate_mae.models.limits import MAX_CHANNELS as MAX_CHANNELS
+from crate_mae.models.limits import MAX_CLASSES as MAX_CLASSES
+from crate_mae.models.limits import MAX_DEPTH as MAX_DEPTH
+from crate_mae.models.limits import MAX_DIM as MAX_DIM
+from crate_mae.models.limits import MAX_OVERCOMPLETE as MAX_OVERCOMPLETE
+from crate_mae.models.limits import MAX_POSITIONS as MAX_POSITIONS
+from crate_mae.models.limits import MAX_SIDE as MAX_SIDE
+from crate_mae.models.limits import MAX_TOKENS as MAX_TOKENS
+from crate_mae.models.limits import faults_of
+from crate_mae.models.limits import nearest_multiple as nearest_multiple
+from crate_mae.models.limits import size_fault as size_fault
 
-OutputProjection = Literal["free", "tied"]
+AttentionKind = Literal["mssa", "exact", "tssa"]
+OutputProjection = Literal["free", "free-no-bias", "tied"]
+AttentionSkip = Literal["tokens", "normalised"]
+SparseStepKind = Literal["auto", "ista", "overcomplete", "decoupled", "none"]
 MaskTokens = Literal["encoder", "decoder"]
+Embedding = Literal["conv", "norm-linear-norm"]
+Positions = Literal["sincos", "learned"]
+InitialValuesOf = Literal["crate-mae", "crate", "crate-alpha", "tost"]
+HeadNorm = Literal["tokens", "pooled"]
 
-# A weights file names its own sizes and may come from a stranger: nothing larger is ever built.
-MAX_DIM = 16_384
-MAX_DEPTH = 512
-MAX_SIDE = 1 << 16
-MAX_TOKENS = 1 << 20
-MAX_POSITIONS = 1 << 27  # values in the position table, half a GiB
-MAX_CHANNELS = 4_096
-MAX_OVERCOMPLETE = 64
-MAX_CLASSES = 1 << 24
+CHOICES: dict[str, Any] = {
+    "attention": AttentionKind,
+    "output_projection": OutputProjection,
+    "attention_skip": AttentionSkip,
+    "sparse_step": SparseStepKind,
+    "mask_tokens": MaskTokens,
+    "embedding": Embedding,
+    "positions": Positions,
+    "initial_values": InitialValuesOf,
+    "head_norm": HeadNorm,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,85 +70,85 @@ class ModelConfig:
     """Weight lambda of the sparsity term in the ISTA step."""
     overcomplete: int = 1
     """Dictionary atoms for each of the d dimensions: 1, the published layers; more (not of the
-    paper), two ISTA steps from 0 and a skip, in encoder and decoder (docs/model.md). With a
+    paper), two ISTA steps from 0 and a skip, in encoder and decoder (`sparse_step`). With a
     `step_size` of 0.1 for up to 4; more atoms need smaller steps."""
     output_projection: OutputProjection = "free"
-    """Output map of MSSA: "free", a learned linear with bias (published code), or "tied", the
-    transpose of U (paper)."""
+    """Output map of attention: "free", a learned linear with bias (published code), "free-no-bias"
+    (CRATE-alpha), or "tied", the transpose of U (paper)."""
     mask_tokens: MaskTokens = "encoder"
     """Where mask tokens enter: "encoder" (published design) or "decoder" (the encoder then sees
     visible patches only)."""
     norm_pix_loss: bool = False
     """Whether the target of each patch is normalised by its own mean and variance."""
+    attention: AttentionKind = "mssa"
+    """How tokens are compressed: "mssa" (published), "exact", a gradient step on R^c itself, or
+    "tssa", token statistics in linear time (ToST); docs/family.md."""
+    attention_skip: AttentionSkip = "tokens"
+    """Where the skip around attention starts: "tokens" z (published code) or "normalised", LN(z)
+    (the paper's figure), in encoder and decoder."""
+    compression_step: float | None = None
+    """Step size c of attention: z + c (MSSA(x) - x) at x = LN(z), the step of the derivation. None:
+    z + MSSA(x) (published code)."""
+    eps_squared: float = 1.0
+    """eps^2 of R^c for attention "exact", in the units of squared normalised tokens."""
+    subspace_bias: bool = False
+    """Whether U has a bias, as in ToST's vision models; with attention "tssa" only."""
+    sparse_step: SparseStepKind = "auto"
+    """How tokens are sparsified: "ista" (published), "overcomplete", two steps from 0 that return
+    by D, "decoupled", that return by a second matrix (CRATE-alpha), or "none" (attention alone).
+    "auto": `ista` with one atom a dimension, `overcomplete` with more."""
+    embedding: Embedding = "conv"
+    """How patches become tokens: "conv", one linear map (MAE, CRATE-alpha), or "norm-linear-norm",
+    a LayerNorm before and one after it (CRATE)."""
+    positions: Positions = "sincos"
+    """Positions of patches: "sincos", fixed, or "learned" (CRATE, CRATE-alpha)."""
+    layer_norm_eps: float = 1e-5
+    """Epsilon of the LayerNorms in layers and in the embedding."""
+    final_norm_eps: float = 1e-6
+    """Epsilon of the norms after encoder and decoder."""
+    initial_values: InitialValuesOf = "crate-mae"
+    """The family whose initial values fresh weights are drawn from."""
+    head_norm: HeadNorm = "tokens"
+    """Where a classifier normalises: "tokens", then pools, or "pooled", after it has (CRATE)."""
+
+    ADDED: ClassVar[frozenset[str]] = frozenset(
+        {
+            "attention", "attention_skip", "compression_step", "eps_squared", "subspace_bias",
+            "sparse_step", "embedding", "positions", "layer_norm_eps", "final_norm_eps",
+            "initial_values", "head_norm",
+        }
+    )  # fmt: skip
+    """Fields that files of before do not name: their defaults are what was computed then."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", _pair(self.image_size))
         object.__setattr__(self, "patch_size", _pair(self.patch_size))
-        faults = list(self._faults())
+        faults = faults_of(self, CHOICES)
         if faults:
             raise ValueError("invalid model configuration: " + "; ".join(faults))
 
-    def _faults(self) -> list[str]:
-        faults: list[str] = []
-        counts = {
-            "image height": (self.image_hw[0], MAX_SIDE),
-            "image width": (self.image_hw[1], MAX_SIDE),
-            "patch height": (self.patch_hw[0], MAX_SIDE),
-            "patch width": (self.patch_hw[1], MAX_SIDE),
-            "channels": (self.channels, MAX_CHANNELS),
-            "dim": (self.dim, MAX_DIM),
-            "depth": (self.depth, MAX_DEPTH),
-            "num_heads": (self.num_heads, MAX_DIM),
-            "decoder_depth": (self.decoder_depth, MAX_DEPTH),
-            "decoder_num_heads": (self.decoder_num_heads, MAX_DIM),
-            "overcomplete": (self.overcomplete, MAX_OVERCOMPLETE),
-        }
-        for name, (value, limit) in counts.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                faults.append(f"{name} must be a positive whole number, not {value!r}")
-            elif value > limit:
-                faults.append(f"{name} {value} is above the limit of {limit}")
-        for name, number in (("step_size", self.step_size), ("sparsity", self.sparsity)):
-            if (
-                isinstance(number, bool)
-                or not isinstance(number, int | float)
-                or not 0 <= number <= sys.float_info.max
-            ):
-                faults.append(f"{name} must be a finite number of at least 0, not {number!r}")
-        for name, choice, allowed in (
-            ("output_projection", self.output_projection, ("free", "tied")),
-            ("mask_tokens", self.mask_tokens, ("encoder", "decoder")),
-        ):
-            if choice not in allowed:
-                faults.append(f"{name} must be one of {', '.join(allowed)}, not {choice!r}")
-        normalised: object = self.norm_pix_loss
-        if not isinstance(normalised, bool):
-            faults.append(f"norm_pix_loss must be true or false, not {normalised!r}")
-        if faults:
-            return faults
-        if self.dim % 4:
-            faults.append(
-                f"dim {self.dim} is not a multiple of 4, nearest {nearest_multiple(self.dim, 4)}"
-            )
-        for name, heads in (
-            ("num_heads", self.num_heads),
-            ("decoder_num_heads", self.decoder_num_heads),
-        ):
-            if self.dim % heads:
-                good = [k for k in range(1, self.dim + 1) if self.dim % k == 0]
-                near = min(good, key=lambda k: abs(k - heads))
-                faults.append(f"{name} {heads} does not divide dim {self.dim}, nearest {near}")
-        fault = size_fault(self.image_hw, self.patch_hw)
-        if fault:
-            faults.append(fault)
-        elif self.num_patches > MAX_TOKENS:
-            faults.append(f"{self.num_patches} patches are above the limit of {MAX_TOKENS}")
-        elif self.num_patches * self.dim > MAX_POSITIONS:
-            faults.append(
-                f"{self.num_patches} patches of dim {self.dim} are above the limit of"
-                f" {MAX_POSITIONS} values"
-            )
-        return faults
+    @property
+    def sparse_kind(self) -> SparseStepKind:
+        """The sparse step that is meant: `sparse_step`, with "auto" resolved."""
+        if self.sparse_step != "auto":
+            return self.sparse_step
+        return "ista" if self.overcomplete == 1 else "overcomplete"
+
+    @property
+    def other_operators(self) -> list[str]:
+        """Fields and values by which its layers are none that CRATE-MAE's published code has.
+
+        Empty for published and tied ones; initial values and a classifier's norm do not count.
+        """
+        mine = self.to_dict() | {"sparse_step": self.sparse_kind}
+        plain = ModelConfig().to_dict() | {"sparse_step": "ista"}
+        computing = self.ADDED - {"eps_squared", "initial_values", "head_norm"}
+        found = [
+            f"{name} {mine[name]!r}" for name in sorted(computing) if mine[name] != plain[name]
+        ]
+        if self.output_projection == "free-no-bias":
+            found.append(f"output_projection {self.output_projection!r}")
+        return found
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -269,25 +289,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def size_fault(image_hw: tuple[int, int], patch_hw: tuple[int, int]) -> str | None:
-    """What is wrong with an image size for a patch size, and the nearest good one; or None."""
-    (height, width), (patch_height, patch_width) = image_hw, patch_hw
-    good = (nearest_multiple(height, patch_height), nearest_multiple(width, patch_width))
-    if good == (height, width):
-        return None
-    too_small = height < patch_height or width < patch_width
-    problem = "is smaller than" if too_small else "is not a multiple of"
-    return (
-        f"image {height}x{width} {problem} patch {patch_height}x{patch_width},"
-        f" nearest size {good[0]}x{good[1]}"
-    )
-
-
-def nearest_multiple(value: int, unit: int) -> int:
-    """The multiple of `unit` nearest to `value`, at least one `unit`."""
-    return max(unit, unit * ((2 * value + unit) // (2 * unit)))
-
-
 def checked_keys(owner: type, values: dict[str, Any]) -> dict[str, Any]:
     """`values` itself when every key is a field of `owner`; ValueError with near names if not."""
     known = [field.name for field in fields(owner)]
@@ -347,8 +348,11 @@ PRESETS: dict[str, ModelConfig] = {
     "px32-d384-l12": ModelConfig(
         image_size=32, patch_size=4, dim=384, num_heads=6, decoder_num_heads=6
     ),
+    **{name: ModelConfig(**values) for name, values in family_presets().items()},
 }
-"""Named sizes. `pxP-dD-lL`: images of P pixels in patches of 4, width D, L + L layers."""
+"""Named sizes. `pxP-dD-lL`: images of P pixels in patches of 4, width D, L + L layers; `crate-*`,
+`crate-alpha-*`, `tost-*`, `aot-*`: the families of docs/family.md. Decoders of families that have
+none mirror their encoder."""
 
 
 def resolve_config(preset_or_config: str | ModelConfig, **overrides: Any) -> ModelConfig:

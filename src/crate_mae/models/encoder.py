@@ -7,14 +7,21 @@ import logging
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crate_mae.models.config import ModelConfig, size_fault
+from crate_mae.models.embedding import patch_embedding
 from crate_mae.models.half_steps import tokens_after
+from crate_mae.models.initial_values import INITIAL_VALUES
 from crate_mae.models.layers import EncoderLayer, Stack
 from crate_mae.models.operators import Operators, operators_of
-from crate_mae.models.patches import grid_of, sincos_positions
+from crate_mae.models.patches import (
+    grid_of,
+    patch_centres,
+    positions_at,
+    resampled_positions,
+    sincos_positions,
+)
 
 CACHED_VALUES = 1 << 20
 """Values of the tokens that go through all layers together where a CPU computes features alone."""
@@ -32,37 +39,40 @@ class Encoder(nn.Module):
         self.config = config
         dim = config.dim
         operators = operators_of(config) if operators is None else operators
-        self.patch_embed = nn.Conv2d(config.channels, dim, config.patch_hw, config.patch_hw)
+        self.patch_embed = patch_embedding(config)
         self.class_token = nn.Parameter(torch.empty(1, 1, dim))
         self.layers: Stack[EncoderLayer] = operators.encoder_layers(config)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
-        # Not in the weights file: the configuration says all there is to know.
-        self.register_buffer("positions", sincos_positions(dim, config.grid), persistent=False)
+        self.norm = nn.LayerNorm(dim, eps=config.final_norm_eps)
+        self.fixed_positions = config.positions == "sincos"
+        if self.fixed_positions:
+            # Not in the weights file: the configuration says all there is to know.
+            table = sincos_positions(dim, config.grid)
+            self.register_buffer("positions", table, persistent=False)
+        else:
+            self.positions = nn.Parameter(torch.empty(1 + config.num_patches, dim))
         self._grids_told: set[tuple[int, int]] = set()
 
-        nn.init.xavier_uniform_(self.patch_embed.weight.view(dim, -1))
-        if self.patch_embed.bias is not None:
-            nn.init.zeros_(self.patch_embed.bias)
-        nn.init.normal_(self.class_token, std=0.02)
+        values = INITIAL_VALUES[config.initial_values]
+        values.patches(self.patch_embed.linear)
+        nn.init.normal_(self.class_token, std=values.class_token)
+        if not self.fixed_positions:
+            nn.init.normal_(self.positions, std=values.positions)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Encoder":
-        # The table is made anew where the module now lies: half and back would have rounded it.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        table = sincos_positions(self.config.dim, self.config.grid)
-        self.positions = table.to(self.positions.device)
+        if self.fixed_positions:
+            # The table is made anew where the module now lies: half and back would have rounded it.
+            table = sincos_positions(self.config.dim, self.config.grid)
+            self.positions = table.to(self.positions.device)
         return self
 
     def patch_tokens(self, images: Tensor) -> Tensor:
-        """Linear patch tokens (B, L, d) of images (B, C, H, W), before positions.
+        """Embedded patches (B, L, d) of images (B, C, H, W), before positions.
 
         Raises ValueError for another channel count and for sizes that are no multiple of the patch.
         """
         self.check_images(images)
-        filters = self.patch_embed
-        if images.device.type == "cpu":
-            patches: Tensor = filters(images)
-            return patches.flatten(2).transpose(1, 2)
-        return filtered_patches(images, filters)
+        return self.patch_embed.tokens(images)
 
     def add_class_token(self, patches: Tensor) -> Tensor:
         """Tokens (B, N, d): the class token in front of patch tokens (B, L, d)."""
@@ -74,14 +84,18 @@ class Encoder(nn.Module):
         tokens = self.add_class_token(self.patch_tokens(images))
         return tokens + self.positions_for(grid_of(images, self.config.patch_hw)).to(tokens.dtype)
 
-    def run_layers(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Tokens (B, N, d) after every layer and the final norm.
+    def through_layers(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Tokens (B, N, d) after every layer, not normalised.
 
         `keep` (layers, B) multiplies each layer's MSSA step for each image: stochastic depth.
         """
         for index, layer in enumerate(self.layers):
             tokens = self.layers.run(layer, tokens, None if keep is None else keep[index])
-        normed: Tensor = self.norm(tokens)
+        return tokens
+
+    def run_layers(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Tokens (B, N, d) after every layer and the final norm; `keep` as in `through_layers`."""
+        normed: Tensor = self.norm(self.through_layers(tokens, keep))
         return normed
 
     def run_layers_with(self, tokens: Tensor, layer: int | None) -> tuple[Tensor, Tensor]:
@@ -134,19 +148,37 @@ class Encoder(nn.Module):
     def positions_for(self, grid: tuple[int, int]) -> Tensor:
         """The position table (1 + rows*columns, d) of a grid.
 
-        For a grid other than the model's it is computed anew, in the model's own coordinates.
+        For a grid other than the model's, patches lie at their centres in the extent of the model's
+        own grid: see `positions_at`.
         """
         if grid == self.config.grid:
             return self.positions
         if grid not in self._grids_told:
             self._grids_told.add(grid)
             logger.warning(
-                "image size differs from the model's: sin-cos positions recomputed, %dx%d -> %dx%d",
+                "image size differs from the model's: %s, %dx%d -> %dx%d",
+                "sin-cos positions recomputed"
+                if self.fixed_positions
+                else "learned positions interpolated bilinearly",
                 *self.config.grid,
                 *grid,
             )
-        table = sincos_positions(self.config.dim, grid, reference_grid=self.config.grid)
-        return table.to(self.positions.device, self.positions.dtype)
+        rows, columns = (
+            patch_centres(count, own) for count, own in zip(grid, self.config.grid, strict=True)
+        )
+        return self.positions_at(rows, columns)
+
+    def positions_at(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """The position table (1 + R*C, d) of patches at any row (R,) and column (C,) coordinates.
+
+        In units of patches of the model's grid, 0 for the centre of the first: sines and cosines
+        are computed there, learned positions interpolated bilinearly (the outermost ones beyond
+        their centres). The class token's is as it is.
+        """
+        if self.fixed_positions:
+            table = positions_at(self.config.dim, rows, columns)
+            return table.to(self.positions.device, self.positions.dtype)
+        return resampled_positions(self.positions, self.config.grid, rows, columns)
 
     def check_images(self, images: Tensor) -> None:
         """Raise ValueError when images are not (B, C, H, W) as this model needs them."""
@@ -160,16 +192,3 @@ class Encoder(nn.Module):
         fault = size_fault((images.shape[2], images.shape[3]), self.config.patch_hw)
         if fault:
             raise ValueError(f"{fault}: resize, crop or pad the images")
-
-
-def filtered_patches(images: Tensor, filters: nn.Conv2d) -> Tensor:
-    """What a convolution without overlap makes of the patches of images (B, C, H, W): (B, L, d).
-
-    As one matrix product. GPUs take several times as long over the convolution's gradient, and
-    their convolutions round float32 to TF32 whether or not products may.
-    """
-    height, width = filters.weight.shape[-2:]
-    rows, columns = grid_of(images, (height, width))
-    pixels = images.reshape(*images.shape[:2], rows, height, columns, width)
-    pixels = pixels.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, L, C h w)
-    return F.linear(pixels, filters.weight.flatten(1), filters.bias)

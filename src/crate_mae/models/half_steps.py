@@ -11,7 +11,8 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from crate_mae.models.layers import Attention, Layer, Side
+from crate_mae.models.layers import Layer, Side
+from crate_mae.models.mssa import Attention
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,6 +60,10 @@ class HalfStep:
     def attention(self) -> Tensor:
         """The attention (B, K, N, N) of this half step, which must attend."""
         return self.mssa.attention(self.mssa_norm(self.before))
+
+    def membership(self) -> Tensor:
+        """The memberships (B, K, N) of tokens in heads of this half step, which must attend."""
+        return self.mssa.membership(self.mssa_norm(self.before))
 
     def coordinates(self) -> Tensor:
         """The subspace coordinates (B, K, N, p) of this half step, which must attend."""

@@ -6,19 +6,16 @@ Layers know only how operators are joined. A variant is a class with an operator
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from crate_mae.models.config import ModelConfig
-from crate_mae.models.layers import (
-    ISTA,
-    MSSA,
-    Attention,
-    DecoderLayer,
-    EncoderLayer,
-    SparseStep,
-    Stack,
-    Synthesis,
-)
-from crate_mae.models.overcomplete import OvercompleteISTA
+from crate_mae.models.config import AttentionKind, ModelConfig, SparseStepKind
+from crate_mae.models.exact import ExactCompression
+from crate_mae.models.initial_values import INITIAL_VALUES
+from crate_mae.models.ista import ISTA, SparseStep, Synthesis
+from crate_mae.models.layers import DecoderLayer, EncoderLayer, Stack
+from crate_mae.models.mssa import MSSA, Attention
+from crate_mae.models.overcomplete import DecoupledISTA, OvercompleteISTA
+from crate_mae.models.tssa import TSSA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +27,10 @@ class Operators:
 
     attention: Callable[[ModelConfig, int], Attention]
     """Of encoder (compress) and decoder (decompress)."""
-    sparse: Callable[[ModelConfig], SparseStep]
-    """Of the encoder: sparsify."""
-    synthesis: Callable[[ModelConfig], Synthesis | SparseStep]
-    """Of the decoder: expand."""
+    sparse: Callable[[ModelConfig], SparseStep | None]
+    """Of the encoder: sparsify; None where attention is alone."""
+    synthesis: Callable[[ModelConfig], Synthesis | SparseStep | None]
+    """Of the decoder: expand; None where attention is alone."""
 
     def encoder_layers(self, config: ModelConfig) -> Stack[EncoderLayer]:
         """The encoder's layers, with fresh weights."""
@@ -42,6 +39,7 @@ class Operators:
                 dim=config.dim,
                 mssa=self.attention(config, config.num_heads),
                 ista=self.sparse(config),
+                **_joined(config),
             )
             for _ in range(config.depth)
         )
@@ -53,18 +51,54 @@ class Operators:
                 dim=config.dim,
                 synthesis=self.synthesis(config),
                 mssa=self.attention(config, config.decoder_num_heads),
+                **_joined(config),
             )
             for _ in range(config.decoder_depth)
         )
 
 
 def operators_of(config: ModelConfig) -> Operators:
-    """The operators that a configuration names: published ones, or overcomplete dictionaries."""
-    return PUBLISHED if config.overcomplete == 1 else OVERCOMPLETE
+    """The operators that a configuration names."""
+    sparse, synthesis = SPARSE_STEPS[config.sparse_kind]
+    return Operators(attention=ATTENTION[config.attention], sparse=sparse, synthesis=synthesis)
 
 
-def _mssa(config: ModelConfig, num_heads: int) -> MSSA:
-    return MSSA(dim=config.dim, num_heads=num_heads, output_projection=config.output_projection)
+def _joined(config: ModelConfig) -> dict[str, Any]:
+    """How a configuration joins operators: skip, step and norms of its layers."""
+    return {
+        "skip": config.attention_skip,
+        "step": config.compression_step,
+        "eps": config.layer_norm_eps,
+    }
+
+
+def _mssa(config: ModelConfig, num_heads: int) -> Attention:
+    projection = config.output_projection
+    return _drawn(MSSA(dim=config.dim, num_heads=num_heads, output_projection=projection), config)
+
+
+def _exact(config: ModelConfig, num_heads: int) -> Attention:
+    made = ExactCompression(dim=config.dim, num_heads=num_heads, eps_squared=config.eps_squared)
+    return _drawn(made, config)
+
+
+def _tssa(config: ModelConfig, num_heads: int) -> Attention:
+    made = TSSA(
+        dim=config.dim,
+        num_heads=num_heads,
+        output_projection=config.output_projection,
+        bias=config.subspace_bias,
+    )
+    return _drawn(made, config)
+
+
+def _drawn(attention: Attention, config: ModelConfig) -> Attention:
+    """The operator, its U and W with the initial values of the configuration's family."""
+    if config.initial_values != "crate-mae":  # those it has drawn already
+        for linear in (attention.subspaces, attention.output):
+            if linear is not None:
+                INITIAL_VALUES[config.initial_values].linear(linear)
+    return attention
 
 
 def _ista(config: ModelConfig) -> ISTA:
@@ -72,18 +106,49 @@ def _ista(config: ModelConfig) -> ISTA:
 
 
 def _overcomplete(config: ModelConfig) -> OvercompleteISTA:
-    return OvercompleteISTA(
-        dim=config.dim,
-        overcomplete=config.overcomplete,
-        step_size=config.step_size,
-        sparsity=config.sparsity,
-    )
+    return OvercompleteISTA(**_from_zero(config))
+
+
+def _decoupled(config: ModelConfig) -> DecoupledISTA:
+    return DecoupledISTA(**_from_zero(config))
+
+
+def _from_zero(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "dim": config.dim,
+        "overcomplete": config.overcomplete,
+        "step_size": config.step_size,
+        "sparsity": config.sparsity,
+    }
 
 
 def _synthesis(config: ModelConfig) -> Synthesis:
     return Synthesis(dim=config.dim)
 
 
+def _none(config: ModelConfig) -> None:  # noqa: ARG001
+    return None
+
+
+ATTENTION: dict[AttentionKind, Callable[[ModelConfig, int], Attention]] = {
+    "mssa": _mssa,
+    "exact": _exact,
+    "tssa": _tssa,
+}
+"""By the name that `ModelConfig.attention` has."""
+SPARSE_STEPS: dict[
+    SparseStepKind,
+    tuple[
+        Callable[[ModelConfig], SparseStep | None],
+        Callable[[ModelConfig], Synthesis | SparseStep | None],
+    ],
+] = {
+    "ista": (_ista, _synthesis),
+    "overcomplete": (_overcomplete, _overcomplete),
+    "decoupled": (_decoupled, _decoupled),
+    "none": (_none, _none),
+}
+"""Of encoder and decoder, by the name that `ModelConfig.sparse_kind` has."""
 PUBLISHED = Operators(attention=_mssa, sparse=_ista, synthesis=_synthesis)
 """The paper's layers."""
 OVERCOMPLETE = Operators(attention=_mssa, sparse=_overcomplete, synthesis=_overcomplete)

@@ -1,4 +1,4 @@
-"""A sparse step that is not the paper's: ISTA in a dictionary of more atoms than dimensions.
+"""Sparse steps that are not the paper's: ISTA from 0 in a dictionary of more atoms than dimensions.
 
 Shapes: d token width, n atoms for each of the d dimensions. Tokens are rows.
 """
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crate_mae.models.layers import SparseStep
+from crate_mae.models.ista import SparseStep
 
 
 class OvercompleteISTA(SparseStep):
@@ -20,7 +20,7 @@ class OvercompleteISTA(SparseStep):
     1/2 |x - D a|^2 + lambda |a|_1. Not of the CRATE-MAE paper: the published step has n = 1, one
     step from x itself, and its code is the next layer's token. Two steps from 0 in an overcomplete
     dictionary follow CRATE-alpha (Yang et al., arXiv 2405.20299), whose codes return to d
-    dimensions by a second matrix; here they return by D.
+    dimensions by a second matrix (`DecoupledISTA`); here they return by D.
     """
 
     skip, returns_codes, starts_at_zero = True, False, True
@@ -43,3 +43,21 @@ class OvercompleteISTA(SparseStep):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens a_2 D^T that the codes of tokens x (..., d) stand for: (..., d)."""
         return F.linear(self.codes(x), self.dictionary)
+
+
+class DecoupledISTA(OvercompleteISTA):
+    """The same codes, returned to d dimensions by a second matrix, as CRATE-alpha has it.
+
+        DecoupledISTA(x) = a_2 D1^T
+
+    D1 is (d, n d) like D. The codes stay those of the LASSO in D; what they add to a token is free.
+    """
+
+    def __init__(self, *, dim: int, overcomplete: int, step_size: float, sparsity: float) -> None:
+        super().__init__(dim=dim, overcomplete=overcomplete, step_size=step_size, sparsity=sparsity)
+        self.returning = nn.Parameter(torch.empty(dim, overcomplete * dim))  # D1
+        nn.init.kaiming_uniform_(self.returning, mode="fan_out")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens a_2 D1^T that the codes of tokens x (..., d) are turned into: (..., d)."""
+        return F.linear(self.codes(x), self.returning)

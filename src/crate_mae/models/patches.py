@@ -53,7 +53,7 @@ def sincos_positions(
     was trained on when it is fed another image size; for equal grids nothing changes.
     """
     rows, columns = (
-        _coordinates(n, n if reference_grid is None else reference_grid[axis])
+        patch_centres(n, n if reference_grid is None else reference_grid[axis])
         for axis, n in enumerate(grid)
     )
     return positions_at(dim, rows, columns)
@@ -78,6 +78,34 @@ def positions_at(dim: int, rows: Tensor, columns: Tensor) -> Tensor:
     return torch.cat([torch.zeros(1, dim), table])
 
 
-def _coordinates(count: int, reference: int) -> Tensor:
+def resampled_positions(
+    table: Tensor, grid: tuple[int, int], rows: Tensor, columns: Tensor
+) -> Tensor:
+    """The table (1 + R*C, d) at any coordinates of a learned one (1 + rows*columns, d) of a grid.
+
+    Bilinear between the centres of patches, constant beyond the outermost; coordinates as in
+    `positions_at`. The class token's row is kept.
+    """
+    down, across = (
+        _interpolation(places, count).to(table)
+        for places, count in zip((rows, columns), grid, strict=True)
+    )
+    patches = table[1:].view(*grid, -1)
+    found = torch.einsum("ry,cx,yxd->rcd", down, across, patches)
+    return torch.cat([table[:1], found.flatten(0, 1)])
+
+
+def _interpolation(places: Tensor, count: int) -> Tensor:
+    """Weights (places, count) of a linear interpolation between the values at 0 to count - 1."""
+    inside = places.double().clamp(0, count - 1)
+    at = torch.arange(count, dtype=torch.float64, device=inside.device)
+    return (1 - (inside[:, None] - at).abs()).clamp(min=0)
+
+
+def patch_centres(count: int, reference: int) -> Tensor:
+    """The centres (count,) of so many patches in the extent of `reference` ones, from 0, float64.
+
+    Equal counts give whole numbers.
+    """
     steps = torch.arange(count, dtype=torch.float64)
     return steps if count == reference else (steps + 0.5) * (reference / count) - 0.5

@@ -38,10 +38,12 @@ def score_classifier(
     `top5_accuracy` is None below ten classes.
     """
     progress = progress_bar("testing") if is_main_process() else None
-    features = extract_features(model, test, pool=model.pool, device=device, progress=progress)
+    features = extract_features(
+        model, test, pool=model.pool, layer=model.pooled_layer, device=device, progress=progress
+    )
     assert features.labels is not None
     with torch.inference_mode():
-        scores = model.head(features.values.to(model.head.weight.device)).cpu()
+        scores = model.score(features.values.to(model.head.weight.device)).cpu()
     known = torch.zeros(scores.shape[1], dtype=torch.bool)
     known[train_labels] = True
     scores = scores.masked_fill(~known, -torch.inf)

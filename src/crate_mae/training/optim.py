@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-TOKENS = ("class_token", "mask_token", "cls_token")
-"""Names of parameters that are tokens, in our models and in those of transformers."""
+NOT_DECAYED = ("class_token", "mask_token", "cls_token", "positions", "temperature", "offsets")
+"""Names of parameters of two dimensions or more that are no matrices: tokens, in our models and in
+those of transformers, learned positions, and ToST's temperatures."""
 
 
 def can_fuse(device_type: str, precision: str) -> bool:
@@ -22,13 +23,13 @@ def can_fuse(device_type: str, precision: str) -> bool:
 def decayed_names(model: nn.Module) -> frozenset[str]:
     """Names of the parameters that weight decay acts on: matrices and patch filters.
 
-    Not norms, biases, class and mask tokens (MAE, appendix A.1). To be asked before a sharded
-    strategy wraps the model, because sharded parameters lose their shape.
+    Not norms, biases, class and mask tokens (MAE, appendix A.1), nor positions. To be asked before
+    a sharded strategy wraps the model, because sharded parameters lose their shape.
     """
     return frozenset(
         name
         for name, parameter in model.named_parameters()
-        if parameter.ndim >= 2 and name.rsplit(".", 1)[-1] not in TOKENS
+        if parameter.ndim >= 2 and name.rsplit(".", 1)[-1] not in NOT_DECAYED
     )
 
 
@@ -69,7 +70,7 @@ def layer_decay_share(name: str, *, decay: float, depth: int) -> float:
     for a name that is no classifier's.
     """
     match name.replace("vitmae.model.vit.", "encoder.").split("."):  # of a ViT-MAE
-        case ["encoder", "patch_embed" | "class_token" | "embeddings", *_]:
+        case ["encoder", "patch_embed" | "class_token" | "positions" | "embeddings", *_]:
             layer = 0
         case ["encoder", "layers", index, *_]:
             layer = int(index) + 1

@@ -108,7 +108,7 @@ class ViTClassifier(nn.Module):
         """Name and value of the tensors on the way to the scores; its layers are not told."""
         tokens = self.encode(images)
         yield "features (the layers of ViT-MAE are not looked into)", tokens
-        yield "scores", self.head(pool_tokens(tokens, self.pool))
+        yield "scores", self.score(pool_tokens(tokens, self.pool))
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Class scores (B, classes) of images (B, C, H, W).
@@ -117,7 +117,16 @@ class ViTClassifier(nn.Module):
         """
         if keep is not None:
             raise ValueError("ViT-MAE has no stochastic depth: set optim.drop_path to 0")
-        scores: Tensor = self.head(pool_tokens(self.encode(images), self.pool))
+        return self.score(pool_tokens(self.encode(images), self.pool))
+
+    @property
+    def pooled_layer(self) -> None:
+        """None: tokens are pooled after the final norm."""
+        return None
+
+    def score(self, pooled: Tensor) -> Tensor:
+        """Class scores (B, classes) of pooled features (B, d)."""
+        scores: Tensor = self.head(pooled)
         return scores
 
 

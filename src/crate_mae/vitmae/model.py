@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from crate_mae.models.autoencoder import CrateMAE, MaskedOutput
 from crate_mae.models.backbone import Backbone
 from crate_mae.models.config import MAX_DIM, ModelConfig, Preprocess
-from crate_mae.models.layers import init_linear
+from crate_mae.models.initial_values import init_linear
 from crate_mae.models.loss import masked_mse, masked_target
 from crate_mae.models.masks import visible_count
 from crate_mae.models.patches import sincos_positions

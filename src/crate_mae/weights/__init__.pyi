@@ -1,3 +1,8 @@
+from .conversion import Checkpoint as Checkpoint
+from .conversion import FamilyConversion as FamilyConversion
+from .conversion import convert_family as convert_family
+from .conversion import read_checkpoint as read_checkpoint
+from .conversion import write_published as write_published
 from .info import describe_model as describe_model
 from .info import weights_table as weights_table
 from .published import PublishedFacts as PublishedFacts
@@ -5,6 +10,13 @@ from .published import convert_checkpoint as convert_checkpoint
 from .published import from_reference as from_reference
 from .published import to_reference as to_reference
 from .published import write_reference as write_reference
+from .published_classifiers import ClassifierFacts as ClassifierFacts
+from .published_classifiers import from_published as from_published
+from .published_classifiers import to_published as to_published
+from .published_depict import from_depict as from_depict
+from .published_depict import load_decoder as load_decoder
+from .published_depict import save_decoder as save_decoder
+from .published_depict import to_depict as to_depict
 from .shipped import SHIPPED as SHIPPED
 from .shipped import ShippedWeights as ShippedWeights
 from .tensors import IncompleteWeightsError as IncompleteWeightsError

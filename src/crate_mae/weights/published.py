@@ -118,7 +118,8 @@ def to_reference(model: CrateMAE) -> dict[str, Tensor]:
     Cloned tensors. A tied output map is written out as the separate map the published code has
     (transposed U, zero bias), which computes the same. The two unused published tensors are left
     out. Raises ValueError when the published code cannot express the model: mask tokens that enter
-    in the decoder, an overcomplete dictionary, or a tied output map with a single head.
+    in the decoder, an overcomplete dictionary, operators of another family, or a tied output map
+    with a single head.
     """
     config = model.config
     if config.mask_tokens != "encoder":
@@ -128,6 +129,8 @@ def to_reference(model: CrateMAE) -> dict[str, Tensor]:
             f"the published code has as many atoms as dimensions, not {config.overcomplete} times"
             " as many (overcomplete)"
         )
+    if config.other_operators:
+        raise ValueError(f"the published code has no {', '.join(config.other_operators)}")
     if config.output_projection == "tied" and 1 in (config.num_heads, config.decoder_num_heads):
         raise ValueError("the published code has no output map with one head, so none can be tied")
     names = _names(config)
@@ -240,12 +243,14 @@ def write_reference(weights: str | Path, file: str | Path) -> int:
 def published_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors by their published names, out of a file or mapping in any wrapping.
 
+    Of a student and a teacher (SimDINO) it is the teacher.
+
     Raises FileNotFoundError, and ValueError for damaged files (a zip archive has checksums, older
     `.pth` files have none), for files that hold anything but plain tensors and values, for entries
     that are no tensors, and for tensors that claim more values than they hold.
     """
     loaded: Any = source if isinstance(source, Mapping) else _read(Path(source))
-    for wrapper in ("model", "state_dict", "module"):
+    for wrapper in ("model", "teacher", "state_dict", "module"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
     if not isinstance(loaded, Mapping) or not loaded:
@@ -259,7 +264,7 @@ def published_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]
         # A pickle of a few bytes can repeat one value to any size by a stride of 0.
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ValueError(f"{key} claims {value.numel():,} values and holds fewer")
-        state[re.sub(r"^(?:module\.|_orig_mod\.)+", "", key)] = value
+        state[re.sub(r"^(?:module\.|_orig_mod\.|backbone\.)+", "", key)] = value
     return state
 
 

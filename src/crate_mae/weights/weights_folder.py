@@ -268,8 +268,12 @@ def _build(folder: Path, described: dict[str, Any]) -> CrateMAE | CrateClassifie
 
 
 def _every_field(values: dict[str, Any], owner: type) -> dict[str, Any]:
-    """`values` when they name every field of the dataclass: a default is not what was trained."""
-    missing = [field.name for field in fields(owner) if field.name not in values]
+    """`values` when they name every field of the dataclass: a default is not what was trained.
+
+    Fields that came later (`ADDED`) may be absent: their default is what was computed before.
+    """
+    later = getattr(owner, "ADDED", frozenset())
+    missing = [f.name for f in fields(owner) if f.name not in values and f.name not in later]
     if missing:
         raise ValueError(f"{owner.__name__} lacks {', '.join(missing)}")
     return values

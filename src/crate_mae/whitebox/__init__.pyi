@@ -1,3 +1,5 @@
+from .attention_only import signal_to_noise as signal_to_noise
+from .attention_only import thresholded_step as thresholded_step
 from .catalogue import MEASURES as MEASURES
 from .geometry import coherence as coherence
 from .geometry import principal_cosines as principal_cosines

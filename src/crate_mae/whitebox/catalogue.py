@@ -431,6 +431,24 @@ _MEASURES = (
         panel="cosine of $A$ and mirrored $D$",
         meaning="1 when a decoder layer uses the dictionary of the encoder layer it mirrors.",
     ),
+    Measure(
+        name="return_cosine",
+        title="Likeness of the returning matrix to the dictionary",
+        points=WEIGHTS,
+        scale=COSINE,
+        better="higher",
+        meaning="Of decoupled sparse steps: 1 when codes return to tokens by the dictionary they"
+        " are codes in, as the derivation has it; 0 when D1 has nothing to do with D.",
+    ),
+    Measure(
+        name="membership_entropy",
+        title="Entropy of the memberships in heads",
+        points=COMPRESSION,
+        scale=INDEX,
+        better="lower",
+        meaning="Of attention tssa, whose tokens belong to heads and attend to none: 1 when a token"
+        " belongs to all heads alike, 0 when it belongs to one, as the derivation has it.",
+    ),
 )
 
 MEASURES: Mapping[str, Measure] = {measure.name: measure for measure in _MEASURES}

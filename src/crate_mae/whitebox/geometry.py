@@ -8,13 +8,19 @@ import math
 import torch
 from torch import Tensor
 
-from crate_mae.models.layers import Attention
+from crate_mae.models.mssa import Attention
 
 
 def subspace_bases(mssa: Attention) -> Tensor:
     """The matrices U_k of an MSSA, with w_k = x U_k: (K, d, p) float64."""
     weight: Tensor = mssa.subspaces.weight.detach().double()  # (d, d): rows U_1^T, U_2^T, ...
     return weight.view(mssa.num_heads, -1, weight.shape[1]).transpose(1, 2)
+
+
+def subspace_offsets(mssa: Attention) -> Tensor | None:
+    """What a bias of U adds to the coordinates w_k: (1, K, 1, p) float64; None without a bias."""
+    bias = mssa.subspaces.bias
+    return None if bias is None else bias.detach().double().view(1, mssa.num_heads, 1, -1)
 
 
 def orthonormality_error(U: Tensor) -> Tensor:

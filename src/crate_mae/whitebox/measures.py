@@ -50,15 +50,20 @@ def head_coding_rates(
     return half_logdet(w, w.shape[-1] / (w.shape[-2] * eps_squared))
 
 
-def compression_gradient(tokens: Tensor, subspaces: Tensor, *, eps_squared: float) -> Tensor:
+def compression_gradient(
+    tokens: Tensor, subspaces: Tensor, *, eps_squared: float, offsets: Tensor | None = None
+) -> Tensor:
     """The gradient dR^c/dZ (B, N, d) at tokens Z (B, N, d) for subspaces U_k (K, d, p).
 
-    sum_k a (I + a (Z U_k)(Z U_k)^T)^-1 Z U_k U_k^T with a = p / (N eps^2), of the rate without
-    normalisation. MSSA stands for a step against it. Raises as `coding_rate`.
+    sum_k a (I + a w_k w_k^T)^-1 w_k U_k^T, w_k = Z U_k, with a = p / (N eps^2), of the rate without
+    normalisation. MSSA stands for a step against it. `offsets` (B or 1, K, 1, p) are added to w_k
+    where U has a bias. Raises as `coding_rate`.
     """
     Z = _checked(tokens, 3, "(B, N, d)", eps_squared)
     U = subspaces.double()
     w = torch.einsum("bnd,kdp->bknp", Z, U)
+    if offsets is not None:
+        w = w + offsets.double()
     a = w.shape[-1] / (w.shape[-2] * eps_squared)
     # (I + a w w^T)^-1 w = w (I + a w^T w)^-1: the smaller of the two systems is solved.
     if w.shape[-1] <= w.shape[-2]:

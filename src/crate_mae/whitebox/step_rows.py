@@ -4,6 +4,7 @@ Symbols are those of docs/model.md: an encoder layer takes z to h (compress) and
 (sparsify), a decoder layer z to y (expand) and on to z' (decompress).
 """
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -11,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crate_mae.models.half_steps import HalfStep
-from crate_mae.models.layers import Side, SparseStep
+from crate_mae.models.ista import SparseStep
+from crate_mae.models.layers import Side
 from crate_mae.whitebox import measures
-from crate_mae.whitebox.geometry import subspace_bases
+from crate_mae.whitebox.geometry import subspace_bases, subspace_offsets
 from crate_mae.whitebox.streaming import RunningMean
 from crate_mae.whitebox.table import Measurement
 
@@ -123,8 +125,17 @@ class LayerMeter:
         scale = w.square().sum(dim=-1).mean(dim=(1, 2)).sqrt()[:, None, None]
         scale = torch.where(scale > 0, scale, 1.0)
         x = x.double()
-        downhill = -measures.compression_gradient(x / scale, bases, eps_squared=self.eps_squared)
+        offsets = subspace_offsets(step.mssa)
+        downhill = -measures.compression_gradient(
+            x / scale,
+            bases,
+            eps_squared=self.eps_squared,
+            offsets=None if offsets is None else offsets / scale[..., None],
+        )
         downhill = downhill / scale
+        # What a step of the derivation moves along: an operator may return the step itself.
+        shift = output if step.mssa.returns_direction else output - x
+        moves = f"MSSA({words})" + ("" if step.mssa.returns_direction else f" - {words}")
         sizes = (output.flatten(1).norm(dim=1), downhill.flatten(1).norm(dim=1))
         note = f"-dR^c/dZ at Z = {words}, eps^2 times the mean |w_k|^2"
         for measure, values, tensor in (
@@ -135,8 +146,8 @@ class LayerMeter:
             ),
             (
                 "mssa_shift_gradient_cosine",
-                measures.cosine(output - x, downhill),
-                f"MSSA({words}) - {words} with {note}",
+                measures.cosine(shift, downhill),
+                f"{moves} with {note}",
             ),
             (
                 "shrink_gradient_cosine",
@@ -154,9 +165,19 @@ class LayerMeter:
                 eps_squared=self.eps_squared, normalized=False,
             )  # fmt: skip
 
+        if step.mssa.maps == "membership":
+            shares = step.mssa.membership(x.to(step.before.dtype)).double()
+            entropy = -torch.xlogy(shares, shares).sum(dim=1) / math.log(shares.shape[1])
+            self._record(
+                step, step.name, "membership_entropy", entropy.mean(dim=1),
+                f"Pi of {words}: entropy over heads / log K, mean over tokens",
+            )  # fmt: skip
+
     def _sparsification(self, step: HalfStep, operator: SparseStep) -> None:
         """Sparsity of the codes of the tokens x it is given, and what it did to its objective."""
-        x, given = step.layer.sparse_norm(step.before), GIVEN[step.side]
+        norm, given = step.layer.sparse_norm, GIVEN[step.side]
+        assert norm is not None  # an operator has one
+        x = norm(step.before)
         D, weight = operator.dictionary, operator.sparsity
         codes, z = (step.after, "z'") if operator.returns_codes else (operator.codes(x), "a")
         if operator.starts_at_zero:

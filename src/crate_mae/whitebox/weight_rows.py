@@ -2,7 +2,8 @@
 
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
-from crate_mae.models.layers import Attention, SparseStep
+from crate_mae.models.ista import SparseStep
+from crate_mae.models.mssa import Attention
 from crate_mae.whitebox import geometry
 from crate_mae.whitebox.table import Measurement
 
@@ -25,11 +26,12 @@ def weight_measurements(
                 # Rows of D and A are dimensions of tokens, and so are their columns: an order that
                 # both share. Atoms of an overcomplete dictionary have none.
                 mirror = model.config.depth - 1 - index
-                D = model.stacks["encoder"][mirror].dictionary.detach()
-                found["mirror_dictionary_cosine"] = (
-                    geometry.matrix_cosine(layer.dictionary.detach(), D),
-                    f"A and D of encoder layer {mirror}",
-                )
+                A, D = layer.dictionary, model.stacks["encoder"][mirror].dictionary
+                if A is not None and D is not None:
+                    found["mirror_dictionary_cosine"] = (
+                        geometry.matrix_cosine(A.detach(), D.detach()),
+                        f"A and D of encoder layer {mirror}",
+                    )
             rows += [
                 Measurement(
                     model=name,
@@ -89,7 +91,18 @@ def _of_dictionary(ista: SparseStep) -> dict[str, tuple[float, str]]:
     D = ista.dictionary.detach()
     largest, typical = geometry.coherence(D)
     lengths = D.double().norm(dim=0)
-    return {
+    back = ista.returning
+    returned = (
+        {}
+        if back is None
+        else {
+            "return_cosine": (
+                geometry.matrix_cosine(D, back.detach()),
+                "D and D1, by which codes return to tokens",
+            )
+        }
+    )
+    return returned | {
         "dictionary_coherence": (largest, "largest |cosine| between two columns of D"),
         "dictionary_coherence_rms": (typical, "root mean square |cosine| between columns of D"),
         "atom_length": (float(lengths.mean()), "length of the columns of D, mean"),

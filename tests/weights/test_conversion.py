@@ -1,0 +1,327 @@
+"""Published files in every layout: told by themselves, whole or refused, and back."""
+
+import argparse
+import io
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from model_cases import FAMILY, family_golden, gap, images_for, make, tiny, under
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from crate_mae import load_model, save_model
+from crate_mae.cli import main
+from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.depict import SegmentationDecoder
+from crate_mae.weights.conversion import convert_family, family_of, read_checkpoint, write_published
+from crate_mae.weights.jax_arrays import to_jax
+from crate_mae.weights.published_classifiers import ClassifierFacts
+from crate_mae.weights.published_depict import from_depict, load_decoder, save_decoder, to_depict
+
+FACTS = ClassifierFacts(num_heads=4)
+
+
+def state_of(name: str, prefix: str = "param.") -> dict[str, Tensor]:
+    """A fresh published state."""
+    return {k: v.clone() for k, v in under(family_golden(name)[0], prefix).items()}
+
+
+def training_file(state: dict[str, Tensor]) -> dict[str, Any]:
+    """What CRATE's training script saves."""
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    optimiser = torch.optim.AdamW([parameter], lr=1e-3)
+    parameter.grad = torch.ones(3)
+    optimiser.step()
+    schedule = torch.optim.lr_scheduler.StepLR(optimiser, 1)
+    return {
+        "epoch": 3,
+        "arch": "CRATE_tiny",
+        "state_dict": {f"module.{key}": value for key, value in state.items()},
+        "best_acc1": torch.tensor(12.5),
+        "optimizer": optimiser.state_dict(),
+        "scheduler": {
+            k: v for k, v in schedule.state_dict().items() if k != "_get_lr_called_within_step"
+        },
+    }
+
+
+def npz(path: Path, arrays: dict[str, Any], **more: Any) -> Path:
+    """A file of arrays, with an optimiser's beside the model's."""
+    moments = {"opt/0/mu": np.zeros(3, np.uint16).view("V2"), "opt/0/nu": np.ones((2, 2))}
+    np.savez(path, **arrays, **moments, **more)
+    return path
+
+
+def alpha_arrays() -> dict[str, Any]:
+    return to_jax(state_of("crate_alpha"), 4)
+
+
+# --- classifiers ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["crate", "crate_alpha"])
+@pytest.mark.parametrize("form", ["bare", "model", "training", "safetensors"])
+def test_every_wrapping_is_read(name: str, form: str, tmp_path: Path) -> None:
+    state = state_of(name)
+    path = tmp_path / ("file.safetensors" if form == "safetensors" else "file.pth")
+    if form == "safetensors":
+        save_file(state, path)
+    else:
+        whole = {"bare": state, "model": {"model": state}, "training": training_file(state)}
+        torch.save(whole[form], path)
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.family == name.replace("_", "-")
+    found = convert_family(checkpoint, tmp_path / "out", FACTS)
+    assert found.family in found.text()
+    assert "4 (as given)" in found.text()
+    golden, _ = family_golden(name)
+    model = load_model(tmp_path / "out")
+    assert isinstance(model, CrateClassifier)
+    assert gap(model(golden["in.image"]), golden["f32.logits"]) <= 1e-5
+
+
+def test_jax_arrays_are_the_ports_and_tell_their_heads(tmp_path: Path) -> None:
+    path = npz(tmp_path / "alpha.npz", alpha_arrays())
+    checkpoint = read_checkpoint(path)
+    assert (checkpoint.family, checkpoint.num_heads, checkpoint.from_jax) == (
+        "crate-alpha",
+        4,
+        True,
+    )
+    found = convert_family(checkpoint, tmp_path / "out")
+    assert found.passed_over == ["2 optimiser's arrays"]
+    assert "4 (by the shapes of its projections)" in found.text()
+    model = load_model(tmp_path / "out")
+    assert isinstance(model, CrateClassifier)
+    assert model.config.final_norm_eps == 1e-6
+    golden, _ = family_golden("crate_alpha")
+    assert gap(model(golden["in.image"]), golden["f32.logits"]) <= 1e-4  # another epsilon
+    with pytest.raises(ValueError, match="has 4 heads in its projections, not 6"):
+        convert_family(checkpoint, tmp_path / "other", ClassifierFacts(num_heads=6))
+
+
+def test_jax_arrays_by_their_definition() -> None:
+    """x @ proj[:, k] are the coordinates in head k; out[k] takes them back."""
+    state = state_of("crate_alpha")
+    arrays = to_jax(state, 4)
+    place = "params/Transformer/encoderblock_1/MultiHeadDotProductSubspaceAttention_0"
+    proj, out = arrays[f"{place}/proj/kernel"], arrays[f"{place}/out/kernel"]
+    assert (proj.shape, out.shape) == ((24, 4, 6), (4, 6, 24))
+    x = np.random.default_rng(0).normal(size=24)
+    U = state["transformer.layers.1.0.fn.qkv.weight"].numpy()
+    W = state["transformer.layers.1.0.fn.to_out.0.weight"].numpy()
+    for head in range(4):
+        w = np.array([sum(x[i] * U[6 * head + j, i] for i in range(24)) for j in range(6)])
+        assert np.allclose(x @ proj[:, head], w)
+        assert np.allclose(w @ out[head], W[:, 6 * head : 6 * head + 6] @ w)
+    filters = arrays["params/embedding/kernel"]
+    assert filters.shape == (4, 4, 3, 24)
+    assert filters[1, 2, 0, 5] == state["conv1.weight"][5, 0, 1, 2]
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors", "npz"])
+@pytest.mark.parametrize("family", ["crate", "crate-alpha"])
+def test_weights_go_out_and_come_back(family: str, suffix: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = FAMILY[family]
+    model = CrateClassifier(config, num_classes=4, pool="cls").eval()
+    save_model(model, tmp_path / "ours")
+    target = tmp_path / f"theirs.{suffix}"
+    if suffix == "npz" and family == "crate":
+        with pytest.raises(ValueError, match="only CRATE-alpha has files of JAX"):
+            write_published(tmp_path / "ours", target)
+        assert not target.exists()
+        return
+    assert write_published(tmp_path / "ours", target) == len(model.state_dict())
+    facts = ClassifierFacts(num_heads=3, image_size=config.image_hw)
+    convert_family(read_checkpoint(target), tmp_path / "again", facts)
+    again = load_model(tmp_path / "again")
+    assert isinstance(again, CrateClassifier)
+    images = images_for(config)
+    tolerance = 1e-4 if family == "crate-alpha" else 0.0  # the port's last epsilon is another
+    assert gap(again(images), model(images)) <= tolerance
+    with pytest.raises(FileExistsError, match="not overwritten"):
+        write_published(tmp_path / "ours", target)
+
+
+# --- DEPICT -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["sa", "ca"])
+def test_decoders_go_in_and_out(form: str, tmp_path: Path) -> None:
+    golden, _ = family_golden("depict")
+    own = state_of("depict", f"{form}.param.")
+    encoder = {
+        "encoder.cls_token": torch.zeros(1, 1, 24),
+        "encoder.blocks.0.attn.qkv.weight": own["cls_emb"],
+    }
+    whole = {f"decoder.{key}": value for key, value in own.items()} | encoder
+    torch.save({"model": whole, "optimizer": {}}, tmp_path / "checkpoint.pth")
+    checkpoint = read_checkpoint(tmp_path / "checkpoint.pth")
+    found = convert_family(checkpoint, tmp_path / "out")
+    assert found.passed_over == ["2 tensors of an encoder, a ViT"]
+    decoder = load_decoder(tmp_path / "out")
+    rounding = max(1e-5, 2 * gap(golden[f"{form}.f32.masks"], golden[f"{form}.out.masks"]))
+    assert gap(decoder(golden["in.features"], (3, 4)), golden[f"{form}.f32.masks"]) <= rounding
+    back = to_depict(decoder)
+    assert back.keys() == {f"decoder.{key}" for key in own}
+    assert all(torch.equal(back[f"decoder.{key}"], value) for key, value in own.items())
+
+
+def test_decoders_that_are_damaged_are_refused(tmp_path: Path) -> None:
+    own = state_of("depict", "sa.param.")
+    for key in own:
+        cut = {name: value for name, value in own.items() if name != key}
+        if key == "cls_emb":
+            with pytest.raises(ValueError, match="cls_emb is missing"):
+                from_depict(cut)
+            continue
+        with pytest.raises(ValueError, match=r"missing|numbered"):
+            from_depict(cut)
+    with pytest.raises(ValueError, match=r"1 unexpected: class_norm.weight \(no published name\)"):
+        from_depict(own | {"class_norm.weight": own["mask_norm.weight"]})
+    with pytest.raises(ValueError, match="300 rows, which are no heads of 70"):
+        from_depict(own, head_dim=70)
+    own["mask_norm.bias"][0] = torch.nan
+    with pytest.raises(ValueError, match=r"not finite, in class_norm.bias"):
+        from_depict(own)
+    decoder = SegmentationDecoder(dim=4, num_classes=3, num_layers=1, num_heads=1, head_dim=2)
+    folder = save_decoder(decoder, tmp_path / "decoder")
+    text = (folder / "config.json").read_text("utf-8")
+    for old, new, message in (
+        ('"num_layers": 1', '"num_layers": 100000', "num_layers of the decoder is 100000"),
+        ('"dim": 4', '"width": 4', "must name"),
+        ('"dim": 4', '"dim": 8', "instead of"),
+        ("SegmentationDecoder", "Other", "names 'Other'"),
+    ):
+        (folder / "config.json").write_text(text.replace(old, new), encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            load_decoder(folder)
+
+
+# --- what is refused --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        (["blocks.0.attn.temp", "blocks.0.mlp.fc1.weight"], "ToST model: its blocks have an MLP"),
+        (["visual.transformer.resblocks.0.attn.in_proj_weight"], "CLIPA model with a text tower"),
+        (["blocks.0.attn.qkv.weight", "head.mlp.0.weight"], "this is a ViT"),
+        (["blocks.0.0.attn.qkv.weight"], "this is a ViT"),
+    ],
+    ids=str,
+)
+def test_other_systems_are_refused_with_the_reason(keys: list[str], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        family_of({key: torch.zeros(2, 2) for key in keys})
+
+
+def test_of_a_student_and_a_teacher_it_is_the_teacher(tmp_path: Path) -> None:
+    prefixes = ("module._orig_mod.backbone.", "module.backbone.", "backbone.")
+    for number, prefix in enumerate(prefixes):
+        teacher = {f"{prefix}{key}": value for key, value in state_of("crate").items()}
+        student = {key: torch.zeros_like(value) for key, value in teacher.items()}
+        args = argparse.Namespace(arch="crate", lr=1.0)
+        whole = {"student": student, "teacher": teacher, "epoch": 1, "args": args}
+        torch.save(whole, tmp_path / f"{number}.pth")
+        checkpoint = read_checkpoint(tmp_path / f"{number}.pth")
+        assert checkpoint.family == "crate"
+        assert torch.equal(checkpoint.state["cls_token"], state_of("crate")["cls_token"])
+
+
+class Attack:
+    """What a hostile pickle runs."""
+
+    def __reduce__(self) -> Any:
+        return (Path("/tmp/crate-mae-was-here").touch, ())
+
+
+@pytest.mark.parametrize("suffix", ["pth", "npz"])
+def test_nothing_in_a_file_is_executed(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"hostile.{suffix}"
+    if suffix == "pth":
+        torch.save(state_of("crate") | {"evil": Attack()}, path)
+    else:
+        evil = np.empty(1, dtype=object)
+        evil[0] = Attack()
+        npz(path, alpha_arrays(), cls2=evil)
+    with pytest.raises(ValueError, match=r"plain (tensors|arrays)"):
+        read_checkpoint(path)
+    assert not Path("/tmp/crate-mae-was-here").exists()
+    path.write_bytes(pickle.dumps(Attack()))
+    with pytest.raises(ValueError, match=r"plain tensors|no complete .npz"):
+        read_checkpoint(path)
+    assert not Path("/tmp/crate-mae-was-here").exists()
+
+
+def test_damaged_arrays_are_refused(tmp_path: Path) -> None:
+    path = npz(tmp_path / "alpha.npz", alpha_arrays())
+    whole = path.read_bytes()
+    for share in (0.1, 0.5, 0.9):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(ValueError, match=r"no complete .npz file"):
+            read_checkpoint(path)
+    for key in alpha_arrays():
+        arrays = alpha_arrays()
+        del arrays[key]
+        npz(path, arrays)
+        with pytest.raises(ValueError, match=r"missing|numbered|heads"):
+            convert_family(read_checkpoint(path), tmp_path / "out", FACTS)
+    npz(path, {**alpha_arrays(), "params/odd": np.zeros(2, np.float32)})
+    with pytest.raises(ValueError, match="1 unexpected: odd"):
+        convert_family(read_checkpoint(path), tmp_path / "out", FACTS)
+    npz(path, {**alpha_arrays(), "params/cls": np.zeros((1, 1, 24), np.int64)})
+    with pytest.raises(ValueError, match="holds int64, no floating-point numbers"):
+        read_checkpoint(path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_array_that_claims_more_than_it_holds_is_refused(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40,)}
+    )
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w") as archive:
+        archive.writestr("params/cls.npy", header.getvalue() + b"\0" * 16)
+    with pytest.raises(ValueError, match="claims 4,398,046,511,104 bytes"):
+        read_checkpoint(tmp_path / "bomb.npz")
+
+
+# --- the command line -------------------------------------------------------------------------
+
+
+def test_the_command_tells_what_it_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(state_of("crate"), tmp_path / "crate.pth")
+    source, out = str(tmp_path / "crate.pth"), str(tmp_path / "out")
+    assert main(["convert", source, "--out", out]) == 1
+    assert "no crate of width 24 was published" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["convert", source, "--out", out, "--num-heads", "4"]) == 0
+    said = capsys.readouterr().out
+    assert "family      crate" in said
+    assert "classes     7, pool cls" in said
+    assert main(["convert", source, "--out", out, "--num-heads", "4"]) == 1  # it is there
+    assert main(["convert", out, "--to-reference", str(tmp_path / "back.safetensors")]) == 0
+    back = load_file(tmp_path / "back.safetensors")
+    assert all(torch.equal(back[key], value) for key, value in state_of("crate").items())
+    capsys.readouterr()
+    assert main(["convert", source, "--out", str(tmp_path / "x"), "--norm-pix-loss"]) == 1
+    assert "crate, which has nothing to do with --norm-pix-loss" in capsys.readouterr().err
+
+
+def test_a_masked_autoencoder_of_other_operators_has_no_published_form(tmp_path: Path) -> None:
+    save_model(make(FAMILY["tost"]), tmp_path / "tost")
+    with pytest.raises(ValueError, match="the published code has no attention 'tssa'"):
+        write_published(tmp_path / "tost", tmp_path / "out.pth")
+    save_model(make(tiny()), tmp_path / "plain")
+    assert write_published(tmp_path / "plain", tmp_path / "out.pth") > 0
+    with pytest.raises(ValueError, match="must end in"):
+        write_published(tmp_path / "plain", tmp_path / "out.bin")

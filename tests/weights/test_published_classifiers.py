@@ -1,0 +1,287 @@
+"""Published classifiers: the authors' numbers, every wrapping, and files that are refused."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from model_cases import FAMILY, family_golden, gap, images_for, tiny, under
+from torch import Tensor
+
+from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.config import IMAGENET_MEAN, PRESETS, ModelConfig
+from crate_mae.weights.published_classifiers import (
+    ClassifierFacts,
+    from_published,
+    layout_of_classifier,
+    published_names,
+    to_published,
+)
+from crate_mae.weights.tensors import IncompleteWeightsError
+
+FACTS = ClassifierFacts(num_heads=4)
+FAMILIES = ["crate", "crate_alpha"]
+
+
+def state_of(name: str) -> dict[str, Tensor]:
+    """A fresh published state."""
+    golden, _ = family_golden(name)
+    return {key: value.clone() for key, value in under(golden, "param.").items()}
+
+
+def layout_named(name: str) -> Any:
+    return name.replace("_", "-")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_it_agrees_with_the_published_code(name: str) -> None:
+    golden, config = family_golden(name)
+    model = from_published(state_of(name), FACTS)
+    assert model.config.depth == config["depth"]
+    assert gap(model(golden["in.image"]), golden["f32.logits"]) <= 1e-5
+    model.double()
+    images = golden["in.image"].double().requires_grad_()
+    patches = model.encoder.patch_tokens(images)
+    assert gap(patches, golden["embed.patches"]) <= 1e-10
+    assert gap(model.encoder.embed(images), golden["embed.tokens"]) <= 1e-10
+    for step in model.half_steps(images):
+        place = f"layer.{step.index}"
+        if step.attends:
+            assert gap(step.attention(), golden[f"{place}.attention"]) <= 1e-10
+            x = step.mssa_norm(step.before)
+            assert gap(step.mssa(x), golden[f"{place}.mssa"]) <= 1e-10
+            assert gap(step.after, golden[f"{place}.h"]) <= 1e-10
+        elif name == "crate":
+            assert gap(step.after, golden[f"{place}.out"]) <= 1e-10
+        else:
+            codes = step.layer.codes(step.before)  # type: ignore[operator]
+            assert gap(codes, golden[f"{place}.code2"]) <= 1e-10
+            assert gap(step.after - step.before, golden[f"{place}.odl"]) <= 1e-10
+    scores = model(images)
+    assert gap(scores, golden["out.logits"]) <= 1e-10
+    if name == "crate":
+        loss = F.cross_entropy(scores, golden["in.labels"], label_smoothing=0.1)
+        expected = golden["out.loss_label_smoothing_0.1"]
+    else:
+        loss = F.cross_entropy(scores, golden["in.soft_targets"].double())
+        expected = golden["out.loss_soft_cross_entropy"]
+    assert gap(loss, expected) <= 1e-10
+    loss.backward()
+    assert images.grad is not None
+    assert gap(images.grad, golden["grad.in.image"]) <= 1e-10
+    names = published_names(model.config, layout_named(name))
+    for own, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        published = golden[f"grad.{names[own]}"].view_as(parameter)
+        assert gap(parameter.grad, published) <= 1e-10, own
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_there_and_back(name: str) -> None:
+    state = state_of(name)
+    assert layout_of_classifier(state) == layout_named(name)
+    back = to_published(from_published(state, FACTS))
+    assert back.keys() == state.keys()
+    for key, value in state.items():
+        assert torch.equal(back[key], value), key
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image_size": (6, 20), "patch_size": (3, 5), "channels": 2, "num_heads": 6},
+        {"num_heads": 1, "depth": 1},
+        {"image_size": (8, 8), "dim": 30, "num_heads": 5},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("family", ["crate", "crate-alpha"])
+def test_any_size_goes_there_and_back(family: str, changes: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    heads = {"decoder_num_heads": changes.get("num_heads", 3), "decoder_depth": 2}
+    config = replace(FAMILY[family], **{**heads, **changes})
+    if family == "crate-alpha":
+        config = replace(config, overcomplete=2)
+    model = CrateClassifier(config, num_classes=5, pool="cls").eval()
+    facts = ClassifierFacts(
+        num_heads=config.num_heads,
+        image_size=config.image_hw,
+        patch_size=config.patch_hw,
+        channels=config.channels,
+    )
+    again = from_published(to_published(model), facts, eps=config.final_norm_eps)
+    images = images_for(config)
+    assert torch.equal(again(images), model(images))
+
+
+def test_the_mean_over_all_tokens_is_the_other_pool() -> None:
+    model = from_published(state_of("crate"), replace(FACTS, pool="mean-all"))
+    images = family_golden("crate")[0]["in.image"]
+    tokens = model.layer_tokens(images, [3])[3]
+    expected = model.head(model.encoder.norm(tokens.mean(dim=1)))
+    assert gap(model(images), expected) < 1e-6
+    assert to_published(model).keys() == state_of("crate").keys()
+
+
+def test_the_demos_two_maps_become_one() -> None:
+    state = state_of("crate")
+    plain = from_published(state, FACTS)
+    torch.manual_seed(0)
+    own = state["mlp_head.1.weight"]
+    state["mlp_head.1.weight"] = torch.randn(24, 24)
+    state["mlp_head.1.bias"] = torch.randn(24)
+    state["head.weight"], state["head.bias"] = torch.randn(own.shape), torch.randn(len(own))
+    model = from_published(state, FACTS).double()
+    images = family_golden("crate")[0]["in.image"].double()
+    pooled = plain.double().encode(images)[:, 0]
+    inner = F.linear(pooled, state["mlp_head.1.weight"].double(), state["mlp_head.1.bias"].double())
+    expected = F.linear(inner, state["head.weight"].double(), state["head.bias"].double())
+    assert gap(model(images), expected) < 1e-5
+    state["head.weight"] = torch.randn(7, 23)
+    with pytest.raises(ValueError, match=r"head.weight \(7, 23\) does not follow"):
+        from_published(state, FACTS)
+
+
+def test_preprocessing_is_imagenets() -> None:
+    assert from_published(state_of("crate"), FACTS).preprocess.mean == IMAGENET_MEAN
+
+
+# --- what is told by itself -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("preset", "classes", "heads"),
+    [
+        ("crate-tiny", 1000, 6),
+        ("crate-small", 10, 12),
+        ("crate-alpha-tiny", 1000, 3),
+        ("crate-alpha-large", 19_167, 16),
+    ],
+)
+def test_published_widths_have_their_heads(preset: str, classes: int, heads: int) -> None:
+    assert told(replace(PRESETS[preset], depth=1), classes).num_heads == heads
+
+
+def test_the_demo_has_six_heads_of_128() -> None:
+    config = replace(PRESETS["crate-base"], patch_size=8, depth=1)
+    assert told(config, 21_842).num_heads == 6
+    assert told(config, 1000).num_heads == 12
+
+
+def told(config: ModelConfig, classes: int) -> ModelConfig:
+    """What a file of this size tells, without memory for its tensors."""
+    from crate_mae.weights.published_classifiers import _sizes
+
+    with torch.device("meta"):
+        model = CrateClassifier(config, num_classes=classes, pool="cls")
+        layout: Any = "crate" if config.initial_values == "crate" else "crate-alpha"
+        names = published_names(config, layout)
+        state = {names[key]: value for key, value in model.state_dict().items()}
+        state["pos_embedding"] = state["pos_embedding"][None]
+    found, count = _sizes(state, layout, ClassifierFacts(), 1e-6)
+    assert count == classes
+    assert (found.image_hw, found.patch_hw) == (config.image_hw, config.patch_hw)
+    assert (found.dim, found.depth, found.channels) == (config.dim, 1, 3)
+    assert found.overcomplete == config.overcomplete
+    return found
+
+
+# --- what is refused --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_heads_are_guessed(name: str) -> None:
+    with pytest.raises(ValueError, match=r"of width 24 was published.*give num_heads"):
+        from_published(state_of(name))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_missing_tensor_is_named(name: str) -> None:
+    for key in state_of(name):
+        state = state_of(name)
+        del state[key]
+        with pytest.raises(ValueError, match=key.split(".")[0]):
+            from_published(state, FACTS)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_reshaped_tensor_is_named(name: str) -> None:
+    for key in state_of(name):
+        state = state_of(name)
+        state[key] = state[key].repeat(*[2] * state[key].ndim)
+        with pytest.raises(ValueError, match=r"instead of|no complete|patches|give|needs|invalid"):
+            from_published(state, FACTS)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "key", ["extra", "transformer.layers.9.0.fn.qkv.weight", "head.bias", "encoder.norm.weight"]
+)
+def test_unexpected_tensors_are_named(name: str, key: str) -> None:
+    state = state_of(name) | {key: torch.zeros(2)}
+    with pytest.raises(ValueError, match=r"unexpected|numbered"):
+        from_published(state, FACTS)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_named(value: float) -> None:
+    state = state_of("crate")
+    state["transformer.layers.1.1.fn.weight"][0, 0] = value
+    with pytest.raises(ValueError, match=r"not finite, in transformer.layers.1.1.fn.weight"):
+        from_published(state, FACTS)
+
+
+def test_whole_numbers_are_refused() -> None:
+    state = state_of("crate")
+    state["cls_token"] = state["cls_token"].to(torch.int64)
+    with pytest.raises(ValueError, match="no floating-point numbers"):
+        from_published(state, FACTS)
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        (ClassifierFacts(num_heads=5), "num_heads 5 does not divide dim 24"),
+        (ClassifierFacts(num_heads=4, image_size=20), "pos_embedding"),
+        (ClassifierFacts(num_heads=4, patch_size=5), "which is not 3 channels of 5 x 5 pixels"),
+        (ClassifierFacts(num_heads=4, channels=5), "give patch_size and channels"),
+        (ClassifierFacts(num_heads=4, sparsity=-1), "sparsity must be"),
+    ],
+    ids=str,
+)
+def test_facts_that_do_not_fit_are_refused(facts: ClassifierFacts, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_published(state_of("crate"), facts)
+
+
+def test_an_encoder_alone_gets_no_random_head() -> None:
+    state = {k: v for k, v in state_of("crate").items() if not k.startswith("mlp_head.1")}
+    with pytest.raises((ValueError, IncompleteWeightsError), match=r"mlp_head.1.weight is missing"):
+        from_published(state, FACTS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention": "tssa"}, "attention 'tssa' \\(not 'mssa'\\)"),
+        ({"positions": "sincos"}, "positions 'sincos'"),
+        ({"head_norm": "tokens"}, "head_norm 'tokens'"),
+        ({"sparsity": 0.5}, "sparsity 0.5 \\(not 0.1\\)"),
+        ({"compression_step": 0.5}, "compression_step 0.5"),
+        ({"sparse_step": "none"}, "sparse_step 'none' \\(not 'ista'\\)"),
+    ],
+    ids=str,
+)
+def test_models_that_the_published_code_cannot_express(
+    changes: dict[str, Any], message: str
+) -> None:
+    config = replace(FAMILY["crate"], **changes)
+    with pytest.raises(ValueError, match=message):
+        to_published(CrateClassifier(config, num_classes=3, pool="cls"))
+    with pytest.raises(ValueError, match="pool 'mean'"):
+        to_published(CrateClassifier(FAMILY["crate"], num_classes=3, pool="mean"))
+    assert layout_of_classifier({"x": torch.zeros(1)}) is None
+    with pytest.raises(ValueError, match="no tensors of a published"):
+        from_published({"x": torch.zeros(1)})
+    assert tiny().head_norm == "tokens"
