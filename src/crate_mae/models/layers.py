@@ -110,8 +110,14 @@ class MSSA(Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         """The compression direction for tokens x (B, N, d): (B, N, d). No N x N tensor is made."""
-        heads = attend(self.project(x))
-        tokens = heads.transpose(1, 2).flatten(-2)
+        return self.recombine(self.attend(self.project(x)).transpose(1, 2).flatten(-2))
+
+    def attend(self, w: Tensor) -> Tensor:
+        """What the tokens' coordinates w (B, K, N, p) become in each subspace: (B, K, N, p)."""
+        return attend(w)
+
+    def recombine(self, tokens: Tensor) -> Tensor:
+        """The direction (B, N, d) that the subspaces' coordinates side by side (B, N, d) mean."""
         if self.tied:
             return F.linear(tokens, self.subspaces.weight.mT)
         return tokens if self.output is None else self.output(tokens)
@@ -165,7 +171,7 @@ class ISTA(SparseStep):
         kept = None if self.training else self._kept_map()
         if kept is not None:
             gradient_step = x @ kept
-        elif x.numel() // x.shape[-1] > x.shape[-1]:
+        elif _is_recorded() or x.numel() // x.shape[-1] > x.shape[-1]:
             gradient_step = x @ self.folded_map()
         else:
             residual = x - F.linear(x, self.dictionary)
@@ -176,7 +182,7 @@ class ISTA(SparseStep):
     def folded_map(self) -> Tensor:
         """M = I + eta (D - D^T D) in the precision of D: (d, d)."""
         with torch.autocast(self.dictionary.device.type, enabled=False):
-            if torch.compiler.is_compiling():  # it differentiates by itself, in one graph
+            if torch.compiler.is_compiling() or torch.jit.is_tracing():  # they differentiate it
                 return _Folded.forward(self.dictionary, self.step_size)
             folded: Tensor = _Folded.apply(self.dictionary, self.step_size)
             return folded
@@ -203,6 +209,11 @@ class ISTA(SparseStep):
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_kept": None}
+
+
+def _is_recorded() -> bool:
+    """Whether the computation is written down to be run on other numbers of tokens."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 class _Folded(torch.autograd.Function):
