@@ -42,7 +42,7 @@ class CrateMAEModelTester:
         self.hidden_size, self.num_hidden_layers, self.num_attention_heads = 32, 2, 4
         self.mask_ratio = 0.5
         self.num_patches = (self.image_size // self.patch_size) ** 2
-        self.mask_length = self.num_masks = self.num_patches // 2
+        self.mask_length, self.num_masks = self.num_patches, self.num_patches // 2
         self.seq_length = 1 + self.num_patches
         self.attn_implementation = "eager"
 

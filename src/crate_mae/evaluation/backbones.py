@@ -23,6 +23,7 @@ from crate_mae.weights.info import describe_model
 from crate_mae.weights.weights_folder import (
     TENSORS,
     find_weights,
+    kind_of,
     load_crate,
     save_model,
 )
@@ -59,7 +60,7 @@ def load_backbone(name: str | Path, *, revision: str | None = None) -> tuple[Bac
     and for damaged files, IncompleteWeightsError when tensors are missing or do not fit.
     """
     folder, described = find_weights(name, revision=revision)
-    kind = described.get("model_type", described.get("model"))
+    kind = kind_of(described)
     if kind not in KINDS:
         raise ValueError(f"{folder} holds a model of kind {kind!r}; known are {', '.join(KINDS)}")
     model = KINDS[kind].load(folder, described)

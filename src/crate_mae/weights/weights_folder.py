@@ -1,6 +1,6 @@
 """Weights folders: `model.safetensors`, `config.json`, `preprocess.json`; written in one step.
 
-A folder alone rebuilds its model. Nothing in it is ever unpickled, its sizes are checked against
+A folder alone rebuilds its model. What other libraries read lies in it as well (`one_folder`). Nothing in it is ever unpickled, its sizes are checked against
 the tensors before anything is allocated, and a load that is not complete is an error.
 """
 
@@ -24,6 +24,7 @@ from crate_mae.common.files import file_hash, read_json_object
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import ModelConfig, Preprocess
+from crate_mae.weights.one_folder import MODEL_TYPE, PROCESSOR, for_every_library, processor_keys
 from crate_mae.weights.shipped import SHIPPED, shipped_folder
 from crate_mae.weights.tensors import (
     IncompleteWeightsError,
@@ -34,6 +35,7 @@ from crate_mae.weights.tensors import (
 
 TENSORS, CONFIG, PREPROCESS = "model.safetensors", "config.json", "preprocess.json"
 FILES = (TENSORS, CONFIG, PREPROCESS)
+"""What a weights folder needs; `PROCESSOR` lies beside them for transformers alone."""
 LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")  # left behind by file managers
 FORMAT = "crate-mae/1"
 HUB_NAME = r"[\w-][\w.-]*/[\w-][\w.-]*"
@@ -59,7 +61,13 @@ def save_model(
     if state is None:
         _check_rebuilds(model, described)
     return save_described(
-        model, folder, described, model.preprocess, overwrite=overwrite, state=state
+        model,
+        folder,
+        for_every_library(described, model.config, model.preprocess),
+        model.preprocess,
+        overwrite=overwrite,
+        state=state,
+        others={PROCESSOR: processor_keys(model.preprocess)},
     )
 
 
@@ -71,10 +79,11 @@ def save_described(
     *,
     overwrite: bool = False,
     state: Mapping[str, Tensor] | None = None,
+    others: Mapping[str, dict[str, Any]] | None = None,
 ) -> Path:
     """The folder, now holding a module's tensors, what describes it, and its preprocessing.
 
-    As `save_model`, for a module of any kind.
+    As `save_model`, for a module of any kind; `others` are further JSON files by name.
     """
     tensors = {
         key: value.detach().to("cpu").contiguous()
@@ -87,6 +96,8 @@ def save_described(
         (fresh / TENSORS).write_bytes(serialise(tensors, metadata={"format": "pt"}))
         (fresh / CONFIG).write_bytes(_json(described))
         (fresh / PREPROCESS).write_bytes(_json(preprocess.to_dict()))
+        for name, values in (others or {}).items():
+            (fresh / name).write_bytes(_json(values))
     return Path(folder)
 
 
@@ -223,7 +234,7 @@ def _build(folder: Path, described: dict[str, Any]) -> CrateMAE | CrateClassifie
 
     Its tensors are known to fit before memory is taken, and no random number is drawn.
     """
-    if "model_type" in described:
+    if described.get("model_type", MODEL_TYPE) != MODEL_TYPE:
         raise ValueError(
             f"{folder} holds a model of type {described['model_type']!r}, and this needs CRATE"
             " weights; probe, knn and finetune take both"
@@ -301,6 +312,15 @@ def _check_rebuilds(model: CrateMAE | CrateClassifier, described: dict[str, Any]
             )
 
 
+def kind_of(described: dict[str, Any]) -> Any:
+    """Which kind of model a `config.json` says it describes; as it stands there, or None.
+
+    For models of other families it is transformers' `model_type`.
+    """
+    other = described.get("model_type", MODEL_TYPE)
+    return described.get("model") if other == MODEL_TYPE else other
+
+
 def _describe(model: CrateMAE | CrateClassifier) -> dict[str, Any]:
     described: dict[str, Any] = {
         "format": FORMAT,
@@ -334,7 +354,8 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
         return
     if not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; weights are a folder")
-    foreign = sorted(item.name for item in folder.iterdir() if item.name not in (*FILES, *LITTER))
+    own = (*FILES, PROCESSOR, *LITTER)
+    foreign = sorted(item.name for item in folder.iterdir() if item.name not in own)
     if foreign:
         raise FileExistsError(
             f"{folder} holds other files ({', '.join(foreign[:3])}); name an empty or new folder"
