@@ -5,8 +5,8 @@ State dicts are equal key for key to those of `CrateMAE` and `CrateClassifier`, 
 `model.safetensors` serves both. Shapes: B images, L patches, N = 1 + L tokens, d token width.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, ClassVar, cast
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BackboneOutput,
     BaseModelOutputWithPooling,
@@ -43,7 +44,7 @@ class CrateMAEForPreTrainingOutput(ModelOutput):  # type: ignore[misc]
     logits: Tensor | None = None
     """Predicted patches (B, L, h*w*C), pixel order row, column, channel."""
     mask: Tensor | None = None
-    """(B, L) boolean, True = removed."""
+    """(B, L), 1 = removed, 0 = kept."""
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
@@ -110,6 +111,18 @@ def _operators(config: CrateMAEConfig) -> Operators:
     return replace(own, attention=attention)
 
 
+@cache
+def _recomputable_class(layer: type[nn.Module]) -> type[nn.Module]:
+    return type(layer.__name__, (GradientCheckpointingLayer, layer), {})
+
+
+def _prepare_layers(part: str, layers: Stack[Any]) -> None:
+    """Let transformers recompute layers of any class in the backward pass, and draw their values."""
+    for layer in layers:
+        layer.__class__ = _recomputable_class(type(layer))
+        _draw_in(part, layer)
+
+
 class CrateMAEPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     """What all CRATE-MAE models share: their encoder and their initial values."""
 
@@ -119,7 +132,6 @@ class CrateMAEPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    gradient_checkpointing: bool
     _no_split_modules: ClassVar = ["EncoderLayer", "DecoderLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -136,52 +148,60 @@ class CrateMAEPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
 
     def __init__(self, config: CrateMAEConfig) -> None:
         super().__init__(config)
-        self.gradient_checkpointing = False
         self.encoder = Encoder(config.to_model_config(), _operators(config))
+        _draw_in("stem", self.encoder)
+        _prepare_layers("encoder", self.encoder.layers)
 
     def get_input_embeddings(self) -> nn.Module:
         """The convolution that embeds patches."""
         return self.encoder.patch_embed
 
-    def _stacks(self) -> list[Stack[Any]]:
-        return [module for module in self.modules() if isinstance(module, Stack)]
-
-    def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] | None = None
-    ) -> None:
-        self.gradient_checkpointing = enable
-        for stack in self._stacks():
-            stack.recompute = enable
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Set the values that our own constructors draw, for operators of any kind.
 
-        They are drawn anew in modules of one layer each, and copied where nothing was loaded.
+        They are drawn anew in a part of one layer, and copied where nothing was loaded.
         """
+        if isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif hasattr(module, "drawn_in"):
+            part, name = module.drawn_in
+            _copy_own_values(self._fresh(part).get_submodule(name), module)
+        elif isinstance(module, CrateMAEForPreTraining):
+            init.normal_(module.mask_token, std=0.02)
+
+    def _fresh(self, part: str) -> nn.Module:
+        """A part of one layer with fresh values: "stem", "encoder", "decoder" or "head"."""
         config = self.config.to_model_config()
         one = replace(config, depth=1, decoder_depth=1)
         operators = _operators(self.config)
-        if isinstance(module, EncoderLayer):
-            _copy_values(operators.encoder_layers(one)[0], module)
-        elif isinstance(module, DecoderLayer):
-            _copy_values(operators.decoder_layers(one)[0], module)
-        elif isinstance(module, Encoder):
-            fresh = Encoder(one, operators)
-            fresh.layers = Stack()
-            _copy_values(fresh, module)
-        elif isinstance(module, CrateMAEForPreTraining):
-            module.initialise_head()
-        elif isinstance(module, CrateMAEForImageClassification):
-            init.trunc_normal_(module.head.weight, std=0.01)
-            init.zeros_(module.head.bias)
+        if part == "stem":
+            return Encoder(one, operators)
+        if part == "encoder":
+            return operators.encoder_layers(one)[0]
+        if part == "decoder":
+            return operators.decoder_layers(one)[0]
+        return self._fresh_head()
+
+    def _fresh_head(self) -> nn.Module:
+        """A module with the fresh values of what lies behind the encoder."""
+        raise NotImplementedError
 
 
-def _copy_values(fresh: nn.Module, module: nn.Module) -> None:
-    """Copy values from a new module into the parameters and buffers of the same names."""
-    own = dict(module.named_parameters()) | dict(module.named_buffers())
-    for name, value in (*fresh.named_parameters(), *fresh.named_buffers()):
-        init.copy_(own[name], value.to(own[name].dtype))
+def _draw_in(part: str, module: nn.Module) -> None:
+    """Note down, for each module below one, in which part and where its values are drawn."""
+    for name, below in module.named_modules():
+        below.drawn_in = (part, name)  # type: ignore[assignment]
+
+
+def _copy_own_values(fresh: nn.Module, module: nn.Module) -> None:
+    """Copy a new module's own parameters and buffers into those of the same names."""
+    for kind in ("_parameters", "_buffers"):
+        for name, value in getattr(fresh, kind).items():
+            if value is not None:
+                own = getattr(module, kind)[name]
+                init.copy_(own, value.to(own.dtype))
 
 
 class CrateMAEModel(CrateMAEPreTrainedModel):
@@ -217,17 +237,16 @@ class CrateMAEForPreTraining(CrateMAEPreTrainedModel):
         model = config.to_model_config()
         self.mask_token = nn.Parameter(torch.empty(1, 1, model.dim))
         self.decoder: Stack[DecoderLayer] = _operators(config).decoder_layers(model)
+        _prepare_layers("decoder", self.decoder)
         self.decoder_norm = nn.LayerNorm(model.dim, eps=1e-6)
         self.prediction = nn.Linear(model.dim, model.patch_dim)
+        _draw_in("head", self.prediction)
         self.post_init()
 
-    def initialise_head(self) -> None:
-        """Set the initial values of what lies beside encoder and decoder layers."""
-        init.normal_(self.mask_token, std=0.02)
-        init.ones_(self.decoder_norm.weight)
-        init.zeros_(self.decoder_norm.bias)
-        init.xavier_uniform_(self.prediction.weight)
-        init.zeros_(self.prediction.bias)
+    def _fresh_head(self) -> nn.Module:
+        linear = nn.Linear(self.prediction.in_features, self.prediction.out_features)
+        init_linear(linear)
+        return linear
 
     @capture_outputs  # type: ignore[untyped-decorator]
     def forward(
@@ -258,7 +277,7 @@ class CrateMAEForPreTraining(CrateMAEPreTrainedModel):
         prediction = self.prediction(self.decoder_norm(tokens))[:, 1:]
         target = masked_target(images, model.patch_hw, normalise=model.norm_pix_loss)
         return CrateMAEForPreTrainingOutput(
-            loss=masked_mse(prediction, target, mask), logits=prediction, mask=mask
+            loss=masked_mse(prediction, target, mask), logits=prediction, mask=mask.float()
         )
 
     def _decoder_input(
@@ -293,7 +312,14 @@ class CrateMAEForImageClassification(CrateMAEPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.head = nn.Linear(config.to_model_config().dim, config.num_labels)
+        _draw_in("head", self.head)
         self.post_init()
+
+    def _fresh_head(self) -> nn.Module:
+        linear = nn.Linear(self.head.in_features, self.head.out_features)
+        nn.init.trunc_normal_(linear.weight, std=0.01)
+        nn.init.zeros_(linear.bias)
+        return linear
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     @capture_outputs  # type: ignore[untyped-decorator]
