@@ -100,6 +100,11 @@ def push_parser() -> CommandParser:
     )
     parser.add_argument("--notes", metavar="FILE", help="Markdown of your own, put into the card")
     parser.add_argument("--card", metavar="FILE", help="a card of your own in place of ours")
+    parser.add_argument(
+        "--with-code",
+        action="store_true",
+        help="add the two files that transformers needs where this package is not installed",
+    )
     add_overwrite(parser, "another model")
     parser.add_argument(
         "--dry-run", action="store_true", help="list what would be sent, and send nothing"
@@ -143,6 +148,7 @@ def push(argv: list[str]) -> int:
         card=given.card,
         notes=given.notes,
         results=given.results,
+        with_code=given.with_code,
     )
     for name, size in package.sizes().items():
         print(f"{size:>14,}  {name}")

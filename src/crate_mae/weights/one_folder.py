@@ -9,6 +9,8 @@ from typing import Any
 from crate_mae.models.config import ModelConfig, Preprocess
 from crate_mae.models.field_names import to_transformers
 
+OWN_KEYS = ("format", "model", "config", "classifier")
+"""Keys of `config.json` that we read ourselves."""
 MODEL_TYPE = "crate_mae"
 """How transformers calls this family of models."""
 ARCHITECTURE = "crate_mae"

@@ -24,7 +24,14 @@ from crate_mae.common.files import file_hash, read_json_object
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import ModelConfig, Preprocess
-from crate_mae.weights.one_folder import MODEL_TYPE, PROCESSOR, for_every_library, processor_keys
+from crate_mae.weights.one_folder import (
+    CLASSES,
+    MODEL_TYPE,
+    OWN_KEYS,
+    PROCESSOR,
+    for_every_library,
+    processor_keys,
+)
 from crate_mae.weights.shipped import SHIPPED, shipped_folder
 from crate_mae.weights.tensors import (
     IncompleteWeightsError,
@@ -310,6 +317,24 @@ def _check_rebuilds(model: CrateMAE | CrateClassifier, described: dict[str, Any]
                 f" {rebuilt[name].__name__} in its place: keep model.state_dict() beside the code"
                 " that builds this model"
             )
+
+
+def shared_files(folder: Path, extra: Mapping[str, Any] | None = None) -> dict[str, bytes]:
+    """`config.json` and `preprocessor_config.json` of a folder as every library reads them.
+
+    `extra` are further keys of both. Empty for models of other families, whose own files serve.
+    """
+    described = read_json_object(folder / CONFIG)
+    if described.get("format") != FORMAT or kind_of(described) not in CLASSES:
+        return {}
+    own = {key: described[key] for key in OWN_KEYS if key in described}
+    config = ModelConfig.from_dict(_section(described, "config"))
+    preprocess = Preprocess.from_dict(read_json_object(folder / PREPROCESS))
+    whole = for_every_library(own, config, preprocess)
+    return {
+        CONFIG: _json({**whole, **(extra or {})}),
+        PROCESSOR: _json({**processor_keys(preprocess), **(extra or {})}),
+    }
 
 
 def kind_of(described: dict[str, Any]) -> Any:
