@@ -157,6 +157,11 @@ CHAPTERS: dict[str, dict[str, Verb]] = {
             weights.push_parser,
             weights.push,
         ),
+        "export": Verb(
+            "a file for ONNX Runtime, OpenVINO, ExecuTorch or torch.export, checked there",
+            weights.export_parser,
+            weights.export,
+        ),
         "convert": Verb(
             "a published checkpoint into a weights folder, and back",
             weights.convert_parser,

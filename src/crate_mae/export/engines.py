@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -19,22 +18,17 @@ ENGINES = ("torch", "onnx", "openvino")
 
 
 class ExportedEncoder(nn.Module):
-    """The encoder of weights, run by another runtime on the CPU; features after the last layer.
+    """The encoder of a model, run by another runtime on the CPU; features after the last layer.
 
-    It takes images of the model's own size. The file that it runs lies in a temporary folder, which
-    goes when it is closed.
+    It takes images of the model's own size. `folder` is what `export_model` wrote of that model.
     """
 
-    def __init__(self, weights: str | Path, *, engine: str, int8: bool = False) -> None:
+    def __init__(self, model: CrateMAE | CrateClassifier, folder: Path) -> None:
         super().__init__()
-        self.original: CrateMAE | CrateClassifier = load_model(weights)
-        self.config, self.preprocess = self.original.config, self.original.preprocess
-        with ExitStack() as opened:
-            place = Path(opened.enter_context(tempfile.TemporaryDirectory()))
-            done = export_model(weights, place / "exported", format=engine, int8=int8)
-            self.difference = done.difference
-            self._run = load_exported(done.folder)
-            self._opened = opened.pop_all()
+        self.original = model
+        self.config, self.preprocess = model.config, model.preprocess
+        self.match = None
+        self._run = load_exported(folder)
 
     @property
     def kind(self) -> str:
@@ -53,19 +47,24 @@ class ExportedEncoder(nn.Module):
             raise ValueError("an exported encoder gives features after the last layer alone")
         return {None: self.encode(images)}
 
-    def close(self) -> None:
-        """Remove the file that it runs."""
-        self._opened.close()
+    def untrained(self, seed: int) -> CrateMAE | CrateClassifier:
+        """The random baseline: the same model with fresh weights, in PyTorch."""
+        return self.original.untrained(seed)
 
 
-def engine_for(weights: str | Path, engine: str, *, device: str | None = None) -> ExportedEncoder:
-    """The encoder of weights in an engine other than torch.
+def engine_for(
+    weights: str | Path, engine: str, *, device: str | None = None
+) -> ExportedEncoder:
+    """The encoder of weights in an engine other than torch, exported and checked on the way.
 
     Raises ValueError for an engine that is not known and for a device other than the CPU; else as
     `export_model`.
     """
     if engine not in ENGINES or engine == "torch":
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
-    if device not in (None, "cpu") and torch.device(device).type != "cpu":
+        raise ValueError(f"engine must be one of {', '.join(ENGINES[1:])}, not {engine!r}")
+    if device is not None and torch.device(device).type != "cpu":
         raise ValueError(f"engine {engine} computes on the CPU: leave out --device {device}")
-    return ExportedEncoder(weights, engine=engine)
+    with tempfile.TemporaryDirectory() as place:
+        done = export_model(weights, Path(place) / "exported", format=engine)
+        # The runtime holds all of it from here on: the file may go.
+        return ExportedEncoder(load_model(weights), done.folder)

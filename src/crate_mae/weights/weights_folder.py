@@ -1,6 +1,7 @@
 """Weights folders: `model.safetensors`, `config.json`, `preprocess.json`; written in one step.
 
-A folder alone rebuilds its model. What other libraries read lies in it as well (`one_folder`). Nothing in it is ever unpickled, its sizes are checked against
+A folder alone rebuilds its model. What other libraries read lies in it, too (`one_folder`).
+ Nothing in it is ever unpickled, its sizes are checked against
 the tensors before anything is allocated, and a load that is not complete is an error.
 """
 
@@ -35,6 +36,7 @@ from crate_mae.weights.one_folder import (
 from crate_mae.weights.shipped import SHIPPED, shipped_folder
 from crate_mae.weights.tensors import (
     IncompleteWeightsError,
+    WithoutInitialValues,
     check_match,
     load_exactly,
     read_safetensors,
@@ -259,7 +261,7 @@ def _build(folder: Path, described: dict[str, Any]) -> CrateMAE | CrateClassifie
         shapes = _tensor_shapes(folder / TENSORS)
         if len(shapes) < config.depth:
             raise ValueError(f"{len(shapes)} tensors cannot fill {config.depth} layers")
-        with torch.device("meta"):
+        with WithoutInitialValues():
             model = _construct(described, config)
         check_match(shapes, model, origin=str(folder / TENSORS))
     except IncompleteWeightsError:
@@ -306,7 +308,7 @@ def _construct(described: dict[str, Any], config: ModelConfig) -> CrateMAE | Cra
 
 def _check_rebuilds(model: CrateMAE | CrateClassifier, described: dict[str, Any]) -> None:
     """Raise ValueError where loading would put a part of another class in the place of one."""
-    with torch.device("meta"):
+    with WithoutInitialValues():
         rebuilt = {
             name: type(part) for name, part in _construct(described, model.config).named_modules()
         }
