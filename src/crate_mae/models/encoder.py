@@ -37,7 +37,8 @@ class Encoder(nn.Module):
         self.layers: Stack[EncoderLayer] = operators.encoder_layers(config)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         # Not in the weights file: the configuration says all there is to know.
-        self.register_buffer("positions", sincos_positions(dim, config.grid), persistent=False)
+        table = sincos_positions(dim, config.grid).to(self.class_token.device)
+        self.register_buffer("positions", table, persistent=False)
         self._grids_told: set[tuple[int, int]] = set()
 
         nn.init.xavier_uniform_(self.patch_embed.weight.view(dim, -1))

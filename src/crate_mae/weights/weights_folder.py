@@ -273,7 +273,8 @@ def _build(folder: Path, described: dict[str, Any]) -> CrateMAE | CrateClassifie
             f"{folder}: preprocessing for {preprocess.channels} channels,"
             f" model for {config.channels}"
         )
-    model.to_empty(device="cpu")
+    # As to_empty, which for tensors on the meta device imports torch's compiler.
+    model._apply(lambda meta: torch.empty(meta.shape, dtype=meta.dtype, device="cpu"))
     model.preprocess = preprocess
     return model
 
