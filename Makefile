@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 MARKDOWN := README.md CONTRIBUTING.md CHANGELOG.md docs benchmarks/README.md \
 	tests/shared/golden/README.md
 
-.PHONY: demo test check format bench wheel clean
+.PHONY: demo test peers check format bench wheel clean
 
 demo: $(READY)
 	$(BIN)/crate-mae demo --out runs/demo
@@ -15,6 +15,10 @@ demo: $(READY)
 # Each test file in one process, a process a core and at most four: every test computes on one core.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# The own test suites of timm and transformers on our models; said aloud where they cannot be had.
+peers: $(READY)
+	$(BIN)/python tools/peers/run.py all
 
 check: $(READY)
 	$(BIN)/ruff check .

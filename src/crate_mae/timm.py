@@ -236,7 +236,7 @@ def _entry_point(name: str, own: ModelConfig) -> Callable[..., CrateTransformer]
 
     height, width = own.image_hw
     create.__name__ = create.__qualname__ = name
-    create.__doc__ = f"A CRATE encoder of width {own.dim}, {own.depth} layers, for {height} x {width}."
+    create.__doc__ = f"A CRATE encoder: width {own.dim}, {own.depth} layers, {height} x {width}."
     return create
 
 

@@ -15,7 +15,8 @@ def _tensors(tree):
     if isinstance(tree, torch.Tensor):
         return [tree]
     parts = tree.values() if hasattr(tree, "values") else tree
-    return [t for part in parts for t in _tensors(part)] if isinstance(tree, dict | tuple | list) else []
+    many = isinstance(tree, dict | tuple | list)
+    return [tensor for part in parts for tensor in _tensors(part)] if many else []
 
 
 class ExportTesterMixin:
@@ -30,7 +31,8 @@ class ExportTesterMixin:
         for cls in self.all_model_classes:
             config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
             model = cls(config).eval().to(torch_device)
-            inputs = {**self._prepare_for_class(inputs, cls), **self.model_tester.export_inputs(cls)}
+            inputs = self._prepare_for_class(inputs, cls)
+            inputs |= self.model_tester.export_inputs(cls)
             for free in (False, True):
                 with self.subTest(f"{cls.__name__}, free sizes: {free}"), torch.no_grad():
                     eager = _tensors(dict(model(**copy.deepcopy(inputs)).items()))
@@ -38,6 +40,6 @@ class ExportTesterMixin:
                         model, copy.deepcopy(inputs), config=DynamoConfig(dynamic=free)
                     )
                     found = _tensors(dict(exported(**copy.deepcopy(inputs)).items()))
-                    self.assertEqual(len(eager), len(found))
+                    assert len(eager) == len(found)
                     for one, other in zip(eager, found, strict=True):
                         torch.testing.assert_close(other.to(one.dtype), one, atol=1e-4, rtol=1e-4)

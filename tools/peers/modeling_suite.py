@@ -64,7 +64,8 @@ class CrateMAEModelTester:
 
     def prepare_config_and_inputs(self):
         """Configuration, images and labels."""
-        images = floats_tensor([self.batch_size, self.num_channels, self.image_size, self.image_size])
+        side = self.image_size
+        images = floats_tensor([self.batch_size, self.num_channels, side, side])
         return self.get_config(), images, ids_tensor([self.batch_size], self.num_labels)
 
     def prepare_config_and_inputs_for_common(self):
@@ -148,7 +149,8 @@ class CrateMAEDecoderTokensPreTrainingTest(CrateMAEModelTest):
 
     def setUp(self):
         super().setUp()
-        self.model_tester.seq_length = 1 + self.model_tester.num_patches - self.model_tester.num_masks
+        tester = self.model_tester
+        tester.seq_length = 1 + tester.num_patches - tester.num_masks
 
 
 @require_torch

@@ -67,8 +67,9 @@ def _fetched(peer: str, work: Path) -> Path | None:
     version = importlib.metadata.version(peer)
     root = work / f"{peer}-{version}"
     if not (root / "tests").is_dir():
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary=:all:",
-                   "--disable-pip-version-check", "-d", str(work), f"{peer}=={version}"]  # fmt: skip
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps",
+                   "--no-binary=:all:", "--disable-pip-version-check", "-d", str(work),
+                   f"{peer}=={version}"]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         archive = work / f"{peer}-{version}.tar.gz"
         if not archive.is_file():

@@ -11,8 +11,6 @@ import timm.models
 from crate_mae.timm import MODULE, PREFIX
 
 _theirs = timm.models.list_models
-NEED_THREE_LEVELS = ("test_model_forward_intermediates", "test_model_forward_intermediates_features",
-                     "test_model_features")  # fmt: skip
 
 
 def list_models(filter="", module="", pretrained=False, exclude_filters="", **options):

@@ -50,7 +50,10 @@ def exit_status(command: Command, argv: list[str]) -> int:
         return 130
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         # These carry a message for the user; anything else is our bug and keeps its traceback.
-        print(f"error: {error}", file=sys.stderr)
+        from crate_mae.common.extras import with_command
+
+        told = with_command(error) if isinstance(error, ImportError) else error
+        print(f"error: {told}", file=sys.stderr)
         return 1
 
 

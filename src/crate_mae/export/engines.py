@@ -52,9 +52,7 @@ class ExportedEncoder(nn.Module):
         return self.original.untrained(seed)
 
 
-def engine_for(
-    weights: str | Path, engine: str, *, device: str | None = None
-) -> ExportedEncoder:
+def engine_for(weights: str | Path, engine: str, *, device: str | None = None) -> ExportedEncoder:
     """The encoder of weights in an engine other than torch, exported and checked on the way.
 
     Raises ValueError for an engine that is not known and for a device other than the CPU; else as

@@ -1,4 +1,4 @@
-"""A model exported: written, run in its own runtime on real images, and kept only if it is equal."""
+"""A model exported: written, run in its own runtime on real images, kept only if it is equal."""
 
 import json
 from dataclasses import dataclass

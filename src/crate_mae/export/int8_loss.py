@@ -64,6 +64,4 @@ def measure_int8_loss(
             for part in (train, test)
         ]
         accuracies.append(linear_probe(rows[0], rows[1]).accuracy)
-    return Int8Loss(
-        address=address, tested=len(test), float32=accuracies[0], int8=accuracies[1]
-    )
+    return Int8Loss(address=address, tested=len(test), float32=accuracies[0], int8=accuracies[1])

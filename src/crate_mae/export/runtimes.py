@@ -174,7 +174,7 @@ FORMATS: dict[str, Format] = {
 
 
 def check_installed(name: str) -> None:
-    """Raise ModuleNotFoundError, with the command that helps, where a format's packages are missing.
+    """Raise ModuleNotFoundError, with the command that helps, where a format lacks its packages.
 
     ValueError for a format that is not known.
     """

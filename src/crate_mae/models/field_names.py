@@ -26,5 +26,6 @@ def from_transformers(values: dict[str, Any]) -> ModelConfig:
 
     Raises ValueError, in our names, for values that do not fit together.
     """
-    names = {field.name: TRANSFORMERS_NAMES.get(field.name, field.name) for field in fields(ModelConfig)}
+    own = [field.name for field in fields(ModelConfig)]
+    names = {name: TRANSFORMERS_NAMES.get(name, name) for name in own}
     return ModelConfig(**{name: values[other] for name, other in names.items() if other in values})

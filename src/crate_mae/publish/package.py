@@ -77,11 +77,10 @@ def build_package(
 
     `name` is how `load_model` will find them. `card` is a file with a card of your own, `notes` one
     with text that goes into ours, `results` as in `gather`; `data_name` and `dataset` as in
-    `model_card`. `with_code` adds two files of code, which transformers runs where its user asks for
-    `trust_remote_code`. A folder that was published before brings its card, with `name` in place of the
-    old one, unless there is something new to say: then it is written anew under the old licence or
-    the new one. Raises what `gather` raises,
-    ValueError for a licence or text that is none and for a card that names another licence, and
+    `model_card`. `with_code` adds two files of code, which transformers runs where its user asks
+    for `trust_remote_code`. A folder that was published before brings its card, with `name` in
+    place of the old one, unless there is something new to say: then it is written anew under the
+    old licence or the new one. Raises what `gather` raises, ValueError for a licence or text that is none and for a card that names another licence, and
     FileNotFoundError for a file that is not there.
     """
     licence = check_licence(licence)

@@ -120,7 +120,8 @@ def _text(what: str, wanted: set[_Pair], known: set[_Pair]) -> str:
                         raise ValueError(f"{used} is imported from two places: {module}")
     imports = sorted(set(lines.values()), key=lambda line: (line.startswith("from"), line))
     if borrowed:
-        imports.append(f"from .{CONFIGURATION.removesuffix('.py')} import {', '.join(sorted(borrowed))}")
+        names = ", ".join(sorted(borrowed))
+        imports.append(f"from .{CONFIGURATION.removesuffix('.py')} import {names}")
     return _HEAD.format(what=what) + "\n".join(imports) + "\n\n\n" + "\n\n\n".join(parts) + "\n"
 
 

@@ -117,7 +117,7 @@ def _recomputable_class(layer: type[nn.Module]) -> type[nn.Module]:
 
 
 def _prepare_layers(part: str, layers: Stack[Any]) -> None:
-    """Let transformers recompute layers of any class in the backward pass, and draw their values."""
+    """Let transformers recompute layers of any class, and draw their values."""
     for layer in layers:
         layer.__class__ = _recomputable_class(type(layer))
         _draw_in(part, layer)

@@ -19,7 +19,10 @@ PROCESSOR = "preprocessor_config.json"
 """The file that transformers looks for its image processor in."""
 BICUBIC = 3
 """Pillow's number of the interpolation."""
-CLASSES = {"CrateMAE": "CrateMAEForPreTraining", "CrateClassifier": "CrateMAEForImageClassification"}
+CLASSES = {
+    "CrateMAE": "CrateMAEForPreTraining",
+    "CrateClassifier": "CrateMAEForImageClassification",
+}
 """Our kinds of models to transformers' classes."""
 
 
