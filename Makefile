@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 MARKDOWN := README.md CONTRIBUTING.md CHANGELOG.md docs benchmarks/README.md \
 	tests/shared/golden/README.md
 
-.PHONY: demo test campaign check format bench wheel clean
+.PHONY: demo test campaign peers check format bench wheel clean
 
 demo: $(READY)
 	$(BIN)/crate-mae demo --out runs/demo
@@ -22,6 +22,10 @@ MINUTES := 10
 SEED := 0
 campaign: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/campaign/campaign.py --minutes $(MINUTES) --seed $(SEED)
+
+# The own test suites of timm and transformers on our models; said aloud where they cannot be had.
+peers: $(READY)
+	$(BIN)/python tools/peers/run.py all
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ ROWS = [
     {"sources"},
     {"batches"},
     {"evaluation", "dense", "whitebox"},
+    {"export", "timm", "transformers"},
     {"figures"},
     {"training", "analysis"},
     {"runs"},

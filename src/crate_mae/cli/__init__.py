@@ -67,7 +67,11 @@ def exit_status(command: Command, argv: list[str]) -> int:
 
 
 def _said(error: Exception) -> str:
-    """What an error says, with what to do about a disk that is full, say."""
+    """What an error says, with what to do about a full disk or a package that is missing."""
+    if isinstance(error, ImportError):
+        from crate_mae.common.extras import with_command
+
+        return str(with_command(error))
     number = error.errno if isinstance(error, OSError) else None
     remedy = "" if isinstance(error, NotWrittenError) else FULL_DISK.get(number or 0, "")
     return f"{error}: {remedy}" if remedy else str(error)
@@ -193,6 +197,11 @@ CHAPTERS: dict[str, dict[str, Verb]] = {
             "weights with a model card to the Hub, or to a folder",
             weights.push_parser,
             weights.push,
+        ),
+        "export": Verb(
+            "a file for ONNX Runtime, OpenVINO, ExecuTorch or torch.export, checked there",
+            weights.export_parser,
+            weights.export,
         ),
         "convert": Verb(
             "a published checkpoint into a weights folder, and back",

@@ -49,6 +49,12 @@ def extract_parser() -> CommandParser:
         "--out", required=True, metavar="FILE", help=".safetensors, .npz or .parquet"
     )
     add_overwrite(parser)
+    parser.add_argument(
+        "--engine",
+        default="torch",
+        choices=["torch", "onnx", "openvino"],
+        help="what computes them; the others are for CPUs, checked before they start (torch)",
+    )
     add_device(parser)
     return parser
 
@@ -65,11 +71,27 @@ def extract(argv: list[str]) -> int:
     pool = single(given.pool, "mean")
     check_target(given.out, overwrite=given.overwrite)
     source = opened_images(given)
-    model, sha256 = load_backbone(given.weights)
-    at_size(model, given.image_size)
+    device = None
+    model: Backbone
+    if given.engine == "torch":
+        model, sha256 = load_backbone(given.weights)
+        at_size(model, given.image_size)
+        device = device_of(given.device)
+    else:
+        from crate_mae.export.engines import engine_for
+        from crate_mae.weights.weights_folder import weights_hash
+
+        if single(given.after, None) is not None:
+            raise ValueError(f"engine {given.engine} gives features after the last layer alone")
+        if given.image_size is not None:
+            raise ValueError(f"engine {given.engine} takes images of the model's own size alone")
+        place = None if given.device == "auto" else given.device
+        model = engine_for(given.weights, given.engine, device=place)
+        sha256 = weights_hash(given.weights)
     features = extract_features(
-        model.to(device_of(given.device)),
+        model,
         source,
+        device=device,
         pool=pool,
         layer=single(given.after, None),
         batch_size=given.batch_size,

@@ -1,4 +1,4 @@
-"""Verbs about weights themselves: info, weights, push, convert."""
+"""Verbs about weights themselves: info, weights, push, export, convert."""
 
 import argparse
 import sys
@@ -110,6 +110,11 @@ def push_parser() -> CommandParser:
     )
     parser.add_argument("--notes", metavar="FILE", help="Markdown of your own, put into the card")
     parser.add_argument("--card", metavar="FILE", help="a card of your own in place of ours")
+    parser.add_argument(
+        "--with-code",
+        action="store_true",
+        help="add the two files that transformers needs where this package is not installed",
+    )
     add_overwrite(parser, "another model")
     parser.add_argument(
         "--dry-run", action="store_true", help="list what would be sent, and send nothing"
@@ -153,6 +158,7 @@ def push(argv: list[str]) -> int:
         card=given.card,
         notes=given.notes,
         results=given.results,
+        with_code=given.with_code,
     )
     for name, size in package.sizes().items():
         print(f"{size:>14,}  {name}")
@@ -174,6 +180,77 @@ def push(argv: list[str]) -> int:
             overwrite=given.overwrite,
         )
         print(f"sent to {sent.url}\ncommit  {sent.commit_url}")
+    return 0
+
+
+def export_parser() -> CommandParser:
+    """The parser of `crate-mae export`."""
+    parser = verb_parser("export", "A model in a file that other programs run, checked by theirs.")
+    add_weights(parser)
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=["pt2", "onnx", "openvino", "executorch"],
+        help="pt2: torch.export; the others need packages of their own",
+    )
+    parser.add_argument(
+        "--what",
+        default="encode",
+        choices=["encode", "classify", "reconstruct"],
+        help="features, class scores, or patches completed under a mask (encode)",
+    )
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="new folder for the file")
+    parser.add_argument(
+        "--mask-ratio", type=float, default=0.75, metavar="X", help="of reconstruct (0.75)"
+    )
+    parser.add_argument("--int8", action="store_true", help="onnx: matrices in eight bits")
+    parser.add_argument(
+        "--probe",
+        metavar="ADDRESS",
+        help="with --int8: labelled data; what rounding costs a linear probe (digits)",
+    )
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        metavar="IMAGE",
+        help="files, folders or one data address to compare on (squares of two photographs)",
+    )
+    add_part(parser, limit=8)
+    add_json(parser, "the comparison")
+    return parser
+
+
+def export(argv: list[str]) -> int:
+    """The exit status of `crate-mae export`."""
+    parser = export_parser()
+    given = parser.read(argv)
+    if given.probe and not given.int8:
+        parser.error("--probe measures what --int8 costs: give both")
+    if given.int8 and given.what != "encode":
+        parser.error("--int8 is measured by a probe of features: export --what encode")
+
+    from crate_mae.export.export_model import describe_export, export_model
+    from crate_mae.export.int8_loss import measure_int8_loss
+
+    output = Output(given.json)
+    exported = export_model(
+        given.weights,
+        given.out,
+        format=given.format,
+        what=given.what,
+        mask_ratio=given.mask_ratio,
+        int8=given.int8,
+        images=opened_images(given) if given.images else None,
+    )
+    output.say(describe_export(exported))
+    facts = {"difference": exported.difference, "images": exported.images, "int8_loss": None}
+    if given.int8:
+        loss = measure_int8_loss(
+            given.weights, exported.folder, given.probe or "digits", progress=counter_for
+        )
+        output.say(loss.sentence())
+        facts["int8_loss"] = loss.to_dict()
+    output.write(facts)
     return 0
 
 

@@ -24,6 +24,7 @@ from crate_mae.weights.tensors import check_finite
 from crate_mae.weights.weights_folder import (
     TENSORS,
     find_weights,
+    kind_of,
     load_crate,
     save_model,
 )
@@ -63,7 +64,7 @@ def load_backbone(
     ValueError for weights that are not finite unless `finite` is off.
     """
     folder, described = find_weights(name, revision=revision)
-    kind = described.get("model_type", described.get("model"))
+    kind = kind_of(described)
     if kind not in KINDS:
         raise ValueError(f"{folder} holds a model of kind {kind!r}; known are {', '.join(KINDS)}")
     model = KINDS[kind].load(folder, described)

@@ -98,7 +98,7 @@ def extract_all(
     kept = [pool for pool in pools if "both" not in pools or pool not in ("cls", "mean")]
     if device is not None:
         model.to(device)
-    place = next(model.parameters()).device
+    place = next(model.parameters()).device  # of an exported encoder: those it was made from
 
     def encode(images: Tensor) -> dict[Key, Tensor]:
         states = model.layer_tokens(images.to(place), wanted)

@@ -83,7 +83,7 @@ class CrateMAE(nn.Module):
         self.encoder.check_images(images)
         grid = grid_of(images, self.config.patch_hw)
         if mask is None:
-            mask = draw_mask("random", grid, mask_ratio, generator, batch=len(images))
+            mask = draw_mask("random", grid, mask_ratio, generator, batch=images.shape[0])
         mask = self._checked_mask(mask, images)
         tokens = self.embed_masked(images, mask, kept)
         latent, asked = self.encoder.run_layers_with(tokens, layer)
@@ -265,7 +265,7 @@ class CrateMAE(nn.Module):
 
     def _checked_mask(self, mask: Tensor, images: Tensor) -> Tensor:
         rows, columns = grid_of(images, self.config.patch_hw)
-        expected = (len(images), rows * columns)
+        expected = (images.shape[0], rows * columns)
         if mask.dtype != torch.bool or tuple(mask.shape) != expected:
             raise ValueError(
                 f"the mask must be boolean {expected} (True = removed),"

@@ -46,7 +46,7 @@ class Encoder(nn.Module):
         self.fixed_positions = config.positions == "sincos"
         if self.fixed_positions:
             # Not in the weights file: the configuration says all there is to know.
-            table = sincos_positions(dim, config.grid)
+            table = sincos_positions(dim, config.grid).to(self.class_token.device)
             self.register_buffer("positions", table, persistent=False)
         else:
             self.positions = nn.Parameter(torch.empty(1 + config.num_patches, dim))
@@ -76,7 +76,7 @@ class Encoder(nn.Module):
 
     def add_class_token(self, patches: Tensor) -> Tensor:
         """Tokens (B, N, d): the class token in front of patch tokens (B, L, d)."""
-        class_token = self.class_token.to(patches.dtype).expand(len(patches), -1, -1)
+        class_token = self.class_token.to(patches.dtype).expand(patches.shape[0], -1, -1)
         return torch.cat([class_token, patches], dim=1)
 
     def embed(self, images: Tensor) -> Tensor:
@@ -112,8 +112,9 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Features (B, 1 + L, d) of images (B, C, H, W): no masking, raster order, normalised."""
-        few = len(images) if keep is not None else self._images_at_a_time(images)
-        if few >= len(images):
+        # Of the shape, not len(): that would fix an exported model's number of images.
+        few = images.shape[0] if keep is not None else self._images_at_a_time(images)
+        if few >= images.shape[0]:
             return self.run_layers(self.embed(images), keep)
         return torch.cat([self.run_layers(self.embed(part)) for part in torch.split(images, few)])
 
@@ -140,7 +141,7 @@ class Encoder(nn.Module):
         """
         kept = self.training or torch.is_grad_enabled()
         if kept or images.device.type != "cpu" or torch.compiler.is_compiling():
-            return len(images)
+            return images.shape[0]
         rows, columns = grid_of(images, self.config.patch_hw)
         values = self.config.dim * self.config.overcomplete * (1 + rows * columns)
         return max(1, CACHED_VALUES // values)
@@ -187,7 +188,7 @@ class Encoder(nn.Module):
             raise ValueError(
                 f"images must be (B, {channels}, H, W) for this model, not {tuple(images.shape)}"
             )
-        if not len(images):
+        if images.shape[0] == 0:
             raise ValueError("the batch holds no image")
         fault = size_fault((images.shape[2], images.shape[3]), self.config.patch_hw)
         if fault:

@@ -66,7 +66,8 @@ def positions_at(dim: int, rows: Tensor, columns: Tensor) -> Tensor:
     `sincos_positions` has them.
     """
     quarter = dim // 4
-    frequencies = 10_000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    steps = torch.arange(quarter, dtype=torch.float64, device=rows.device)
+    frequencies = 10_000.0 ** (-steps / quarter)
 
     def encode(positions: Tensor) -> Tensor:
         angles = positions[:, None] * frequencies
@@ -75,7 +76,7 @@ def positions_at(dim: int, rows: Tensor, columns: Tensor) -> Tensor:
     by_column = encode(columns).repeat(len(rows), 1)
     by_row = encode(rows).repeat_interleave(len(columns), dim=0)
     table = torch.cat([by_column, by_row], dim=1)
-    return torch.cat([torch.zeros(1, dim), table])
+    return torch.cat([table.new_zeros(1, dim), table])
 
 
 def resampled_positions(
@@ -107,5 +108,6 @@ def patch_centres(count: int, reference: int) -> Tensor:
 
     Equal counts give whole numbers.
     """
-    steps = torch.arange(count, dtype=torch.float64)
+    # On the CPU even where modules are made on the meta device: the table is known beforehand.
+    steps = torch.arange(count, dtype=torch.float64, device="cpu")
     return steps if count == reference else (steps + 0.5) * (reference / count) - 0.5

@@ -21,10 +21,12 @@ from crate_mae.publish.card import (
     with_name,
 )
 from crate_mae.publish.facts import METRICS, RECIPE, gather, recipe_text
+from crate_mae.publish.remote_code import AUTO_MAP, CODE, remote_code
+from crate_mae.weights.one_folder import PROCESSOR
 from crate_mae.weights.shipped import CARD, SHIPPED
-from crate_mae.weights.weights_folder import FILES, replacing_folder
+from crate_mae.weights.weights_folder import FILES, replacing_folder, shared_files
 
-OURS = (*FILES, CARD, RECIPE, METRICS)
+OURS = (*FILES, PROCESSOR, CARD, RECIPE, METRICS, *CODE)
 MAX_TEXT_BYTES = 1 << 20
 
 
@@ -69,16 +71,18 @@ def build_package(
     card: str | Path | None = None,
     notes: str | Path | None = None,
     results: Sequence[str | Path] = (),
+    with_code: bool = False,
 ) -> Package:
     """The files to publish of a run folder, a weights folder or a shipped model.
 
     `name` is how `load_model` will find them. `card` is a file with a card of your own, `notes` one
     with text that goes into ours, `results` as in `gather`; `data_name` and `dataset` as in
-    `model_card`. A folder that was published before brings its card, with `name` in place of the
-    old one, unless there is something new to say: then it is written anew under the old licence or
-    the new one. Raises what `gather` raises,
-    ValueError for a licence or text that is none and for a card that names another licence, and
-    FileNotFoundError for a file that is not there.
+    `model_card`. `with_code` adds two files of code, which transformers runs where its user asks
+    for `trust_remote_code`. A folder that was published before brings its card, with `name` in
+    place of the old one, unless there is something new to say: then it is written anew under the
+    old licence or the new one. Raises what `gather` raises, ValueError for a licence or text that
+    is none and for a card that names another licence, and FileNotFoundError for a file that is not
+    there.
     """
     licence = check_licence(licence)
     own = None if card is None else _text(card)
@@ -111,6 +115,12 @@ def build_package(
         if others := [other for other in loaded_names(text) if other not in names]:
             doubts.append(f"The card loads {', '.join(others)}; these weights will be {name}.")
     files: dict[str, Path | bytes] = {file: facts.folder / file for file in FILES}
+    shared = shared_files(facts.folder, {"auto_map": AUTO_MAP} if with_code else None)
+    if with_code and not shared:
+        raise ValueError(f"there is no code to send with a model of kind {facts.weights['model']}")
+    files.update(shared)
+    if with_code:
+        files.update(remote_code())
     files[CARD] = text.encode()
     if facts.recipe is not None:
         files[RECIPE] = recipe_text(facts.recipe).encode()

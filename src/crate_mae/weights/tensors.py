@@ -8,14 +8,15 @@ import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 CHECKSUM = "crate_mae_sha256"
 """The entry of a safetensors file's metadata that holds the SHA-256 of all the rest."""
@@ -25,6 +26,48 @@ MAX_HEADER_BYTES = 100_000_000
 
 class IncompleteWeightsError(ValueError):
     """Raised when tensors and model do not match one to one; the message lists the differences."""
+
+
+class WithoutInitialValues(TorchFunctionMode):
+    """A context in which modules are made on the meta device and no initial value is drawn.
+
+    For modules whose tensors come from a file. Drawing on the meta device draws nothing, but the
+    first time it imports a thousand modules of torch's compiler, which takes a second.
+    """
+
+    def __enter__(self) -> "WithoutInitialValues":
+        self._meta = torch.device("meta")
+        self._meta.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *reason: Any) -> None:
+        super().__exit__(*reason)
+        self._meta.__exit__(*reason)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """The tensor itself where it would be filled; else what the function gives."""
+        tensor = args[0] if args else (kwargs or {}).get("tensor")
+        if func in _FILLING and isinstance(tensor, Tensor) and tensor.is_meta:
+            return tensor
+        return func(*args, **(kwargs or {}))
+
+
+_FILLING = {
+    getattr(owner, name)
+    for owner, names in (
+        (Tensor, ("normal_", "uniform_", "zero_", "fill_", "clamp_", "mul_", "add_", "erfinv_")),
+        (nn.init, ("normal_", "uniform_", "constant_", "ones_", "zeros_", "kaiming_uniform_",
+                   "trunc_normal_", "xavier_uniform_")),
+    )
+    for name in names
+}  # fmt: skip
 
 
 def load_exactly(

@@ -1,7 +1,8 @@
 """Weights folders: `model.safetensors`, `config.json`, `preprocess.json`; written in one step.
 
-A folder alone rebuilds its model. Nothing in it is ever unpickled, its sizes are checked against
-the tensors before anything is allocated, and a load that is not complete is an error.
+A folder alone rebuilds its model. What other libraries read lies in it, too (`one_folder`).
+Nothing in it is ever unpickled, its sizes are checked against the tensors before anything is
+allocated, and a load that is not complete is an error.
 """
 
 import contextlib
@@ -20,6 +21,14 @@ from crate_mae.common.files import file_hash, read_json_object, replacing_tree, 
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import ModelConfig, Preprocess
+from crate_mae.weights.one_folder import (
+    CLASSES,
+    MODEL_TYPE,
+    OWN_KEYS,
+    PROCESSOR,
+    for_every_library,
+    processor_keys,
+)
 from crate_mae.weights.shipped import (
     CONFIG,
     FILES,
@@ -30,6 +39,7 @@ from crate_mae.weights.shipped import (
 )
 from crate_mae.weights.tensors import (
     IncompleteWeightsError,
+    WithoutInitialValues,
     check_finite,
     check_match,
     load_exactly,
@@ -67,7 +77,15 @@ def save_model(
         _check_rebuilds(model, described)
     known = model.preprocess if preprocess is None else preprocess
     known.check(model.config)
-    saved = save_described(model, folder, described, known, overwrite=overwrite, state=state)
+    saved = save_described(
+        model,
+        folder,
+        for_every_library(described, model.config, known),
+        known,
+        overwrite=overwrite,
+        state=state,
+        others={PROCESSOR: processor_keys(known)},
+    )
     if known is model.assumed_preprocess:
         logger.warning(
             "%s: that images are scaled to [0, 1] and no more (mean 0, std 1) is assumed; if yours"
@@ -86,10 +104,11 @@ def save_described(
     *,
     overwrite: bool = False,
     state: Mapping[str, Tensor] | None = None,
+    others: Mapping[str, dict[str, Any]] | None = None,
 ) -> Path:
     """The folder, now holding a module's tensors, what describes it, and its preprocessing.
 
-    As `save_model`, for a module of any kind.
+    As `save_model`, for a module of any kind; `others` are further JSON files by name.
     """
     tensors = {
         key: value.detach().to("cpu").contiguous()
@@ -101,6 +120,8 @@ def save_described(
         write_safetensors(tensors, fresh / TENSORS)
         (fresh / CONFIG).write_bytes(_json(described))
         (fresh / PREPROCESS).write_bytes(_json(preprocess.to_dict()))
+        for name, values in (others or {}).items():
+            (fresh / name).write_bytes(_json(values))
     return Path(folder)
 
 
@@ -232,7 +253,7 @@ def _build(folder: Path, described: dict[str, Any]) -> CrateMAE | CrateClassifie
 
     Its tensors are known to fit before memory is taken, and no random number is drawn.
     """
-    if "model_type" in described:
+    if described.get("model_type", MODEL_TYPE) != MODEL_TYPE:
         raise ValueError(
             f"{folder} holds a model of type {described['model_type']!r}, and this needs CRATE"
             " weights; probe, knn and finetune take both"
@@ -250,7 +271,7 @@ def _build(folder: Path, described: dict[str, Any]) -> CrateMAE | CrateClassifie
         shapes = _tensor_shapes(folder / TENSORS)
         if len(shapes) < config.depth:
             raise ValueError(f"{len(shapes)} tensors cannot fill {config.depth} layers")
-        with torch.device("meta"):
+        with WithoutInitialValues():
             model = _construct(described, config)
         check_match(shapes, model, origin=str(folder / TENSORS))
     except IncompleteWeightsError:
@@ -262,7 +283,8 @@ def _build(folder: Path, described: dict[str, Any]) -> CrateMAE | CrateClassifie
             f"{folder}: preprocessing for {preprocess.channels} channels,"
             f" model for {config.channels}"
         )
-    model.to_empty(device="cpu")
+    # As to_empty, which for tensors on the meta device imports torch's compiler.
+    model._apply(lambda meta: torch.empty(meta.shape, dtype=meta.dtype, device="cpu"))
     model.preprocess = preprocess
     return model
 
@@ -301,7 +323,7 @@ def _construct(described: dict[str, Any], config: ModelConfig) -> CrateMAE | Cra
 
 def _check_rebuilds(model: CrateMAE | CrateClassifier, described: dict[str, Any]) -> None:
     """Raise ValueError where loading would put a part of another class in the place of one."""
-    with torch.device("meta"):
+    with WithoutInitialValues():
         rebuilt = {
             name: type(part) for name, part in _construct(described, model.config).named_modules()
         }
@@ -312,6 +334,33 @@ def _check_rebuilds(model: CrateMAE | CrateClassifier, described: dict[str, Any]
                 f" {rebuilt[name].__name__} in its place: keep model.state_dict() beside the code"
                 " that builds this model"
             )
+
+
+def shared_files(folder: Path, extra: Mapping[str, Any] | None = None) -> dict[str, bytes]:
+    """`config.json` and `preprocessor_config.json` of a folder as every library reads them.
+
+    `extra` are further keys of both. Empty for models of other families, whose own files serve.
+    """
+    described = read_json_object(folder / CONFIG)
+    if described.get("format") != FORMAT or kind_of(described) not in CLASSES:
+        return {}
+    own = {key: described[key] for key in OWN_KEYS if key in described}
+    config = ModelConfig.from_dict(_section(described, "config"))
+    preprocess = Preprocess.from_dict(read_json_object(folder / PREPROCESS))
+    whole = for_every_library(own, config, preprocess)
+    return {
+        CONFIG: _json({**whole, **(extra or {})}),
+        PROCESSOR: _json({**processor_keys(preprocess), **(extra or {})}),
+    }
+
+
+def kind_of(described: dict[str, Any]) -> Any:
+    """Which kind of model a `config.json` says it describes; as it stands there, or None.
+
+    For models of other families it is transformers' `model_type`.
+    """
+    other = described.get("model_type", MODEL_TYPE)
+    return described.get("model") if other == MODEL_TYPE else other
 
 
 def _describe(model: CrateMAE | CrateClassifier) -> dict[str, Any]:
@@ -347,7 +396,8 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
         return
     if not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; weights are a folder")
-    foreign = sorted(item.name for item in folder.iterdir() if item.name not in (*FILES, *LITTER))
+    own = (*FILES, PROCESSOR, *LITTER)
+    foreign = sorted(item.name for item in folder.iterdir() if item.name not in own)
     if foreign:
         raise FileExistsError(
             f"{folder} holds other files ({', '.join(foreign[:3])}); name an empty or new folder"

@@ -1,0 +1,67 @@
+"""What rounding a model to eight bits costs: the accuracy of a linear probe before and after."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from crate_mae.common.progress import Progress
+from crate_mae.evaluation.features import extract_features
+from crate_mae.evaluation.probe import linear_probe
+from crate_mae.export.engines import ExportedEncoder
+from crate_mae.sources.address import open_pair
+from crate_mae.weights.weights_folder import load_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Loss:
+    """Accuracies of a linear probe on features of both precisions."""
+
+    address: str
+    """Where images and labels come from."""
+    tested: int
+    """How many images were classified."""
+    float32: float
+    """Accuracy in float32, from 0 to 1."""
+    int8: float
+    """Accuracy in eight bits."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def sentence(self) -> str:
+        """Both accuracies in a line."""
+        return (
+            f"linear probe on {self.address}, {self.tested} test images: float32"
+            f" {self.float32:.2%}, int8 {self.int8:.2%}"
+        )
+
+
+def measure_int8_loss(
+    weights: str | Path,
+    folder: Path,
+    address: str,
+    *,
+    progress: Callable[[str], Progress | None] | None = None,
+) -> Int8Loss:
+    """What a linear probe makes of weights and of the int8 model in a folder.
+
+    `address` names labelled data, a part of which is held out where it has no test split. Both
+    probes are fitted anew, on features of their own precision.
+    """
+    train, test = open_pair(address)
+    accuracies = []
+    model = load_model(weights)
+    for subject, name in ((model, "float32"), (ExportedEncoder(model, folder), "int8")):
+        rows = [
+            extract_features(
+                subject,
+                part,
+                batch_size=64,
+                progress=None if progress is None else progress(f"features, {name}"),
+            )
+            for part in (train, test)
+        ]
+        accuracies.append(linear_probe(rows[0], rows[1]).accuracy)
+    return Int8Loss(address=address, tested=len(test), float32=accuracies[0], int8=accuracies[1])

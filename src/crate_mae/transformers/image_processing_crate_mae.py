@@ -1,0 +1,94 @@
+# Copyright 2026 The CRATE-MAE developers. MIT licence.
+"""Images to model input in transformers, as the package's own preprocessing does it."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_utils import (
+    ChannelDimension,
+    PILImageResampling,
+    infer_channel_dimension_format,
+)
+
+from crate_mae.batches.transforms import fit
+from crate_mae.sources.images import decode_image, to_channels
+
+
+class CrateMAEImageProcessor(TorchvisionBackend):  # type: ignore[misc]
+    """Scales an image until it just covers `size`, keeps the centre, and normalises it.
+
+    Bicubic with antialiasing; nothing is squashed. Grey becomes colour or colour grey as
+    `image_mean` has three values or one; transparency lies over white; 16 bit and floats are taken
+    by their full range. Arrays are (C, H, W) or (H, W, C).
+    """
+
+    size: ClassVar = {"height": 224, "width": 224}
+    image_mean: ClassVar = [0.0, 0.0, 0.0]
+    image_std: ClassVar = [1.0, 1.0, 1.0]
+    resample = PILImageResampling.BICUBIC
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Images themselves; a path of this machine is opened as the package opens it."""
+        if isinstance(image_url_or_urls, str) and Path(image_url_or_urls).is_file():
+            return decode_image(Path(image_url_or_urls), image_url_or_urls)
+        return super().fetch_images(image_url_or_urls)
+
+    def process_image(
+        self,
+        image: Any,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | None = None,
+        device: Any = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """An image (C, H, W), uint8 or float32, with as many channels as there are means."""
+        channels = len(kwargs.get("image_mean") or self.image_mean)
+        if isinstance(image, Image.Image):
+            pixels = decode_image(image, "image")
+        else:
+            pixels = torch.from_numpy(image) if isinstance(image, np.ndarray) else image
+            if pixels.ndim == 2:
+                pixels = pixels[None]
+            else:
+                order = input_data_format or infer_channel_dimension_format(
+                    pixels, num_channels=tuple({1, 3, channels})
+                )
+                if order == ChannelDimension.LAST:
+                    pixels = pixels.permute(2, 0, 1)
+        pixels = pixels if pixels.dtype == torch.uint8 else pixels.float()
+        return to_channels(pixels.contiguous().to(device), channels)
+
+    def _preprocess(
+        self,
+        images: list[Tensor],
+        do_resize: bool,
+        size: Any,
+        do_rescale: bool,
+        do_normalize: bool,
+        image_mean: Any,
+        image_std: Any,
+        return_tensors: str | None,
+        **_: Any,
+    ) -> BatchFeature:
+        prepared = []
+        for image in images:
+            pixels = fit(image, (size.height, size.width)) if do_resize else image
+            whole = pixels.dtype == torch.uint8 and do_rescale
+            pixels = pixels.float().div_(255) if whole else pixels.float()
+            if do_normalize:
+                mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (image_mean, image_std))
+                pixels = (pixels - mean.to(pixels.device)) / std.to(pixels.device)
+            prepared.append(pixels)
+        return BatchFeature(data={"pixel_values": prepared}, tensor_type=return_tensors)
+
+
+__all__ = ["CrateMAEImageProcessor"]
