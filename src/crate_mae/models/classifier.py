@@ -1,26 +1,22 @@
 """A classifier on the CRATE encoder."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.config import MAX_CLASSES, ModelConfig, Preprocess
-from crate_mae.models.encoder import Encoder
-from crate_mae.models.half_steps import HalfStep, half_steps
-from crate_mae.models.layers import Layer, Side
+from crate_mae.models.config import MAX_CLASSES, ModelConfig
+from crate_mae.models.crate_encoder import CrateEncoder
 
 Pool = Literal["cls", "mean"]
 
 
-class CrateClassifier(nn.Module):
+class CrateClassifier(CrateEncoder):
     """Class scores from the encoder's class token or from the mean of its patch tokens."""
 
     kind: ClassVar[str] = "CrateClassifier"
-    """How `config.json` of its weights names it."""
-    match: ClassVar[None] = None
 
     def __init__(
         self,
@@ -30,18 +26,15 @@ class CrateClassifier(nn.Module):
         pool: Pool = "mean",
         class_names: tuple[str, ...] | None = None,
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.preprocess = Preprocess.identity(config)
+        super().__init__(config)
         self.pool = pool
         self.class_names = class_names
-        self.encoder = Encoder(config)
         self.head = classifier_head(config.dim, num_classes, pool=pool, class_names=class_names)
 
     @classmethod
     def from_pretrained(
         cls,
-        model: "CrateMAE | CrateClassifier",
+        model: "CrateMAE | CrateEncoder",
         *,
         num_classes: int,
         pool: Pool = "mean",
@@ -53,38 +46,12 @@ class CrateClassifier(nn.Module):
         classifier.encoder.load_state_dict(model.encoder.state_dict())
         return classifier
 
-    def recompute_layers(self, recompute: bool = True) -> None:
-        """Set whether training recomputes layers in the backward pass to save memory."""
-        self.encoder.layers.recompute = recompute
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Features (B, 1 + L, d) of images (B, C, H, W), as `CrateMAE.encode`."""
-        features: Tensor = self.encoder(images)
-        return features
-
-    @property
-    def stacks(self) -> dict[Side, list[Layer]]:
-        """The layers of each side: the encoder's."""
-        return {"encoder": list(self.encoder.layers)}
-
-    def half_steps(self, images: Tensor) -> Iterator[HalfStep]:
-        """The half steps of the encoder for images (B, C, H, W)."""
-        return half_steps(self.encoder.layers, self.encoder.embed(images))
-
     def tensors_to_scores(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Name and value of every tensor on the way to the scores, in order of computation."""
-        tokens = self.encoder.embed(images)
-        yield "patch embedding", tokens
-        for step in half_steps(self.encoder.layers, tokens):
-            yield f"encoder layer {step.index}, {step.name}", step.after
-            tokens = step.after
-        yield "scores", self.head(pool_tokens(self.encoder.norm(tokens), self.pool))
-
-    def layer_tokens(
-        self, images: Tensor, layers: Sequence[int | None]
-    ) -> dict[int | None, Tensor]:
-        """Tokens (B, 1 + L, d) after each of so many encoder layers; None: as `encode`."""
-        return self.encoder.layer_tokens(images, layers)
+        for name, tensor in self.tensors_to_features(images):
+            yield name, tensor
+            features = tensor
+        yield "scores", self.head(pool_tokens(features, self.pool))
 
     def describe_head(self) -> dict[str, Any]:
         """What `config.json` says of the head, in plain values."""
