@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-ORDER, AUGMENT, MASK, ERASE, MIX, DEPTH = 1, 2, 3, 4, 5, 6
+ORDER, AUGMENT, MASK, ERASE, MIX, DEPTH, VIEW = 1, 2, 3, 4, 5, 6, 7
 """Streams of random numbers, the first part of a key: using more of one leaves the others."""
 
 

@@ -148,6 +148,10 @@ class Encoder(nn.Module):
         table = sincos_positions(self.config.dim, grid, reference_grid=self.config.grid)
         return table.to(self.positions.device, self.positions.dtype)
 
+    def expect_grid(self, grid: tuple[int, int]) -> None:
+        """Take images of this grid without a word, as a model does that trains on them."""
+        self._grids_told.add(grid)
+
     def check_images(self, images: Tensor) -> None:
         """Raise ValueError when images are not (B, C, H, W) as this model needs them."""
         channels = self.config.channels

@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 import crate_mae
 from crate_mae.batches.config import (
     Augment,
+    Crops,
     DataConfig,
     LabelledDataConfig,
     Masking,
@@ -22,12 +23,12 @@ from crate_mae.training.config import (
     CheckpointConfig,
     FinetuneConfig,
     FinetuneOptimConfig,
-    ObjectiveConfig,
     OptimConfig,
     PretrainConfig,
     RecordConfig,
     TrainerConfig,
 )
+from crate_mae.training.objectives import ObjectiveConfig, SimDINOConfig
 from crate_mae.training.run_folder import load_config_values, load_settings
 
 ConfigT = TypeVar("ConfigT")
@@ -60,7 +61,7 @@ def pretrain_parser() -> SettingsParser:
     """A parser of every setting of PretrainConfig, with the recipe file as --config."""
     parser = _run_parser(
         "crate-mae pretrain",
-        "Masked pre-training: from images to weights, reconstructions and metrics.",
+        "Pre-training without labels: from images to weights, reconstructions and metrics.",
         example="digits",
     )
     parser.add_argument(
@@ -232,12 +233,14 @@ def _with_recipe_files(arguments: list[str], parser: SettingsParser) -> list[str
 
 def build_config(given: Namespace) -> PretrainConfig:
     """The configuration of a parsed namespace; ValueError when its values do not fit together."""
-    data = _values(given, "data")
+    data, simdino = _values(given, "data"), _values(given, "simdino")
     return PretrainConfig(
         name=given.name,
         seed=given.seed,
         model=ModelConfig.from_dict(_values(given, "model")),
         vitmae=given.vitmae,
+        method=given.method,
+        simdino=SimDINOConfig(**{**simdino, "crops": Crops(**simdino["crops"])}),
         data=DataConfig(**{**data, "augment": Augment(**data["augment"])}),
         masking=Masking(**_values(given, "masking")),
         objective=ObjectiveConfig(**_values(given, "objective")),

@@ -1,15 +1,17 @@
-"""Masked pre-training: from a resolved configuration to a finished run folder."""
+"""Pre-training: from a resolved configuration to a finished run folder."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, seed_everything
 from torch import nn
 from torch.utils.data import Dataset
 
-from crate_mae.batches.data_module import ImageDataModule
+from crate_mae.batches.crops import CropBatches
+from crate_mae.batches.data_module import BatchKind, ImageDataModule
 from crate_mae.batches.masked import MaskedBatches
 from crate_mae.common.progress import progress_bar
 from crate_mae.evaluation.backbones import build_autoencoder
@@ -25,18 +27,20 @@ from crate_mae.training.online import OnlineMeasures
 from crate_mae.training.rate_term import coding_rate_of
 from crate_mae.training.reconstructions import Reconstructions
 from crate_mae.training.run_folder import changed_keys, check_start, recorded_preprocess
+from crate_mae.training.self_distillation import self_distillation, view_network
 from crate_mae.training.session import (
     RunSummary,
     Session,
     batch_per_device,
     training_environment,
 )
+from crate_mae.training.training_module import TrainingModule
 from crate_mae.vitmae.model import vitmae_config
 from crate_mae.weights.tensors import check_match
 from crate_mae.weights.weights_folder import load_autoencoder
 
 FEW_STEPS = 1000
-"""Optimiser steps below which masked pre-training is warned of."""
+"""Optimiser steps below which pre-training is warned of."""
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +56,7 @@ def pretrain(
     dataset: Dataset[Any] | ImageSource | None = None,
     val_dataset: Dataset[Any] | ImageSource | None = None,
 ) -> RunSummary:
-    """How masked pre-training ended; everything else is in the run folder.
+    """How pre-training, by masks or by SimDINO, ended; everything else is in the run folder.
 
     `resume` continues the run in `folder` exactly where it was (from the start when it had saved
     nothing yet); only what leaves the result alone may differ then: hardware, records, loading.
@@ -69,25 +73,17 @@ def pretrain(
     changes = check_start(config, folder, resume=resume, again="--init-from")
     origin = None if init_from is None else _starting_weights(config, init_from)
     with training_environment(config):
-        sheets = Reconstructions(
-            folder, every=config.record.reconstruct_epochs, count=config.record.reconstruct_images
-        )
-        measures = OnlineMeasures(
-            every=config.record.measure_epochs,
-            eps_squared=config.objective.eps_squared,
-            seed=config.seed,
-        )
         session = Session(
             config,
             folder,
             monitor=Monitor(metric="val/loss"),
-            callbacks=[sheets, measures],
+            callbacks=_callbacks(config, folder),
             stop_after=stop_after,
         )
         data = ImageDataModule(
             config.data,
             model=config.model,
-            kind=MaskedBatches(masking=config.masking),
+            kind=_batches(config),
             batch_size=batch_per_device(config, session.world_size),
             accumulate=config.trainer.accumulate,
             world_size=session.world_size,
@@ -96,12 +92,12 @@ def pretrain(
             val_dataset=val_dataset,
             preprocess=recorded_preprocess(folder) if resume else None,
             progress=progress_bar if is_main_process() else None,
-            whole_steps=config.objective.looks_ahead and config.trainer.accumulate > 1,
+            whole_steps=config.looks_ahead,
         )
         data.open()
         data.keep_on(session.device)
         seed_everything(config.seed, verbose=False)
-        module = _module(config, model_of(config, origin, data.preprocess), session)
+        module = _module(config, origin, data.preprocess, session)
         with session.recording(data, resume=resume, changes=changes, command=command):
             if is_main_process():
                 _warn_of_few_steps(config, data)
@@ -113,6 +109,8 @@ def _check_origin(config: PretrainConfig, init_from: str | Path | None, *, resum
     """Raise ValueError for settings that exclude each other."""
     if resume and init_from is not None:
         raise ValueError("--resume continues a run with its own weights; leave --init-from out")
+    if config.method == "simdino" and init_from is not None:
+        raise ValueError("method simdino starts from fresh weights: leave --init-from out")
     if config.vitmae is not None:
         if init_from is not None:
             raise ValueError("a ViT-MAE baseline starts from fresh weights: leave --init-from out")
@@ -149,7 +147,40 @@ def model_of(
     return model
 
 
-def _module(config: PretrainConfig, model: MaskedAutoencoder, session: Session) -> MaskedCompletion:
+def _batches(config: PretrainConfig) -> BatchKind:
+    if config.method == "simdino":
+        return CropBatches(crops=config.simdino.crops)
+    return MaskedBatches(masking=config.masking)
+
+
+def _callbacks(config: PretrainConfig, folder: Path) -> list[Callback]:
+    record = config.record
+    measures = partial(
+        OnlineMeasures,
+        every=record.measure_epochs,
+        eps_squared=config.objective.eps_squared,
+        seed=config.seed,
+    )
+    if config.method == "simdino":  # the loss is of class tokens
+        return [measures(pool="cls", advice="lower simdino.eps or the learning rate")]
+    sheets = Reconstructions(
+        folder, every=record.reconstruct_epochs, count=record.reconstruct_images
+    )
+    return [sheets, measures()]
+
+
+def _module(
+    config: PretrainConfig, origin: CrateMAE | None, preprocess: Preprocess, session: Session
+) -> TrainingModule:
+    stopping = {"last_checkpoint": session.last_checkpoint, "stop_wanted": session.stop_wanted}
+    if config.method == "simdino":
+        network = view_network(config, preprocess)
+        if config.trainer.recompute:
+            network.backbone.recompute_layers()
+        if config.trainer.compile:
+            network.compile()
+        return self_distillation(config, network, **stopping)
+    model = model_of(config, origin, preprocess)
     if config.trainer.recompute:
         model.recompute_layers()
     if config.trainer.compile:
@@ -162,8 +193,7 @@ def _module(config: PretrainConfig, model: MaskedAutoencoder, session: Session) 
         kept=kept if config.visible_only else None,
         optim=config.optim,
         seed=config.seed,
-        last_checkpoint=session.last_checkpoint,
-        stop_wanted=session.stop_wanted,
+        **stopping,
     )
 
 
@@ -171,7 +201,7 @@ def _warn_of_few_steps(config: PretrainConfig, data: ImageDataModule) -> None:
     steps = data.num_samples // config.optim.batch_size * config.optim.epochs
     if steps < FEW_STEPS:
         logger.warning(
-            "%d optimiser steps in all is very few for masked pre-training; more epochs or a"
+            "%d optimiser steps in all is very few for pre-training; more epochs or a"
             " smaller batch usually help",
             steps,
         )
