@@ -18,7 +18,7 @@ from crate_mae.figures.layer_curves import (
     draw_weights,
 )
 from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.crate_encoder import CrateEncoder
 from crate_mae.sources.base import ImageSource
 from crate_mae.weights.weights_folder import load_model, weights_hash
 from crate_mae.whitebox.catalogue import MEASURES
@@ -36,7 +36,7 @@ class AnalysedModel:
     """A model of a comparison."""
 
     name: str
-    model: CrateMAE | CrateClassifier
+    model: CrateMAE | CrateEncoder
     sha256: str | None
     """Of the weights file; None for a random baseline."""
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from crate_mae.batches.assembly import (
     Batch,
-    MaskedStream,
     SourceBatches,
+    StreamBatches,
     TimedLoader,
     stable_index,
     whole_batch,
@@ -371,10 +371,10 @@ def test_nothing_readable_is_an_error_with_a_list() -> None:
 
 def _stream(
     address: str, *, batches: int = 8, batch_size: int = 3, position: int = 0, **options: Any
-) -> MaskedStream:
+) -> StreamBatches:
     source = open_source(address)
     assert isinstance(source, StreamSource)
-    stream = MaskedStream(
+    stream = StreamBatches(
         source,
         batch_maker(),
         share=Share(**options),
@@ -385,7 +385,7 @@ def _stream(
     return stream
 
 
-def _streamed(stream: MaskedStream, workers: int) -> list[Batch]:
+def _streamed(stream: StreamBatches, workers: int) -> list[Batch]:
     return list(TimedLoader(stream, batch_size=None, num_workers=workers, collate_fn=COLLATE))
 
 

@@ -15,7 +15,8 @@ from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.backbone import MaskedAutoencoder
 from crate_mae.models.config import Preprocess
 from crate_mae.models.masks import draw_mask
-from crate_mae.training.config import ObjectiveConfig, OptimConfig, TrainerConfig
+from crate_mae.training.config import OptimConfig, TrainerConfig
+from crate_mae.training.objectives import ObjectiveConfig
 from crate_mae.training.pretrain import pretrain
 from crate_mae.training.rate_term import CodingRate
 from crate_mae.vitmae.model import build_vitmae, vitmae_config

@@ -1,8 +1,10 @@
 from .config import Augment as Augment
+from .config import Crops as Crops
 from .config import DataConfig as DataConfig
 from .config import LabelledDataConfig as LabelledDataConfig
 from .config import Masking as Masking
 from .config import SupervisedAugment as SupervisedAugment
+from .crops import CropBatches as CropBatches
 from .data_module import ImageDataModule as ImageDataModule
 from .labelled import LabelledBatches as LabelledBatches
 from .masked import MaskedBatches as MaskedBatches

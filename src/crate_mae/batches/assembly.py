@@ -29,16 +29,21 @@ LAP = 1_000_003
 """What a second lap over a stream adds to the epoch: more epochs than any run has."""
 
 
-class ImageBatch(TypedDict):
+class SampleBatch(TypedDict):
     """What every batch holds."""
 
-    images: Tensor
-    """(B, C, H, W) float32, normalised."""
     index: Tensor
     """(B,) int64, position of each sample in its source (a stable hash for streams)."""
     names: list[str]
     broken: list[tuple[str, str]]
     """(name, reason) of images that could not be read and were passed over."""
+
+
+class ImageBatch(SampleBatch):
+    """A batch of one image a sample."""
+
+    images: Tensor
+    """(B, C, H, W) float32, normalised."""
 
 
 class Batch(ImageBatch):
@@ -56,7 +61,7 @@ MakeBatch = Callable[[list[Numbered], list[tuple[str, str]], int], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class BatchMaker:
-    """Turns samples into batches: channels, transform, normalisation, mask."""
+    """Turns samples into masked batches: channels, transform, normalisation, mask."""
 
     transform: v2.Transform | Callable[[Tensor], Tensor]
     preprocess: Preprocess
@@ -132,7 +137,7 @@ class SourceBatches(Dataset[Any]):
         return sample
 
 
-class MaskedStream(IterableDataset[Batch]):
+class StreamBatches(IterableDataset[Any]):
     """Whole batches from a stream of shards, continued after `position` batches.
 
     Batches are dealt to workers in turn. A worker whose shards run out begins a share of the next
@@ -147,7 +152,7 @@ class MaskedStream(IterableDataset[Batch]):
     def __init__(
         self,
         source: StreamSource,
-        make: BatchMaker,
+        make: MakeBatch,
         *,
         share: Share,
         batch_size: int,
@@ -166,7 +171,7 @@ class MaskedStream(IterableDataset[Batch]):
     def __len__(self) -> int:
         return self.batches_per_epoch
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         epoch, done = divmod(self.position, self.batches_per_epoch)

@@ -15,6 +15,8 @@ VALIDATION_SEED = 20_240_404
 """Fixes held-out images and their masks, the same whatever the run's seed."""
 RAND_AUGMENT_MOST = 10
 """The greatest strength of RandAugment."""
+MOST_VIEWS = 64
+"""Local crops that an image may have."""
 AugmentKind = Literal["resized_crop", "pad_crop", "none"]
 """How training images are cropped, see `Augment.kind`."""
 
@@ -163,6 +165,60 @@ class Masking:
                 ratio += (self.ratio_max - ratio) * float(torch.rand((), generator=generator))
         coarse = (grid[0] // self.square, grid[1] // self.square)
         return spread(draw_mask(self.kind, coarse, ratio, generator), coarse, self.square)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crops:
+    """The views of each image that SimDINO trains on: two global crops, and smaller local ones.
+
+    The defaults are the published ones for images of 224 pixels, DINO's changes of colour included.
+    """
+
+    local_views: int = 10
+    """Local crops of each image; 0 for the two global ones alone."""
+    local_size: int | tuple[int, int] = 96
+    """Height and width of local crops in pixels, a multiple of the patch; global crops are as large
+    as model.image_size."""
+    global_scale: tuple[float, float] = (0.4, 1.0)
+    """Smallest and largest share of the image's area in a global crop."""
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    """Smallest and largest share of the image's area in a local crop."""
+    flip: bool = True
+    """Whether half of the views are mirrored left to right."""
+    jitter: float = 1.0
+    """Strength of random changes of brightness, contrast, saturation and hue, in 80 % of the views:
+    1 for DINO's (0.4, 0.4, 0.2, 0.1), 0 for none."""
+    grey: float = 0.2
+    """Share of the views that lose their colour."""
+    blur: float = 2.0
+    """Largest deviation in pixels of a Gaussian blur (of all first global crops, 10 % of the second
+    ones, half of the local ones); 0 for none."""
+    solarise: float = 0.2
+    """Share of the second global crops whose bright pixels are inverted."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.local_views <= MOST_VIEWS:
+            raise ValueError(
+                f"crops.local_views must be from 0 to {MOST_VIEWS}, not {self.local_views}"
+            )
+        for name in ("global_scale", "local_scale"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                raise ValueError(
+                    f"crops.{name} must be two shares in (0, 1], the smaller first,"
+                    f" not {getattr(self, name)}"
+                )
+        for name, most in (("jitter", 2), ("grey", 1), ("blur", 16), ("solarise", 1)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(
+                    f"crops.{name} must be from 0 to {most}, not {getattr(self, name)}"
+                )
+
+    @property
+    def local_hw(self) -> tuple[int, int]:
+        """Height and width of local crops."""
+        size = self.local_size
+        return (size, size) if isinstance(size, int) else size
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from crate_mae.batches.assembly import (
-    BatchMaker,
     MakeBatch,
-    MaskedStream,
     SourceBatches,
+    StreamBatches,
     TimedLoader,
     whole_batch,
 )
@@ -29,7 +28,7 @@ from crate_mae.sources.webdataset import StreamSource
 
 
 class BatchKind(Protocol):
-    """What is made of the samples: masked or labelled batches."""
+    """What is made of the samples: masked or labelled batches, or crops."""
 
     def check(self, model: ModelConfig) -> None:
         """Raise ValueError when such batches do not suit the model."""
@@ -227,11 +226,10 @@ class ImageDataModule(LightningDataModule):
         return self._train_loader.waited if self._train_loader is not None else 0.0
 
     def _stream_loader(self, source: StreamSource) -> TimedLoader:
-        make, share = self.kind.training_maker(self), self._share()
-        assert isinstance(make, BatchMaker)
-        stream = MaskedStream(
+        share = self._share()
+        stream = StreamBatches(
             source,
-            make,
+            self.kind.training_maker(self),
             share=share,
             batch_size=self.batch_size,
             batches_per_epoch=self.steps_per_epoch * self.accumulate,
@@ -242,7 +240,7 @@ class ImageDataModule(LightningDataModule):
         loader.before_iteration = partial(self._place, stream)
         return loader
 
-    def _place(self, stream: MaskedStream) -> None:
+    def _place(self, stream: StreamBatches) -> None:
         stream.position, stream.known_broken = self.batches_seen, frozenset(self.broken)
 
     def _loader(

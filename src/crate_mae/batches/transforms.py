@@ -20,8 +20,7 @@ def training_transform(augment: Augment, size: tuple[int, int]) -> v2.Transform:
     """A transform of images (C, H, W) to (C, *size); it draws from torch's global generator."""
     steps: list[v2.Transform] = []
     if augment.kind == "resized_crop":
-        crop = v2.RandomResizedCrop(size, scale=(augment.min_scale, 1.0))
-        steps.append(v2.Lambda(partial(_cropped, crop=crop, size=size)))
+        steps.append(resized_crop(size, (augment.min_scale, 1.0)))
     else:
         steps.append(v2.Lambda(partial(fit, size=size)))  # picklable, for workers
         if augment.kind == "pad_crop":
@@ -31,6 +30,15 @@ def training_transform(augment: Augment, size: tuple[int, int]) -> v2.Transform:
     if augment.flip:
         steps.append(v2.RandomHorizontalFlip())
     return v2.Compose(steps)
+
+
+def resized_crop(size: tuple[int, int], scale: tuple[float, float]) -> v2.Transform:
+    """A transform of images (C, H, W) to a random part of them, resized to (C, *size).
+
+    `scale` is the range of the part's share of the area.
+    """
+    crop = v2.RandomResizedCrop(size, scale=scale)
+    return v2.Lambda(partial(_cropped, crop=crop, size=size))  # picklable, for workers
 
 
 def supervised_transform(augment: SupervisedAugment, preprocess: Preprocess) -> v2.Transform:

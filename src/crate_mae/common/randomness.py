@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-ORDER, AUGMENT, MASK, ERASE, MIX, DEPTH, RATIO = 1, 2, 3, 4, 5, 6, 7
+ORDER, AUGMENT, MASK, ERASE, MIX, DEPTH, RATIO, VIEW = 1, 2, 3, 4, 5, 6, 7, 8
 """Streams of random numbers, the first part of a key: using more of one leaves the others."""
 
 

@@ -17,12 +17,12 @@ from crate_mae.common.progress import Progress
 from crate_mae.dense.layout import MANY_TOKENS, Layout, Pair, check_room, layout_of, warn_of_many
 from crate_mae.evaluation.backbones import checked_layers, evaluating
 from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.crate_encoder import CrateEncoder
 from crate_mae.models.encoder import Encoder
 from crate_mae.models.half_steps import half_steps
 from crate_mae.sources.base import ImageSource
 
-AnyModel = CrateMAE | CrateClassifier
+AnyModel = CrateMAE | CrateEncoder
 TokenKind = Literal["tokens", "compressed", "subspace"]
 
 _KIND_WORDS = {

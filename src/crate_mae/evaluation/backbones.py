@@ -16,13 +16,16 @@ from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.backbone import Backbone, ImageClassifier, MaskedAutoencoder
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import ModelConfig, Preprocess, size_fault
+from crate_mae.models.crate_encoder import CrateEncoder
 from crate_mae.vitmae.classifier import ViTClassifier, load_vit_classifier, save_vit_classifier
+from crate_mae.vitmae.encoder import ViTEncoder, load_vit_encoder, save_vit_encoder
 from crate_mae.vitmae.model import Match, ViTMAE, build_vitmae, vitmae_config
 from crate_mae.vitmae.vitmae_folder import load_vitmae, save_vitmae
 from crate_mae.weights.info import describe_model
 from crate_mae.weights.tensors import check_finite
 from crate_mae.weights.weights_folder import (
     TENSORS,
+    WITH_DECODER,
     find_weights,
     kind_of,
     load_crate,
@@ -41,13 +44,15 @@ class Kind:
     """The model, in eval mode, of a folder and what its `config.json` holds."""
     save: Callable[..., Path]
     """As `save_model`: (model, folder, *, overwrite, state)."""
-    role: Literal["autoencoder", "classifier"]
+    role: Literal["autoencoder", "encoder", "classifier"]
 
 
 KINDS: dict[str, Kind] = {
     CrateMAE.kind: Kind(load=load_crate, save=save_model, role="autoencoder"),
+    CrateEncoder.kind: Kind(load=load_crate, save=save_model, role="encoder"),
     CrateClassifier.kind: Kind(load=load_crate, save=save_model, role="classifier"),
     ViTMAE.kind: Kind(load=load_vitmae, save=save_vitmae, role="autoencoder"),
+    ViTEncoder.kind: Kind(load=load_vit_encoder, save=save_vit_encoder, role="encoder"),
     ViTClassifier.kind: Kind(load=load_vit_classifier, save=save_vit_classifier, role="classifier"),
 }
 """By the name that `config.json` gives: `model_type`, as in transformers, or else `model`."""
@@ -86,13 +91,13 @@ def describe_weights(name: str | Path) -> dict[str, Any]:
 def load_masked_autoencoder(name: str | Path) -> MaskedAutoencoder:
     """The masked autoencoder of any family that weights hold; as `load_backbone`.
 
-    Raises ValueError when they hold a classifier.
+    Raises ValueError when they hold a classifier or an encoder alone.
     """
     model, _ = load_backbone(name)
-    if KINDS[model.kind].role != "autoencoder":
-        raise ValueError(
-            f"{name} holds a classifier, which has no decoder; use pre-trained weights"
-        )
+    role = KINDS[model.kind].role
+    if role != "autoencoder":
+        held = "a classifier" if role == "classifier" else "an encoder alone"
+        raise ValueError(f"{name} holds {held}, which has no decoder; {WITH_DECODER}")
     return cast("MaskedAutoencoder", model)
 
 
@@ -126,6 +131,17 @@ def build_autoencoder(
     return build_vitmae(vitmae_config(config, vitmae), preprocess=prepared, seed=seed).train()
 
 
+def build_encoder(
+    config: ModelConfig, *, vitmae: Match | None = None, seed: int
+) -> CrateEncoder | ViTEncoder:
+    """An encoder with fresh weights, to train: a CRATE encoder, or a ViT of the same sizes.
+
+    The random numbers are drawn as `build_autoencoder` says.
+    """
+    encoder = CrateEncoder(config) if vitmae is None else ViTEncoder(config, vitmae, seed=seed)
+    return encoder.train()
+
+
 def build_classifier(
     config: ModelConfig,
     *,
@@ -153,8 +169,10 @@ def build_classifier(
 
 _CLASSIFIER_OF: dict[str, Callable[..., ImageClassifier]] = {
     CrateMAE.kind: CrateClassifier.from_pretrained,
+    CrateEncoder.kind: CrateClassifier.from_pretrained,
     CrateClassifier.kind: CrateClassifier.from_pretrained,
     ViTMAE.kind: ViTClassifier.from_pretrained,
+    ViTEncoder.kind: ViTClassifier.from_pretrained,
     ViTClassifier.kind: ViTClassifier.from_pretrained,
 }
 

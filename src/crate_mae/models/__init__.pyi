@@ -15,6 +15,7 @@ from .config import resolve_config as resolve_config
 from .cost import Cost as Cost
 from .cost import model_cost as model_cost
 from .cost import parameter_count as parameter_count
+from .crate_encoder import CrateEncoder as CrateEncoder
 from .depict import CrateSegmenter as CrateSegmenter
 from .depict import SegmentationDecoder as SegmentationDecoder
 from .encoder import Encoder as Encoder
@@ -48,5 +49,15 @@ from .patches import patchify as patchify
 from .patches import positions_at as positions_at
 from .patches import sincos_positions as sincos_positions
 from .patches import unpatchify as unpatchify
+from .simdino import ProjectionHead as ProjectionHead
+from .simdino import SimDINOTerms as SimDINOTerms
+from .simdino import compression as compression
+from .simdino import expanded_features as expanded_features
+from .simdino import expansion as expansion
+from .simdino import global_compression as global_compression
+from .simdino import largest_expansion as largest_expansion
+from .simdino import patch_compression as patch_compression
+from .simdino import simdino_loss as simdino_loss
+from .simdino import simdinov2_loss as simdinov2_loss
 from .tssa import TSSA as TSSA
 from .tssa import CausalTSSA as CausalTSSA

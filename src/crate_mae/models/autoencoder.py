@@ -299,5 +299,7 @@ def side_layers(stacks: dict[Side, list[Layer]], side: Side) -> list[Layer]:
     if side not in get_args(Side):
         raise ValueError(f"side must be 'encoder' or 'decoder', not {side!r}")
     if side not in stacks:
-        raise ValueError("a classifier has no decoder; use side 'encoder' or pre-trained weights")
+        raise ValueError(
+            "this model has no decoder; use side 'encoder', or weights of masked pre-training"
+        )
     return stacks[side]

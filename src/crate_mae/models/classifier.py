@@ -1,22 +1,20 @@
 """A classifier on the CRATE encoder."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.config import MAX_CLASSES, ModelConfig, Preprocess
-from crate_mae.models.encoder import Encoder
-from crate_mae.models.half_steps import HalfStep, half_steps
+from crate_mae.models.config import MAX_CLASSES, ModelConfig
+from crate_mae.models.crate_encoder import CrateEncoder
 from crate_mae.models.initial_values import INITIAL_VALUES
-from crate_mae.models.layers import Layer, Side
 
 Pool = Literal["cls", "mean", "mean-all"]
 
 
-class CrateClassifier(nn.Module):
+class CrateClassifier(CrateEncoder):
     """Class scores from the encoder's class token, or the mean of its patch tokens or of all.
 
     With `head_norm="pooled"` in its configuration the tokens of the last layer are pooled as they
@@ -24,8 +22,6 @@ class CrateClassifier(nn.Module):
     """
 
     kind: ClassVar[str] = "CrateClassifier"
-    """How `config.json` of its weights names it."""
-    match: ClassVar[None] = None
 
     def __init__(
         self,
@@ -35,12 +31,9 @@ class CrateClassifier(nn.Module):
         pool: Pool = "mean",
         class_names: tuple[str, ...] | None = None,
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.preprocess = self.assumed_preprocess = Preprocess.identity(config)
+        super().__init__(config)
         self.pool = pool
         self.class_names = class_names
-        self.encoder = Encoder(config)
         self.head = classifier_head(config.dim, num_classes, pool=pool, class_names=class_names)
         if config.initial_values != "crate-mae":  # those it has drawn already
             INITIAL_VALUES[config.initial_values].head(self.head)
@@ -48,7 +41,7 @@ class CrateClassifier(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        model: "CrateMAE | CrateClassifier",
+        model: "CrateMAE | CrateEncoder",
         *,
         num_classes: int,
         pool: Pool = "mean",
@@ -60,40 +53,13 @@ class CrateClassifier(nn.Module):
         classifier.encoder.load_state_dict(model.encoder.state_dict())
         return classifier
 
-    def recompute_layers(self, recompute: bool = True) -> None:
-        """Set whether training recomputes layers in the backward pass to save memory."""
-        self.encoder.layers.recompute = recompute
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Features (B, 1 + L, d) of images (B, C, H, W), as `CrateMAE.encode`."""
-        features: Tensor = self.encoder(images)
-        return features
-
-    @property
-    def stacks(self) -> dict[Side, list[Layer]]:
-        """The layers of each side: the encoder's."""
-        return {"encoder": list(self.encoder.layers)}
-
-    def half_steps(self, images: Tensor) -> Iterator[HalfStep]:
-        """The half steps of the encoder for images (B, C, H, W)."""
-        return half_steps(self.encoder.layers, self.encoder.embed(images))
-
     def tensors_to_scores(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Name and value of every tensor on the way to the scores, in order of computation."""
-        tokens = self.encoder.embed(images)
-        yield "patch embedding", tokens
-        for step in half_steps(self.encoder.layers, tokens):
-            yield f"encoder layer {step.index}, {step.name}", step.after
-            tokens = step.after
-        if self.pooled_layer is None:
-            tokens = self.encoder.norm(tokens)
+        walk = self.tensors_in_layers if self.pooled_layer else self.tensors_to_features
+        for name, tensor in walk(images):
+            yield name, tensor
+            tokens = tensor
         yield "scores", self.score(pool_tokens(tokens, self.pool))
-
-    def layer_tokens(
-        self, images: Tensor, layers: Sequence[int | None]
-    ) -> dict[int | None, Tensor]:
-        """Tokens (B, 1 + L, d) after each of so many encoder layers; None: as `encode`."""
-        return self.encoder.layer_tokens(images, layers)
 
     def describe_head(self) -> dict[str, Any]:
         """What `config.json` says of the head, in plain values."""

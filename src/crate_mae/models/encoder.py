@@ -181,6 +181,10 @@ class Encoder(nn.Module):
             return table.to(self.positions.device, self.positions.dtype)
         return resampled_positions(self.positions, self.config.grid, rows, columns)
 
+    def expect_grid(self, grid: tuple[int, int]) -> None:
+        """Take images of this grid without a word, as a model does that trains on them."""
+        self._grids_told.add(grid)
+
     def check_images(self, images: Tensor) -> None:
         """Raise ValueError when images are not (B, C, H, W) as this model needs them."""
         channels = self.config.channels

@@ -1,12 +1,13 @@
 from .config import FinetuneConfig as FinetuneConfig
 from .config import FinetuneOptimConfig as FinetuneOptimConfig
-from .config import ObjectiveConfig as ObjectiveConfig
 from .config import OptimConfig as OptimConfig
 from .config import PretrainConfig as PretrainConfig
 from .config import RecordConfig as RecordConfig
 from .config import TrainerConfig as TrainerConfig
 from .metrics_log import read_metrics as read_metrics
 from .nonfinite import NonFiniteError as NonFiniteError
+from .objectives import ObjectiveConfig as ObjectiveConfig
+from .objectives import SimDINOConfig as SimDINOConfig
 from .parse import build_config as build_config
 from .parse import build_finetune_config as build_finetune_config
 from .parse import recipe as recipe

@@ -1,16 +1,16 @@
 """Classification as a LightningModule: the loss, the average of the weights, validation."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from crate_mae.batches.labelled import LabelledBatch
 from crate_mae.models.backbone import ImageClassifier
+from crate_mae.training.average import RunningAverage
 from crate_mae.training.config import FinetuneOptimConfig
 from crate_mae.training.nonfinite import locate_nonfinite
 from crate_mae.training.optim import layer_decay_share
@@ -43,16 +43,14 @@ class Classification(TrainingModule):
             stop_wanted=stop_wanted,
         )
         self.settings = optim
-        self.average: AveragedModel | None = None
+        self.average: RunningAverage | None = None
         if optim.ema is not None:
-            follow = get_ema_multi_avg_fn(optim.ema)  # type: ignore[no-untyped-call]
-            self.average = AveragedModel(cast("nn.Module", model), multi_avg_fn=follow)
-            self.average.requires_grad_(False)
+            self.average = RunningAverage(model)
             self.weights_prefix = "average.module."
             self.leave_buffers_alone()
 
     @property
-    def best_guess(self) -> ImageClassifier | AveragedModel:
+    def best_guess(self) -> ImageClassifier | RunningAverage:
         """The model that is validated and saved: the average, where there is one."""
         return self.model if self.average is None else self.average
 
@@ -88,8 +86,8 @@ class Classification(TrainingModule):
 
     def update_average(self) -> None:
         """Move the average toward the weights as they are now, where there is one."""
-        if self.average is not None:
-            self.average.update_parameters(cast("nn.Module", self.model))
+        if self.average is not None and self.settings.ema is not None:
+            self.average.follow(self.model, self.settings.ema)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the sums of the last validation."""

@@ -4,9 +4,10 @@ import logging
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args
 
-from crate_mae.batches.config import DataConfig, LabelledDataConfig, Masking
+from crate_mae.batches.config import Augment, DataConfig, LabelledDataConfig, Masking
 from crate_mae.models.classifier import Pool
 from crate_mae.models.config import ModelConfig
+from crate_mae.training.objectives import ObjectiveConfig, SimDINOConfig
 from crate_mae.vitmae.model import Match
 
 SHORT_WARMUP = 0.1
@@ -15,7 +16,12 @@ SHORT_WARMUP = 0.1
 logger = logging.getLogger(__name__)
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
-RateFeatures = Literal["pooled", "class_token", "tokens"]
+Method = Literal["masked", "simdino"]
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "masked": ("masking", "objective"),
+    "simdino": ("simdino",),
+}
+"""Sections of a pre-training run that have a meaning for one method alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,51 +76,6 @@ class OptimConfig:
     def peak_lr(self) -> float:
         """The learning rate after warm-up."""
         return self.base_lr * self.batch_size / 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """What is trained on beside the masked loss: the coding rate of the features.
-
-    The loss is (masked loss) + gamma (1 - R / R_max), where R is the coding rate of the latent
-    features of masked images, scaled to length 1 (docs/model.md).
-    """
-
-    gamma: float = 0.0
-    """Weight of the coding-rate term; 0 for the masked loss alone, as published."""
-    eps_squared: float = 0.25
-    """The quantisation error eps^2 of the rate: the smaller, the more small differences count."""
-    features: RateFeatures = "pooled"
-    """Of what the rate is: the mean of each image's visible patch tokens over the batch ("pooled"),
-    its class token ("class_token"), or the visible patch tokens of each image by themselves, mean
-    over images ("tokens": the R(Z) of the paper)."""
-    layer: int | None = None
-    """Encoder layers that the tokens have passed; null for all and the final norm."""
-    over: Literal["step", "batch"] = "step"
-    """The features of the rate: those of the whole optimiser step, however devices and accumulation
-    share it (accumulation then costs one more pass through the encoder), or those of each
-    device's batch, which makes the result depend on how a step is split."""
-    float64: bool = False
-    """Compute the term in float64 in place of float32; either is so whatever the precision."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.gamma < float("inf"):
-            raise ValueError(f"objective.gamma must be at least 0, not {self.gamma}")
-        if not 1e-3 <= self.eps_squared <= 1e3:
-            raise ValueError(
-                f"objective.eps_squared must be from 0.001 to 1000, not {self.eps_squared}"
-            )
-        for name, kind in (("features", RateFeatures), ("over", Literal["step", "batch"])):
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(
-                    f"objective.{name} must be one of {', '.join(get_args(kind))},"
-                    f" not {getattr(self, name)!r}"
-                )
-
-    @property
-    def looks_ahead(self) -> bool:
-        """Whether the features of all batches of a step are needed before its first gradient."""
-        return self.gamma > 0 and self.features != "tokens" and self.over == "step"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,10 +134,10 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordConfig(CheckpointConfig):
-    """What a masked run writes down, and how often."""
+    """What a pre-training run writes down, and how often."""
 
     reconstruct_epochs: int = 5
-    """Draw the fixed reconstructions every so many epochs; 0 for never."""
+    """Draw the fixed reconstructions of a masked run every so many epochs; 0 for never."""
     reconstruct_images: int = 8
     """How many fixed images are drawn."""
     measure_epochs: int = 5
@@ -231,7 +192,7 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(RunConfig):
-    """One masked pre-training run."""
+    """One pre-training run."""
 
     name: str = "pretrain"
     """Name of the run; its folder is runs/NAME unless --out says otherwise."""
@@ -242,15 +203,67 @@ class PretrainConfig(RunConfig):
     vitmae: Match | None = None
     """Train the ViT-MAE baseline of `model` in its place, for a comparison: of the same
     configuration, or of nearly the same number of parameters; null to train `model` itself."""
+    method: Method = "masked"
+    """What is learned from: images completed under masks ("masked": the paper), or views of each
+    image that are told to agree ("simdino": encoders alone, no decoder)."""
     masking: Masking = field(default_factory=Masking)
-    """Which patches are removed."""
+    """Which patches are removed; of method masked."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    """What is trained on beside the masked loss."""
+    """What is trained on beside the masked loss; of method masked."""
+    simdino: SimDINOConfig = field(default_factory=SimDINOConfig)
+    """Views, teacher, head and loss; of method simdino."""
     record: RecordConfig = field(default_factory=RecordConfig)
     """Logs, checkpoints, pictures."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.method not in get_args(Method):
+            raise ValueError(
+                f"method must be one of {', '.join(get_args(Method))}, not {self.method!r}"
+            )
+        for section in self._foreign_sections:
+            if getattr(self, section) != type(getattr(self, section))():
+                raise ValueError(
+                    f"the section {section} has no meaning with method {self.method}: leave it out,"
+                    " or choose another method"
+                )
+        if self.method == "simdino":
+            self._check_simdino()
+        else:
+            self._check_masked()
+
+    @property
+    def _foreign_sections(self) -> list[str]:
+        """Sections that have a meaning for other methods alone."""
+        return [name for key, own in SECTIONS.items() if key != self.method for name in own]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested values, as YAML holds them, without sections of other methods."""
+        values = super().to_dict()
+        return {key: value for key, value in values.items() if key not in self._foreign_sections}
+
+    def _check_simdino(self) -> None:
+        if self.data.augment != Augment():
+            raise ValueError(
+                "data.augment makes one view of an image; method simdino makes several, by"
+                " simdino.crops: leave data.augment out"
+            )
+        if self.data.on_device:
+            raise ValueError(
+                "data.on_device makes one view of an image, method simdino several: leave it out"
+            )
+        if self.vitmae == "parameters":
+            raise ValueError(
+                "vitmae=parameters makes whole autoencoders equally large, and method simdino"
+                " trains encoders: set vitmae to configuration"
+            )
+        if self.trainer.strategy == "fsdp":
+            raise ValueError(
+                "method simdino needs whole weights on each device, for its teacher: not"
+                " trainer.strategy fsdp"
+            )
+
+    def _check_masked(self) -> None:
         self.masking.check(self.model.grid)
         if not self.masking.batchable and self.visible_only:
             why = "vitmae" if self.vitmae else "model.mask_tokens=decoder"
@@ -270,6 +283,14 @@ class PretrainConfig(RunConfig):
             raise ValueError(
                 f"objective.layer must be from 0 to model.depth {self.model.depth}, not {layer}"
             )
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether all batches of an accumulated step are needed before its first gradient."""
+        of_step = (
+            self.simdino.reduce_cov if self.method == "simdino" else self.objective.looks_ahead
+        )
+        return of_step and self.trainer.accumulate > 1
 
     @property
     def visible_only(self) -> bool:

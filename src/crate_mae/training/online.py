@@ -15,9 +15,10 @@ from crate_mae.evaluation.features import Features, extract_features
 from crate_mae.evaluation.knn import nearest_neighbours
 from crate_mae.evaluation.probe import linear_probe
 from crate_mae.models.backbone import Backbone
+from crate_mae.models.classifier import Pool
 from crate_mae.models.coding_rate import rate_share
 from crate_mae.sources.base import ImageSource, random_subset
-from crate_mae.training.masked_completion import MaskedCompletion
+from crate_mae.training.training_module import TrainingModule
 from crate_mae.whitebox.measures import effective_rank
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,9 @@ TRAINING_IMAGES = 2000
 NEIGHBOURS, TEMPERATURE, PENALTY = 20, 0.07, 1e-2
 """One setting each, as nothing may be chosen in seconds; the evaluation afterwards does choose."""
 
+ADVICE = "set objective.gamma to 0.1 or lower the learning rate"
+"""What helps masked pre-training whose features collapse."""
+
 RANK, SHARE = "val/effective_rank", "val/coding_rate_share"
 
 
@@ -37,12 +41,22 @@ class OnlineMeasures(Callback):
 
     `val/effective_rank` and `val/coding_rate_share` (the coding rate over its largest value) need
     no labels; `val/knn` and `val/probe` are accuracies on validation images, where they and the
-    training images have labels of the same classes. Warns when the features have collapsed: rank
+    training images have labels of the same classes. Features are mean patch tokens or, with `pool`
+    "cls", class tokens. Warns when the features have collapsed: rank
     or rate below those of the same network untrained.
     """
 
-    def __init__(self, *, every: int, eps_squared: float, seed: int) -> None:
+    def __init__(
+        self,
+        *,
+        every: int,
+        eps_squared: float,
+        seed: int,
+        pool: Pool = "mean",
+        advice: str = ADVICE,
+    ) -> None:
         self.every, self.eps_squared, self.seed = every, eps_squared, seed
+        self.pool, self.advice = pool, advice
         self.untrained: dict[str, float] | None = None
         self._warned = False
 
@@ -63,20 +77,21 @@ class OnlineMeasures(Callback):
 
     def measured(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
         """What is logged, by name; empty without validation images."""
-        assert isinstance(module, MaskedCompletion)
+        assert isinstance(module, TrainingModule)
+        model = module.backbone
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if data.val_source is None or not len(data.val_source):
             return {}
         held_out = random_subset(data.val_source, HELD_OUT_IMAGES)
         if self.untrained is None:
-            fresh = module.model.untrained(self.seed).to(module.device)
-            self.untrained = self.spread(features_of(fresh, held_out))
-        features = features_of(module.model, held_out)
+            fresh = model.untrained(self.seed).to(module.device)
+            self.untrained = self.spread(features_of(fresh, held_out, self.pool))
+        features = features_of(model, held_out, self.pool)
         found = self.spread(features)
         train = data.train_source
         if isinstance(train, ImageSource) and can_compare(train, data.val_source):
             few = random_subset(train, TRAINING_IMAGES)
-            found |= accuracies(features_of(module.model, few), features)
+            found |= accuracies(features_of(model, few, self.pool), features)
         return found
 
     def spread(self, features: Features) -> dict[str, float]:
@@ -97,16 +112,17 @@ class OnlineMeasures(Callback):
             logger.warning(
                 "at epoch %d the features of different images lie closer together than those of the"
                 " same network untrained (%s): neighbours and few labels will suffer. If it stays"
-                " so, set objective.gamma to 0.1 or lower the learning rate",
+                " so, %s",
                 epoch,
                 "; ".join(lower),
+                self.advice,
             )
         self._warned = bool(lower)
 
 
-def features_of(model: Backbone, source: ImageSource) -> Features:
-    """Mean patch tokens of unmasked images."""
-    return extract_features(model, source, batch_size=128)
+def features_of(model: Backbone, source: ImageSource, pool: Pool = "mean") -> Features:
+    """Pooled features of unmasked images."""
+    return extract_features(model, source, pool=pool, batch_size=128)
 
 
 def can_compare(train: ImageSource, held_out: ImageSource) -> bool:

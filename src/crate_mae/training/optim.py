@@ -91,3 +91,12 @@ def warmup_cosine(step: int, *, total: int, warmup: int, final: float = 0.0) -> 
         return (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def teacher_momentum(step: int, *, total: int, start: float, end: float = 1.0) -> float:
+    """The share of itself that a teacher keeps at optimiser step `step` (from 0) of `total`.
+
+    Half a cosine from `start` to `end`, reached at step `total`. Source: DINO, as BYOL.
+    """
+    progress = min(1.0, step / max(1, total))
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_
 import crate_mae
 from crate_mae.batches.config import (
     Augment,
+    Crops,
     DataConfig,
     LabelledDataConfig,
     Masking,
@@ -24,12 +25,12 @@ from crate_mae.training.config import (
     CheckpointConfig,
     FinetuneConfig,
     FinetuneOptimConfig,
-    ObjectiveConfig,
     OptimConfig,
     PretrainConfig,
     RecordConfig,
     TrainerConfig,
 )
+from crate_mae.training.objectives import ObjectiveConfig, SimDINOConfig
 from crate_mae.training.run_folder import load_config_values, load_settings
 from crate_mae.training.starting_weights import with_starting_architecture
 
@@ -76,7 +77,7 @@ def pretrain_parser() -> SettingsParser:
     """The parser of every setting of PretrainConfig, with the recipe file as --config."""
     parser = _run_parser(
         "crate-mae pretrain",
-        "Masked pre-training: from images to weights, reconstructions and metrics.",
+        "Pre-training without labels: from images to weights, reconstructions and metrics.",
         example="digits",
     )
     parser.add_argument(
@@ -256,12 +257,14 @@ def _with_recipe_files(arguments: list[str], parser: SettingsParser) -> list[str
 
 def build_config(given: Namespace) -> PretrainConfig:
     """The configuration of a parsed namespace; ValueError when its values do not fit together."""
-    data = _values(given, "data")
+    data, simdino = _values(given, "data"), _values(given, "simdino")
     return PretrainConfig(
         name=given.name,
         seed=given.seed,
         model=ModelConfig.from_dict(_values(given, "model")),
         vitmae=given.vitmae,
+        method=given.method,
+        simdino=SimDINOConfig(**{**simdino, "crops": Crops(**simdino["crops"])}),
         data=DataConfig(**{**data, "augment": Augment(**data["augment"])}),
         masking=Masking(**_values(given, "masking")),
         objective=ObjectiveConfig(**_values(given, "objective")),

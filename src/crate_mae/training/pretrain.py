@@ -1,16 +1,18 @@
-"""Masked pre-training: from a resolved configuration to a finished run folder."""
+"""Pre-training: from a resolved configuration to a finished run folder."""
 
 import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, seed_everything
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from crate_mae.batches.data_module import ImageDataModule
+from crate_mae.batches.crops import CropBatches
+from crate_mae.batches.data_module import BatchKind, ImageDataModule
 from crate_mae.batches.masked import MaskedBatches
 from crate_mae.batches.opening import TooFewImagesError
 from crate_mae.common.progress import progress_bar
@@ -26,6 +28,7 @@ from crate_mae.training.online import OnlineMeasures
 from crate_mae.training.rate_term import coding_rate_of
 from crate_mae.training.reconstructions import Reconstructions
 from crate_mae.training.run_folder import check_start, continuing, recorded_preprocess
+from crate_mae.training.self_distillation import self_distillation, view_network
 from crate_mae.training.session import (
     RunSummary,
     Session,
@@ -34,6 +37,7 @@ from crate_mae.training.session import (
 )
 from crate_mae.training.short_runs import fitted_to_images
 from crate_mae.training.starting_weights import check_origin, starting_tensors
+from crate_mae.training.training_module import TrainingModule
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +53,7 @@ def pretrain(
     dataset: Dataset[Any] | ImageSource | None = None,
     val_dataset: Dataset[Any] | ImageSource | None = None,
 ) -> RunSummary:
-    """How masked pre-training ended; everything else is in the run folder.
+    """How pre-training, by masks or by SimDINO, ended; everything else is in the run folder.
 
     `resume` continues the run in `folder` exactly where it was (from the start when it had saved
     nothing yet); only what leaves the result alone may differ then: hardware, records, loading.
@@ -68,14 +72,6 @@ def pretrain(
     check_origin(config, init_from, resume=resume)
     changes = check_start(config, folder, resume=resume, again="--init-from")
     origin = None if init_from is None else starting_tensors(config, init_from)
-    sheets = Reconstructions(
-        folder, every=config.record.reconstruct_epochs, count=config.record.reconstruct_images
-    )
-    measures = OnlineMeasures(
-        every=config.record.measure_epochs,
-        eps_squared=config.objective.eps_squared,
-        seed=config.seed,
-    )
     with (
         continuing(folder, config.data.source) if resume else nullcontext(),
         training_environment(config),
@@ -83,14 +79,14 @@ def pretrain(
             config,
             folder,
             monitor=Monitor(metric="val/loss"),
-            callbacks=[sheets, measures],
+            callbacks=_callbacks(config, folder),
             stop_after=stop_after,
         ) as session,
     ):
         data = ImageDataModule(
             config.data,
             model=config.model,
-            kind=MaskedBatches(masking=config.masking),
+            kind=_batches(config),
             batch_size=batch_per_device(config, session.world_size),
             accumulate=config.trainer.accumulate,
             world_size=session.world_size,
@@ -99,7 +95,7 @@ def pretrain(
             val_dataset=val_dataset,
             preprocess=recorded_preprocess(folder) if resume else None,
             progress=progress_bar if is_main_process() else None,
-            whole_steps=config.objective.looks_ahead and config.trainer.accumulate > 1,
+            whole_steps=config.looks_ahead,
         )
         try:
             data.open()
@@ -119,7 +115,7 @@ def pretrain(
             )
         data.keep_on(session.device)
         seed_everything(config.seed, verbose=False)
-        module = _module(config, model_of(config, origin, data.preprocess), session)
+        module = _module(config, origin, data.preprocess, session)
         with session.recording(data, resume=resume, changes=changes, command=command):
             if is_main_process():
                 _warn_of_few_steps(config, data)
@@ -138,7 +134,43 @@ def model_of(
     return model
 
 
-def _module(config: PretrainConfig, model: MaskedAutoencoder, session: Session) -> MaskedCompletion:
+def _batches(config: PretrainConfig) -> BatchKind:
+    if config.method == "simdino":
+        return CropBatches(crops=config.simdino.crops)
+    return MaskedBatches(masking=config.masking)
+
+
+def _callbacks(config: PretrainConfig, folder: Path) -> list[Callback]:
+    record = config.record
+    measures = partial(
+        OnlineMeasures,
+        every=record.measure_epochs,
+        eps_squared=config.objective.eps_squared,
+        seed=config.seed,
+    )
+    if config.method == "simdino":  # the loss is of class tokens
+        return [measures(pool="cls", advice="lower simdino.eps or the learning rate")]
+    sheets = Reconstructions(
+        folder, every=record.reconstruct_epochs, count=record.reconstruct_images
+    )
+    return [sheets, measures()]
+
+
+def _module(
+    config: PretrainConfig,
+    origin: Mapping[str, Tensor] | None,
+    preprocess: Preprocess,
+    session: Session,
+) -> TrainingModule:
+    stopping = {"last_checkpoint": session.last_checkpoint, "stop_wanted": session.stop_wanted}
+    if config.method == "simdino":
+        network = view_network(config, preprocess)
+        if config.trainer.recompute:
+            network.backbone.recompute_layers()
+        if config.trainer.compile:
+            network.compile()
+        return self_distillation(config, network, **stopping)
+    model = model_of(config, origin, preprocess)
     if config.trainer.recompute:
         model.recompute_layers()
     if config.trainer.compile:
@@ -152,8 +184,7 @@ def _module(config: PretrainConfig, model: MaskedAutoencoder, session: Session) 
         kept=kept if config.visible_only else None,
         optim=config.optim,
         seed=config.seed,
-        last_checkpoint=session.last_checkpoint,
-        stop_wanted=session.stop_wanted,
+        **stopping,
     )
 
 
@@ -161,7 +192,7 @@ def _warn_of_few_steps(config: PretrainConfig, data: ImageDataModule) -> None:
     steps = data.num_samples // config.optim.batch_size * config.optim.epochs
     if steps < FEW_STEPS:
         logger.warning(
-            "%d optimiser steps in all is very few for masked pre-training; more epochs or a"
+            "%d optimiser steps in all is very few for pre-training; more epochs or a"
             " smaller batch usually help",
             steps,
         )

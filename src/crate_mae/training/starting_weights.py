@@ -64,6 +64,8 @@ def check_origin(
     """Raise ValueError for settings that exclude each other."""
     if resume and init_from is not None:
         raise ValueError("--resume continues a run with its own weights; leave --init-from out")
+    if config.method == "simdino" and init_from is not None:
+        raise ValueError("method simdino starts from fresh weights: leave --init-from out")
     if config.vitmae is not None:
         if init_from is not None:
             raise ValueError("a ViT-MAE baseline starts from fresh weights: leave --init-from out")

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from crate_mae.batches.assembly import ImageBatch
+from crate_mae.batches.assembly import SampleBatch
 from crate_mae.batches.data_module import ImageDataModule
 from crate_mae.common.randomness import random_state, set_random_state
 from crate_mae.evaluation.backbones import save_backbone
-from crate_mae.models.backbone import ImageClassifier, MaskedAutoencoder
+from crate_mae.models.backbone import Backbone
 from crate_mae.training.config import OptimConfig
 from crate_mae.training.nonfinite import NonFiniteError, locate_nonfinite_gradient
 from crate_mae.training.optim import can_fuse, decayed_names, parameter_groups, warmup_cosine
@@ -33,11 +33,12 @@ class TrainingModule(LightningModule, ABC):
     weights_prefix = "model."
     """Where the weights to be saved stand in the state of this module."""
 
-    model: MaskedAutoencoder | ImageClassifier
+    model: Any
+    """What trains, a `torch.nn.Module`."""
 
     def __init__(
         self,
-        model: MaskedAutoencoder | ImageClassifier,
+        model: Any,
         *,
         optim: OptimConfig,
         seed: int,
@@ -76,6 +77,11 @@ class TrainingModule(LightningModule, ABC):
         return 1.0
 
     @property
+    def backbone(self) -> Backbone:
+        """The model that is saved, and whose features are measured."""
+        return cast("Backbone", self.model)
+
+    @property
     def images(self) -> ImageDataModule:
         """The data module this run trains on."""
         return cast("ImageDataModule", cast("Any", self.trainer).datamodule)
@@ -92,11 +98,11 @@ class TrainingModule(LightningModule, ABC):
         """Write or replace a weights folder with the tensors of a whole state."""
         prefix = self.weights_prefix
         own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        save_backbone(self.model, folder, state=own, overwrite=True)
+        save_backbone(self.backbone, folder, state=own, overwrite=True)
 
     # -- training -----------------------------------------------------------------------------
 
-    def training_step(self, batch: ImageBatch, _: int) -> Tensor:
+    def training_step(self, batch: SampleBatch, _: int) -> Tensor:
         """The loss of a batch, once it is known to be finite on every rank."""
         data = self.images
         data.batches_seen += 1

@@ -1,24 +1,16 @@
 """A classifier on a ViT-MAE encoder: what CrateClassifier is on ours, for fair comparisons."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from crate_mae.common.files import read_json_object
 from crate_mae.models.classifier import Pool, classifier_head, head_facts, pool_tokens
-from crate_mae.models.config import ModelConfig, Preprocess
-from crate_mae.vitmae.model import Match, ViTMAE, build_vitmae, vitmae_config
-from crate_mae.weights.tensors import check_match, load_exactly, read_safetensors
-from crate_mae.weights.weights_folder import (
-    CONFIG,
-    FILES,
-    PREPROCESS,
-    TENSORS,
-    check_complete,
-    save_described,
-)
+from crate_mae.models.config import ModelConfig
+from crate_mae.vitmae.encoder import ViTEncoder, encoder_facts, load_filled
+from crate_mae.vitmae.model import Match, ViTMAE, vitmae_config
+from crate_mae.weights.weights_folder import save_described
 
 MODEL_TYPE = "vit_mae_classifier"
 ARITHMETIC = (
@@ -28,14 +20,13 @@ ARITHMETIC = (
 """Settings of transformers that change what an encoder computes from the same weights."""
 
 
-class ViTClassifier(nn.Module):
+class ViTClassifier(ViTEncoder):
     """Class scores from a ViT-MAE encoder's class token or from the mean of its patch tokens.
 
     The encoder is that of the ViT-MAE baseline (`vitmae_config`) of a configuration.
     """
 
     kind: ClassVar[str] = MODEL_TYPE
-    """How `config.json` of its weights names it."""
 
     def __init__(
         self,
@@ -47,22 +38,15 @@ class ViTClassifier(nn.Module):
         class_names: tuple[str, ...] | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.match: Match = match
-        self.preprocess = Preprocess.identity(config)
+        super().__init__(config, match, seed=seed)
         self.pool = pool
         self.class_names = class_names
-        vitmae = build_vitmae(vitmae_config(config, match), preprocess=self.preprocess, seed=seed)
-        vitmae.model.decoder = None
-        self.vitmae = vitmae
-        width = int(vitmae.model.config.hidden_size)
-        self.head = classifier_head(width, num_classes, pool=pool, class_names=class_names)
+        self.head = classifier_head(self.width, num_classes, pool=pool, class_names=class_names)
 
     @classmethod
     def from_pretrained(
         cls,
-        model: "ViTMAE | ViTClassifier",
+        model: "ViTMAE | ViTEncoder",
         *,
         num_classes: int,
         pool: Pool = "mean",
@@ -85,24 +69,6 @@ class ViTClassifier(nn.Module):
         classifier.preprocess = model.preprocess
         classifier.vitmae.model.vit.load_state_dict(vitmae.model.vit.state_dict())
         return classifier
-
-    def recompute_layers(self) -> None:
-        """Make training recompute layers in the backward pass to save memory."""
-        self.vitmae.recompute_layers()
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Features (B, 1 + L, d) of images (B, C, H, W), as `ViTMAE.encode`."""
-        return self.vitmae.encode(images)
-
-    def layer_tokens(
-        self, images: Tensor, layers: Sequence[int | None]
-    ) -> dict[int | None, Tensor]:
-        """Tokens (B, 1 + L, d) after each of so many encoder layers; None: as `encode`."""
-        return self.vitmae.layer_tokens(images, layers)
-
-    def untrained(self, seed: int) -> ViTMAE:
-        """A ViT-MAE of the same encoder with fresh weights."""
-        return self.vitmae.untrained(seed)
 
     def tensors_to_scores(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Name and value of the tensors on the way to the scores; its layers are not told."""
@@ -138,56 +104,24 @@ def save_vit_classifier(
     state: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """The folder, now holding what `load_vit_classifier` reads; as `save_model`."""
-    described = {
-        "model_type": MODEL_TYPE,
-        "config": model.config.to_dict(),
-        "match": model.match,
-        **head_facts(model.head, model.pool, model.class_names),
-    }
+    described = encoder_facts(model) | head_facts(model.head, model.pool, model.class_names)
     return save_described(
         model, folder, described, model.preprocess, overwrite=overwrite, state=state
     )
 
 
 def load_vit_classifier(folder: Path, described: dict[str, Any]) -> ViTClassifier:
-    """The classifier, in eval mode, of a folder written by `save_vit_classifier`.
+    """The classifier, in eval mode, of a folder that `save_vit_classifier` wrote; `load_filled`."""
 
-    `described` is what its `config.json` holds. Raises FileNotFoundError for missing files,
-    ValueError for damaged ones, IncompleteWeightsError when tensors are missing or do not fit.
-    """
-    check_complete(folder, FILES)
-    try:
-        config = ModelConfig.from_dict(described["config"])
+    def build(config: ModelConfig, match: Match) -> ViTClassifier:
         head: dict[str, Any] = described["classifier"]
         names = head["class_names"]
-        tensors = read_safetensors(folder / TENSORS)
-        _check_filled(config, described["match"], tensors)
-        model = ViTClassifier(
+        return ViTClassifier(
             config,
-            described["match"],
+            match,
             num_classes=head["num_classes"],
             pool=head["pool"],
             class_names=None if names is None else tuple(map(str, names)),
         )
-        model.preprocess = Preprocess.from_dict(read_json_object(folder / PREPROCESS))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG} is damaged: {error}") from error
-    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
-    check_match(shapes, model, origin=str(folder / TENSORS))
-    load_exactly(model, tensors, origin=str(folder / TENSORS))
-    return model.eval()
 
-
-def _check_filled(config: ModelConfig, match: Match, tensors: Mapping[str, Tensor]) -> None:
-    """Raise ValueError for more layers or wider ones than so many values can fill.
-
-    A file from elsewhere may tell any size, and what it tells is built before it is compared.
-    """
-    sizes = vitmae_config(config, match)
-    width, depth = int(sizes.hidden_size), int(sizes.num_hidden_layers)
-    needed = depth * (4 * width**2 + 2 * width * int(sizes.intermediate_size))
-    there = sum(tensor.numel() for tensor in tensors.values())
-    if there < needed:
-        raise ValueError(
-            f"{there:,} values cannot fill {depth} layers of width {width}, which need {needed:,}"
-        )
+    return load_filled(folder, described, build)

@@ -120,12 +120,25 @@ class ViTMAE(nn.Module):
                 f"images must be (B, {', '.join(map(str, shape))}) for this ViT-MAE,"
                 f" not {tuple(images.shape)}"
             )
-        patches = (shape[1] // self.model.config.patch_size) ** 2
+        return self.unmasked(images, layers)
+
+    def unmasked(
+        self, images: Tensor, layers: Sequence[int | None], *, resized: bool = False
+    ) -> dict[int | None, Tensor]:
+        """As `layer_tokens`; with `resized` for images of any whole number of patches.
+
+        Positions are then interpolated by transformers (bicubic).
+        """
+        side = int(self.model.config.patch_size)
+        patches = (images.shape[-2] // side) * (images.shape[-1] // side)
         # The patches are sorted by this noise: ascending noise keeps them where they are.
         noise = torch.arange(patches, device=images.device, dtype=torch.float32)
         with self._masking(0.0):
             output = self.model.vit(
-                images, noise=noise.expand(len(images), -1), output_hidden_states=True
+                images,
+                noise=noise.expand(len(images), -1),
+                output_hidden_states=True,
+                interpolate_pos_encoding=resized and images.shape[-2:] != self.preprocess.size,
             )
         final = {None: output.last_hidden_state}
         return {i: final[i] if i is None else output.hidden_states[i] for i in layers}

@@ -31,8 +31,11 @@ def for_every_library(
 ) -> dict[str, Any]:
     """The content of `config.json`: what describes a model for us, for transformers and for timm.
 
-    `described` is ours: format, model, config and, of a classifier, its head.
+    `described` is ours: format, model, config and, of a classifier, its head. It stays alone for
+    kinds of models that no other library has a class for.
     """
+    if described["model"] not in CLASSES:
+        return described
     return {
         **described,
         **_transformers_keys(described, config),

@@ -21,6 +21,7 @@ from crate_mae.common.files import file_hash, read_json_object, replacing_tree, 
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import ModelConfig, Preprocess
+from crate_mae.models.crate_encoder import CrateEncoder
 from crate_mae.weights.one_folder import (
     CLASSES,
     MODEL_TYPE,
@@ -49,11 +50,12 @@ from crate_mae.weights.tensors import (
 
 LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")  # left behind by file managers
 FORMAT = "crate-mae/1"
+WITH_DECODER = "use weights of masked pre-training"
 logger = logging.getLogger(__name__)
 
 
 def save_model(
-    model: CrateMAE | CrateClassifier,
+    model: CrateMAE | CrateEncoder,
     folder: str | Path,
     *,
     preprocess: Preprocess | None = None,
@@ -84,7 +86,7 @@ def save_model(
         known,
         overwrite=overwrite,
         state=state,
-        others={PROCESSOR: processor_keys(known)},
+        others={PROCESSOR: processor_keys(known)} if model.kind in CLASSES else {},
     )
     if known is model.assumed_preprocess:
         logger.warning(
@@ -139,7 +141,7 @@ def replacing_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator
 
 def load_model(
     folder_or_hub_id: str | Path, *, revision: str | None = None
-) -> CrateMAE | CrateClassifier:
+) -> CrateMAE | CrateEncoder:
     """The model, in eval mode, of a weights folder, run folder, shipped name or Hub repository.
 
     Built from the folder alone, on the CPU, in float32 as saved. A `name/repository` that is no
@@ -156,7 +158,7 @@ def load_model(
     return model
 
 
-def load_crate(folder: Path, described: dict[str, Any]) -> CrateMAE | CrateClassifier:
+def load_crate(folder: Path, described: dict[str, Any]) -> CrateMAE | CrateEncoder:
     """The model, in eval mode, of a folder and what its `config.json` holds; as `load_model`.
 
     Whether its values are finite is left to whoever uses them.
@@ -168,12 +170,11 @@ def load_crate(folder: Path, described: dict[str, Any]) -> CrateMAE | CrateClass
 
 
 def load_autoencoder(folder_or_hub_id: str | Path) -> CrateMAE:
-    """The CrateMAE of a weights folder; ValueError when the folder holds a classifier."""
+    """The CrateMAE of a weights folder; ValueError when the folder holds no decoder."""
     model = load_model(folder_or_hub_id)
     if model.kind != CrateMAE.kind:
-        raise ValueError(
-            f"{folder_or_hub_id} holds a classifier, which has no decoder; use pre-trained weights"
-        )
+        held = "a classifier" if model.kind == CrateClassifier.kind else "an encoder alone"
+        raise ValueError(f"{folder_or_hub_id} holds {held}, which has no decoder; {WITH_DECODER}")
     return cast("CrateMAE", model)
 
 
@@ -248,7 +249,7 @@ def weights_hash(folder_or_hub_id: str | Path) -> str:
     return file_hash(local_weights_folder(folder_or_hub_id) / TENSORS)
 
 
-def _build(folder: Path, described: dict[str, Any]) -> CrateMAE | CrateClassifier:
+def _build(folder: Path, described: dict[str, Any]) -> CrateMAE | CrateEncoder:
     """A model of a folder's configuration with its values still unset.
 
     Its tensors are known to fit before memory is taken, and no random number is drawn.
@@ -301,11 +302,13 @@ def _every_field(values: dict[str, Any], owner: type) -> dict[str, Any]:
     return values
 
 
-def _construct(described: dict[str, Any], config: ModelConfig) -> CrateMAE | CrateClassifier:
+def _construct(described: dict[str, Any], config: ModelConfig) -> CrateMAE | CrateEncoder:
     kind = described.get("model")
-    if kind == "CrateMAE":
+    if kind == CrateMAE.kind:
         return CrateMAE(config)
-    if kind == "CrateClassifier":
+    if kind == CrateEncoder.kind:
+        return CrateEncoder(config)
+    if kind == CrateClassifier.kind:
         head = _section(described, "classifier")
         num_classes, names = head.get("num_classes"), head.get("class_names")
         if type(num_classes) is not int or not isinstance(names, list | None):
@@ -318,10 +321,11 @@ def _construct(described: dict[str, Any], config: ModelConfig) -> CrateMAE | Cra
             pool=head.get("pool", ""),
             class_names=None if names is None else tuple(map(str, names)),
         )
-    raise ValueError(f"{CONFIG} names model {kind!r}; known are CrateMAE and CrateClassifier")
+    known = ", ".join(each.kind for each in (CrateMAE, CrateEncoder, CrateClassifier))
+    raise ValueError(f"{CONFIG} names model {kind!r}; known are {known}")
 
 
-def _check_rebuilds(model: CrateMAE | CrateClassifier, described: dict[str, Any]) -> None:
+def _check_rebuilds(model: CrateMAE | CrateEncoder, described: dict[str, Any]) -> None:
     """Raise ValueError where loading would put a part of another class in the place of one."""
     with WithoutInitialValues():
         rebuilt = {
@@ -363,7 +367,7 @@ def kind_of(described: dict[str, Any]) -> Any:
     return described.get("model") if other == MODEL_TYPE else other
 
 
-def _describe(model: CrateMAE | CrateClassifier) -> dict[str, Any]:
+def _describe(model: CrateMAE | CrateEncoder) -> dict[str, Any]:
     described: dict[str, Any] = {
         "format": FORMAT,
         "model": model.kind,

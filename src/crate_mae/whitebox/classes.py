@@ -8,7 +8,8 @@ from torch import Tensor
 
 from crate_mae.batches.prepared import UNLABELLED
 from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.classifier import CrateClassifier, pool_tokens
+from crate_mae.models.classifier import pool_tokens
+from crate_mae.models.crate_encoder import CrateEncoder
 from crate_mae.models.half_steps import HalfStep
 from crate_mae.sources.base import ImageSource
 from crate_mae.whitebox.measures import class_rate_reduction, unit_rows
@@ -30,7 +31,7 @@ class Classes:
 
     def __init__(
         self,
-        model: CrateMAE | CrateClassifier,
+        model: CrateMAE | CrateEncoder,
         source: ImageSource,
         *,
         name: str,

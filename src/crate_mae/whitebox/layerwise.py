@@ -13,7 +13,7 @@ from crate_mae.batches.prepared import prepared_batches
 from crate_mae.common.progress import Progress
 from crate_mae.evaluation.backbones import evaluating
 from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.crate_encoder import CrateEncoder
 from crate_mae.sources.base import ImageSource
 from crate_mae.whitebox.classes import Classes
 from crate_mae.whitebox.measures import EPS_SQUARED
@@ -37,7 +37,7 @@ class Analysis:
 
 
 def analyse(
-    model: CrateMAE | CrateClassifier,
+    model: CrateMAE | CrateEncoder,
     source: ImageSource,
     *,
     name: str = "model",
@@ -86,9 +86,7 @@ def analyse(
     )
 
 
-def _in_precision(
-    model: CrateMAE | CrateClassifier, precision: Precision
-) -> CrateMAE | CrateClassifier:
+def _in_precision(model: CrateMAE | CrateEncoder, precision: Precision) -> CrateMAE | CrateEncoder:
     """The model, or a copy where its device or its precision cannot give what is asked for."""
     if next(model.parameters()).device.type == "mps":  # has no float64
         model = copy.deepcopy(model).cpu()

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.crate_encoder import CrateEncoder
 from crate_mae.models.half_steps import HalfStep
 from crate_mae.whitebox.step_rows import SYMBOLS
 from crate_mae.whitebox.streaming import Agreement
@@ -25,7 +25,7 @@ class Mirrors:
 
     def __init__(
         self,
-        model: CrateMAE | CrateClassifier,
+        model: CrateMAE | CrateEncoder,
         *,
         name: str,
         precision: str,

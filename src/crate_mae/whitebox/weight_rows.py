@@ -1,7 +1,7 @@
 """The geometry of every layer's weights as rows of the table, beside the subspace overlaps."""
 
 from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.crate_encoder import CrateEncoder
 from crate_mae.models.ista import SparseStep
 from crate_mae.models.mssa import Attention
 from crate_mae.whitebox import geometry
@@ -11,7 +11,7 @@ Overlaps = dict[str, list[list[list[float]]]]
 
 
 def weight_measurements(
-    model: CrateMAE | CrateClassifier, *, name: str, precision: str
+    model: CrateMAE | CrateEncoder, *, name: str, precision: str
 ) -> tuple[list[Measurement], Overlaps]:
     """Rows at the point "weights" of every layer, and the K x K subspace overlaps by side."""
     rows: list[Measurement] = []
