@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.distributed.fsdp import MixedPrecision
 
 from crate_mae.batches.data_module import ImageDataModule
+from crate_mae.common.allocator import keep_freed_memory
 from crate_mae.common.files import write_atomically
 from crate_mae.common.precision import float32_products
 from crate_mae.training.callbacks import (
@@ -308,7 +309,11 @@ def batch_per_device(config: RunConfig, world_size: int) -> int:
 
 @contextmanager
 def training_environment(config: RunConfig) -> Iterator[None]:
-    """A context for assembling and fitting: libraries are quiet, float32 rounds as configured."""
+    """A context for assembling and fitting: libraries are quiet, float32 rounds as configured.
+
+    Memory that a step frees is kept for the next from then on.
+    """
+    keep_freed_memory()
     with quiet_libraries(), float32_products(tf32=config.trainer.tf32):
         yield
 
