@@ -1,7 +1,7 @@
 """Masked pre-training: from a resolved configuration to a finished run folder."""
 
 import logging
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -73,20 +73,21 @@ def pretrain(
     _check_origin(config, init_from, resume=resume)
     changes = check_start(config, folder, resume=resume, again="--init-from")
     origin = None if init_from is None else _starting_weights(config, init_from)
-    sheets = Reconstructions(
-        folder, every=config.record.reconstruct_epochs, count=config.record.reconstruct_images
-    )
-    with (
-        continuing(folder, config.data.source) if resume else nullcontext(),
-        training_environment(config),
-        Session(
+    with ExitStack() as stack:
+        if resume:
+            stack.enter_context(continuing(folder, config.data.source))
+        stack.enter_context(training_environment(config))
+        sheets = Reconstructions(
+            folder, every=config.record.reconstruct_epochs, count=config.record.reconstruct_images
+        )
+        session = Session(
             config,
             folder,
             monitor=Monitor(metric="val/loss"),
             callbacks=[sheets],
             stop_after=stop_after,
-        ) as session,
-    ):
+        )
+        stack.enter_context(session)
         data = ImageDataModule(
             config.data,
             model=config.model,
