@@ -97,7 +97,7 @@ def kept_faults(folder: Path = KEPT) -> Iterator[tuple[Door, bytes]]:
 def table(figures: dict[str, Counter[str]]) -> str:
     """The figures of every door, and their sums, as text."""
     total = sum(figures.values(), Counter[str]())
-    rows = [("door", *COLUMNS)]
+    rows: list[Sequence[str]] = [("door", *COLUMNS)]
     for name, counts in (*figures.items(), ("all", total)):
         rows.append((name, *(str(counts[column] or "-") for column in COLUMNS)))
     return "\n".join(aligned(rows))

@@ -9,7 +9,7 @@ from mutations import KINDS, mutated
 
 from campaign import FAULTS, KEPT, changed_files, kept_faults, outcome_of, table
 
-SEED, EACH = 20260, 4
+SEED, EACH = 20260, 3
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import pytest
 from source_cases import Write
 
 from crate_mae.sources.address import open_source
+from crate_mae.sources.base import ImageSource
 from crate_mae.sources.images import Sample, UnreadableImage
 from crate_mae.sources.inputs import open_images
 
@@ -19,6 +20,7 @@ def test_a_link_to_itself_and_one_to_nowhere_are_named(
     (tmp_path / "a" / "loop.png").symlink_to("loop.png")
     (tmp_path / "a" / "folder").symlink_to(tmp_path / "a", target_is_directory=True)
     source = open_source(f"imagefolder:{tmp_path}")
+    assert isinstance(source, ImageSource)
     assert [source.name(index) for index in range(len(source))] == ["a/0.png", "b/1.png"]
     assert "a/loop.png" in caplog.text
 
@@ -67,6 +69,7 @@ def test_a_file_that_vanishes_after_it_was_listed_is_unreadable(
     write("a/0.png")
     gone = write("b/1.png")
     source = open_source(f"imagefolder:{tmp_path}")
+    assert isinstance(source, ImageSource)
     before = source.fingerprint()
     files = open_images([str(tmp_path)])
     gone.unlink()

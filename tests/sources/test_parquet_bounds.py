@@ -1,6 +1,7 @@
 """Parquet files that ask for far more memory than they have bytes."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,9 +45,10 @@ def test_a_value_that_stands_in_every_row_does_not_fill_the_memory(tmp_path: Pat
 def test_sound_files_are_read_whatever_their_encoding(
     tmp_path: Path, pictures: list[bytes]
 ) -> None:
-    for number, options in enumerate(
-        ({}, {"use_dictionary": False}, {"row_group_size": 2}, {"write_page_checksum": True})
-    ):
+    variants: list[dict[str, Any]] = [
+        {}, {"use_dictionary": False}, {"row_group_size": 2}, {"write_page_checksum": True},
+    ]  # fmt: skip
+    for number, options in enumerate(variants):
         path = tmp_path / f"{number}.parquet"
         pq.write_table(
             pa.table({"image": pictures * 5, "label": [0, 1, 0, 1] * 5}), path, **options

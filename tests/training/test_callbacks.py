@@ -107,7 +107,8 @@ def _common(images: int, world: int, batch: int) -> int:
         def _share(self) -> Any:
             return type("Share", (), {"world_size": world})
 
-    return ImageDataModule.common_validation_batches.fget(Counted())  # type: ignore[attr-defined]
+    common: Any = ImageDataModule.common_validation_batches
+    return int(common.fget(Counted()))
 
 
 def test_the_second_interrupt_ends_at_once_with_130(tmp_path: Path) -> None:

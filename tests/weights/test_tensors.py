@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from model_cases import digits_model
-from safetensors.torch import load_file, safe_open, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from crate_mae import load_model, save_model

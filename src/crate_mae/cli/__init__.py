@@ -8,8 +8,10 @@ import argparse
 import contextlib
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import crate_mae
@@ -18,6 +20,9 @@ from crate_mae.common.escaping import STANDARD_OUTPUT_NAME, EscapingFilter, esca
 from crate_mae.common.files import FULL_DISK, NotWrittenError
 
 Command = Callable[[list[str]], int]
+
+INTERRUPTED = 130
+"""The exit status after Ctrl-C."""
 
 
 class Verb(NamedTuple):
@@ -54,8 +59,9 @@ def exit_status(command: Command, argv: list[str]) -> int:
             _drop_output()
             return 1
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return 130
+            with _uninterrupted(), contextlib.suppress(OSError):
+                print("interrupted", file=sys.stderr)
+            return INTERRUPTED
         except (ValueError, OSError, RuntimeError, ImportError) as error:
             # These carry a message for the user; anything else is our bug and keeps its traceback.
             with contextlib.suppress(OSError):
@@ -64,6 +70,19 @@ def exit_status(command: Command, argv: list[str]) -> int:
                 _drop_output()
             return 1
     return status
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A context that Ctrl-C cannot leave; in a thread, which hears of none, it changes nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _said(error: Exception) -> str:

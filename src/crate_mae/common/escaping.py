@@ -128,8 +128,8 @@ class EscapingFilter(logging.Filter):
 def escaping_output() -> Iterator[None]:
     """A context in which standard output and the error stream escape what is written to them."""
     before = sys.stdout, sys.stderr
-    sys.stdout = EscapingStream(before[0], STANDARD_OUTPUT_NAME)  # type: ignore[assignment]
-    sys.stderr = EscapingStream(before[1], "the error stream")  # type: ignore[assignment]
+    sys.stdout = EscapingStream(before[0], STANDARD_OUTPUT_NAME)
+    sys.stderr = EscapingStream(before[1], "the error stream")
     try:
         yield
     finally:

@@ -17,15 +17,17 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from time import monotonic, sleep, time
+from typing import Any
 
 from crate_mae.common.files import writing
 from crate_mae.common.litter import process_is_gone
 from crate_mae.common.text import duration
 
+fcntl: Any
 try:
     import fcntl
 except ImportError:  # Windows: the holder's process number has to do
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 LOCK = "run.lock"
 BEAT_SECONDS = 10.0

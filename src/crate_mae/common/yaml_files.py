@@ -60,9 +60,10 @@ def _check_depth(text: str, origin: str) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
+                line = 0 if event.start_mark is None else event.start_mark.line
                 raise ValueError(
-                    f"{origin} nests deeper than {MAX_DEPTH} levels, in line"
-                    f" {event.start_mark.line + 1}: no settings do"
+                    f"{origin} nests deeper than {MAX_DEPTH} levels, in line {line + 1}: no"
+                    " settings do"
                 )
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1

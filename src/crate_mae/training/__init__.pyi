@@ -1,3 +1,4 @@
+from .companions import CompanionLostError as CompanionLostError
 from .config import FinetuneConfig as FinetuneConfig
 from .config import FinetuneOptimConfig as FinetuneOptimConfig
 from .config import OptimConfig as OptimConfig

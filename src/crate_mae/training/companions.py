@@ -23,8 +23,8 @@ from time import monotonic, sleep
 from types import TracebackType
 from typing import Any, Self
 
-import torch.distributed as dist
-from lightning.pytorch.plugins.environments import LightningEnvironment
+import torch.distributed
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies import ParallelStrategy
 
 from crate_mae.common.escaping import printable
@@ -47,6 +47,9 @@ _LOST_WORDS = ("gloo", "nccl", "connection", "peer", "timed out", "timeout", "st
 
 logger = logging.getLogger(__name__)
 
+dist: Any = torch.distributed  # whose stores have no types
+Store = Any
+
 
 class CompanionLostError(RuntimeError):
     """Raised when another process of the run did not come, or is gone."""
@@ -64,7 +67,7 @@ class Companions:
         self.rank: int = strategy.global_rank if parallel else 0
         self.world_size: int = strategy.world_size if parallel else 1
         self._host = socket.gethostname()
-        self._store: dist.Store | None = None
+        self._store: Store | None = None
         self._watch: _Watch | None = None
 
     def __enter__(self) -> Self:
@@ -99,7 +102,7 @@ class Companions:
 
     # -- the roll call ------------------------------------------------------------------------
 
-    def _meet(self) -> dist.Store:
+    def _meet(self) -> Store:
         """The store, once everybody who has been started by now has answered."""
         environment = self._strategy.cluster_environment
         address, port = str(environment.main_address), int(environment.main_port)
@@ -123,7 +126,7 @@ class Companions:
             choose_gloo_interface([str(answer["address"]) for answer in answers], who=str(self))
         return watched
 
-    def _connected(self, address: str, port: int) -> dist.Store:
+    def _connected(self, address: str, port: int) -> Store:
         serves = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         if serves:
             return dist.TCPStore(
@@ -152,9 +155,7 @@ class Companions:
                 )
             sleep(0.2)
 
-    def _roll_call(
-        self, roll: dist.Store, what: str, member: int, members: int
-    ) -> list[dict[str, Any]]:
+    def _roll_call(self, roll: Store, what: str, member: int, members: int) -> list[dict[str, Any]]:
         """What each of the members said: its host and the address that it is seen by."""
         main = str(self._strategy.cluster_environment.main_address)
         roll.set(f"{what}/{member}", json.dumps({"host": self._host, "address": own_address(main)}))
@@ -178,7 +179,7 @@ class Companions:
 class _Watch:
     """Two threads: one shows and asks for signs of life, one decides when it is over."""
 
-    def __init__(self, own: Companions, store: dist.Store, stop: StopSignals) -> None:
+    def __init__(self, own: Companions, store: Store, stop: StopSignals) -> None:
         self._own, self._store, self._stop = own, store, stop
         self._done = threading.Event()
         self._verdict: str | None = None
@@ -287,7 +288,7 @@ class _Watch:
         telling.join(2.0)
 
 
-def _client(address: str, port: int) -> dist.Store:
+def _client(address: str, port: int) -> Store:
     return dist.TCPStore(address, port, None, False, timedelta(seconds=10), wait_for_workers=False)
 
 

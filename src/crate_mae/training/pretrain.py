@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -72,17 +72,18 @@ def pretrain(
     check_origin(config, init_from, resume=resume)
     changes = check_start(config, folder, resume=resume, again="--init-from")
     origin = None if init_from is None else starting_tensors(config, init_from)
-    with (
-        continuing(folder, config.data.source) if resume else nullcontext(),
-        training_environment(config),
-        Session(
+    with ExitStack() as stack:
+        if resume:
+            stack.enter_context(continuing(folder, config.data.source))
+        stack.enter_context(training_environment(config))
+        session = Session(
             config,
             folder,
             monitor=Monitor(metric="val/loss"),
             callbacks=_callbacks(config, folder),
             stop_after=stop_after,
-        ) as session,
-    ):
+        )
+        stack.enter_context(session)
         data = ImageDataModule(
             config.data,
             model=config.model,

@@ -43,7 +43,10 @@ def check_start(config: RunConfig, folder: Path, *, resume: bool, again: str) ->
     settings that would make it another run.
     """
     if resume:
-        changes = changed_keys(load_config_values(folder), config.to_dict())
+        recorded, settings = load_config_values(folder), config.to_dict()
+        if missing := [key for key in settings if key not in recorded]:
+            raise ValueError(f"{folder / CONFIG} is damaged: it lacks {', '.join(missing)}")
+        changes = changed_keys(recorded, settings)
         fatal = [line for line in changes if not line.startswith(FREE_ON_RESUME)]
         if fatal:
             raise ValueError(
