@@ -264,7 +264,11 @@ def _open_header(data: bytes | Path, name: str) -> Image.Image:
     image = Image.open(
         data if isinstance(data, Path) else BytesIO(data), formats=readable_formats()
     )
-    tiff.check_tags(image)
+    try:
+        tiff.check_tags(image)
+    except tiff.NotForPillowError:
+        image.close()
+        raise
     return image
 
 

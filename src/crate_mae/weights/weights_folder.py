@@ -258,9 +258,14 @@ def _build(folder: Path, described: dict[str, Any]) -> CrateMAE | CrateClassifie
     return model
 
 
+_LEFT_OUT_OF_8_BITS = ("low", "high")
+"""Where the range of values is left out it is that of 8-bit images, 0 to 1."""
+
+
 def _every_field(values: dict[str, Any], owner: type) -> dict[str, Any]:
     """`values` when they name every field of the dataclass: a default is not what was trained."""
-    missing = [field.name for field in fields(owner) if field.name not in values]
+    known = {*values, *_LEFT_OUT_OF_8_BITS}
+    missing = [field.name for field in fields(owner) if field.name not in known]
     if missing:
         raise ValueError(f"{owner.__name__} lacks {', '.join(missing)}")
     return values
