@@ -12,6 +12,8 @@ EXTRA_OF = {
     "transformers": "transformers",
     "timm": "timm",
     "webdataset": "wds",
+    "tifffile": "tiff",
+    "imagecodecs": "tiff",
     "onnx": "onnx",
     "onnxscript": "onnx",
     "onnxruntime": "onnx",

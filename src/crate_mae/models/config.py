@@ -207,6 +207,9 @@ class Preprocess:
     high: tuple[float, ...] = ()
     """Per-channel value that is drawn white, 1 where not given; `high - low` is PSNR's peak."""
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"low", "high"})
+    """Fields that files need not name: left out, the range is that of 8-bit images."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", _pair(self.size))
         if type(self.channels) is int and 0 < self.channels <= MAX_SIDE:
@@ -282,7 +285,7 @@ class Preprocess:
 
         A range that is left out is that of 8-bit images, 0 to 1.
         """
-        return cls(**checked_keys(cls, {"low": (), "high": (), **values}))
+        return cls(**checked_keys(cls, values))
 
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -267,7 +267,11 @@ def _open_header(data: bytes | Path, name: str) -> Image.Image:
             raise tiff.NotForPillowError(tiff.in_words(data)) from error
         known = "" if kind is None else f", but {kind}"
         raise UnreadableImage(name, f"not an image in a known format{known}") from error
-    tiff.check_tags(image)
+    try:
+        tiff.check_tags(image)
+    except tiff.NotForPillowError:
+        image.close()
+        raise
     return image
 
 

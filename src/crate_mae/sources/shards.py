@@ -14,6 +14,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -26,6 +27,7 @@ from crate_mae.sources.splits import matching_splits
 
 MAX_MEMBER_BYTES = 512 * 1024**2
 _FIELDS = {*IMAGE_KEYS, *LABEL_KEYS, "left", "right", "mask", "seg"}
+MOST_ZEROS = 1 << 28
 _BLOCK = 512
 _PACKED: dict[bytes, Callable[[Path], IO[bytes]]] = {
     b"\x1f\x8b": gzip.open,
@@ -251,7 +253,9 @@ def _end_faults(file: IO[bytes], offset: int) -> Iterator[str]:
         yield f"{what}: cut off? What follows its last whole member is lost"
         return
     behind = 0
-    while block := file.read(1 << 20):
+    for block in iter(partial(file.read, 1 << 20), b""):
         behind += len(block) if behind or any(block) else 0
+        if not behind and file.tell() - offset > MOST_ZEROS:  # a packed file may never end
+            break
     if behind:
         yield f"{behind} bytes behind its end mark are not read: were tars joined by cat?"

@@ -293,7 +293,7 @@ def _build(folder: Path, described: dict[str, Any]) -> CrateMAE | CrateEncoder:
 def _every_field(values: dict[str, Any], owner: type) -> dict[str, Any]:
     """`values` when they name every field of the dataclass: a default is not what was trained.
 
-    Fields that came later (`ADDED`) may be absent: their default is what was computed before.
+    Fields that came later (`ADDED`) may be absent: their default is what was meant before.
     """
     later = getattr(owner, "ADDED", frozenset())
     missing = [f.name for f in fields(owner) if f.name not in values and f.name not in later]

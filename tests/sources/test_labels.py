@@ -1,0 +1,217 @@
+"""Labels in every form people store them, in every kind of source that has columns."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from source_cases import Write, labels_of, names_of, opened, picture_table
+
+from crate_mae.sources.address import open_pair, open_source
+from crate_mae.sources.found import Reading
+from crate_mae.sources.labels import class_labels
+
+FORMS: dict[str, tuple[Any, list[int | None], tuple[str, ...]]] = {
+    "words": (["red", "blue", "", "red"], [1, 0, None, 1], ("blue", "red")),
+    "booleans": ([True, False, None, True], [1, 0, None, 1], ("false", "true")),
+    "numbers": ([3, 0, -1, 1], [3, 0, None, 1], ("0", "1", "2", "3")),
+    "whole floats": ([2.0, float("nan"), 0.0, 1.0], [2, None, 0, 1], ("0", "1", "2")),
+    "digits": (["10", "9", "9", "2"], [2, 1, 1, 0], ("2", "9", "10")),
+    "single lists": ([[1], [], [0], [1]], [1, None, 0, 1], ("0", "1")),
+    "one-hot": ([[0, 1, 0], [1, 0, 0], [0, 0, 1], [0, 1, 0]], [1, 0, 2, 1], ("0", "1", "2")),
+    "bytes": ([b"b", b"a", None, b"b"], [1, 0, None, 1], ("a", "b")),
+}
+NO_CLASSES = {
+    "fractions": ([0.5, 1.0, 2.0, 3.0], "fractions such as 0.5"),
+    "several": ([[0, 1, 1], [1], [0], [1]], "several labels an image"),
+    "records": ([{"name": "a", "id": 1}] * 4, "records of"),
+    "nothing": ([None] * 4, "is empty"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_in_a_parquet_column(tmp_path: Path, pictures: list[bytes], form: str) -> None:
+    values, numbers, names = FORMS[form]
+    pq.write_table(picture_table(pictures, label=pa.array(values)), tmp_path / "x.parquet")
+    source = opened(f"parquet:{tmp_path}")
+    assert (labels_of(source), source.class_names) == (numbers, names)
+
+
+@pytest.mark.parametrize("form", NO_CLASSES)
+def test_what_is_no_class_stops_nothing_and_is_told(
+    tmp_path: Path, pictures: list[bytes], form: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    values, why = NO_CLASSES[form]
+    pq.write_table(picture_table(pictures, label=pa.array(values)), tmp_path / "x.parquet")
+    source = opened(f"parquet:{tmp_path}")
+    assert source.class_names is None
+    assert len(source) == 4
+    assert why in caplog.text
+    with pytest.raises(ValueError, match=rf"has no labels: .*{why}"):
+        open_pair(f"parquet:{tmp_path}")
+
+
+def test_dictionaries_and_parts_of_records(tmp_path: Path, pictures: list[bytes]) -> None:
+    table = picture_table(
+        pictures,
+        label=pa.array(["b", "a", "b", "c"]).dictionary_encode(),
+        meta=[{"kind": k, "n": 1} for k in "xyxy"],
+    )
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert labels_of(opened(f"parquet:{tmp_path}")) == [1, 0, 1, 2]
+    chosen = opened(f"parquet:{tmp_path}", reading=Reading(label_key="meta.kind"))
+    assert (labels_of(chosen), chosen.class_names) == ([0, 1, 0, 1], ("x", "y"))
+
+
+def test_shards_may_differ_in_the_type_of_numbers(tmp_path: Path, pictures: list[bytes]) -> None:
+    for number, kind in enumerate((pa.int64(), pa.int32(), pa.uint8())):
+        table = picture_table(pictures, label=pa.array([0, 1, 2, 1], kind))
+        pq.write_table(table, tmp_path / f"{number}.parquet")
+    assert labels_of(opened(f"parquet:{tmp_path}")) == [0, 1, 2, 1] * 3
+
+
+def test_an_integer_column_that_is_not_called_a_label_is_none(
+    tmp_path: Path, pictures: list[bytes]
+) -> None:
+    table = picture_table(pictures, year=[2019, 2016, 1991, 2020], seed=[7, 2**31, 5, 1])
+    pq.write_table(table, tmp_path / "x.parquet")
+    address = f"parquet:{tmp_path}"
+    source = opened(address)
+    assert source.class_names is None
+    assert "(year, seed); choose one with --label-key" in str(source.found.no_labels)
+    by_year = opened(address, reading=Reading(label_key="year"))
+    assert by_year.label(2) == 1991
+    with pytest.raises(ValueError, match=r"no column 'yaer' .did you mean 'year'.*year, seed"):
+        open_source(address, reading=Reading(label_key="yaer"))
+
+
+def test_no_labels_on_request(tmp_path: Path, pictures: list[bytes], write: Write) -> None:
+    none = Reading(label_key="none")
+    pq.write_table(picture_table(pictures, label=[0, 1, 1, 0]), tmp_path / "x.parquet")
+    np.savez(tmp_path / "x.npz", images=np.zeros((2, 8, 8), np.uint8), labels=np.array([0, 1]))
+    for name in ("folder/a/1.png", "folder/b/1.png"):
+        write(name)
+    for address in (
+        f"parquet:{tmp_path / 'x.parquet'}", f"npy:{tmp_path / 'x.npz'}",
+        f"imagefolder:{tmp_path / 'folder'}", "digits",
+    ):  # fmt: skip
+        source = opened(address, reading=none)
+        assert source.class_names is None
+        assert source.load(0).label is None
+    with pytest.raises(ValueError, match="digits has no columns"):
+        open_source("digits", reading=Reading(label_key="label"))
+
+
+def test_the_image_column_is_chosen(tmp_path: Path, pictures: list[bytes]) -> None:
+    table = pa.table({"left": pictures, "right": list(reversed(pictures)), "label": [0, 1, 1, 0]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="choose one with --image-key"):
+        open_source(f"parquet:{tmp_path}")
+    for key, order in (("left", pictures), ("right", pictures[::-1])):
+        source = opened(f"parquet:{tmp_path}", reading=Reading(image_key=key))
+        assert source.encoded(0) == order[0]  # type: ignore[attr-defined]
+
+
+ARRAYS: dict[str, Callable[[], np.ndarray]] = {
+    "int32": lambda: np.array([2, 0, 1], np.int32),
+    "big-endian": lambda: np.array([2, 0, 1], ">i8"),
+    "column": lambda: np.array([[2], [0], [1]], np.uint8),
+    "words": lambda: np.array(["c", "a", "b"]),
+    "booleans": lambda: np.array([True, False, True]),
+    "one-hot": lambda: np.eye(3)[[2, 0, 1]],
+}
+
+
+@pytest.mark.parametrize("form", ARRAYS)
+def test_forms_in_arrays(tmp_path: Path, form: str) -> None:
+    values = ARRAYS[form]()
+    expected = [1, 0, 1] if form == "booleans" else [2, 0, 1]
+    images = np.zeros((3, 8, 9), np.uint8)
+    np.savez(tmp_path / "x.npz", images=images, labels=values)
+    np.save(tmp_path / "x.npy", images)
+    np.save(tmp_path / "x_labels.npy", values)
+    for name in ("x.npz", "x.npy"):
+        source = opened(f"npy:{tmp_path / name}")
+        assert labels_of(source) == expected
+        assert source.class_names is not None
+        assert source.class_names[-1] in ("2", "c", "true")
+
+
+def test_pickled_labels_are_not_loaded_but_told(tmp_path: Path) -> None:
+    pickled = np.array(["a", "b"], dtype=object)
+    np.savez(tmp_path / "x.npz", images=np.zeros((2, 8, 8)), labels=pickled, allow_pickle=True)
+    source = opened(f"npy:{tmp_path / 'x.npz'}")
+    assert source.class_names is None
+    assert "never loaded: save the labels" in str(source.found.no_labels)
+
+
+def test_archives_with_splits_and_other_names(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    parts = {
+        "x_train": rng.integers(0, 255, (4, 8, 8, 3), np.uint8),
+        "y_train": np.array([0, 1, 1, 0]),
+        "x_test": rng.integers(0, 255, (2, 8, 8, 3), np.uint8),
+        "y_test": np.array([1, 0]),
+    }
+    np.savez(tmp_path / "x.npz", **parts)
+    for split, count in ((None, 4), ("test", 2)):
+        source = opened(f"npy:{tmp_path / 'x.npz'}", split=split)
+        name = source.split
+        assert (len(source), name) == (count, split or "train")
+        np.testing.assert_array_equal(
+            source.load(0).image.numpy(), parts[f"x_{name}"][0].transpose(2, 0, 1)
+        )
+        assert labels_of(source) == parts[f"y_{name}"].tolist()
+    np.savez(tmp_path / "y.npz", photos=parts["x_test"], kind=np.array(["b", "a"]))
+    source = opened(f"npy:{tmp_path / 'y.npz'}", reading=Reading(label_key="kind"))
+    assert (labels_of(source), source.class_names) == ([1, 0], ("a", "b"))
+
+
+def test_csv_tables(write: Write, tmp_path: Path) -> None:
+    for name in ("train/001.png", "train/002.png", "test/001.png", "other.png"):
+        write(name)
+    (tmp_path / "train.csv").write_text("id;breed;year\n001;pug;7\n002;husky;8\n009;pug;9\n")
+    source = opened(f"csv:{tmp_path / 'train.csv'}", reading=Reading(label_key="breed"))
+    assert names_of(source) == ["train/001.png", "train/002.png"]
+    assert (labels_of(source), source.class_names) == ([1, 0], ("husky", "pug"))
+    told = dict(zip(["missing", "unnamed"], source.found.passed_over, strict=True))
+    assert told["missing"].names == ("009",)
+    assert told["unnamed"].names == ("other.png", "test/001.png")
+    (tmp_path / "all.csv").write_text(
+        "file_name,label,split\ntrain/001.png,a,train\ntest/001.png,b,test\n../x.png,a,train\n"
+    )
+    source = opened(f"csv:{tmp_path / 'all.csv'}", split="test")
+    assert (names_of(source), source.class_names) == (["test/001.png"], ("b",))
+    assert opened(f"csv:{tmp_path / 'all.csv'}").found.passed_over[0].names == ("../x.png",)
+    (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="no column that names files"):
+        open_source(f"csv:{tmp_path / 'bad.csv'}")
+
+
+def test_classes_of_training_and_test_are_matched_by_name(write: Write, tmp_path: Path) -> None:
+    for name in ("train/a/1.png", "train/b/1.png", "train/c/1.png", "test/a/1.png", "test/c/1.png"):
+        write(name)
+    train, test = open_pair(f"imagefolder:{tmp_path}")
+    assert test.class_names == train.class_names == ("a", "b", "c")
+    assert labels_of(test) == [0, 2]
+    assert [test.load(index).label for index in range(2)] == [0, 2]
+    write("test/d/1.png")
+    with pytest.raises(ValueError, match=r"images of .* test have classes .* train do not .*d"):
+        open_pair(f"imagefolder:{tmp_path}")
+
+
+def test_a_stray_image_is_named(write: Write, tmp_path: Path) -> None:
+    for name in ("a/1.png", "b/1.png", "cover.png"):
+        write(name)
+    with pytest.raises(ValueError, match=r"has no labels: cover\.png lies beside the class"):
+        open_pair(f"imagefolder:{tmp_path}")
+
+
+def test_values_of_one_form_stay_of_it() -> None:
+    found = class_labels([0, 2, np.int16(1), np.bool_(True)], ["a", "b", "c"], "x")
+    assert found.names is not None  # numbers beside a truth value are words
+    assert json.dumps(found.names)

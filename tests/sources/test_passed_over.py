@@ -1,0 +1,208 @@
+"""Nothing is left out without a word: other kinds of files, links, parts of shards, pages."""
+
+import gzip
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageCms
+from source_cases import Encode, Write, labels_of, names_of, opened
+
+from crate_mae.cli import main
+from crate_mae.sources import shards
+from crate_mae.sources.describe import describe_source
+from crate_mae.sources.found import Reading
+from crate_mae.sources.webdataset import StreamSource
+
+pytest.importorskip("webdataset")
+
+
+def _tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def _told(source: StreamSource) -> str:
+    len(source)
+    return " | ".join(source.found.lines())
+
+
+def test_files_of_other_kinds_are_counted(
+    write: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("1.png", "a.HEIC", "b.heic", "c.jxl", "README"):
+        write(name)
+    report = describe_source(opened(f"imagefolder:{tmp_path}"))
+    (entry,) = report.passed_over
+    assert str(entry).startswith("4 files of other kinds (.heic 2, .jxl 1, without a suffix 1): ")
+    assert "passed over: 4 files of other kinds" in caplog.text
+    assert "passed over" in report.table()
+
+
+def test_links_are_told_of_or_followed(write: Write, tmp_path: Path) -> None:
+    write("elsewhere/dogs/2.png")
+    write("root/cats/1.png")
+    root = tmp_path / "root"
+    (root / "dogs").symlink_to("../elsewhere/dogs", target_is_directory=True)
+    (root / "cats" / "gone.png").symlink_to("nowhere.png")
+    (root / "cats" / "up").symlink_to("..", target_is_directory=True)
+    source = opened(f"imagefolder:{root}")
+    assert source.class_names == ("cats",)
+    told = {entry.what: entry.names for entry in source.found.passed_over}
+    assert told["links that lead nowhere"] == ("cats/gone.png",)
+    assert ("cats/up", "dogs") in told.values()
+    followed = opened(f"imagefolder:{root}", reading=Reading(follow_links=True))
+    assert names_of(followed) == ["cats/1.png", "dogs/2.png"]
+    assert labels_of(followed) == [0, 1]  # as torchvision's ImageFolder, and the loop ends
+
+
+def test_data_shows_and_follows(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("elsewhere/2.png")
+    write("root/cats/1.png")
+    (tmp_path / "root" / "dogs").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert main(["data", f"imagefolder:{tmp_path / 'root'}"]) == 0
+    shown = capsys.readouterr().out
+    assert "links to folders, which are not followed (--follow-links enters them): dogs" in shown
+    assert main(["data", f"imagefolder:{tmp_path / 'root'}", "--follow-links"]) == 0
+    assert "dogs  1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("members", "keys"),
+    [
+        ("2024.01.01.jpg 2024.01.02.jpg", "2024.01.01 2024.01.02"),
+        ("v1.5_1.jpg v1.5_1.cls v1.5_2.jpg", "v1.5_1 v1.5_2"),
+        ("dr.smith.jpg dr.jones.jpg", "dr.smith dr.jones"),
+        ("1.left.jpg 1.right.jpg 2.left.jpg 2.right.jpg", "1 2"),
+        ("1.image.jpg 1.label.cls 2.image.jpg 2.label.cls", "1 2"),
+        ("a.b/1.jpg a.b/1.cls", "a.b/1"),
+    ],
+)
+def test_keys_of_samples(tmp_path: Path, encode: Encode, members: str, keys: str) -> None:
+    image = encode((3, 4), "JPEG")
+    path = _tar(
+        tmp_path / "x.tar",
+        {name: b"1" if name.endswith("cls") else image for name in members.split()},
+    )
+    source = StreamSource(str(path))
+    with tarfile.open(path) as archive:  # tar's own listing
+        images = sum(name.endswith(".jpg") for name in archive.getnames())
+    unused = images - len(keys.split())
+    assert len(source) == len(keys.split())
+    assert [s.name.removeprefix("x.tar/") for s in source.samples()] == keys.split()
+    assert (f"{unused} further images of one sample" in _told(source)) == bool(unused)
+
+
+def test_labels_of_shards(tmp_path: Path, encode: Encode) -> None:
+    image = encode((3, 4))
+
+    def classes(members: dict[str, bytes], **reading: str) -> dict[str, int] | None:
+        path = _tar(tmp_path / "x.tar", members)
+        return describe_source(StreamSource(str(path), reading=Reading(**reading))).classes
+
+    words = {"1.png": image, "1.cls": b"cat", "2.png": image, "2.cls": b"dog\n"}
+    assert classes(words) == {"cat": 1, "dog": 1}
+    fields = {"1.image.png": image, "1.label.cls": b"7", "2.image.png": image, "2.label.cls": b"0"}
+    assert classes(fields) == {"0": 1, "7": 1}
+    record = {"1.png": image, "1.json": b'{"label": "a", "kind": 3}'}
+    assert classes(record) == {"a": 1}
+    assert classes(record, label_key="kind") == {"3": 1}
+    assert classes(record, label_key="none") is None
+    text = {"1.png": image, "1.txt": b"red", "2.png": image, "2.txt": b"blue"}
+    assert classes(text) is None
+    assert classes(text, label_key="txt") == {"blue": 1, "red": 1}
+    folders = {"cat/1.png": image, "cat/2.png": image, "dog/1.png": image}
+    assert classes(folders) == {"cat": 2, "dog": 1}
+
+
+def test_labels_that_are_away_and_other_members_are_told(tmp_path: Path, encode: Encode) -> None:
+    image = encode((3, 4))
+    members = {f"images/{n}.png": image for n in range(3)}
+    members |= {f"labels/{n}.cls": b"1" for n in range(3)}
+    told = _told(StreamSource(str(_tar(tmp_path / "x.tar", members | {"a.txt": b"x"}))))
+    assert "3 labels away from their images" in told
+    assert "1 members of another kind (.txt): a.txt" in told
+
+
+def test_splits_inside_a_shard(tmp_path: Path, encode: Encode) -> None:
+    members = {
+        f"{part}/{name}/1.png": encode((3, 4)) for part in ("train", "test") for name in "ab"
+    }
+    path = _tar(tmp_path / "x.tar", members)
+    for split in ("train", "test"):
+        names = [s.name for s in StreamSource(str(path), split=split).samples()]
+        assert names == [f"x.tar/{split}/{name}/1" for name in "ab"]
+    assert "2 images of other splits inside shards" in _told(StreamSource(str(path)))
+    assert describe_source(StreamSource(str(path))).classes == {"a": 1, "b": 1}
+    with pytest.raises(ValueError, match="no split 'validation'"):
+        StreamSource(str(path), split="validation")
+
+
+def test_cut_and_joined_tars_are_told_of(tmp_path: Path, encode: Encode) -> None:
+    members = {f"{n}.png": encode((30, 40), seed=n) for n in range(5)}
+    path = _tar(tmp_path / "x.tar", members)
+    whole = path.read_bytes()
+    with tarfile.open(path) as archive:
+        starts = [member.offset for member in archive]
+    cases = {
+        "cut between": (whole[: starts[3]], 3, "no end mark: cut off?"),
+        "cut in a header": (whole[: starts[3] + 200], 3, "is damaged: cut off?"),
+        "joined": (whole + whole, 5, "were tars joined by cat?"),
+        "whole": (whole, 5, ""),
+    }
+    for data, count, words in cases.values():
+        path.write_bytes(data)
+        source = StreamSource(str(path))
+        assert len(source) == count
+        assert words in _told(source)
+        assert bool(words) == bool(_told(source))
+
+
+def test_gzip_shards_hold_the_same(tmp_path: Path, encode: Encode) -> None:
+    members = {f"{n}.png": encode((3, 4), seed=n) for n in range(3)}
+    plain = _tar(tmp_path / "x.tar", members)
+    for name in ("a.tar.gz", "b.tgz"):
+        (tmp_path / name).write_bytes(gzip.compress(plain.read_bytes()))
+        source = StreamSource(str(tmp_path / name))
+        assert [s.name.partition("/")[2] for s in source.samples()] == list("012")
+        assert len(source) == 3
+    plain.unlink()
+    assert len(StreamSource(str(tmp_path)).shards) == 2
+    (tmp_path / "a.tar.gz").write_bytes((tmp_path / "b.tgz").read_bytes()[:-20])
+    with pytest.raises(ValueError, match="is not a complete tar file"):
+        len(StreamSource(str(tmp_path / "a.tar.gz")))
+
+
+def test_a_shard_that_unpacks_to_very_much_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _tar(tmp_path / "x.tar.gz", {"1.png": bytes(1 << 20)}, "w:gz")
+    monkeypatch.setattr(shards, "FREE_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"unpacks to more than .* refused"):
+        len(StreamSource(str(path)))
+
+
+def test_pages_frames_and_profiles_are_told(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 6), (n, 0, 0)) for n in range(3)]
+    frames[0].save(tmp_path / "pages.tif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "frames.gif", save_all=True, append_images=frames[1:])
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    renamed = profile.tobytes().replace(
+        "sRGB built-in".encode("utf-16-be"), "Display P3 xy".encode("utf-16-be")
+    )
+    frames[0].save(tmp_path / "wide.png", icc_profile=renamed)
+    frames[0].save(tmp_path / "usual.png", icc_profile=profile.tobytes())
+    report = describe_source(opened(f"imagefolder:{tmp_path}"))
+    told = " | ".join(map(str, report.passed_over))
+    assert "1 images with 2 more pages (tiff:PATH reads all), not read: pages.tif" in told
+    assert "frames after the first, not read: frames.gif" in told
+    assert "1 images have colour profiles that are not applied (Display P3 xy (1))" in " ".join(
+        report.notes
+    )

@@ -1,0 +1,110 @@
+"""Names that mean a split, and names that only look so."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from source_cases import Write, labels_of, names_of, opened, picture_table
+
+from crate_mae.sources.address import open_source
+from crate_mae.sources.split_names import split_folders, split_name
+
+
+@pytest.mark.parametrize(
+    ("name", "meaning"),
+    [
+        ("train", "train"), ("Training", "train"), ("TRAIN", "train"), ("train2017", "train"),
+        ("TestSet", "test"), ("Testing", "test"), ("test1", "test"), ("seg_test", "test"),
+        ("valid", "validation"), ("ImageNetVal", "validation"), ("dev", "validation"),
+        ("val_256", "validation"), ("validation-00000-of-00001", "validation"),
+        ("latest", None), ("contest", None), ("trainer", None), ("devices", None), ("value", None),
+    ],
+)  # fmt: skip
+def test_words_that_mean_a_split(name: str, meaning: str | None) -> None:
+    said = split_name(name)
+    assert (None if said is None else said.meaning) == meaning
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        ("Training Testing", "Training Testing"),
+        ("seg_train seg_test seg_pred", "seg_train seg_test"),
+        ("train2017 val2017 annotations", "train2017 val2017"),
+        ("train test unlabeled extra", "train test"),
+        ("trainA trainB testA testB", "trainA trainB testA testB"),
+        ("TRAIN VAL", "TRAIN VAL"),
+        ("bus car train", ""),  # a vehicle
+        ("train_station test_tube", ""),  # of different things
+        ("train_station", ""),
+        ("Training", "Training"),
+    ],
+)
+def test_folders_beside_each_other(folders: str, splits: str) -> None:
+    assert set(split_folders(folders.split())) == set(splits.split())
+
+
+LAYOUTS = {
+    "kaggle": "{}/cat/1.png {}/dog/2.png",
+    "wrapped": "archive/{}/cat/1.png archive/{}/dog/2.png",
+    "twice": "{}/{}/cat/1.png {}/{}/dog/2.png",
+    "images": "{}/images/cat/1.png {}/images/dog/2.png",
+    "below the classes": "cat/{}/1.png dog/{}/2.png",
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("words", [("Training", "Testing"), ("seg_train", "seg_test")])
+def test_test_images_are_never_trained_on(
+    write: Write, tmp_path: Path, layout: str, words: tuple[str, str]
+) -> None:
+    for word in words:
+        for name in LAYOUTS[layout].split():
+            write(name.replace("{}", word))
+    address = f"imagefolder:{tmp_path}"
+    train, test = opened(address), opened(address, split="test")
+    assert all(words[0] in name for name in names_of(train))
+    assert all(words[1] in name for name in names_of(test))
+    assert len(train) == len(test) == 2
+    for source in (train, test):
+        assert source.class_names == ("cat", "dog")
+        assert labels_of(source) == [0, 1]
+        assert source.found.splits == tuple(sorted(words))
+
+
+def test_images_outside_the_splits_and_a_class_called_train_are_told(
+    write: Write, tmp_path: Path
+) -> None:
+    for name in ("a/train/x/1.png", "a/test/x/1.png", "a/extra/1.png", "a/cover.png"):
+        write(name)
+    source = opened(f"imagefolder:{tmp_path / 'a'}")
+    assert names_of(source) == ["train/x/1.png"]
+    (entry,) = source.found.passed_over
+    assert (entry.count, entry.names) == (2, ("cover.png", "extra/1.png"))
+    for name in ("b/bus/1.png", "b/Train/1.png"):
+        write(name)
+    source = opened(f"imagefolder:{tmp_path / 'b'}")
+    assert source.class_names == ("Train", "bus")
+    assert source.found.notes == ("Train is read as a class beside 1 others, not as a split",)
+
+
+@pytest.mark.parametrize("train", ["training", "TRAIN", "x_train", "train2017", "data-Train-0"])
+def test_names_of_parquet_files(tmp_path: Path, pictures: list[bytes], train: str) -> None:
+    pq.write_table(picture_table(pictures), tmp_path / f"{train}.parquet")
+    pq.write_table(picture_table(pictures[:1]), tmp_path / "Testing.parquet")
+    pq.write_table(picture_table(pictures[:2]), tmp_path / "notes.parquet")
+    address = f"parquet:{tmp_path}"
+    source = opened(address)
+    assert len(source) == 4
+    assert len(opened(address, split="test")) == 1
+    assert source.found.passed_over[0].names == ("notes.parquet",)
+    with pytest.raises(ValueError, match="no split 'validation'"):
+        open_source(address, split="validation")
+
+
+def test_several_files_of_one_split_are_read_together(
+    tmp_path: Path, pictures: list[bytes]
+) -> None:
+    for name in ("train-a", "training-b", "val-c"):
+        pq.write_table(picture_table(pictures), tmp_path / f"{name}.parquet")
+    assert (opened(f"parquet:{tmp_path}").split, len(opened(f"parquet:{tmp_path}"))) == ("train", 8)

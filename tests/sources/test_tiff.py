@@ -1,0 +1,186 @@
+"""TIFF, FITS and WebP as their formats define them, against tifffile and NumPy."""
+
+import builtins
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from source_cases import labels_of, opened
+
+from crate_mae.common.file_kinds import file_kind
+from crate_mae.sources.address import open_source
+from crate_mae.sources.images import UnreadableImage, decode_image, probe_image
+
+tifffile = pytest.importorskip("tifffile")
+
+RNG = np.random.default_rng(0)
+DEEP = RNG.integers(0, 65536, (6, 7, 4), np.uint16)
+
+
+def _write(path: Path, array: np.ndarray, **options: Any) -> Path:
+    tifffile.imwrite(path, array, **options)
+    return path
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("rows", [None, 2])
+def test_separate_planes_are_those_of_the_same_pixels_together(
+    tmp_path: Path, order: str, rows: int | None
+) -> None:
+    together, apart = DEEP[..., :3], np.moveaxis(DEEP[..., :3], -1, 0)
+    options: dict[str, Any] = {"photometric": "rgb", "byteorder": order, "rowsperstrip": rows}
+    one = _write(tmp_path / "1.tif", together, **options)
+    two = _write(tmp_path / "2.tif", apart, planarconfig="separate", **options)
+    np.testing.assert_array_equal(tifffile.imread(two), apart)  # what is in it
+    image = decode_image(two, "x").numpy()
+    np.testing.assert_array_equal(image, apart >> 8)
+    np.testing.assert_array_equal(image, decode_image(one, "x").numpy())
+    assert probe_image(two, "x").height == 6
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_white_is_zero(tmp_path: Path, dtype: type) -> None:
+    values = DEEP[..., 0].astype(dtype)
+    path = _write(tmp_path / "x.tif", values, photometric="miniswhite")
+    top = np.iinfo(dtype).max
+    image = decode_image(path, "x").numpy()[0]
+    expected = top - values
+    np.testing.assert_allclose(image, expected if dtype is np.uint8 else expected / 65535, 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32])
+def test_signed_integers_are_refused_with_the_remedy(tmp_path: Path, dtype: type) -> None:
+    path = _write(tmp_path / "x.tif", np.full((6, 7), -3, dtype))
+    with pytest.raises(UnreadableImage, match="signed integers have no known scale: save them as"):
+        decode_image(path, "x")
+
+
+def test_bands_and_floats_through_tifffile(tmp_path: Path) -> None:
+    bands = _write(tmp_path / "4.tif", DEEP, photometric="minisblack", planarconfig="contig")
+    image = decode_image(bands, "x").numpy()
+    np.testing.assert_allclose(image, np.moveaxis(DEEP, -1, 0) / 65535, rtol=1e-6)
+    assert probe_image(bands, "x").mode == "4 x uint16"
+    floats = RNG.normal(size=(6, 7, 3)).astype(np.float32)
+    image = decode_image(_write(tmp_path / "f.tif", floats, photometric="rgb"), "x").numpy()
+    np.testing.assert_array_equal(image, np.moveaxis(floats, -1, 0))
+
+
+def test_without_tifffile_the_refusal_says_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bands = _write(tmp_path / "4.tif", DEEP, photometric="minisblack", planarconfig="contig")
+    apart = np.moveaxis(DEEP[..., :3], -1, 0)
+    planes = _write(tmp_path / "3.tif", apart, photometric="rgb", planarconfig="separate")
+    real = builtins.__import__
+
+    def absent(name: str, *rest: Any) -> Any:
+        if name == "tifffile":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    words = {bands: "TIFF of 4 bands of 16-bit integers", planes: "3 separate planes of 16 bits"}
+    for path, text in words.items():
+        for read in (decode_image, probe_image):
+            with pytest.raises(UnreadableImage, match=rf"{text}.*pip install .crate-mae\[tiff\]"):
+                read(path, "x")
+    with pytest.raises(ImportError, match="crate-mae"):
+        open_source(f"tiff:{bands}")
+
+
+def test_a_channel_that_is_not_read_is_told(tmp_path: Path) -> None:
+    path = _write(
+        tmp_path / "x.tif", DEEP.astype(np.uint8), photometric="rgb", extrasamples=["unspecified"]
+    )
+    assert probe_image(path, "x").unread == "the last of 4 channels (tiff:PATH reads all)"
+    source = opened(f"tiff:{path}")
+    np.testing.assert_array_equal(
+        source.load(0).image.numpy(), np.moveaxis(DEEP.astype(np.uint8), -1, 0)
+    )
+
+
+def test_pages_and_bands_as_a_source(tmp_path: Path) -> None:
+    stack = RNG.integers(0, 65536, (5, 6, 7), np.uint16)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    _write(tmp_path / "a" / "stack.tif", stack, photometric="minisblack")
+    _write(tmp_path / "b" / "bands.tif", DEEP, photometric="minisblack", planarconfig="contig")
+    (tmp_path / "b" / "text.tif").write_text("no TIFF")
+    source = opened(f"tiff:{tmp_path}")
+    assert source.class_names == ("a", "b")
+    assert labels_of(source) == [0] * 5 + [1, 1]
+    for page in range(5):
+        sample = source.load(page)
+        assert sample.name == f"a/stack.tif/{page:04d}"
+        np.testing.assert_allclose(sample.image.numpy()[0], stack[page] / 65535, rtol=1e-6)
+    assert source.load(5).image.shape == (4, 6, 7)
+    assert source.facts(5).mode == "4 x uint16"
+    with pytest.raises(UnreadableImage, match=r"b/text\.tif"):
+        source.load(6)
+    times = RNG.integers(0, 256, (2, 3, 6, 7), np.uint8)
+    path = _write(tmp_path / "x.tif", times, imagej=True, metadata={"axes": "TCYX"})
+    source = opened(f"tiff:{path}")
+    assert len(source) == 2
+    np.testing.assert_array_equal(source.load(1).image.numpy(), times[1])
+
+
+def _fits(array: np.ndarray, cards: Mapping[str, float] | None = None) -> bytes:
+    """A FITS file as the standard defines it: cards of 80 letters, big-endian, last row first."""
+    bits = {"uint8": 8, "int16": 16, "int32": 32, "float32": -32}[array.dtype.name]
+    numbers = {"BITPIX": bits, "NAXIS": 2, "NAXIS1": array.shape[1], "NAXIS2": array.shape[0]}
+    lines = [f"{'SIMPLE':<8}= {'T':>20}"]
+    lines += [f"{key:<8}= {value!s:>20}" for key, value in {**numbers, **(cards or {})}.items()]
+    header = "".join(line.ljust(80) for line in [*lines, "END"])
+    data = array[::-1].astype(array.dtype.newbyteorder(">")).tobytes()
+    return header.ljust(2880).encode() + data + bytes(-len(data) % 2880)
+
+
+def test_fits_values_are_scaled_as_its_header_says() -> None:
+    values = RNG.integers(0, 65536, (3, 4), np.int64)
+    unsigned = _fits((values - 32768).astype(np.int16), {"BZERO": 32768})
+    np.testing.assert_allclose(decode_image(unsigned, "x")[0], values / 65535, rtol=1e-6)
+    stored = RNG.integers(-100, 100, (3, 4)).astype(np.int16)
+    physical = _fits(stored, {"BSCALE": 0.25, "BZERO": -7.5})
+    np.testing.assert_allclose(decode_image(physical, "x")[0], stored * 0.25 - 7.5, rtol=1e-6)
+    with pytest.raises(UnreadableImage, match="negative integers"):
+        decode_image(_fits(np.full((3, 4), -1, np.int16)), "x")
+
+
+def test_frames_that_do_not_cover_a_clear_canvas(tmp_path: Path) -> None:
+    frame = Image.new("RGBA", (8, 6), (0, 0, 0, 0))
+    frame.paste((255, 0, 0, 255), (0, 0, 4, 6))
+    other = Image.new("RGBA", (8, 6), (0, 0, 255, 255))
+    path = tmp_path / "x.webp"
+    frame.save(path, save_all=True, append_images=[other], lossless=True)
+    data = bytearray(path.read_bytes())
+    assert data[8:16] == b"WEBPVP8X"
+    assert data[20] & 0x02  # animated
+    data[20] &= ~0x10  # without alpha, as writers say whose frames have none themselves
+    image = decode_image(bytes(data), "x").numpy()
+    assert (image[:, :, 4:] == 255).all()  # clear over white
+    assert (image[0, :, :4] == 255).all()
+    assert (image[1:, :, :4] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer.*git lfs pull"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (b"\n<HTML>\n", "a web page"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC.*convert"),
+        (b"\xff\x0a\xfa", "JPEG XL"),
+        (b"<?xml version='1.0'?><Error>", "XML, perhaps a server's error"),
+        (b"%PDF-1.4", "PDF"),
+        (b"\x89HDF\r\n\x1a\n", "HDF5"),
+        (b"some words", "a text file"),
+    ],
+)
+def test_what_a_file_is_that_is_no_image(head: bytes, words: str) -> None:
+    assert file_kind(head) is not None
+    with pytest.raises(UnreadableImage, match=f"not an image in a known format, but .*{words}"):
+        decode_image(head + b" " * 10, "x")
+    assert file_kind(b"\x01\x02\x03\x04nothing known") is None
