@@ -15,10 +15,11 @@ from crate_mae.cli import main
 from crate_mae.evaluation import compare as module
 from crate_mae.evaluation import features as features_module
 from crate_mae.evaluation.backbones import random_baseline
+from crate_mae.evaluation.choosing import chosen_by
 from crate_mae.evaluation.compare import compare_features, compare_models
 from crate_mae.evaluation.features import extract_features
 from crate_mae.evaluation.knn import nearest_neighbours
-from crate_mae.evaluation.metrics import few_shot, wilson_interval
+from crate_mae.evaluation.metrics import few_shot, wilson_interval, with_majority_of
 from crate_mae.evaluation.probe import linear_probe
 from crate_mae.evaluation.rows import Row, comparison_table, confusion_table, grid_table
 from crate_mae.models.autoencoder import CrateMAE, build_model
@@ -95,7 +96,13 @@ def test_layers_pools_and_seeds(
     ]
     row = next(row for row in rows if key(row) == ("knn", "model", "both", 0))
     train, test = (extract_features(model, s, pool="both", layer=0) for s in pair)
-    expected = [nearest_neighbours(few_shot(train, 4, seed), test, seed=seed) for seed in (3, 4, 5)]
+    assert test.labels is not None
+    expected = [
+        with_majority_of(
+            nearest_neighbours(few_shot(train, 4, seed), test, seed=seed), train, test.labels
+        )
+        for seed in (3, 4, 5)
+    ]
     assert list(row.results) == expected
     accuracies = [result.accuracy for result in expected]
     assert row.accuracy == fmean(accuracies)
@@ -104,7 +111,8 @@ def test_layers_pools_and_seeds(
     assert {result.num_train for result in row.results} == {40}
     twin = next(row for row in rows if key(row) == ("knn", "random baseline", "cls", None))
     known, unknown = (extract_features(random_baseline(model, 4), s, pool="cls") for s in pair)
-    assert twin.results[1] == nearest_neighbours(few_shot(known, 4, 4), unknown, seed=4)
+    alone = nearest_neighbours(few_shot(known, 4, 4), unknown, seed=4)
+    assert twin.results[1] == with_majority_of(alone, known, test.labels)
 
 
 def test_a_row_as_plain_values(model: CrateMAE, pair: Pair) -> None:
@@ -180,7 +188,7 @@ def test_the_table(model: CrateMAE, pair: Pair) -> None:
     rows = compare_models(model, *pair)
     text = comparison_table(rows)
     lines = text.splitlines()
-    heads = "features of  method  accuracy  95 % interval  width  parameters  setting"
+    heads = "features of method accuracy 95 % interval balanced F1 width parameters setting"
     assert lines[0].split() == heads.split()
     assert lines[1].split()[:2] == ["model", "probe"]
     assert f"{rows[0].accuracy:.2%}" in lines[1]
@@ -223,7 +231,7 @@ def test_the_whole_grid_is_printed(model: CrateMAE, pair: Pair) -> None:
         for point in row.result.grid:
             assert f"{point.accuracy:.2%}" in text
         assert text.count("*") == 2, "the legend and the chosen one"
-        assert f"{row.result.num_held_out} held-out images" in text
+        assert chosen_by(row.result.folds, row.result.num_held_out) in text
     assert "k = 3" in grid_table(rows[1])
     (fixed,) = compare_features(
         train, test, measures={"knn": partial(nearest_neighbours, k=(3,), temperatures=(1,))}

@@ -11,7 +11,7 @@ from crate_mae.figures.neighbour_sheet import MAX_ROWS, draw_image_rows
 
 
 def plain(red: float, green: float, blue: float) -> torch.Tensor:
-    return torch.tensor([red, green, blue])[:, None, None].expand(3, 8, 8)
+    return torch.tensor([red, green, blue], dtype=torch.float32)[:, None, None].expand(3, 8, 8)
 
 
 def test_images_are_drawn_in_their_rows(tmp_path: Path) -> None:

@@ -427,7 +427,7 @@ def test_the_command_from_weights_to_features(
     assert main(["finetune", "--resume", run]) == 0
     out = capsys.readouterr().out
     assert "test accuracy" in out
-    assert "the most frequent class alone gives" in out
+    assert "the most frequent class alone" in out
     assert main(["info", run]) == 0
     assert "CrateClassifier" in capsys.readouterr().out
     features = str(tmp_path / "features.safetensors")

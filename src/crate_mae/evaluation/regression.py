@@ -96,7 +96,8 @@ def row_space(X: Tensor) -> Tensor:
     spectrum, left = torch.linalg.eigh(wide @ wide.T)
     lengths = spectrum.clamp_min(0).sqrt()
     kept = lengths > 1e-6 * lengths.max()
-    return (wide.T @ (left[:, kept] / lengths[kept])).to(X.dtype)
+    basis: Tensor = wide.T @ (left[:, kept] / lengths[kept])
+    return basis.to(X.dtype)
 
 
 def standardising(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -148,7 +148,7 @@ def _step_seconds(found: RunPlan) -> float:
     if found.hours is None:
         raise ValueError(
             "how long a step takes could not be measured here, so that nothing can be fitted to a"
-            " time"
+            " time: try a smaller optim.batch_size, or again when the machine is less busy"
         )
     return 3600 * found.hours / found.schedule.steps
 
