@@ -106,9 +106,7 @@ def test_a_difference_is_an_error_and_nothing_stays(
         return changed
 
     monkeypatch.setattr(subject, "export_form", slightly_wrong)
-    with pytest.raises(
-        RuntimeError, match=r"2\.\de-04 apart, more than 1e-04; nothing was written"
-    ):
+    with pytest.raises(RuntimeError, match=r"\de-04 apart, more than 1e-04; nothing"):
         export_model(weights(tmp_path), tmp_path / "out", format="pt2")
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
 
@@ -128,7 +126,7 @@ def test_what_cannot_be_done_is_told_before_work(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crate_mae.export.runtimes.find_spec", lambda name: None)
+    monkeypatch.setattr("crate_mae.export.runtimes.find_spec", lambda _: None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "crate-mae\[onnx\]"'):
         check_installed("onnx")
 
