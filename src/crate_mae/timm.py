@@ -232,6 +232,7 @@ def _entry_point(name: str, own: ModelConfig) -> Callable[..., CrateTransformer]
         pretrained: bool = False, config: dict[str, Any] | None = None, **kwargs: Any
     ) -> CrateTransformer:
         made = own if config is None else ModelConfig.from_dict(config)
+        kwargs.setdefault("global_pool", "avg")  # as our classifiers pool
         return _build(name, made, pretrained, **kwargs)
 
     height, width = own.image_hw

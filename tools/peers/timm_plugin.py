@@ -15,9 +15,10 @@ _theirs = timm.models.list_models
 
 def list_models(filter="", module="", pretrained=False, exclude_filters="", **options):
     """As timm's, of our models."""
-    wanted = [filter] if isinstance(filter, str) else list(filter)
-    without = [exclude_filters] if isinstance(exclude_filters, str) else list(exclude_filters)
-    modules = [module] if isinstance(module, str) else list(module)
+    wanted, without, modules = (
+        [value] if isinstance(value, str) and value else list(value)
+        for value in (filter, exclude_filters, module)
+    )
     if "vit_*" in wanted:
         wanted.append(f"{PREFIX}*")
     if "vit_*" in without:

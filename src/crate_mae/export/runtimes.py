@@ -57,17 +57,14 @@ def _run_pt2(file: Path) -> Runner:
 
 
 def _write_onnx(m: nn.Module, inputs: Sequence[Tensor], names: Sequence[str], file: Path) -> None:
-    program = exported_program(m, inputs, names)
-    batch = torch.export.Dim("batch")
     torch.onnx.export(
-        program,
+        exported_program(m, inputs, names),
         tuple(inputs),
         str(file),
         dynamo=True,
         opset_version=OPSET,
         input_names=list(names),
         output_names=["output"],
-        dynamic_shapes={name: {0: batch} for name in names},
         external_data=False,
         verbose=False,
     )

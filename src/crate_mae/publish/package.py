@@ -81,8 +81,8 @@ def build_package(
     for `trust_remote_code`. A folder that was published before brings its card, with `name` in
     place of the old one, unless there is something new to say: then it is written anew under the
     old licence or the new one. Raises what `gather` raises, ValueError for a licence or text that
-    is none and for a card that names another licence, and FileNotFoundError for a file that is not
-    there.
+    is none, for a card that names another licence and for code of a model that has none, and
+    FileNotFoundError for a file that is not there.
     """
     licence = check_licence(licence)
     own = None if card is None else _text(card)

@@ -1,0 +1,156 @@
+"""Exported models run in their own runtimes and give what PyTorch gives."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from model_cases import tiny
+
+import crate_mae.export.export_model as subject
+from crate_mae.export.engines import engine_for
+from crate_mae.export.export_model import export_model
+from crate_mae.export.form import LinearISTA, export_form
+from crate_mae.export.runtimes import FORMATS, check_installed, load_exported
+from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.layers import ISTA
+from crate_mae.models.masks import draw_mask
+from crate_mae.weights.weights_folder import load_model, save_model
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # exporters warn of their own insides
+
+
+def installed(name: str) -> Any:
+    """A format, skipped where its packages are missing."""
+    missing = [package for package in FORMATS[name].packages if find_spec(package) is None]
+    return pytest.param(name, marks=pytest.mark.skipif(bool(missing), reason=f"no {missing}"))
+
+
+EVERY = [installed(name) for name in FORMATS]
+
+
+def weights(folder: Path, **changed: Any) -> str:
+    """A folder with a small model, width above the number of tokens of one image."""
+    torch.manual_seed(0)
+    config = tiny(**{"dim": 24, "image_size": (16, 24), **changed})
+    return str(save_model(CrateMAE(config), folder / "weights"))
+
+
+@pytest.mark.parametrize("format", EVERY)
+@pytest.mark.parametrize("place", ["encoder", "decoder"])
+def test_features_and_reconstructions_of_any_number_of_images(
+    format: str, place: str, tmp_path: Path
+) -> None:
+    name = weights(tmp_path, mask_tokens=place)
+    model = load_model(name)
+    assert isinstance(model, CrateMAE)
+    images = torch.randn(5, 3, 16, 24)
+    done = export_model(name, tmp_path / "encode", format=format)
+    assert done.difference <= 1e-4
+    with torch.inference_mode():
+        found = load_exported(done.folder)([images])
+        assert (found - model.encode(images)).abs().max() <= 1e-4
+    whole = export_model(name, tmp_path / "whole", format=format, what="reconstruct")
+    mask = draw_mask("random", (4, 6), 0.75, torch.Generator().manual_seed(5), batch=5)
+    with torch.inference_mode():
+        found = load_exported(whole.folder)([images, mask])
+        assert (found - model(images, mask).prediction).abs().max() <= 1e-4
+    facts = json.loads((whole.folder / "export.json").read_text())
+    assert facts["kept_patches"] == 6
+    assert facts["inputs"]["mask"] == {"shape": ["batch", 24], "dtype": "bool"}
+    assert facts["preprocess"]["size"] == [16, 24]
+
+
+@pytest.mark.parametrize("format", EVERY)
+def test_scores_of_classifiers(format: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = CrateClassifier(tiny(), num_classes=3, class_names=("a", "b", "c")).eval()
+    name = save_model(model, tmp_path / "weights")
+    done = export_model(name, tmp_path / "out", format=format, what="classify")
+    images = torch.randn(4, 3, 8, 12)
+    with torch.inference_mode():
+        assert (load_exported(done.folder)([images]) - model(images)).abs().max() <= 1e-4
+    assert json.loads((done.folder / "export.json").read_text())["classes"] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("identity_outside", [False, True])
+def test_the_linear_form_is_the_same_step(identity_outside: bool) -> None:
+    torch.manual_seed(0)
+    ista = ISTA(dim=16, step_size=0.1, sparsity=0.5)
+    x = torch.randn(3, 5, 16)
+    D = ista.dictionary.detach().double()
+    wide = x.double()
+    expected = torch.relu(wide + 0.1 * (wide - wide @ D.mT) @ D - 0.05)
+    found = LinearISTA(ista, identity_outside=identity_outside)(x)
+    assert (found - expected).abs().max() <= 1e-5
+
+
+def test_the_form_leaves_the_model_alone() -> None:
+    model = CrateMAE(tiny())
+    changed = export_form(model)
+    assert not any(isinstance(part, ISTA) for part in changed.modules())
+    assert any(isinstance(part, ISTA) for part in model.modules())
+    assert model.training
+
+
+def test_a_difference_is_an_error_and_nothing_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slightly_wrong(model: CrateMAE, **options: Any) -> Any:
+        changed = export_form(model, **options)
+        with torch.no_grad():
+            changed.encoder.norm.bias.add_(2e-4)  # type: ignore[union-attr]
+        return changed
+
+    monkeypatch.setattr(subject, "export_form", slightly_wrong)
+    with pytest.raises(RuntimeError, match=r"\de-04 apart, more than 1e-04; nothing"):
+        export_model(weights(tmp_path), tmp_path / "out", format="pt2")
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
+def test_what_cannot_be_done_is_told_before_work(tmp_path: Path) -> None:
+    name = weights(tmp_path)
+    with pytest.raises(ValueError, match="hold no classifier"):
+        export_model(name, tmp_path / "out", format="pt2", what="classify")
+    with pytest.raises(ValueError, match="format must be one of"):
+        export_model(name, tmp_path / "out", format="tflite")
+    with pytest.raises(ValueError, match="int8 is for format onnx"):
+        export_model(name, tmp_path / "out", format="pt2", int8=True)
+    with pytest.raises(FileExistsError):
+        export_model(name, name, format="pt2")
+    with pytest.raises(FileNotFoundError, match="no exported model"):
+        load_exported(tmp_path)
+
+
+def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crate_mae.export.runtimes.find_spec", lambda _: None)
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "crate-mae\[onnx\]"'):
+        check_installed("onnx")
+
+
+@pytest.mark.parametrize("engine", [installed("onnx"), installed("openvino")])
+def test_engines_give_the_features_of_torch(engine: str, tmp_path: Path) -> None:
+    name = weights(tmp_path)
+    encoder = engine_for(name, engine)
+    images = torch.randn(3, 3, 16, 24)
+    with torch.inference_mode():
+        expected = load_model(name).encode(images)
+    assert (encoder.encode(images) - expected).abs().max() <= 1e-4
+    with pytest.raises(ValueError, match="after the last layer alone"):
+        encoder.layer_tokens(images, [1])
+    with pytest.raises(ValueError, match="computes on the CPU"):
+        engine_for(name, engine, device="cuda")
+
+
+@pytest.mark.skipif(find_spec("onnxruntime") is None, reason="no ONNX Runtime")
+def test_eight_bits_make_a_smaller_file_and_nearly_the_same_features(tmp_path: Path) -> None:
+    name = "cifar10-shallow"
+    whole = export_model(name, tmp_path / "whole", format="onnx")
+    small = export_model(name, tmp_path / "small", format="onnx", int8=True)
+    assert small.file.stat().st_size < 0.5 * whole.file.stat().st_size
+    images = torch.randn(2, 3, 32, 32)
+    exact, rounded = (load_exported(done.folder)([images]) for done in (whole, small))
+    assert 1e-4 < float((exact - rounded).norm() / exact.norm()) < 0.05

@@ -1,0 +1,52 @@
+"""The image processor does what the package's own preprocessing does."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from crate_mae.batches.transforms import prepare
+from crate_mae.models.config import Preprocess
+from crate_mae.sources.images import decode_image, to_channels
+from crate_mae.weights.one_folder import processor_keys
+
+ours = pytest.importorskip("crate_mae.transformers")
+
+PREPARED = {
+    3: Preprocess(size=(16, 24), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)),
+    1: Preprocess(size=(12, 12), channels=1, mean=(0.5,), std=(0.25,)),
+}
+
+
+def picture(mode: str, size: tuple[int, int]) -> Image.Image:
+    """A picture of noise."""
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    values = np.random.default_rng(0).integers(0, 256, (size[1], size[0], bands), dtype=np.uint8)
+    return Image.fromarray(values.squeeze(-1) if bands == 1 else values, mode)
+
+
+@pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA"])
+@pytest.mark.parametrize("size", [(50, 70), (70, 33), (16, 12)])
+def test_pictures(mode: str, size: tuple[int, int], channels: int, tmp_path: Path) -> None:
+    preprocess = PREPARED[channels]
+    processor = ours.CrateMAEImageProcessor(**processor_keys(preprocess))
+    image = picture(mode, size)
+    expected = prepare([to_channels(decode_image(image, "x"), channels)], preprocess)
+    found = processor(image, return_tensors="pt").pixel_values
+    assert (found - expected).abs().max() <= 1e-6
+    image.save(tmp_path / "x.png")
+    from_file = processor(str(tmp_path / "x.png"), return_tensors="pt").pixel_values
+    assert (from_file - expected).abs().max() <= 1e-6
+
+
+def test_arrays_of_either_order_and_several_images() -> None:
+    processor = ours.CrateMAEImageProcessor(**processor_keys(PREPARED[3]))
+    array = np.random.default_rng(1).integers(0, 256, (20, 31, 3), dtype=np.uint8)
+    expected = prepare([torch.from_numpy(array).permute(2, 0, 1)], PREPARED[3])
+    found = processor([array, array.transpose(2, 0, 1).copy()], return_tensors="pt").pixel_values
+    assert found.shape == (2, 3, 16, 24)
+    assert (found - expected).abs().max() <= 1e-6

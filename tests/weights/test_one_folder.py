@@ -1,0 +1,116 @@
+"""One weights folder, read by this package, by timm and by transformers: the same features."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from model_cases import VARIANTS, tiny
+from torch import Tensor
+
+from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.config import ModelConfig, Preprocess
+from crate_mae.weights.one_folder import for_every_library, timm_cfg
+from crate_mae.weights.shipped import SHIPPED
+from crate_mae.weights.weights_folder import load_model, save_model
+
+FAR = 1e-5
+"""How far features of two libraries may lie apart."""
+
+
+def sizes(config: ModelConfig) -> list[tuple[int, int]]:
+    """The model's own image size and one that is wider and not square."""
+    (height, width), (rows, columns) = config.image_hw, config.patch_hw
+    return [(height, width), (height + rows, width + 3 * columns)]
+
+
+def images(config: ModelConfig, size: tuple[int, int]) -> Tensor:
+    """Three images of a size."""
+    return torch.randn(3, config.channels, *size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=VARIANTS, ids=str)
+def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[CrateMAE, Path]:
+    """A model of each variant, with fresh weights, and its folder."""
+    torch.manual_seed(0)
+    model = CrateMAE(VARIANTS[request.param]).eval()
+    return model, save_model(model, tmp_path / "weights")
+
+
+def test_timm_gives_the_same_features(saved: tuple[CrateMAE, Path]) -> None:
+    timm = pytest.importorskip("timm")
+    import crate_mae.timm
+
+    model, folder = saved
+    for size in sizes(model.config):
+        other = timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=size).eval()
+        assert isinstance(other, crate_mae.timm.CrateTransformer)
+        batch = images(model.config, size)
+        with torch.inference_mode():
+            assert (other.forward_features(batch) - model.encode(batch)).abs().max() <= FAR
+
+
+def test_transformers_gives_the_same_features_and_loss(saved: tuple[CrateMAE, Path]) -> None:
+    pytest.importorskip("transformers")
+    import crate_mae.transformers  # noqa: F401
+    from transformers import AutoModel, AutoModelForPreTraining
+
+    model, folder = saved
+    other = AutoModel.from_pretrained(folder)
+    pretraining = AutoModelForPreTraining.from_pretrained(folder)
+    for size in sizes(model.config):
+        batch = images(model.config, size)
+        with torch.inference_mode():
+            found = other(batch).last_hidden_state
+            assert (found - model.encode(batch)).abs().max() <= FAR
+            ours = model(batch, mask_ratio=0.75, generator=torch.Generator().manual_seed(2))
+            theirs = pretraining(batch, bool_masked_pos=ours.mask)
+        assert abs(float(theirs.loss - ours.loss)) <= FAR
+        assert (theirs.logits - ours.prediction).abs().max() <= FAR
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_classifiers_give_the_same_scores_and_names(pool: Any, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    pytest.importorskip("transformers")
+    import crate_mae.timm
+    import crate_mae.transformers  # noqa: F401
+    from transformers import AutoModelForImageClassification
+
+    torch.manual_seed(0)
+    names = ("cat", "dog", "sled")
+    model = CrateClassifier(tiny(), num_classes=3, pool=pool, class_names=names).eval()
+    folder = save_model(model, tmp_path / "weights")
+    batch = images(model.config, model.config.image_hw)
+    in_timm = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    in_transformers = AutoModelForImageClassification.from_pretrained(folder)
+    with torch.inference_mode():
+        scores = model(batch)
+        assert (in_timm(batch) - scores).abs().max() <= FAR
+        assert (in_transformers(batch).logits - scores).abs().max() <= FAR
+    assert in_transformers.config.id2label == dict(enumerate(names))
+    assert in_timm.pretrained_cfg["label_names"] == list(names)
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_shipped_models_are_written_for_every_library(name: str, tmp_path: Path) -> None:
+    folder = save_model(load_model(name), tmp_path / "weights")
+    described = json.loads((folder / "config.json").read_text())
+    assert described["model_type"] == described["architecture"] == "crate_mae"
+    own = json.loads((SHIPPED[name].folder / "config.json").read_text())
+    assert {key: described[key] for key in own} == own
+    assert load_model(folder).config == load_model(name).config
+
+
+def test_the_three_readers_are_told_the_same_sizes() -> None:
+    config = tiny(image_size=(8, 18), patch_size=(4, 6), channels=5)
+    prepared = Preprocess.identity(config)
+    described = {"format": "crate-mae/1", "model": "CrateMAE", "config": config.to_dict()}
+    whole = for_every_library(described, config, prepared)
+    assert whole["hidden_size"] == whole["num_features"] == whole["config"]["dim"] == config.dim
+    assert whole["pretrained_cfg"]["input_size"] == [5, 8, 18]
+    assert whole["size"] == {"height": 8, "width": 18}
+    assert ModelConfig.from_dict(whole["model_args"]["config"]) == config
+    assert timm_cfg(config, prepared, num_classes=7)["num_classes"] == 7
