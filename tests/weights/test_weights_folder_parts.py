@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from crate_mae import build_model, load_model, save_model
-from crate_mae.models.layers import ISTA
+from crate_mae.models.ista import ISTA
 
 
 class Doubled(ISTA):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
-from crate_mae.models.layers import ISTA
+from crate_mae.models.crate_encoder import CrateEncoder
+from crate_mae.models.ista import ISTA
 from crate_mae.models.patches import grid_of
 
 What = Literal["encode", "classify", "reconstruct"]
@@ -61,7 +62,7 @@ def export_form(model: nn.Module, *, identity_outside: bool = False) -> nn.Modul
 class Encode(nn.Module):
     """Features of images."""
 
-    def __init__(self, model: CrateMAE | CrateClassifier) -> None:
+    def __init__(self, model: CrateMAE | CrateEncoder) -> None:
         super().__init__()
         self.model = model
 

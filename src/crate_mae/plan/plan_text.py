@@ -9,7 +9,7 @@ from crate_mae.plan.amounts import SPARE
 from crate_mae.plan.machine import Hardware
 from crate_mae.plan.plan import MeasuredStep, RunPlan
 from crate_mae.plan.within import FittingRun
-from crate_mae.training.config import FinetuneConfig
+from crate_mae.training.config import FinetuneConfig, PretrainConfig
 
 FAR = 16
 """Times the measured images from which an estimate of memory is a rough one, or left out."""
@@ -40,9 +40,7 @@ def _work(plan: RunPlan) -> Iterator[Row]:
         assumed = "" if plan.images.classes else " (assumed; they change the head alone)"
         yield "run", f"{config.name}: supervised training of {plan.classes:,} classes{assumed}"
     else:
-        baseline = "" if config.vitmae is None else " of the ViT-MAE baseline"
-        masks = f"{config.masking} of the patches removed"
-        yield "run", f"{config.name}: masked pre-training{baseline}, {masks}"
+        yield "run", f"{config.name}: {_what_is_trained(config)}"
     inside = "" if decoder in (None, encoder) else f" in the encoder, {decoder:,} in the decoder"
     yield (
         "model",
@@ -72,6 +70,17 @@ def _work(plan: RunPlan) -> Iterator[Row]:
             f" step, forward and backward; {plan.flops * planned.steps:.2g} FLOP in all"
         ),
     )
+
+
+def _what_is_trained(config: PretrainConfig) -> str:
+    if config.method == "simdino":
+        encoder, crops = "" if config.vitmae is None else " of a ViT", config.simdino.crops
+        height, width = crops.local_hw
+        local = f"{crops.local_views} local crops of {height}x{width}"
+        return f"SimDINO pre-training{encoder}, 2 global and {local} an image"
+    baseline = "" if config.vitmae is None else " of the ViT-MAE baseline"
+    masks = f"{config.masking} of the patches removed"
+    return f"masked pre-training{baseline}, {masks}"
 
 
 def _hardware(plan: RunPlan) -> Iterator[Row]:

@@ -4,23 +4,30 @@ import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from crate_mae.evaluation.backbones import build_autoencoder, build_classifier, load_backbone
 from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.backbone import Backbone, ImageClassifier, MaskedAutoencoder
+from crate_mae.models.backbone import ImageClassifier, MaskedAutoencoder
 from crate_mae.models.coding_rate import rate_share
 from crate_mae.models.config import ModelConfig
 from crate_mae.models.cost import counted_flops, model_cost, parameter_count
+from crate_mae.models.simdino import GLOBAL_VIEWS
 from crate_mae.training.classification import Classification
 from crate_mae.training.config import FinetuneConfig, PretrainConfig
 from crate_mae.training.finetune import resolved
 from crate_mae.training.masked_completion import MaskedCompletion
 from crate_mae.training.optim import can_fuse
 from crate_mae.training.rate_term import coding_rate_of
+from crate_mae.training.self_distillation import (
+    SelfDistillation,
+    self_distillation,
+    view_network,
+)
 from crate_mae.training.training_module import TrainingModule
 from crate_mae.vitmae.model import vitmae_config
 
@@ -49,15 +56,23 @@ class PlannedRun:
         """Tokens per image in the encoder and in the decoder (None without one)."""
         (height, width), (rows, columns) = self.image_hw, self.model.patch_hw
         every = 1 + (height // rows) * (width // columns)
-        if isinstance(self.config, FinetuneConfig):
+        if not self.masked:
             return every, None
+        assert isinstance(self.config, PretrainConfig)
         kept = self.config.masking.kept((height // rows, width // columns))
         return (1 + kept if self.config.visible_only else every), every
 
     @property
+    def masked(self) -> bool:
+        """Whether images are completed under masks."""
+        return isinstance(self.config, PretrainConfig) and self.config.method == "masked"
+
+    @property
     def average(self) -> bool:
-        """Whether a running average of the weights is kept."""
-        return isinstance(self.config, FinetuneConfig) and self.config.optim.ema is not None
+        """Whether a running average of the weights, or a teacher, is kept."""
+        if isinstance(self.config, FinetuneConfig):
+            return self.config.optim.ema is not None
+        return not self.masked
 
     def parameters(self) -> int:
         """Trainable parameters."""
@@ -74,13 +89,14 @@ class PlannedRun:
         if self.config.vitmae is not None:  # which has no folded map: every image costs the same
             module, batch = self.module(), self.batch(1)
             return images * counted_flops(lambda: torch.autograd.backward(module.loss(batch)))
-        if isinstance(self.config, FinetuneConfig):
+        if not self.masked:
             with torch.device("meta"):  # the head's initial values cannot be drawn without values
                 module = self.module()
             with FakeTensorMode(allow_non_fake_inputs=True), torch.random.fork_rng(devices=[]):
                 module.to_empty(device="cpu")
                 batch = self.batch(images)
                 return counted_flops(lambda: torch.autograd.backward(module.loss(batch)))
+        assert isinstance(self.config, PretrainConfig)
         masked = model_cost(
             self.model,
             batch=images,
@@ -100,7 +116,7 @@ class PlannedRun:
             found = counted_flops(
                 lambda: torch.autograd.backward(rate_share(features, eps_squared=1.0)[0].sum())
             )
-            if config.objective.looks_ahead and config.trainer.accumulate > 1:
+            if config.looks_ahead:
                 model = CrateMAE(self.model)
                 pixels = torch.empty(images, self.model.channels, *self.image_hw)
                 mask = torch.empty(images, self.model.num_patches, dtype=torch.bool)
@@ -116,6 +132,11 @@ class PlannedRun:
             if config.trainer.recompute:
                 classifier.recompute_layers()
             return Classification(classifier, optim=config.optim, seed=config.seed)
+        if config.method == "simdino":
+            network = view_network(config)
+            if config.trainer.recompute:
+                network.backbone.recompute_layers()
+            return self_distillation(config, network)
         autoencoder = self._autoencoder(config)
         if config.trainer.recompute:
             autoencoder.recompute_layers()
@@ -129,13 +150,13 @@ class PlannedRun:
             seed=config.seed,
         )
 
-    def _network(self) -> Backbone:
+    def _network(self) -> nn.Module:
         config = self.config
-        return (
-            self._classifier(config)
-            if isinstance(config, FinetuneConfig)
-            else self._autoencoder(config)
-        )
+        if isinstance(config, FinetuneConfig):
+            return cast("nn.Module", self._classifier(config))
+        if config.method == "simdino":
+            return view_network(config)
+        return cast("nn.Module", self._autoencoder(config))
 
     def _classifier(self, config: FinetuneConfig) -> ImageClassifier:
         return build_classifier(
@@ -153,6 +174,13 @@ class PlannedRun:
         """A generated batch as the run's own module takes it, on the CPU."""
         pixels = torch.randn(images, self.model.channels, *self.image_hw)
         config = self.config
+        if isinstance(config, PretrainConfig) and config.method == "simdino":
+            crops, channels = config.simdino.crops, self.model.channels
+            views = {
+                "global_crops": torch.randn(GLOBAL_VIEWS, images, channels, *self.image_hw),
+                "local_crops": torch.randn(crops.local_views, images, channels, *crops.local_hw),
+            }
+            return {**views, "whole_step": [views]} if config.looks_ahead else views
         if isinstance(config, PretrainConfig):
             draw = functools.partial(
                 config.masking.draw,
@@ -162,7 +190,7 @@ class PlannedRun:
                 ratio=config.masking.step_ratio(config.seed, 0),
             )
             batch = {"images": pixels, "mask": torch.stack([draw(i) for i in range(images)])}
-            if config.objective.looks_ahead and config.trainer.accumulate > 1:
+            if config.looks_ahead:
                 return {**batch, "whole_step": [batch]}  # its share of the pass that looks ahead
             return batch
         targets = torch.zeros(images, dtype=torch.int64)
@@ -219,6 +247,8 @@ def make_step(subject: PlannedRun, images: int, device: str, precision: str) -> 
         optimizer.step()
         if isinstance(module, Classification):
             module.update_average()
+        elif isinstance(module, SelfDistillation):
+            module.move_teacher(module.simdino.teacher_momentum)
 
     return step
 

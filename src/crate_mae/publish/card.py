@@ -29,7 +29,16 @@ _LOADING = re.compile(
 )
 _LICENSED = re.compile(r"^## Licence\n\n(\S+)\. The training images keep their own terms\.$", re.M)
 
-TASK = {"CrateMAE": "image-feature-extraction", "CrateClassifier": "image-classification"}
+TASK = {
+    "CrateMAE": "image-feature-extraction",
+    "CrateEncoder": "image-feature-extraction",
+    "CrateClassifier": "image-classification",
+}
+TAG = {
+    "CrateMAE": "masked-autoencoder",
+    "CrateEncoder": "self-supervised",
+    "CrateClassifier": "image-classification",
+}
 
 
 def card_data(
@@ -47,8 +56,7 @@ def card_data(
         library_name="crate-mae",
         pipeline_tag=TASK[kind],
         tags=[
-            "masked-autoencoder" if kind == "CrateMAE" else "image-classification",
-            "crate", "white-box", "safetensors",
+            TAG[kind], "crate", "white-box", "safetensors",
         ],
         datasets=[trained_on] if trained_on else None,
         model_name=name.rpartition("/")[2],
@@ -128,6 +136,7 @@ def model_card(
         title=markdown(title or name.rpartition("/")[2]),
         name=in_quotes(name),
         classifier=facts.weights["model"] == "CrateClassifier",
+        encoder=facts.weights["model"] == "CrateEncoder",
         variant=" with overcomplete dictionaries (not the paper's layers)"
         if config.get("overcomplete", 1) > 1
         else "",

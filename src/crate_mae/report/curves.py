@@ -17,6 +17,9 @@ NAMES = {
     "val/effective_rank": "Effective rank",
     "train/coding_rate": "Coding rate R, nats",
     "train/largest_rate": "Largest possible R",
+    "val/compression": "Compression",
+    "val/expansion": "Expansion",
+    "val/largest_expansion": "Largest possible expansion",
     "train/lr": "Learning rate",
 }
 MAX_VALIDATIONS = 12
@@ -36,6 +39,7 @@ def training_data(run: Run) -> dict[str, Any]:
         reason = str(error) if run.records else "no metrics have been recorded yet"
     return {
         "classifier": run.is_classifier,
+        "simdino": run.is_simdino,
         "normalised_patches": bool(run.setting("model.norm_pix_loss")),
         "curves": curves,
         "no_curves": reason,

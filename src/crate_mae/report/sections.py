@@ -28,7 +28,11 @@ def sections_of(run: Run) -> list[Section]:
         [Section(id="test", title="Test", data=test_data(run))]
         if run.is_classifier
         else [
-            Section(id="completion", title="Completed images", data=completion_data(run)),
+            *(
+                [Section(id="completion", title="Completed images", data=completion_data(run))]
+                if run.is_masked
+                else []
+            ),
             Section(id="features", title="Frozen features", data=features_data(run)),
         ]
     )
@@ -130,6 +134,9 @@ def measuring_commands(run: Run) -> list[str]:
     for key, option in (("limit", "--limit"), ("test_limit", "--test-limit")):
         if is_number(count := (run.evaluation or {}).get(key)):
             pair += [option, str(count)]
+    if run.is_simdino:
+        pair += ["--pool", "cls"]
+        return [_line("probe", *pair), _line("knn", *pair), *lines]
     masking = ["--mask-ratio", str(run.setting("masking.ratio"))]
     masking += ["--mask-kind", str(run.setting("masking.kind"))]
     return [

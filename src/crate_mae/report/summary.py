@@ -67,7 +67,9 @@ def key_numbers(run: Run) -> list[KeyNumber]:
     loss, colour = run.last_value("val/loss"), run.last_value("val/mean_colour")
     if loss is not None:
         note = "classification, held-out images; lower is better"
-        if not run.is_classifier:
+        if run.is_simdino:
+            note = "of SimDINO, held-out images; lower is better, and it is below 0"
+        if run.is_masked:
             note = "on removed patches of held-out images; lower is better"
             note += f", one colour gets {colour:.4g}" if colour is not None else ""
         numbers.append(KeyNumber(label="validation loss", value=f"{loss:.4g}", note=note))
@@ -123,6 +125,8 @@ def _test_number(run: Run) -> list[KeyNumber]:
 
 def _facts(run: Run) -> Table:
     kind = "Masked pre-training" if not run.is_classifier else "Fine-tuning"
+    if run.is_simdino:
+        kind = "SimDINO pre-training"
     if run.is_classifier and not run.setting("weights"):
         kind = "Supervised training from scratch"
     times = [r["time"] for r in run.records if is_number(r.get("time"))]

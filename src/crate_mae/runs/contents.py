@@ -51,7 +51,17 @@ class Run:
     @property
     def is_classifier(self) -> bool:
         """Whether this is a supervised run: fine-tuning, or training from scratch."""
-        return "masking" not in self.config
+        return not (self.is_masked or self.is_simdino)
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether it learned to complete masked images."""
+        return "masking" in self.config
+
+    @property
+    def is_simdino(self) -> bool:
+        """Whether an encoder learned from views of images, by SimDINO."""
+        return "simdino" in self.config
 
     @property
     def name(self) -> str:

@@ -13,12 +13,13 @@ from crate_mae.evaluation.compare import compare_models
 from crate_mae.evaluation.reconstruction import reconstruct_source
 from crate_mae.evaluation.rows import comparison_table
 from crate_mae.figures.reconstruction_sheet import draw_reconstruction
+from crate_mae.models.classifier import Pool
 from crate_mae.runs.contents import ANALYSIS, EVALUATION, RECONSTRUCTION, SHEET, Run, read_results
 from crate_mae.sources.address import open_pair, open_source
 from crate_mae.sources.base import ImageSource, random_subset
 from crate_mae.sources.found import Reading
 from crate_mae.sources.splits import split_off
-from crate_mae.weights.weights_folder import load_autoencoder, weights_hash
+from crate_mae.weights.weights_folder import load_autoencoder, load_model, weights_hash
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def complete_run(
             run.problems.append(f"Left out, {what}: {_reason(error)}")
 
     if not run.is_classifier:
-        if not _is_current(run, run.reconstruction, SHEET):
+        if run.is_masked and not _is_current(run, run.reconstruction, SHEET):
             attempt("reconstructions", lambda: _reconstruct(run, device))
         if not _is_current(run, run.evaluation, EVALUATION, limit=limit, test_limit=test_limit):
             most = (limit or MAX_TRAIN, test_limit or MAX_TEST)
@@ -107,9 +108,10 @@ def _evaluate(
     if (run.folder / EVALUATION).exists() and (old is None or not {"sha256", "rows"} <= set(old)):
         raise FileExistsError(_not_ours(run, EVALUATION))
     sha256 = weights_hash(run.folder)
-    model = load_autoencoder(run.folder).to(device)
+    model = load_model(run.folder).to(device)
     train, test = labelled_pair(run, limit=limit, test_limit=test_limit)
-    rows = compare_models(model, train, test, progress=progress)
+    pools: tuple[Pool, ...] = ("cls",) if run.is_simdino else ("mean",)  # what its loss is of
+    rows = compare_models(model, train, test, pools=pools, progress=progress)
     _check_unchanged(run, sha256)
     values = {"sha256": sha256, "limit": limit, "test_limit": test_limit}
     values |= {"rows": [row.to_dict() for row in rows]}

@@ -27,7 +27,10 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from crate_mae.models.config import ModelConfig
 from crate_mae.models.encoder import Encoder
-from crate_mae.models.layers import MSSA, Attention, DecoderLayer, EncoderLayer, Stack, init_linear
+from crate_mae.models.classifier import pool_tokens
+from crate_mae.models.initial_values import INITIAL_VALUES, MASK_TOKEN
+from crate_mae.models.layers import DecoderLayer, EncoderLayer, Stack
+from crate_mae.models.mssa import MSSA, Attention
 from crate_mae.models.loss import masked_mse, masked_target
 from crate_mae.models.masks import num_kept, place_visible, take_visible
 from crate_mae.models.operators import Operators, operators_of
