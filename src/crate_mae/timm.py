@@ -1,4 +1,4 @@
-"""CRATE-MAE in timm: importing this registers every preset and the shipped weights.
+"""CRATE-MAE in timm: importing this registers its presets and the shipped weights.
 
     import timm
     import crate_mae.timm
@@ -12,6 +12,7 @@ Needs `pip install "crate-mae[timm]"`; nothing else of the package imports it.
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from crate_mae.common.files import read_json_object
 from crate_mae.models.config import IMAGENET_MEAN, IMAGENET_STD, PRESETS, ModelConfig, Preprocess
+from crate_mae.models.initial_values import INITIAL_VALUES
 from crate_mae.models.operators import operators_of
 from crate_mae.models.patches import sincos_positions
 from crate_mae.weights.one_folder import timm_cfg
@@ -78,6 +80,7 @@ class CrateTransformer(VisionTransformer):
     It has all that timm's own have: pools, image sizes, pruning, features of layers, groups for
     layer decay. Positions are a buffer, computed for any grid in the coordinates of the
     configuration's own. `img_size`, `patch_size` and `in_chans` may differ from it.
+    Raises ValueError for a configuration that is `unsupported`.
     """
 
     def __init__(
@@ -92,6 +95,8 @@ class CrateTransformer(VisionTransformer):
         dtype: Any = None,
         **kwargs: Any,
     ) -> None:
+        if foreign := unsupported(config):
+            raise ValueError(f"timm's vision transformers have no {', '.join(foreign)}")
         place = torch.get_default_device() if device is None else torch.device(device)
 
         def block(*, drop_path: float = 0.0, **_: Any) -> CrateBlock:
@@ -108,7 +113,7 @@ class CrateTransformer(VisionTransformer):
             block_fn=block,
             pos_embed="none",
             fc_norm=False,  # with an average pool timm would move the final norm behind it
-            norm_layer=_final_norm,
+            norm_layer=partial(nn.LayerNorm, eps=config.final_norm_eps),
             weight_init="skip",
             device=device,
             dtype=dtype,
@@ -121,13 +126,12 @@ class CrateTransformer(VisionTransformer):
             self.init_weights(needs_reset=False)
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
-        """Set the initial values of a CRATE-MAE, whatever the `mode`; blocks where asked for."""
-        nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(self.embed_dim, -1))
-        nn.init.zeros_(self.patch_embed.proj.bias)
-        nn.init.normal_(self.cls_token, std=0.02)
+        """Set the initial values of the family, whatever the `mode`; blocks where asked for."""
+        values = INITIAL_VALUES[self.config.initial_values]
+        values.patches(self.patch_embed.proj)
+        nn.init.normal_(self.cls_token, std=values.class_token)
         if isinstance(self.head, nn.Linear):
-            nn.init.trunc_normal_(self.head.weight, std=0.01)
-            nn.init.zeros_(self.head.bias)
+            values.head(self.head)
         if needs_reset:
             self.pos_embed = self._own_positions()
             for block in self.blocks:
@@ -182,8 +186,14 @@ class CrateTransformer(VisionTransformer):
         return table.to(self.cls_token.device, self.cls_token.dtype)
 
 
-def _final_norm(width: int, **made: Any) -> nn.LayerNorm:
-    return nn.LayerNorm(width, eps=1e-6, **made)
+def unsupported(config: ModelConfig) -> list[str]:
+    """Fields and values of a configuration that timm's vision transformers cannot have."""
+    wanted = {"embedding": "conv", "positions": "sincos", "head_norm": "tokens"}
+    return [
+        f"{name} {getattr(config, name)!r}"
+        for name, value in wanted.items()
+        if getattr(config, name) != value
+    ]
 
 
 def checkpoint_filter_fn(
@@ -259,7 +269,11 @@ def _imagenet(config: ModelConfig) -> Preprocess:
 def _all_models() -> tuple[dict[str, ModelConfig], dict[str, dict[str, Any]]]:
     """(configuration of every model, what timm must know of it), by name."""
     models = {PREFIX: ModelConfig()}
-    models |= {_preset_name(preset, config): config for preset, config in PRESETS.items()}
+    models |= {
+        _preset_name(preset, config): config
+        for preset, config in PRESETS.items()
+        if not unsupported(config)
+    }
     facts = {
         name: timm_cfg(config, _imagenet(config), num_classes=1000)
         for name, config in models.items()

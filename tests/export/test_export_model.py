@@ -16,7 +16,7 @@ from crate_mae.export.form import LinearISTA, export_form
 from crate_mae.export.runtimes import FORMATS, check_installed, load_exported
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
-from crate_mae.models.layers import ISTA
+from crate_mae.models.ista import ISTA
 from crate_mae.models.masks import draw_mask
 from crate_mae.weights.weights_folder import load_model, save_model
 

@@ -16,7 +16,7 @@ from crate_mae.models.half_steps import HalfStep, half_steps
 from crate_mae.models.initial_values import INITIAL_VALUES, MASK_TOKEN
 from crate_mae.models.layers import DecoderLayer, Layer, Side, Stack
 from crate_mae.models.loss import masked_mse, masked_target
-from crate_mae.models.masks import draw_mask, place_visible, take_visible
+from crate_mae.models.masks import draw_mask
 from crate_mae.models.operators import Operators, operators_of
 from crate_mae.models.patches import grid_of
 
@@ -103,21 +103,12 @@ class CrateMAE(nn.Module):
         self.encoder.layers.recompute = self.decoder.recompute = recompute
 
     def embed_masked(self, images: Tensor, mask: Tensor, kept: int | None = None) -> Tensor:
-        """Tokens that enter the first encoder layer for masked images.
+        """Tokens that enter the first encoder layer for masked images; see `Encoder.embed_masked`.
 
         (B, N, d) with mask tokens in place of removed patches or, when mask tokens enter in the
         decoder, (B, 1 + V, d) with the V visible patches only. Positions are added to all of them.
         """
-        encoder = self.encoder
-        patches = encoder.patch_tokens(images)
-        positions = encoder.positions_for(grid_of(images, self.config.patch_hw)).to(patches.dtype)
-        if self.config.mask_tokens == "encoder":
-            patches = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
-            return encoder.add_class_token(patches) + positions
-        visible = encoder.add_class_token(take_visible(patches + positions[1:], mask, kept))
-        if encoder.fixed_positions:  # the class token's is zero
-            return visible
-        return torch.cat([visible[:, :1] + positions[:1], visible[:, 1:]], dim=1)
+        return self.encoder.embed_masked(images, mask, self.mask_token, kept)
 
     def encode_masked(
         self, images: Tensor, mask: Tensor, kept: int | None = None, layer: int | None = None
@@ -134,12 +125,7 @@ class CrateMAE(nn.Module):
         The latent itself or, when mask tokens enter in the decoder, the latent with mask tokens
         put in and positions added to all tokens again. Without a mask the latent is of all patches.
         """
-        if self.config.mask_tokens == "encoder":
-            return latent
-        if mask is not None:
-            patches = place_visible(latent[:, 1:], mask, self.mask_token)
-            latent = torch.cat([latent[:, :1], patches], dim=1)
-        return latent + self.encoder.positions_for(grid).to(latent.dtype)
+        return self.encoder.decoder_input(latent, mask, self.mask_token, grid)
 
     def decode(self, latent: Tensor, mask: Tensor | None, grid: tuple[int, int]) -> Tensor:
         """Predicted patches (B, L, h*w*C) of a grid (rows, columns) from latent tokens."""

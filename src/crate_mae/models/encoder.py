@@ -14,6 +14,7 @@ from crate_mae.models.embedding import patch_embedding
 from crate_mae.models.half_steps import tokens_after
 from crate_mae.models.initial_values import INITIAL_VALUES
 from crate_mae.models.layers import EncoderLayer, Stack
+from crate_mae.models.masks import place_visible, take_visible
 from crate_mae.models.operators import Operators, operators_of
 from crate_mae.models.patches import (
     grid_of,
@@ -83,6 +84,39 @@ class Encoder(nn.Module):
         """Tokens (B, N, d) that enter the first layer for images (B, C, H, W), unmasked."""
         tokens = self.add_class_token(self.patch_tokens(images))
         return tokens + self.positions_for(grid_of(images, self.config.patch_hw)).to(tokens.dtype)
+
+    def embed_masked(
+        self, images: Tensor, mask: Tensor, mask_token: Tensor, kept: int | None = None
+    ) -> Tensor:
+        """Tokens that enter the first layer for images whose `mask` (B, L) is True where removed.
+
+        (B, N, d) with mask tokens in place of removed patches or, when mask tokens enter in the
+        decoder, (B, 1 + V, d) with the V = `kept` visible patches only, positions added to all.
+        """
+        patches = self.patch_tokens(images)
+        positions = self.positions_for(grid_of(images, self.config.patch_hw)).to(patches.dtype)
+        if self.config.mask_tokens == "encoder":
+            patches = torch.where(mask[..., None], mask_token.to(patches.dtype), patches)
+            return self.add_class_token(patches) + positions
+        visible = self.add_class_token(take_visible(patches + positions[1:], mask, kept))
+        if self.fixed_positions:  # the class token's is zero
+            return visible
+        return torch.cat([visible[:, :1] + positions[:1], visible[:, 1:]], dim=1)
+
+    def decoder_input(
+        self, latent: Tensor, mask: Tensor | None, mask_token: Tensor, grid: tuple[int, int]
+    ) -> Tensor:
+        """Tokens (B, N, d) that enter the first layer of a decoder on this encoder.
+
+        The latent itself or, when mask tokens enter in the decoder, the latent with mask tokens
+        put in and positions added to all tokens again. Without a mask the latent is of all patches.
+        """
+        if self.config.mask_tokens == "encoder":
+            return latent
+        if mask is not None:
+            patches = place_visible(latent[:, 1:], mask, mask_token)
+            latent = torch.cat([latent[:, :1], patches], dim=1)
+        return latent + self.positions_for(grid).to(latent.dtype)
 
     def through_layers(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
         """Tokens (B, N, d) after every layer, not normalised.

@@ -74,12 +74,14 @@ def _joined(config: ModelConfig) -> dict[str, Any]:
 
 def _mssa(config: ModelConfig, num_heads: int) -> Attention:
     projection = config.output_projection
-    return _drawn(MSSA(dim=config.dim, num_heads=num_heads, output_projection=projection), config)
+    return with_initial_values(
+        MSSA(dim=config.dim, num_heads=num_heads, output_projection=projection), config
+    )
 
 
 def _exact(config: ModelConfig, num_heads: int) -> Attention:
     made = ExactCompression(dim=config.dim, num_heads=num_heads, eps_squared=config.eps_squared)
-    return _drawn(made, config)
+    return with_initial_values(made, config)
 
 
 def _tssa(config: ModelConfig, num_heads: int) -> Attention:
@@ -89,10 +91,10 @@ def _tssa(config: ModelConfig, num_heads: int) -> Attention:
         output_projection=config.output_projection,
         bias=config.subspace_bias,
     )
-    return _drawn(made, config)
+    return with_initial_values(made, config)
 
 
-def _drawn(attention: Attention, config: ModelConfig) -> Attention:
+def with_initial_values(attention: Attention, config: ModelConfig) -> Attention:
     """The operator, its U and W with the initial values of the configuration's family."""
     if config.initial_values != "crate-mae":  # those it has drawn already
         for linear in (attention.subspaces, attention.output):

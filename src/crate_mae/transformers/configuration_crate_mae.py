@@ -5,12 +5,13 @@ from dataclasses import fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from crate_mae.models.config import ModelConfig
 from crate_mae.models.field_names import TRANSFORMERS_NAMES, from_transformers
+from transformers import PreTrainedConfig
 
+POOLS = ("cls", "mean", "mean-all")
 FOREIGN = (
     "format", "model", "config", "classifier",  # ours
     "architecture", "num_classes", "num_features", "global_pool", "model_args", "pretrained_cfg",
@@ -42,7 +43,7 @@ class CrateMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     mask_ratio: float = 0.75
     """Share of patches that `CrateMAEForPreTraining` removes where it is given no mask."""
     pool: str = "mean"
-    """What is pooled: "mean" of the patch tokens, or "cls", the class token."""
+    """What is pooled: "mean" of the patch tokens, "mean-all" tokens, or "cls", the class token."""
     apply_layernorm: bool = True
     """Whether feature maps of a backbone go through the encoder's final norm."""
     reshape_hidden_states: bool = True
@@ -54,8 +55,8 @@ class CrateMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         for name in FOREIGN:
             kwargs.pop(name, None)
-        if self.pool not in ("cls", "mean"):
-            raise ValueError(f"pool must be 'cls' or 'mean', not {self.pool!r}")
+        if self.pool not in POOLS:
+            raise ValueError(f"pool must be one of {', '.join(POOLS)}, not {self.pool!r}")
         layers = self.to_model_config().depth
         self.stage_names = ["stem", *(f"stage{index}" for index in range(1, layers + 1))]
         self.set_output_features_output_indices(

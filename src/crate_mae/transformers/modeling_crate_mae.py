@@ -11,8 +11,6 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -25,17 +23,19 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from crate_mae.models.classifier import pool_tokens
 from crate_mae.models.config import ModelConfig
 from crate_mae.models.encoder import Encoder
-from crate_mae.models.classifier import pool_tokens
 from crate_mae.models.initial_values import INITIAL_VALUES, MASK_TOKEN
 from crate_mae.models.layers import DecoderLayer, EncoderLayer, Stack
-from crate_mae.models.mssa import MSSA, Attention
 from crate_mae.models.loss import masked_mse, masked_target
-from crate_mae.models.masks import num_kept, place_visible, take_visible
-from crate_mae.models.operators import Operators, operators_of
+from crate_mae.models.masks import num_kept
+from crate_mae.models.mssa import MSSA, Attention
+from crate_mae.models.operators import Operators, operators_of, with_initial_values
 from crate_mae.models.patches import grid_of
 from crate_mae.transformers.configuration_crate_mae import CrateMAEConfig
+from transformers import PreTrainedModel
+from transformers import initialization as init
 
 
 @dataclass
@@ -107,9 +107,10 @@ def _operators(config: CrateMAEConfig) -> Operators:
         made = own.attention(model, num_heads)
         if type(made) is not MSSA:
             return made
-        return CrateMAEAttention(
+        made = CrateMAEAttention(
             config, dim=model.dim, num_heads=num_heads, output_projection=model.output_projection
         )
+        return with_initial_values(made, model)
 
     return replace(own, attention=attention)
 
@@ -172,7 +173,7 @@ class CrateMAEPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             part, name = module.drawn_in
             _copy_own_values(self._fresh(part).get_submodule(name), module)
         elif isinstance(module, CrateMAEForPreTraining):
-            init.normal_(module.mask_token, std=0.02)
+            init.normal_(module.mask_token, std=MASK_TOKEN)
 
     def _fresh(self, part: str) -> nn.Module:
         """A part of one layer with fresh values: "stem", "encoder", "decoder" or "head"."""
@@ -222,12 +223,8 @@ class CrateMAEModel(CrateMAEPreTrainedModel):
         """
         tokens = self.encoder(pixel_values.to(self.dtype))
         return BaseModelOutputWithPooling(
-            last_hidden_state=tokens, pooler_output=_pooled(tokens, self.config.pool)
+            last_hidden_state=tokens, pooler_output=pool_tokens(tokens, self.config.pool)
         )
-
-
-def _pooled(tokens: Tensor, pool: str) -> Tensor:
-    return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(dim=1)
 
 
 class CrateMAEForPreTraining(CrateMAEPreTrainedModel):
@@ -241,14 +238,14 @@ class CrateMAEForPreTraining(CrateMAEPreTrainedModel):
         self.mask_token = nn.Parameter(torch.empty(1, 1, model.dim))
         self.decoder: Stack[DecoderLayer] = _operators(config).decoder_layers(model)
         _prepare_layers("decoder", self.decoder)
-        self.decoder_norm = nn.LayerNorm(model.dim, eps=1e-6)
+        self.decoder_norm = nn.LayerNorm(model.dim, eps=model.final_norm_eps)
         self.prediction = nn.Linear(model.dim, model.patch_dim)
         _draw_in("head", self.prediction)
         self.post_init()
 
     def _fresh_head(self) -> nn.Module:
         linear = nn.Linear(self.prediction.in_features, self.prediction.out_features)
-        init_linear(linear)
+        INITIAL_VALUES[self.encoder.config.initial_values].linear(linear)
         return linear
 
     @capture_outputs  # type: ignore[untyped-decorator]
@@ -274,7 +271,9 @@ class CrateMAEForPreTraining(CrateMAEPreTrainedModel):
             mask = _mask_of(noise, images, grid[0] * grid[1], kept)
         else:
             mask = bool_masked_pos.to(images.device, torch.bool).flatten(1)
-        tokens = self._decoder_input(images, mask, grid, kept)
+        encoder, filler = self.encoder, self.mask_token
+        latent = encoder.run_layers(encoder.embed_masked(images, mask, filler, kept))
+        tokens = encoder.decoder_input(latent, mask, filler, grid)
         for layer in self.decoder:
             tokens = self.decoder.run(layer, tokens)
         prediction = self.prediction(self.decoder_norm(tokens))[:, 1:]
@@ -282,20 +281,6 @@ class CrateMAEForPreTraining(CrateMAEPreTrainedModel):
         return CrateMAEForPreTrainingOutput(
             loss=masked_mse(prediction, target, mask), logits=prediction, mask=mask.float()
         )
-
-    def _decoder_input(
-        self, images: Tensor, mask: Tensor, grid: tuple[int, int], kept: int
-    ) -> Tensor:
-        encoder, filler = self.encoder, self.mask_token
-        patches = encoder.patch_tokens(images)
-        positions = encoder.positions_for(grid).to(patches.dtype)
-        if self.config.mask_tokens == "encoder":
-            patches = torch.where(mask[..., None], filler.to(patches.dtype), patches)
-            return encoder.run_layers(encoder.add_class_token(patches) + positions)
-        visible = take_visible(patches + positions[1:], mask, kept)
-        latent = encoder.run_layers(encoder.add_class_token(visible))
-        spread = place_visible(latent[:, 1:], mask, filler)
-        return torch.cat([latent[:, :1], spread], dim=1) + positions
 
 
 def _mask_of(noise: Tensor | None, images: Tensor, patches: int, kept: int) -> Tensor:
@@ -320,8 +305,7 @@ class CrateMAEForImageClassification(CrateMAEPreTrainedModel):
 
     def _fresh_head(self) -> nn.Module:
         linear = nn.Linear(self.head.in_features, self.head.out_features)
-        nn.init.trunc_normal_(linear.weight, std=0.01)
-        nn.init.zeros_(linear.bias)
+        INITIAL_VALUES[self.encoder.config.initial_values].head(linear)
         return linear
 
     @can_return_tuple  # type: ignore[untyped-decorator]
@@ -330,8 +314,13 @@ class CrateMAEForImageClassification(CrateMAEPreTrainedModel):
         self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any
     ) -> ImageClassifierOutput:
         """Class scores (B, classes) of images (B, C, H, W), and the loss where labels are given."""
-        tokens = self.encoder(pixel_values.to(self.dtype))
-        logits = self.head(_pooled(tokens, self.config.pool))
+        encoder, images = self.encoder, pixel_values.to(self.dtype)
+        if encoder.config.head_norm == "pooled":
+            tokens = encoder.through_layers(encoder.embed(images))
+            pooled = encoder.norm(pool_tokens(tokens, self.config.pool))
+        else:
+            pooled = pool_tokens(encoder(images), self.config.pool)
+        logits = self.head(pooled)
         loss = None
         if labels is not None:
             loss = self.loss_function(labels, logits, self.config, **kwargs)
