@@ -4,7 +4,7 @@ python benchmarks/few_labels.py --set NAME=ADDRESS ... --model NAME=WEIGHTS ... 
 
 For every set and model: a linear probe with all, 100, 20 and 5 labels a class (mean and standard
 deviation over draws of the labels), and nearest neighbours with all. Beside them: the first model
-untrained, raw pixels (reduced to 32 px), and histograms of oriented gradients (scikit-image). Rows
+untrained, raw pixels (reduced to 16 px), and histograms of oriented gradients (scikit-image). Rows
 are written as they come; what stands in FILE already is not measured again.
 """
 
@@ -36,7 +36,7 @@ from crate_mae.sources.base import ImageSource
 SHOTS = (None, 100, 20, 5)
 """Labels of a class; None for all."""
 DRAWS = 5
-PIXELS, GRADIENTS = 32, 96
+PIXELS, GRADIENTS = 16, 64
 """Side in px to which images are brought for both baselines."""
 
 logger = logging.getLogger("benchmarks")
@@ -69,9 +69,10 @@ def _begun(path: Path) -> dict[str, Any]:
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text())
         return found
+    machine = environment()
     return {
         "date": date.today().isoformat(),
-        "machine": environment(),
+        "machine": {key: machine[key] for key in ("processor", "cores", "python", "torch")},
         "draws": DRAWS,
         "rows": [],
     }

@@ -51,9 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     step(term=True)
     pairs = [(step(term=True), step(term=False)) for _ in range(given.rounds)]
     ratios = sorted(with_it / without for with_it, without in pairs)
+    machine = environment()
     found = {
         "date": date.today().isoformat(),
-        "machine": environment(),
+        "machine": {key: machine[key] for key in ("processor", "cores", "python", "torch")},
         "preset": given.preset,
         "batch": given.batch,
         "rounds": given.rounds,
