@@ -385,3 +385,61 @@ def test_visible_patches_do_not_count() -> None:
     first.update(targets, mask)
     second.update(torch.where(mask[..., None], targets, torch.nan), mask)
     assert torch.equal(first.sums, second.sums)
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_data_of_any_range_have_the_picture_of_the_same_data_from_0_to_1(
+    norm_pix_loss: bool,
+) -> None:
+    """MSE in the data's units, checked by a loop over them; picture and PSNR do not change."""
+    model, mask = make_model(norm_pix_loss=norm_pix_loss), make_mask()
+    pixels, images = make_images()
+    low, high = float(pixels.min()), float(pixels.max())
+    facts = {"size": (8, 12), "channels": 2}
+    results = []
+    for factor in (1.0, 255.0, 1e-10):
+        model.preprocess = Preprocess(
+            **facts,  # type: ignore[arg-type]
+            mean=tuple(factor * m for m in MEAN),
+            std=tuple(factor * s for s in STD),
+            low=(factor * low,) * 2,
+            high=(factor * high,) * 2,
+        )
+        results.append((factor, reconstruct(model, images, mask)))
+    first = results[0][1]
+    for factor, result in results:
+        for name in ("original", "prediction", "pasted", "error"):
+            torch.testing.assert_close(
+                getattr(result, name), getattr(first, name), rtol=1e-4, atol=1e-5
+            )
+        torch.testing.assert_close(result.psnr, first.psnr, rtol=1e-4, atol=1e-3)
+        span = factor * (high - low)
+        removed = (result.pasted != result.original).any(dim=1).numpy()
+        for b in range(3):
+            squares = [
+                (span * float(result.prediction[b, c, y, x] - result.original[b, c, y, x])) ** 2
+                for c in range(2) for y in range(8) for x in range(12) if removed[b, y, x]
+            ]  # fmt: skip
+            assert float(result.mse[b]) == pytest.approx(np.mean(squares), rel=1e-3)
+
+
+def test_images_beyond_the_range_are_neither_clipped_nor_scored_as_if_they_were() -> None:
+    """A model of 8-bit images, given floats from 0 to 255."""
+    model, mask = make_model(norm_pix_loss=False), make_mask()
+    pixels, _ = make_images()
+    mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
+    result = reconstruct(model, (255 * pixels - mean) / std, mask)
+    assert result.high[0] > 200
+    assert "values from 0 to" in result.units or "each channel" in result.units
+    spans = torch.tensor(result.high).view(2, 1, 1)
+    removed = mask.view(3, 1, 4, 4).repeat_interleave(2, 2).repeat_interleave(3, 3)
+    inside = (255 * pixels / spans <= 1) & ~removed
+    torch.testing.assert_close(result.original[inside], (255 * pixels / spans)[inside])
+    beyond = pixels.clone()
+    beyond[removed.expand_as(beyond)] *= 300  # only where nobody looks before the score
+    far = reconstruct(model, (beyond - mean) / std, mask)
+    assert far.high == (1.0, 1.0)
+    assert "lie outside the range that is drawn" in far.caption
+    truth = np.where(removed.expand_as(beyond).numpy(), beyond.numpy(), np.nan)
+    expected = np.nanmean((far.prediction.numpy() - truth) ** 2, axis=(1, 2, 3))
+    np.testing.assert_allclose(far.mse.numpy(), expected, rtol=1e-3)
