@@ -20,12 +20,8 @@ from crate_mae.vitmae.classifier import ViTClassifier, load_vit_classifier, save
 from crate_mae.vitmae.model import Match, ViTMAE, build_vitmae, vitmae_config
 from crate_mae.vitmae.vitmae_folder import load_vitmae, save_vitmae
 from crate_mae.weights.info import describe_model
-from crate_mae.weights.weights_folder import (
-    TENSORS,
-    find_weights,
-    load_crate,
-    save_model,
-)
+from crate_mae.weights.shipped import TENSORS
+from crate_mae.weights.weights_folder import find_weights, load_crate, save_model
 
 Layers = Sequence[int | None] | Literal["all"]
 """Numbers of encoder layers passed, None for the features as `encode` gives them; or all."""

@@ -21,8 +21,8 @@ from crate_mae.publish.card import (
     with_name,
 )
 from crate_mae.publish.facts import METRICS, RECIPE, gather, recipe_text
-from crate_mae.weights.shipped import CARD, SHIPPED
-from crate_mae.weights.weights_folder import FILES, replacing_folder
+from crate_mae.weights.shipped import CARD, FILES, SHIPPED
+from crate_mae.weights.weights_folder import replacing_folder
 
 OURS = (*FILES, CARD, RECIPE, METRICS)
 MAX_TEXT_BYTES = 1 << 20
