@@ -20,7 +20,7 @@ from crate_mae.models.masks import num_kept
 from crate_mae.training.metrics_log import read_metrics
 from crate_mae.training.run_folder import last_metrics, load_config_values
 from crate_mae.vitmae.model import ViTMAE
-from crate_mae.weights.weights_folder import TENSORS
+from crate_mae.weights.shipped import TENSORS
 from matrix import (
     ALTER,
     EARLIER,

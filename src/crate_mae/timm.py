@@ -34,8 +34,7 @@ from crate_mae.models.initial_values import INITIAL_VALUES
 from crate_mae.models.operators import operators_of
 from crate_mae.models.patches import sincos_positions
 from crate_mae.weights.one_folder import timm_cfg
-from crate_mae.weights.shipped import SHIPPED
-from crate_mae.weights.weights_folder import CONFIG, PREPROCESS, TENSORS
+from crate_mae.weights.shipped import CONFIG, PREPROCESS, SHIPPED, TENSORS
 
 PREFIX = "crate_mae"
 """How the name of every model begins; the bare name is that of any configuration."""

@@ -25,7 +25,13 @@ from crate_mae.dense.segmentation import (
     segment_tokens,
 )
 from crate_mae.dense.thresholds import checked_mass
-from crate_mae.dense.token_maps import AnyModel, TokenKind, shown_images, token_map
+from crate_mae.dense.token_maps import (
+    AnyModel,
+    ShownImages,
+    TokenKind,
+    shown_images,
+    token_map,
+)
 from crate_mae.evaluation.answers import answers_text, foreground_answers
 from crate_mae.sources.base import ImageSource
 
@@ -191,22 +197,52 @@ def segment_images(
         result = segment_tokens(
             tokens, each=settings.each, quantile=settings.threshold, flip=settings.flip
         )
-    fits = None if true is None else partial(agreement, truth=true.truth, counted=true.counted)
-    plain = fits and _raw_pixels(model, found.images, settings)
+    scored = _Scored.of(model, found, settings, result, true)
     return SegmentedSource(
         names=found.names,
         shown=found.shown,
         segmentation=result,
         truth=None if true is None else true.truth,
-        scores=fits and fits(result.masks),
-        pixels=fits(plain.masks) if fits and plain else None,
+        scores=scored.scores,
+        pixels=scored.pixels,
         heads=None if true is None or maps is None else _by_head(maps, settings.mass, true),
-        ellipse=fits and fits(centred_ellipse(size).expand_as(result.masks)),
-        brightness=fits and fits(segment_brightness(found.shown).masks),
+        ellipse=scored.ellipse,
+        brightness=scored.brightness,
         ignored="" if true is None else true.words,
         unreadable=found.unreadable,
         settings=settings,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scored:
+    """How masks fit a truth, beside masks that need no model; None without a truth."""
+
+    scores: Agreement | None = None
+    pixels: Agreement | None = None
+    ellipse: Agreement | None = None
+    brightness: Agreement | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: AnyModel,
+        found: ShownImages,
+        settings: SegmentSettings,
+        result: Segmentation,
+        true: TrueMasks | None,
+    ) -> "_Scored":
+        if true is None:
+            return cls()
+        fits = partial(agreement, truth=true.truth, counted=true.counted)
+        plain = _raw_pixels(model, found.images, settings)
+        size = (found.images.shape[2], found.images.shape[3])
+        return cls(
+            scores=fits(result.masks),
+            pixels=None if plain is None else fits(plain.masks),
+            ellipse=fits(centred_ellipse(size).expand_as(result.masks)),
+            brightness=fits(segment_brightness(found.shown).masks),
+        )
 
 
 def _raw_pixels(model: AnyModel, images: Tensor, settings: SegmentSettings) -> Segmentation | None:

@@ -120,7 +120,7 @@ def data_answers(readable: int, classes: Mapping[str, int] | None, place: Place)
 def feature_answers(rows: Sequence[PlainRow], place: Place | None = None) -> list[Answer]:
     """What the rows of a comparison say of the model's features, by method."""
     place = place or Place()
-    found = []
+    found: list[Answer] = []
     for method in LONG_NAMES:
         model = headline(rows, method, "model")
         if model is None:

@@ -22,9 +22,9 @@ from crate_mae.vitmae.encoder import ViTEncoder, load_vit_encoder, save_vit_enco
 from crate_mae.vitmae.model import Match, ViTMAE, build_vitmae, vitmae_config
 from crate_mae.vitmae.vitmae_folder import load_vitmae, save_vitmae
 from crate_mae.weights.info import describe_model
+from crate_mae.weights.shipped import TENSORS
 from crate_mae.weights.tensors import check_finite
 from crate_mae.weights.weights_folder import (
-    TENSORS,
     WITH_DECODER,
     find_weights,
     kind_of,

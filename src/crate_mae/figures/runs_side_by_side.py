@@ -39,7 +39,7 @@ def draw_runs(
     axes = figure.add_subplot(grid[0])
     for index, (name, curve) in enumerate(zip(names, curves, strict=True)):
         colour, dash = COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
-        steps, values = zip(*curve, strict=True) if curve else ((), ())
+        steps, values = [step for step, _ in curve], [value for _, value in curve]
         axes.plot(steps, values, label=name, color=colour, linestyle=dash, linewidth=1.3)
     axes.set_xlabel("step")
     axes.set_ylabel("validation loss, or training loss without one")

@@ -137,7 +137,8 @@ def plan_run(
     given = None if images is None else Images(count=images, origin="given by --num-images")
     counted = given or count_images(subject.config, model=subject.model, size=subject.image_hw)
     config = fitted_to_images(config, counted.count, asked.world * config.trainer.accumulate)
-    subject = replace(subject, config=replace(subject.config, optim=config.optim))
+    optim: Any = config.optim  # of the kind of run that it is
+    subject = replace(subject, config=replace(subject.config, optim=optim))
     per_device = batch_per_device(config, asked.world)
     classes = 0
     if isinstance(config, FinetuneConfig):

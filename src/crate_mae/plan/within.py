@@ -113,7 +113,9 @@ def _filled(before: RunSettings, config: RunSettings, found: RunPlan, seconds: f
             f"{epochs:,} epochs in place of {optim.epochs:,}, with a twentieth of them as warm-up"
         )
         optim = replace(optim, epochs=epochs, warmup_epochs=round(WARMUP_SHARE * epochs, 2))
-    whole = replace(config, optim=optim, data=data)
+    # Each kind of run has sections of its own kind, which a union of both hides.
+    sections: dict[str, Any] = {"optim": optim, "data": data}
+    whole = replace(config, **sections)
     planned = schedule(per_epoch * optim.batch_size, optim)
     if planned.steps < ENOUGH[supervised]:
         reasons.append(
@@ -123,7 +125,7 @@ def _filled(before: RunSettings, config: RunSettings, found: RunPlan, seconds: f
     return FittingRun(
         plan=replace(
             found,
-            config=replace(found.config, optim=optim, data=data),
+            config=replace(found.config, **sections),
             schedule=planned,
             disk=disk_use(
                 found.parameters, record=config.record, epochs=epochs,
@@ -190,7 +192,8 @@ def _of_the_model(before: RunSettings, after: RunSettings) -> Iterator[str]:
 
 def _differences(before: RunSettings, after: RunSettings) -> dict[str, Any]:
     """The settings of the second configuration that the first has otherwise, by dotted name."""
-    values, changed = plain(after), {}
+    values: dict[str, Any] = plain(after)
+    changed: dict[str, Any] = {}
     for line in changed_keys(plain(before), values):
         key = line.partition(":")[0]
         value: Any = values

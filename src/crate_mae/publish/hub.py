@@ -10,8 +10,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, get_token
 from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 
 from crate_mae.publish.package import OURS, Package
-from crate_mae.weights.shipped import CARD, HUB_NAME
-from crate_mae.weights.weights_folder import TENSORS
+from crate_mae.weights.shipped import CARD, HUB_NAME, TENSORS
 
 NO_MODEL = (".gitattributes", CARD, "LICENSE")
 """Files that may lie in a repository which holds no model yet."""

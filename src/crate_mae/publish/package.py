@@ -23,8 +23,8 @@ from crate_mae.publish.card import (
 from crate_mae.publish.facts import METRICS, RECIPE, gather, recipe_text
 from crate_mae.publish.remote_code import AUTO_MAP, CODE, remote_code
 from crate_mae.weights.one_folder import PROCESSOR
-from crate_mae.weights.shipped import CARD, SHIPPED
-from crate_mae.weights.weights_folder import FILES, replacing_folder, shared_files
+from crate_mae.weights.shipped import CARD, FILES, SHIPPED
+from crate_mae.weights.weights_folder import replacing_folder, shared_files
 
 OURS = (*FILES, PROCESSOR, CARD, RECIPE, METRICS, *CODE)
 MAX_TEXT_BYTES = 1 << 20

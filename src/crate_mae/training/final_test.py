@@ -18,7 +18,7 @@ from crate_mae.training.callbacks import BEST, LAST, is_main_process
 from crate_mae.training.config import FinetuneConfig
 from crate_mae.training.labelled_images import LabelledImages
 from crate_mae.training.run_folder import last_step
-from crate_mae.weights.weights_folder import TENSORS
+from crate_mae.weights.shipped import TENSORS
 
 EVALUATION = "evaluation.json"
 

@@ -9,15 +9,9 @@ from torch import Tensor, nn
 from crate_mae.common.files import read_json_object
 from crate_mae.models.config import ModelConfig, Preprocess
 from crate_mae.vitmae.model import Match, ViTMAE, build_vitmae, vitmae_config
+from crate_mae.weights.shipped import CONFIG, FILES, PREPROCESS, TENSORS
 from crate_mae.weights.tensors import check_match, load_exactly, read_safetensors
-from crate_mae.weights.weights_folder import (
-    CONFIG,
-    FILES,
-    PREPROCESS,
-    TENSORS,
-    check_complete,
-    save_described,
-)
+from crate_mae.weights.weights_folder import check_complete, save_described
 
 MODEL_TYPE = "vit_mae_encoder"
 

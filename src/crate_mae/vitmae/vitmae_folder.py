@@ -12,13 +12,14 @@ from torch import Tensor
 from crate_mae.common.files import read_json_object
 from crate_mae.models.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, Preprocess
 from crate_mae.vitmae.model import ViTMAE, position_tables, sizes_of, transformers_library
+from crate_mae.weights.shipped import CONFIG, PREPROCESS, TENSORS
 from crate_mae.weights.tensors import (
     IncompleteWeightsError,
     check_safetensors,
     read_safetensors,
     write_safetensors,
 )
-from crate_mae.weights.weights_folder import CONFIG, PREPROCESS, TENSORS, replacing_folder
+from crate_mae.weights.weights_folder import replacing_folder
 
 
 def save_vitmae(

@@ -20,7 +20,8 @@ from crate_mae.weights.published_classifiers import (
     to_published,
 )
 from crate_mae.weights.published_depict import from_depict, is_depict, save_decoder
-from crate_mae.weights.weights_folder import TENSORS, load_model, save_model, weights_hash
+from crate_mae.weights.shipped import TENSORS
+from crate_mae.weights.weights_folder import load_model, save_model, weights_hash
 
 Family = Literal["crate-mae", "crate", "crate-alpha", "depict"]
 

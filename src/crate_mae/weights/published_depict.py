@@ -14,14 +14,9 @@ from crate_mae.common.files import read_json_object
 from crate_mae.models.config import MAX_CLASSES, MAX_DEPTH, MAX_DIM
 from crate_mae.models.depict import SegmentationDecoder
 from crate_mae.weights.published_classifiers import FOREIGN
+from crate_mae.weights.shipped import CONFIG, TENSORS
 from crate_mae.weights.tensors import check_match, load_exactly, read_safetensors
-from crate_mae.weights.weights_folder import (
-    CONFIG,
-    FORMAT,
-    TENSORS,
-    check_complete,
-    replacing_folder,
-)
+from crate_mae.weights.weights_folder import FORMAT, check_complete, replacing_folder
 
 KIND = "SegmentationDecoder"
 """How `config.json` names a decoder in a folder of its own."""
