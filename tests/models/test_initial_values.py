@@ -92,7 +92,7 @@ def test_tost_draws_truncated_normals() -> None:
         assert linear is not None
         assert is_spread(linear.weight, 0.02)
         assert largest(linear.bias) == 0
-    assert torch.equal(layer.mssa.temperature, torch.ones(3, 1))
+    assert torch.equal(layer.mssa.get_parameter("temperature"), torch.ones(3, 1))
     assert is_spread(model.encoder.class_token, 0.02)
 
 
@@ -113,5 +113,5 @@ def test_the_rest_of_the_autoencoder_follows(family: Any) -> None:
     own = float(layer.mssa.subspaces.weight.detach().std())
     assert float(model.prediction.weight.detach().std()) == pytest.approx(own, rel=0.05)
     assert is_spread(model.mask_token, 0.02)
-    for layer in model.decoder:
-        assert float(layer.mssa.subspaces.weight.detach().std()) == pytest.approx(own, rel=0.05)
+    for mirror in model.decoder:
+        assert float(mirror.mssa.subspaces.weight.detach().std()) == pytest.approx(own, rel=0.05)

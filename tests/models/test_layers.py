@@ -61,6 +61,8 @@ def ista_by_definition(ista: ISTA, x: Tensor) -> Tensor:
 def test_encoder_half_steps_compose_to_the_layer() -> None:
     torch.manual_seed(0)
     layer, z = encoder_layer(tiny()), torch.randn(2, 5, 12)
+    assert layer.ista is not None
+    assert layer.norm2 is not None
     assert torch.equal(layer(z), layer.sparsify(layer.compress(z)))
     assert torch.equal(layer.compress(z), z + layer.mssa(layer.norm1(z)))
     h = layer.compress(z)
@@ -75,7 +77,9 @@ def test_decoder_half_steps_compose_to_the_layer() -> None:
     z = torch.randn(2, 5, 12)
     assert torch.equal(layer(z), layer.decompress(layer.expand(z)))
     y = layer.expand(z)
-    assert gap(y, layer.norm1(z) @ layer.synthesis.weight.T) <= 1e-6
+    assert layer.norm1 is not None
+    assert layer.dictionary is not None
+    assert gap(y, layer.norm1(z) @ layer.dictionary.T) <= 1e-6
     assert torch.equal(layer.decompress(y), y - layer.mssa(layer.norm2(y)))
 
 
