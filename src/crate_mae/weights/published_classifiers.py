@@ -271,7 +271,7 @@ def _heads(
         return facts.num_heads
     if not has_output:
         return 1  # the published code leaves W out with one head of full width, and only then
-    if layout == "crate" and DEMO == {"dim": dim, "patch_size": patch, "num_classes": num_classes}:
+    if layout == "crate" and {"dim": dim, "patch_size": patch, "num_classes": num_classes} == DEMO:
         return DEMO_HEADS
     if dim in HEADS[layout]:
         return HEADS[layout][dim]
