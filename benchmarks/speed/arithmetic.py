@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.ista import ISTA, Synthesis
+from crate_mae.models.ista import ISTA
 from crate_mae.models.mssa import MSSA
 
 Attend = Callable[[Tensor], Tensor]
@@ -79,7 +79,7 @@ class WrittenCrate(nn.Module):
         patches = torch.where(mask[..., None], model.mask_token, self._patches(images))
         tokens = self._layers(self._placed(patches))
         for layer in model.decoder:
-            y = cast("Synthesis", layer.synthesis)(cast("nn.LayerNorm", layer.norm1)(tokens))
+            y = layer.synthesis(layer.norm1(tokens))
             tokens = y - self._mssa(layer.norm2(y), cast("MSSA", layer.mssa))
         prediction = model.prediction(model.decoder_norm(tokens))[:, 1:]
         with torch.autocast(images.device.type, enabled=False):
@@ -104,7 +104,7 @@ class WrittenCrate(nn.Module):
         encoder = self.model.encoder
         for layer in encoder.layers:
             h = tokens + self._mssa(layer.norm1(tokens), cast("MSSA", layer.mssa))
-            tokens = self._ista(cast("nn.LayerNorm", layer.norm2)(h), cast("ISTA", layer.ista))
+            tokens = self._ista(layer.norm2(h), cast("ISTA", layer.ista))
         normed: Tensor = encoder.norm(tokens)
         return normed
 

@@ -48,7 +48,6 @@ def test_crate_draws_as_torch_does_and_positions_of_std_one() -> None:
     assert layer.mssa.output is not None
     assert is_uniform(layer.mssa.output.weight, 1 / math.sqrt(120))
     assert largest(layer.mssa.output.bias) > 0.8 / math.sqrt(120)
-    assert layer.dictionary is not None
     assert is_uniform(layer.dictionary, math.sqrt(6 / 120))
     assert is_spread(model.encoder.positions, 1)
     assert is_spread(model.encoder.class_token, 1)

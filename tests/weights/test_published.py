@@ -186,9 +186,7 @@ def test_files_in_other_precisions_become_float32(dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         assert parameter.dtype == torch.float32
     D = state()["blocks.0.layers.0.1.fn.weight"]
-    found = next(iter(model.encoder.layers)).dictionary
-    assert found is not None
-    assert torch.equal(found, D.to(dtype).float())
+    assert torch.equal(next(iter(model.encoder.layers)).ista.dictionary, D.to(dtype).float())
 
 
 def test_the_given_tensors_are_copied() -> None:
