@@ -99,7 +99,8 @@ def test_an_overlapping_patch_is_embedded_as_if_cut_out() -> None:
     with torch.no_grad():
         tokens = embed_dense(model.encoder, images, layout)
         plain = tokens - dense_positions(model.encoder, layout)
-        weight, bias = model.encoder.patch_embed.weight, model.encoder.patch_embed.bias
+        filters = model.encoder.patch_embed.linear
+        weight, bias = filters.weight, filters.bias
         for row in range(3):
             for column in range(5):
                 cut = images[0, :, 2 * row : 2 * row + 4, 2 * column : 2 * column + 4]

@@ -34,7 +34,13 @@ def test_pooling_names() -> None:
     tokens = torch.randn(2, 4, 3)
     assert torch.equal(pool_tokens(tokens, "cls"), tokens[:, 0])
     assert gap(pool_tokens(tokens, "mean"), (tokens[:, 1] + tokens[:, 2] + tokens[:, 3]) / 3) < 1e-6
-    assert gap(pool_tokens(tokens, "mean-all"), sum(tokens[:, i] for i in range(4)) / 4) < 1e-6
+    assert (
+        gap(
+            pool_tokens(tokens, "mean-all"),
+            torch.stack([tokens[:, i] for i in range(4)]).sum(dim=0) / 4,
+        )
+        < 1e-6
+    )
     assert torch.equal(pool_tokens(tokens, "tokens"), tokens)
     with pytest.raises(ValueError, match="pool must be cls, mean, mean-all or tokens, not 'max'"):
         pool_tokens(tokens, "max")

@@ -48,7 +48,6 @@ def test_crate_draws_as_torch_does_and_positions_of_std_one() -> None:
     assert layer.mssa.output is not None
     assert is_uniform(layer.mssa.output.weight, 1 / math.sqrt(120))
     assert largest(layer.mssa.output.bias) > 0.8 / math.sqrt(120)
-    assert layer.dictionary is not None
     assert is_uniform(layer.dictionary, math.sqrt(6 / 120))
     assert is_spread(model.encoder.positions, 1)
     assert is_spread(model.encoder.class_token, 1)
@@ -92,7 +91,7 @@ def test_tost_draws_truncated_normals() -> None:
         assert linear is not None
         assert is_spread(linear.weight, 0.02)
         assert largest(linear.bias) == 0
-    assert torch.equal(layer.mssa.temperature, torch.ones(3, 1))
+    assert torch.equal(layer.mssa.get_parameter("temperature"), torch.ones(3, 1))
     assert is_spread(model.encoder.class_token, 0.02)
 
 
@@ -113,5 +112,5 @@ def test_the_rest_of_the_autoencoder_follows(family: Any) -> None:
     own = float(layer.mssa.subspaces.weight.detach().std())
     assert float(model.prediction.weight.detach().std()) == pytest.approx(own, rel=0.05)
     assert is_spread(model.mask_token, 0.02)
-    for layer in model.decoder:
-        assert float(layer.mssa.subspaces.weight.detach().std()) == pytest.approx(own, rel=0.05)
+    for mirror in model.decoder:
+        assert float(mirror.mssa.subspaces.weight.detach().std()) == pytest.approx(own, rel=0.05)

@@ -75,7 +75,7 @@ def test_decoder_half_steps_compose_to_the_layer() -> None:
     z = torch.randn(2, 5, 12)
     assert torch.equal(layer(z), layer.decompress(layer.expand(z)))
     y = layer.expand(z)
-    assert gap(y, layer.norm1(z) @ layer.synthesis.weight.T) <= 1e-6
+    assert gap(y, layer.norm1(z) @ layer.dictionary.T) <= 1e-6
     assert torch.equal(layer.decompress(y), y - layer.mssa(layer.norm2(y)))
 
 
@@ -748,6 +748,8 @@ def test_without_a_sparse_step_tokens_pass_through() -> None:
     assert encoder.sparsify(z) is z
     assert decoder.expand(z) is z
     assert gap(decoder(z), z - decoder.mssa(decoder.norm2(z))) == 0
-    assert encoder.dictionary is decoder.dictionary is None
+    assert encoder.sparse_step is decoder.sparse_step is None
+    assert {n for n, _ in encoder.named_children()} >= {"norm1", "mssa"}
+    assert not [n for n, _ in encoder.named_parameters() if n.startswith(("norm2", "ista"))]
     with pytest.raises(ValueError, match="no sparse step, so there are no codes"):
         encoder.codes(z)

@@ -136,7 +136,8 @@ class PublishedVision(nn.Module):
 
     def _class_block(self, tokens: Tensor, name: str) -> Tensor:
         y, heads = self._norm(tokens, f"{name}.norm1"), self.sizes["num_heads"]
-        qkv = self._linear(y, f"{name}.attn.qkv").unflatten(-1, (3, heads, -1))
+        qkv = self._linear(y, f"{name}.attn.qkv")
+        qkv = qkv.reshape(*qkv.shape[:2], 3, heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         weights = (q[:, :, :1] * k).sum(-1) / math.sqrt(q.shape[-1])
         found = (weights.softmax(-1)[..., None] * v).sum(2).flatten(1)[:, None]
@@ -176,13 +177,15 @@ def test_the_published_vision_model_around_the_operator() -> None:
         assert gap(attention.membership(x), golden[f"block.{index}.Pi"]) <= 1e-10
     loss = F.cross_entropy(logits, golden["in.labels"], label_smoothing=0.1)
     assert gap(loss, golden["out.loss"]) <= 1e-10
-    loss.backward()
+    torch.autograd.backward(loss)
     grads = under(golden, "grad.")
     for index, attention in enumerate(model.attention):
         of_block = under(grads, f"blocks.{index}.attn.")
         names = [name for name, _ in sorted(attention.named_parameters())]
         for name, expected in zip(names, _sorted(of_block), strict=True):
-            assert gap(attention.get_parameter(name).grad, expected) <= 1e-10, name
+            gradient = attention.get_parameter(name).grad
+            assert gradient is not None
+            assert gap(gradient, expected) <= 1e-10, name
     for name, parameter in model.rest.items():
         assert parameter.grad is not None
         assert gap(parameter.grad, grads[name]) <= 1e-10, name
@@ -245,11 +248,11 @@ def by_definition(operator: TSSA, x: Tensor) -> Tensor:
     return F.linear(moved, operator.output.weight, operator.output.bias).detach()
 
 
-class Largest(TorchDispatchMode):
+class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Remembers the largest tensor that any operation makes."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.values = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -53,7 +53,7 @@ def training_file(state: dict[str, Tensor]) -> dict[str, Any]:
 def npz(path: Path, arrays: dict[str, Any], **more: Any) -> Path:
     """A file of arrays, with an optimiser's beside the model's."""
     moments = {"opt/0/mu": np.zeros(3, np.uint16).view("V2"), "opt/0/nu": np.ones((2, 2))}
-    np.savez(path, **arrays, **moments, **more)
+    np.savez(path, allow_pickle=True, **arrays, **moments, **more)
     return path
 
 

@@ -306,7 +306,7 @@ def test_bad_calls_are_refused(images: Tensor) -> None:
     with pytest.raises(ValueError, match="batch_size must be"):
         analyse(model, source, batch_size=0)
     with torch.no_grad():
-        model.encoder.patch_embed.weight.fill_(math.nan)
+        model.encoder.patch_embed.linear.weight.fill_(math.nan)
     with pytest.raises(ValueError, match="not finite"):
         analyse(model, source)
 

@@ -139,8 +139,8 @@ class SegmentationDecoder(nn.Module):
         patches, classes = self.compared(features)
         patches = patches / patches.norm(dim=-1, keepdim=True)
         classes = classes / classes.norm(dim=-1, keepdim=True)
-        scores = self.class_norm(patches @ classes.mT)
-        return scores.mT.unflatten(-1, grid)
+        scores: Tensor = self.class_norm(patches @ classes.mT)
+        return scores.mT.reshape(len(features), -1, *grid)
 
 
 def enlarged(scores: Tensor, patch_hw: tuple[int, int], image_hw: tuple[int, int]) -> Tensor:

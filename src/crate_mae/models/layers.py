@@ -76,8 +76,10 @@ class EncoderLayer(AttendingLayer):
         super().__init__(skip=skip, step=step)
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.mssa = mssa
-        self.norm2 = None if ista is None else nn.LayerNorm(dim, eps=eps)
-        self.ista = ista
+        self.sparsifies = ista is not None
+        """Whether there is a sparse step; `norm2` and `ista` are there with it alone."""
+        self.norm2 = cast("nn.LayerNorm", nn.LayerNorm(dim, eps=eps) if ista is not None else None)
+        self.ista = cast("SparseStep", ista)
 
     @property
     def mssa_norm(self) -> nn.LayerNorm:
@@ -87,17 +89,17 @@ class EncoderLayer(AttendingLayer):
     @property
     def sparse_step(self) -> SparseStep | None:
         """The operator whose codes can be measured, in the half step that does not attend."""
-        return None if self.ista is None else self.ista.sparse_step
+        return self.ista.sparse_step if self.sparsifies else None
 
     @property
-    def sparse_norm(self) -> nn.LayerNorm | None:
-        """The norm in front of that operator; None where there is no operator."""
+    def sparse_norm(self) -> nn.LayerNorm:
+        """The norm in front of that operator, which there must be."""
         return self.norm2
 
     @property
-    def dictionary(self) -> Tensor | None:
-        """D: (d, atoms), an atom a column; None where there is no sparse step."""
-        return None if self.ista is None else self.ista.dictionary
+    def dictionary(self) -> Tensor:
+        """D: (d, atoms), an atom a column; of a layer that `sparsifies`."""
+        return self.ista.dictionary
 
     def compress(self, z: Tensor, keep: Tensor | None = None) -> Tensor:
         """Tokens h moved toward the subspaces U_k: (B, N, d) to (B, N, d)."""
@@ -110,7 +112,7 @@ class EncoderLayer(AttendingLayer):
         They are the codes themselves, all >= 0, in the published layer, and h where the layer has
         no sparse step.
         """
-        if self.ista is None or self.norm2 is None:
+        if not self.sparsifies:
             return h
         step: Tensor = self.ista(self.norm2(h))
         return h + step if self.ista.skip else step
@@ -120,7 +122,7 @@ class EncoderLayer(AttendingLayer):
 
         Raises ValueError where the layer has no sparse step.
         """
-        if self.ista is None or self.norm2 is None:
+        if not self.sparsifies:
             raise ValueError("the layers of this model have no sparse step, so there are no codes")
         return self.ista.codes(self.norm2(h))
 
@@ -157,8 +159,10 @@ class DecoderLayer(AttendingLayer):
         eps: float = 1e-5,
     ) -> None:
         super().__init__(skip=skip, step=step)
-        self.norm1 = None if synthesis is None else nn.LayerNorm(dim, eps=eps)
-        self.synthesis = synthesis
+        self.sparsifies = synthesis is not None
+        """Whether there is an A or a sparse step; `norm1` and `synthesis` come with it alone."""
+        self.norm1 = cast("nn.LayerNorm", nn.LayerNorm(dim, eps=eps) if self.sparsifies else None)
+        self.synthesis = cast("Synthesis | SparseStep", synthesis)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mssa = mssa
 
@@ -173,21 +177,21 @@ class DecoderLayer(AttendingLayer):
 
         None for the published layer, whose A is a linear map, and where there is none.
         """
-        return None if self.synthesis is None else self.synthesis.sparse_step
+        return self.synthesis.sparse_step if self.sparsifies else None
 
     @property
-    def sparse_norm(self) -> nn.LayerNorm | None:
-        """The norm in front of that operator; None where there is no operator."""
+    def sparse_norm(self) -> nn.LayerNorm:
+        """The norm in front of that operator, which there must be."""
         return self.norm1
 
     @property
-    def dictionary(self) -> Tensor | None:
-        """The matrix A that synthesises tokens: (d, atoms), an atom a column; None without one."""
-        return None if self.synthesis is None else self.synthesis.dictionary
+    def dictionary(self) -> Tensor:
+        """The matrix A that synthesises tokens: (d, atoms), an atom a column, if there is one."""
+        return self.synthesis.dictionary
 
     def expand(self, z: Tensor) -> Tensor:
         """Tokens y synthesised from tokens z: (B, N, d) to (B, N, d)."""
-        if self.synthesis is None or self.norm1 is None:
+        if not self.sparsifies:
             return z
         step: Tensor = self.synthesis(self.norm1(z))
         return z + step if self.synthesis.skip else step

@@ -55,9 +55,11 @@ class DecoupledISTA(OvercompleteISTA):
 
     def __init__(self, *, dim: int, overcomplete: int, step_size: float, sparsity: float) -> None:
         super().__init__(dim=dim, overcomplete=overcomplete, step_size=step_size, sparsity=sparsity)
-        self.returning = nn.Parameter(torch.empty(dim, overcomplete * dim))  # D1
-        nn.init.kaiming_uniform_(self.returning, mode="fan_out")
+        returning = nn.Parameter(torch.empty(dim, overcomplete * dim))  # D1
+        nn.init.kaiming_uniform_(returning, mode="fan_out")
+        self.returning = returning
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens a_2 D1^T that the codes of tokens x (..., d) are turned into: (..., d)."""
+        assert self.returning is not None  # it was made with one
         return F.linear(self.codes(x), self.returning)

@@ -122,8 +122,8 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> "np.ndarray[Any,
         data = file.read(size + 1)
         if len(data) != size:
             raise ValueError(f"{entry.filename} has {len(data):,} bytes of numbers, not {size:,}")
-    order = "F" if fortran else "C"
-    array: np.ndarray[Any, Any] = np.frombuffer(data, dtype=dtype).reshape(shape, order=order)
+    flat: np.ndarray[Any, Any] = np.frombuffer(data, dtype=dtype)
+    array = flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
     return array.astype(dtype.newbyteorder("="))
 
 

@@ -30,7 +30,7 @@ HEADS: dict[Layout, dict[int, int]] = {
     "crate-alpha": {192: 3, 576: 12, 768: 12, 1024: 16, 1280: 16},
 }
 """Heads of the published sizes, by width."""
-DEMO = {"dim": 768, "patch_size": (8, 8), "num_classes": 21_842, "num_heads": 6}
+DEMO, DEMO_HEADS = {"dim": 768, "patch_size": (8, 8), "num_classes": 21_842}, 6
 """The one CRATE of another number of heads: the demo's model of ImageNet-21k."""
 
 FOREIGN = " (no published name)"
@@ -271,9 +271,8 @@ def _heads(
         return facts.num_heads
     if not has_output:
         return 1  # the published code leaves W out with one head of full width, and only then
-    found = {"dim": dim, "patch_size": patch, "num_classes": num_classes}
-    if layout == "crate" and all(found[key] == DEMO[key] for key in found):
-        return int(DEMO["num_heads"])  # type: ignore[call-overload]
+    if layout == "crate" and {"dim": dim, "patch_size": patch, "num_classes": num_classes} == DEMO:
+        return DEMO_HEADS
     if dim in HEADS[layout]:
         return HEADS[layout][dim]
     raise ValueError(

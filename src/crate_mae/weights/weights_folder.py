@@ -295,7 +295,7 @@ def _every_field(values: dict[str, Any], owner: type) -> dict[str, Any]:
 
     Fields that came later (`ADDED`) may be absent: their default is what was meant before.
     """
-    later = getattr(owner, "ADDED", frozenset())
+    later: frozenset[str] = getattr(owner, "ADDED", frozenset())
     missing = [f.name for f in fields(owner) if f.name not in values and f.name not in later]
     if missing:
         raise ValueError(f"{owner.__name__} lacks {', '.join(missing)}")

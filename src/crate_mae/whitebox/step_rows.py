@@ -175,9 +175,7 @@ class LayerMeter:
 
     def _sparsification(self, step: HalfStep, operator: SparseStep) -> None:
         """Sparsity of the codes of the tokens x it is given, and what it did to its objective."""
-        norm, given = step.layer.sparse_norm, GIVEN[step.side]
-        assert norm is not None  # an operator has one
-        x = norm(step.before)
+        x, given = step.layer.sparse_norm(step.before), GIVEN[step.side]
         D, weight = operator.dictionary, operator.sparsity
         codes, z = (step.after, "z'") if operator.returns_codes else (operator.codes(x), "a")
         if operator.starts_at_zero:

@@ -22,16 +22,15 @@ def weight_measurements(
             found = _of_mssa(layer.mssa)
             if layer.sparse_step is not None:
                 found |= _of_dictionary(layer.sparse_step)
-            elif side == "decoder" and model.config.depth == len(layers):
+            elif side == "decoder" and layer.sparsifies and model.config.depth == len(layers):
                 # Rows of D and A are dimensions of tokens, and so are their columns: an order that
                 # both share. Atoms of an overcomplete dictionary have none.
                 mirror = model.config.depth - 1 - index
-                A, D = layer.dictionary, model.stacks["encoder"][mirror].dictionary
-                if A is not None and D is not None:
-                    found["mirror_dictionary_cosine"] = (
-                        geometry.matrix_cosine(A.detach(), D.detach()),
-                        f"A and D of encoder layer {mirror}",
-                    )
+                D = model.stacks["encoder"][mirror].dictionary.detach()
+                found["mirror_dictionary_cosine"] = (
+                    geometry.matrix_cosine(layer.dictionary.detach(), D),
+                    f"A and D of encoder layer {mirror}",
+                )
             rows += [
                 Measurement(
                     model=name,
