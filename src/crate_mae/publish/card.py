@@ -42,11 +42,11 @@ def card_data(
     kind = facts.weights["model"]
     return ModelCardData(
         license=licence,
-        library_name="crate-mae",
+        library_name="transformers",
         pipeline_tag=TASK[kind],
         tags=[
             "masked-autoencoder" if kind == "CrateMAE" else "image-classification",
-            "crate", "white-box", "safetensors",
+            "crate", "crate-mae", "timm", "white-box", "safetensors",
         ],
         datasets=[trained_on] if trained_on else None,
         model_name=name.rpartition("/")[2],
