@@ -192,7 +192,7 @@ def test_a_folder_holds_exactly_what_would_be_sent(run: Path, tmp_path: Path) ->
     held = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert held == {k: v for k, v in hub.branches["main"].items() if k != ".gitattributes"}
     assert set(held) == {"model.safetensors", "config.json", "preprocess.json", "README.md",
-                         "recipe.yaml", "metrics.json"}  # fmt: skip
+                         "preprocessor_config.json", "recipe.yaml", "metrics.json"}  # fmt: skip
     assert package.sizes() == {name: len(content) for name, content in held.items()}
     assert_same(folder, run)
 
@@ -266,7 +266,7 @@ def test_the_card_tells_what_is_known(run: Path) -> None:
     package = package_of(run, licence="cc-by-4.0", data_name="photographs of my garden")
     card = card_of(package)
     assert card.metadata.get("license") == "cc-by-4.0"
-    assert card.metadata.get("library_name") == "crate-mae"
+    assert card.metadata.get("library_name") == "transformers"
     assert card.metadata.get("pipeline_tag") == "image-feature-extraction"
     assert "masked-autoencoder" in card.metadata["tags"]
     text = card.text
@@ -331,7 +331,7 @@ def test_weights_alone_claim_nothing(weights: Path) -> None:
     package = package_of(weights)
     card = card_of(package)
     assert set(package.files) == {"model.safetensors", "config.json", "preprocess.json",
-                                  "README.md"}  # fmt: skip
+                                  "preprocessor_config.json", "README.md"}  # fmt: skip
     assert card.metadata.get("license") is None
     assert "Nothing that was measured" in card.text
     assert "None has been named" in card.text
@@ -542,7 +542,8 @@ def test_another_model_is_not_replaced(weights: Path, run: Path) -> None:
     assert hub.branches["main"]["README.md"] != before["README.md"]
     push(package_of(weights), REPO, api=hub, overwrite=True)
     assert set(hub.branches["main"]) == {".gitattributes", "model.safetensors", "config.json",
-                                         "preprocess.json", "README.md"}  # fmt: skip
+                                         "preprocess.json", "preprocessor_config.json",
+                                         "README.md"}  # fmt: skip
 
 
 def test_a_model_that_is_not_ours_is_not_replaced(weights: Path) -> None:

@@ -33,6 +33,7 @@ from crate_mae.weights.weights_folder import (
 )
 
 FILES = {"model.safetensors", "config.json", "preprocess.json"}
+WRITTEN = FILES | {"preprocessor_config.json"}
 
 
 def facts_for(config: ModelConfig) -> Preprocess:
@@ -110,7 +111,7 @@ def test_autoencoder_returns_bit_for_bit(name: str, tmp_path: Path) -> None:
     model.preprocess = facts_for(config)
     folder = save_model(model, tmp_path / "deep" / "er" / "weights")
     assert folder == tmp_path / "deep" / "er" / "weights"
-    assert {path.name for path in folder.iterdir()} == FILES
+    assert {path.name for path in folder.iterdir()} == WRITTEN
     state = torch.get_rng_state()
     loaded = load_model(str(folder))
     torch.set_rng_state(state)
@@ -319,7 +320,7 @@ def test_a_link_stays_and_what_it_names_is_written(tmp_path: Path) -> None:
     for seed in (0, 1):  # dangling at first
         save_model(make(tiny(), seed=seed), link, overwrite=True)
         assert link.is_symlink()
-        assert {path.name for path in real.iterdir()} == FILES
+        assert {path.name for path in real.iterdir()} == WRITTEN
         assert_same_tensors(load_model(link), make(tiny(), seed=seed))
     assert {path.name for path in tmp_path.iterdir()} == {"disk", "link"}
     assert {path.name for path in real.parent.iterdir()} == {"real"}

@@ -23,6 +23,7 @@ from crate_mae.evaluation.comparison import (
 )
 from crate_mae.publish.facts import RECIPE, Facts
 from crate_mae.publish.redact import address_and_split, hub_dataset
+from crate_mae.weights.one_folder import CLASSES
 
 _LOADING = re.compile(
     r'(    from crate_mae import load_model\n    model = load_model\(")(.+)("\)\n)'
@@ -53,10 +54,11 @@ def card_data(
     kind = facts.weights["model"]
     return ModelCardData(
         license=licence,
-        library_name="crate-mae",
+        library_name="transformers" if kind in CLASSES else "crate-mae",
         pipeline_tag=TASK[kind],
         tags=[
-            TAG[kind], "crate", "white-box", "safetensors",
+            TAG[kind], "crate", "crate-mae", *(["timm"] if kind in CLASSES else []), "white-box",
+            "safetensors",
         ],
         datasets=[trained_on] if trained_on else None,
         model_name=name.rpartition("/")[2],

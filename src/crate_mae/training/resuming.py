@@ -16,6 +16,7 @@ from crate_mae.common.files import read_json_object
 from crate_mae.common.values import is_count
 from crate_mae.training.callbacks import BEST, LAST
 from crate_mae.training.training_module import TrainingModule
+from crate_mae.weights.shipped import CONFIG as WEIGHTS_CONFIG
 from crate_mae.weights.shipped import PREPROCESS, TENSORS
 from crate_mae.weights.tensors import check_finite, check_match, check_zip, read_safetensors
 
