@@ -61,7 +61,7 @@ def supervised_transform(augment: SupervisedAugment, preprocess: Preprocess) -> 
         interpolation=InterpolationMode.BILINEAR,
     )
     change = partial(
-        _rand_augmented,
+        changed_by_type,
         of_bytes=build(fill=[255 * mean for mean in preprocess.mean]),
         of_floats=build(fill=list(preprocess.mean)),
     )
@@ -118,7 +118,8 @@ def normalised_batch(images: Sequence[Tensor], preprocess: Preprocess) -> Tensor
     return torch.stack([normalise(image, preprocess) for image in images])
 
 
-def _rand_augmented(image: Tensor, of_bytes: v2.Transform, of_floats: v2.Transform) -> Tensor:
+def changed_by_type(image: Tensor, of_bytes: v2.Transform, of_floats: v2.Transform) -> Tensor:
+    """An image (C, H, W) changed by the transform that is made for its type."""
     changed: Tensor = (of_bytes if image.dtype == torch.uint8 else of_floats)(image)
     return changed
 
