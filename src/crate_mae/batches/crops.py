@@ -16,7 +16,12 @@ from crate_mae.batches.assembly import Numbered, SampleBatch
 from crate_mae.batches.config import VALIDATION_SEED, Crops
 from crate_mae.batches.data_module import ImageDataModule
 from crate_mae.batches.on_device import DeviceMaker
-from crate_mae.batches.transforms import normalised_batch, resized_crop
+from crate_mae.batches.transforms import (
+    changed_by_type,
+    normalised_batch,
+    on_unit_scale,
+    resized_crop,
+)
 from crate_mae.common.randomness import VIEW, seed_globally
 from crate_mae.models.config import ModelConfig, Preprocess, size_fault
 from crate_mae.models.simdino import GLOBAL_VIEWS
@@ -68,7 +73,7 @@ class CropMaker:
                 changed = []
                 for image, key in zip(images, keys, strict=True):
                     seed_globally(VIEW, *key, view)
-                    changed.append(transform(image))
+                    changed.append(on_unit_scale(image, transform, self.preprocess))
                 views.append(normalised_batch(changed, self.preprocess))
         nothing = torch.empty(0, len(images), self.preprocess.channels, *self.crops.local_hw)
         return CropBatch(
@@ -150,10 +155,5 @@ def _view(
         steps.append(v2.RandomApply([blur], p=blurred))
     if solarised and crops.solarise:
         of_bytes, of_floats = (v2.RandomSolarize(t, p=crops.solarise) for t in (128, 0.5))
-        steps.append(v2.Lambda(partial(_solarised, of_bytes=of_bytes, of_floats=of_floats)))
+        steps.append(v2.Lambda(partial(changed_by_type, of_bytes=of_bytes, of_floats=of_floats)))
     return v2.Compose(steps)
-
-
-def _solarised(image: Tensor, of_bytes: v2.Transform, of_floats: v2.Transform) -> Tensor:
-    changed: Tensor = (of_bytes if image.dtype == torch.uint8 else of_floats)(image)
-    return changed

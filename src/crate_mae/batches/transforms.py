@@ -4,7 +4,7 @@ All work on tensors (C, H, W), uint8 or float32 on the [0, 1] scale, with any nu
 and keep the dtype; `normalise` makes the float32 batch that a model takes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 
 import torch
@@ -62,13 +62,12 @@ def supervised_transform(augment: SupervisedAugment, preprocess: Preprocess) -> 
     )
     low, high = torch.tensor(preprocess.low), torch.tensor(preprocess.high)
     unit_mean = (torch.tensor(preprocess.mean) - low) / (high - low)
-    change = partial(
-        _rand_augmented,
+    by_type = partial(
+        changed_by_type,
         of_bytes=build(fill=[255 * mean for mean in preprocess.mean]),
         of_floats=build(fill=unit_mean.tolist()),
-        low=low.view(-1, 1, 1),
-        high=high.view(-1, 1, 1),
     )
+    change = partial(on_unit_scale, change=by_type, preprocess=preprocess)
     return v2.Compose([basic, v2.Lambda(change)])
 
 
@@ -157,15 +156,23 @@ def normalised_batch(images: Sequence[Tensor], preprocess: Preprocess) -> Tensor
     return torch.stack([normalise(image, preprocess) for image in images])
 
 
-def _rand_augmented(
-    image: Tensor, of_bytes: v2.Transform, of_floats: v2.Transform, low: Tensor, high: Tensor
+def on_unit_scale(
+    image: Tensor, change: Callable[[Tensor], Tensor], preprocess: Preprocess
 ) -> Tensor:
-    """The changed image; the operations know bytes and floats in [0, 1], whatever the data's."""
+    """An image (C, H, W) changed by what knows bytes and floats in [0, 1] alone.
+
+    Floats of another range, `low` to `high`, are brought there and back.
+    """
     if image.dtype == torch.uint8:
-        changed: Tensor = of_bytes(image)
-        return changed
-    changed = of_floats((image - low) / (high - low))
-    return changed * (high - low) + low
+        return change(image)
+    low, high = (_per_channel(v, image.device) for v in (preprocess.low, preprocess.high))
+    return change((image - low) / (high - low)) * (high - low) + low
+
+
+def changed_by_type(image: Tensor, of_bytes: v2.Transform, of_floats: v2.Transform) -> Tensor:
+    """An image (C, H, W) changed by the transform that is made for its type."""
+    changed: Tensor = (of_bytes if image.dtype == torch.uint8 else of_floats)(image)
+    return changed
 
 
 def _cropped(image: Tensor, crop: v2.RandomResizedCrop, size: tuple[int, int]) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crate_mae.models.backbone import Backbone
 
@@ -29,7 +29,9 @@ class NonFiniteError(RuntimeError):
 
 
 @torch.no_grad()
-def locate_nonfinite(model: Backbone, images: Tensor, tensors: Iterable[tuple[str, Tensor]]) -> str:
+def locate_nonfinite(
+    model: Backbone | nn.Module, images: Tensor, tensors: Iterable[tuple[str, Tensor]]
+) -> str:
     """The name of the first tensor that is not finite on the way to the loss, or "not found".
 
     Looks at the input images, then the parameters, then `tensors`, names and values in the order of
@@ -47,7 +49,7 @@ def _bad(tensor: Tensor) -> bool:
     return not bool(torch.isfinite(tensor).all())
 
 
-def locate_nonfinite_gradient(model: Backbone) -> str:
+def locate_nonfinite_gradient(model: Backbone | nn.Module) -> str:
     """The parameters whose gradients are not finite, the last ones in the backward pass first."""
     named = [
         name

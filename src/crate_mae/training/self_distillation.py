@@ -43,7 +43,7 @@ class ViewNetwork(nn.Module):
         """Features (V, B, p) of views (v, B, C, H, W) of one or more sizes, in their order."""
         tokens = [self.backbone(views.flatten(0, 1))[:, 0] for views in crops if len(views)]
         features: Tensor = self.head(torch.cat(tokens))
-        return features.unflatten(0, (-1, crops[0].shape[1]))
+        return features.view(-1, crops[0].shape[1], features.shape[-1])
 
     def tensors_to_features(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Name and value of every tensor on the way to the features of images (B, C, H, W)."""

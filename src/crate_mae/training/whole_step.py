@@ -50,8 +50,9 @@ class WholeStep:
 
 def _gathered(features: Tensor) -> Tensor:
     """Features (b, ...) of every device (W b, ...), in the order of ranks, without gradients."""
+    own = features.detach().contiguous()
     if not (dist.is_available() and dist.is_initialized()):
-        return features.detach()
-    parts = [torch.empty_like(features) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, features.detach().contiguous())
+        return own
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, own)
     return torch.cat(parts)
