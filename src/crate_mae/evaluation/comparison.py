@@ -207,8 +207,8 @@ def _reduced(rows: Sequence[PlainRow]) -> list[str]:
     for row in rows:
         size = row.get("image_size")
         if row.get("pool") == "pixels" and _is_size(size) and tuple(size) < max(sizes):
-            notes[f"raw pixels: of images reduced to {size[0]}x{size[1]}, to be {row['dim']:,}"
-                  " values"] = None  # fmt: skip
+            values = f", {row['dim']:,} values" if is_count(row.get("dim")) else ""
+            notes[f"raw pixels: of images reduced to {size[0]}x{size[1]}{values}"] = None
     return list(notes)
 
 
