@@ -275,8 +275,8 @@ def _nearest(
     drawn = range(min(MAX_ROWS, len(found)))
     shown = pictures(sources[1], queries, model.preprocess, drawn)
     for row, image in zip(drawn, shown, strict=True):
-        near = pictures(sources[0], known, model.preprocess, [p.second for p in found[row]])
-        rows.append([image, *near])
+        beside = pictures(sources[0], known, model.preprocess, [p.second for p in found[row]])
+        rows.append([image, *beside])
     draw_image_rows(
         rows,
         given.out,

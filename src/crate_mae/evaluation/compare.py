@@ -130,8 +130,9 @@ def compare_models(
         else:
             found = rows_of(name, subject, seeds)
         rows += found
-        for row in found if on_row is not None else ():
-            on_row(row)
+        if on_row is not None:
+            for row in found:
+                on_row(row)
     return sorted(rows, key=lambda row: list(measures).index(row.method))
 
 

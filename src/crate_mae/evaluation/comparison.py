@@ -5,7 +5,7 @@ others: what is missing in a row, or of another kind, is left out.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from crate_mae.common.plain_tables import Cell, Table
 from crate_mae.common.text import count_text
@@ -203,16 +203,16 @@ def _chosen(row: PlainRow) -> str:
 def _reduced(rows: Sequence[PlainRow]) -> list[str]:
     """Where raw pixels are of smaller images than the model's, a sentence that says so."""
     sizes = [tuple(row["image_size"]) for row in rows if _is_size(row.get("image_size"))]
-    notes = {}
+    notes: dict[str, None] = {}
     for row in rows:
         size = row.get("image_size")
         if row.get("pool") == "pixels" and _is_size(size) and tuple(size) < max(sizes):
-            notes[f"raw pixels: of images reduced to {size[0]}x{size[1]}, to be {row['dim']:,}"
-                  " values"] = None  # fmt: skip
+            values = f", {row['dim']:,} values" if is_count(row.get("dim")) else ""
+            notes[f"raw pixels: of images reduced to {size[0]}x{size[1]}{values}"] = None
     return list(notes)
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: Any) -> TypeGuard[Sequence[int]]:
     return isinstance(value, list | tuple) and len(value) == 2 and all(map(is_count, value))
 
 

@@ -119,7 +119,8 @@ def with_channels(
     filters = tensors["encoder.patch_embed.weight"].sum(dim=1, keepdim=True)
     changed["encoder.patch_embed.weight"] = filters.expand(-1, new, -1, -1).contiguous() / new
     for name in ("prediction.weight", "prediction.bias"):
-        rows = tensors[name].unflatten(0, (height * width, old)).mean(dim=1, keepdim=True)
+        value = tensors[name]
+        rows = value.reshape(height * width, old, *value.shape[1:]).mean(dim=1, keepdim=True)
         shape = (height * width, new, *rows.shape[2:])
         changed[name] = rows.expand(shape).flatten(0, 1).contiguous()
     return changed
