@@ -15,6 +15,7 @@ from crate_mae import CrateMAE, load_model, save_model
 from crate_mae.batches.transforms import normalise, prepare
 from crate_mae.cli import main
 from crate_mae.evaluation.backbones import random_baseline
+from crate_mae.models.config import ModelConfig
 from crate_mae.models.loss import BaselineSums
 from crate_mae.models.masks import draw_mask
 from crate_mae.publish.package import build_package
@@ -57,7 +58,8 @@ def test_the_card_tells_what_a_user_must_know(name: str) -> None:
         assert f"{row['accuracy']:.2%}" in card
     recipe = load_settings(SHIPPED[name].folder / "recipe.yaml")
     model = load_model(name)
-    assert recipe["model"] == model.config.to_dict()
+    assert ModelConfig.from_dict(recipe["model"]) == model.config
+    assert set(model.config.to_dict()) - set(recipe["model"]) <= ModelConfig.ADDED
     assert recipe["data"]["mean"] == list(model.preprocess.mean)
 
 

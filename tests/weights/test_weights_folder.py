@@ -539,8 +539,8 @@ def test_configurations_of_strangers_are_refused_before_anything_is_made(
         ({"num_classes": 3.7}, "num_classes must be a whole number"),
         ({"num_classes": True}, "num_classes must be a whole number"),
         ({"num_classes": None}, "num_classes must be a whole number"),
-        ({"pool": "max"}, "pool must be 'cls' or 'mean', not 'max'"),
-        ({"pool": ["mean"]}, "pool must be 'cls' or 'mean'"),
+        ({"pool": "max"}, "pool must be one of cls, mean, mean-all, not 'max'"),
+        ({"pool": ["mean"]}, "pool must be one of cls, mean, mean-all"),
         ({"class_names": ["a"]}, "1 class names for 3 classes"),
         ({"class_names": "abc"}, "class_names a list or null"),
         ({"class_names": 7}, "class_names a list or null"),
@@ -792,3 +792,17 @@ def test_what_is_assumed_of_images_is_said(
     with pytest.raises(ValueError, match="images of 1 channels"):
         save_model(told, tmp_path / "f", preprocess=grey)
     assert not (tmp_path / "f").exists()
+
+
+def test_files_without_later_fields_compute_what_they_did(tmp_path: Path) -> None:
+    model = make(tiny()).eval()
+    save_model(model, tmp_path / "weights")
+    described = json.loads((tmp_path / "weights" / "config.json").read_text("utf-8"))
+    assert described["config"].keys() > ModelConfig.ADDED
+    for name in ModelConfig.ADDED:
+        del described["config"][name]
+    (tmp_path / "weights" / "config.json").write_text(json.dumps(described), encoding="utf-8")
+    again = load_model(tmp_path / "weights")
+    assert again.config == model.config
+    images = images_for(model.config)
+    assert torch.equal(again.encode(images), model.encode(images))

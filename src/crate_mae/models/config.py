@@ -138,10 +138,12 @@ class ModelConfig:
     def other_operators(self) -> list[str]:
         """Fields and values by which its layers are none that CRATE-MAE's published code has.
 
-        Empty for published and tied ones; initial values and a classifier's norm do not count.
+        Empty for published and tied ones, and for `overcomplete` alone; initial values and a
+        classifier's norm do not count.
         """
-        mine = self.to_dict() | {"sparse_step": self.sparse_kind}
-        plain = ModelConfig().to_dict() | {"sparse_step": "ista"}
+        mine, plain = self.to_dict(), ModelConfig().to_dict()
+        if self.sparse_kind == "ista":
+            mine["sparse_step"] = plain["sparse_step"]
         computing = self.ADDED - {"eps_squared", "initial_values", "head_norm"}
         found = [
             f"{name} {mine[name]!r}" for name in sorted(computing) if mine[name] != plain[name]

@@ -21,6 +21,7 @@ from crate_mae.evaluation.comparison import (
     headline,
     interval_text,
 )
+from crate_mae.models.config import ModelConfig
 from crate_mae.publish.facts import RECIPE, Facts
 from crate_mae.publish.redact import address_and_split, hub_dataset
 from crate_mae.weights.one_folder import CLASSES
@@ -270,6 +271,7 @@ def _model_rows(facts: Facts) -> list[tuple[str, str]]:
     target = "normalised by patch" if config["norm_pix_loss"] else "raw pixels"
     size = f"{facts.weights['parameters'] / 1e6:.2f} million parameters"
     patch = " x ".join(map(str, config["patch_size"]))
+    others = ModelConfig.from_dict(config).other_operators
     atoms = config.get("overcomplete", 1)
     steps = f"{atoms} x {config['dim']} atoms, two ISTA steps from 0 and a skip (not of the paper)"
     return [
@@ -278,6 +280,7 @@ def _model_rows(facts: Facts) -> list[tuple[str, str]]:
         ("step size and sparsity", f"eta {config['step_size']}, lambda {config['sparsity']}"),
         *([("dictionaries", steps)] if atoms > 1 else []),
         ("output map, mask tokens", f"{config['output_projection']}, {config['mask_tokens']}"),
+        *([("other operators (not of the paper)", ", ".join(others))] if others else []),
         *([("predicts", target)] if facts.weights["model"] == "CrateMAE" else []),
         ("images are normalised with", f"mean {mean}; std {std}; done by every command"),
         ("SHA-256 of `model.safetensors`", facts.sha256),
