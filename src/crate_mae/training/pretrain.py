@@ -60,9 +60,9 @@ def pretrain(
 
     `resume` continues the run in `folder` exactly where it was (from the start when it had saved
     nothing yet); only what leaves the result alone may differ then: hardware, records, loading.
-    `init_from` starts a new run from the weights of another. `stop_after` saves and leaves after so
-    many optimiser steps. A Python `dataset` (images, or images with labels) replaces the source of
-    the configuration.
+    `init_from` starts a new masked run from the weights of another. `stop_after` saves and leaves
+    after so many optimiser steps. A Python `dataset` (images, or images with labels) replaces the
+    source of the configuration.
 
     Everything is checked before anything is written. Raises FileExistsError when `folder` is taken,
     FileNotFoundError when there is nothing to resume, ValueError for settings or data that do not
