@@ -203,7 +203,7 @@ def test_the_covariance_of_each_batch_is_another_objective(whole: Path, tmp_path
     assert not trained_alike(whole, tmp_path / "four")
 
 
-def test_steps_lower_the_loss_and_spread_the_features() -> None:
+def test_steps_lower_the_loss() -> None:
     """The same batch of views again and again, on CRATE and on ViT."""
     for vitmae in (None, "configuration"):
         config = config_of(vitmae=vitmae)
@@ -215,16 +215,16 @@ def test_steps_lower_the_loss_and_spread_the_features() -> None:
             seed=0,
         )
         batch = maker(held_out(20), [])
-        optimizer = torch.optim.Adam(module.model.parameters(), lr=3e-3)
+        optimizer = torch.optim.Adam(module.model.parameters(), lr=1e-3)
         losses = []
-        for _ in range(30):
+        for _ in range(100):
             loss = module.loss(batch)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
             module.move_teacher(0.9)
             losses.append(float(loss.detach()))
-        assert losses[-1] < 1.1 * losses[0] < 0  # both are negative
+        assert losses[-1] < losses[0] - 0.15
         assert all(p.grad is None for p in module.teacher.parameters())
         assert all(p.grad is not None for p in module.model.parameters() if p.requires_grad)
 

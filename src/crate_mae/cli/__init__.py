@@ -122,7 +122,7 @@ def _run(argv: list[str]) -> int:
 CHAPTERS: dict[str, dict[str, Verb]] = {
     "train": {
         "pretrain": Verb(
-            "masked pre-training: images in, weights and metrics out",
+            "pre-training without labels: images in, weights and metrics out",
             train.pretrain_parser,
             train.pretrain,
         ),

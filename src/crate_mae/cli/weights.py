@@ -229,7 +229,7 @@ def export(argv: list[str]) -> int:
     if given.int8 and given.what != "encode":
         parser.error("--int8 is measured by a probe of features: export --what encode")
 
-    from crate_mae.export.export_model import describe_export, export_model
+    from crate_mae.export.exporting import describe_export, export_model
     from crate_mae.export.int8_loss import measure_int8_loss
 
     output = Output(given.json)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from crate_mae.export.export_model import export_model
+from crate_mae.export.exporting import export_model
 from crate_mae.export.runtimes import load_exported
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier

@@ -9,9 +9,9 @@ import pytest
 import torch
 from model_cases import tiny
 
-import crate_mae.export.export_model as subject
+import crate_mae.export.exporting as subject
 from crate_mae.export.engines import engine_for
-from crate_mae.export.export_model import export_model
+from crate_mae.export.exporting import export_model
 from crate_mae.export.form import LinearISTA, export_form
 from crate_mae.export.runtimes import FORMATS, check_installed, load_exported
 from crate_mae.models.autoencoder import CrateMAE
