@@ -57,21 +57,11 @@ def pretrain(
 
     `resume` continues the run in `folder` exactly where it was (from the start when it had saved
     nothing yet); only what leaves the result alone may differ then: hardware, records, loading.
-<<<<<<< ours
-    `init_from` starts a new run from the weights of another, whose architecture it must have, up to
+    `init_from` starts a new masked run from the weights of another, whose architecture it must have, up to
     image size and channels (`starting_tensors`). Where there are fewer images than a batch, batch
     and rate are adapted (`fitted_to_images`). `stop_after` saves and leaves after so
     many optimiser steps. A Python `dataset` (images, or images with labels) replaces the source of
     the configuration.
-||||||| base
-    `init_from` starts a new run from the weights of another. `stop_after` saves and leaves after so
-    many optimiser steps. A Python `dataset` (images, or images with labels) replaces the source of
-    the configuration.
-=======
-    `init_from` starts a new masked run from the weights of another. `stop_after` saves and leaves
-    after so many optimiser steps. A Python `dataset` (images, or images with labels) replaces the
-    source of the configuration.
->>>>>>> theirs
 
     Everything is checked before anything is written. Raises FileExistsError when `folder` is taken,
     FileNotFoundError when there is nothing to resume, ValueError for settings or data that do not
