@@ -100,7 +100,10 @@ def test_shipped_models_are_written_for_every_library(name: str, tmp_path: Path)
     described = json.loads((folder / "config.json").read_text())
     assert described["model_type"] == described["architecture"] == "crate_mae"
     own = json.loads((SHIPPED[name].folder / "config.json").read_text())
+    old = own.pop("config")
     assert {key: described[key] for key in own} == own
+    assert {key: described["config"][key] for key in old} == old
+    assert described["config"].keys() - old.keys() <= ModelConfig.ADDED
     assert load_model(folder).config == load_model(name).config
 
 

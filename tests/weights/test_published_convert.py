@@ -131,7 +131,7 @@ def test_what_is_no_checkpoint_is_refused(
         (
             ("encoder.safetensors", "holds an encoder only"),
             ("broken.safetensors", "not finite, in norm.weight"),
-            ("web.pth", "could not be read as plain tensors"),
+            ("web.pth", "a web page, not the file itself"),
             ("none.pth", "no checkpoint file"),
         ),
     ):

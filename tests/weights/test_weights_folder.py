@@ -39,7 +39,7 @@ WRITTEN = FILES | {"preprocessor_config.json"}
 def facts_for(config: ModelConfig) -> Preprocess:
     channels = config.channels
     return Preprocess(
-        size=(20, 24),
+        size=config.image_hw,
         channels=channels,
         mean=tuple(0.1 + 0.01 * i for i in range(channels)),
         std=tuple(1 / 3 + 0.1 * i for i in range(channels)),
@@ -634,7 +634,10 @@ def test_descriptions_of_something_else_are_refused(
         ({"mean": 0.5}, "not iterable"),
         ({"size": [10**9, 10**9]}, "whole numbers from 1 to"),
         ({"size": ["8", "8"]}, "whole numbers from 1 to"),
-        ({"channels": 1, "mean": [0], "std": [1]}, "preprocessing for 1 channels, model for 3"),
+        (
+            {"channels": 1, "mean": [0], "std": [1], "low": [0], "high": [1]},
+            "preprocessing for 1 channels, model for 3",
+        ),
     ],
     ids=str,
 )
@@ -658,7 +661,7 @@ def test_unknown_places_are_refused(name: str) -> None:
 
 
 def test_a_file_is_no_weights_folder(folder: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="expected a folder with"):
+    with pytest.raises(FileNotFoundError, match="it is a file, and weights are a folder"):
         load_model(folder / "model.safetensors")
 
 
@@ -786,7 +789,7 @@ def test_what_is_assumed_of_images_is_said(
     caplog.clear()
     assert load_model(save_model(classifier, tmp_path / "e")).preprocess == facts
     assert not caplog.records
-    grey = replace(facts, channels=1, mean=(0.5,), std=(0.5,))
+    grey = replace(facts, channels=1, mean=(0.5,), std=(0.5,), low=(), high=())
     with pytest.raises(ValueError, match="images of 1 channels"):
         build_model("debug", preprocess=grey)
     with pytest.raises(ValueError, match="images of 1 channels"):

@@ -47,7 +47,11 @@ class Encoder(nn.Module):
         self.fixed_positions = config.positions == "sincos"
         if self.fixed_positions:
             # Not in the weights file: the configuration says all there is to know.
-            table = sincos_positions(dim, config.grid).to(self.class_token.device)
+            token, grid = self.class_token, config.grid
+            if token.is_meta:  # of any size that a file claims: made where there are values
+                table = token.new_empty(1 + config.num_patches, dim, dtype=torch.float32)
+            else:
+                table = sincos_positions(dim, grid).to(token.device)
             self.register_buffer("positions", table, persistent=False)
         else:
             self.positions = nn.Parameter(torch.empty(1 + config.num_patches, dim))

@@ -57,9 +57,9 @@ def pretrain(
 
     `resume` continues the run in `folder` exactly where it was (from the start when it had saved
     nothing yet); only what leaves the result alone may differ then: hardware, records, loading.
-    `init_from` starts a new masked run from the weights of another, whose architecture it must have, up to
-    image size and channels (`starting_tensors`). Where there are fewer images than a batch, batch
-    and rate are adapted (`fitted_to_images`). `stop_after` saves and leaves after so
+    `init_from` starts a new masked run from the weights of another, whose architecture it must
+    have, up to image size and channels (`starting_tensors`). Where there are fewer images than a
+    batch, batch and rate are adapted (`fitted_to_images`). `stop_after` saves and leaves after so
     many optimiser steps. A Python `dataset` (images, or images with labels) replaces the source of
     the configuration.
 

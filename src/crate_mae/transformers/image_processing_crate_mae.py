@@ -17,7 +17,7 @@ from transformers.image_utils import (
 )
 
 from crate_mae.batches.transforms import fit
-from crate_mae.sources.images import decode_image, to_channels
+from crate_mae.sources.pillow_images import pixels_of, readable_formats, to_channels
 
 
 class CrateMAEImageProcessor(TorchvisionBackend):  # type: ignore[misc]
@@ -37,9 +37,10 @@ class CrateMAEImageProcessor(TorchvisionBackend):  # type: ignore[misc]
     do_normalize = True
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Images themselves; a path of this machine is opened as the package opens it."""
+        """Images themselves; a path of this machine is opened with the decoders of the package."""
         if isinstance(image_url_or_urls, str) and Path(image_url_or_urls).is_file():
-            return decode_image(Path(image_url_or_urls), image_url_or_urls)
+            with Image.open(image_url_or_urls, formats=readable_formats()) as opened:
+                return pixels_of(opened, image_url_or_urls)
         return super().fetch_images(image_url_or_urls)
 
     def process_image(
@@ -53,7 +54,7 @@ class CrateMAEImageProcessor(TorchvisionBackend):  # type: ignore[misc]
         """An image (C, H, W), uint8 or float32, with as many channels as there are means."""
         channels = len(kwargs.get("image_mean") or self.image_mean)
         if isinstance(image, Image.Image):
-            pixels = decode_image(image, "image")
+            pixels = pixels_of(image, "image")
         else:
             pixels = torch.from_numpy(image) if isinstance(image, np.ndarray) else image
             if pixels.ndim == 2:
