@@ -19,7 +19,7 @@ from crate_mae.common.environment import environment
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import PRESETS
 from crate_mae.models.masks import draw_mask
-from crate_mae.training.config import ObjectiveConfig
+from crate_mae.training.objectives import ObjectiveConfig
 from crate_mae.training.rate_term import CodingRate
 
 

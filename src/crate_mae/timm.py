@@ -69,7 +69,9 @@ class CrateBlock(nn.Module):
 
     def __prepare_scriptable__(self) -> nn.Module:
         example = next(self.parameters()).new_zeros(self.example_shape)
-        traced: nn.Module = torch.jit.trace(self.layer, example, check_trace=False)
+        traced: nn.Module = torch.jit.trace(  # type: ignore[no-untyped-call]
+            self.layer, example, check_trace=False
+        )
         return traced
 
 
@@ -154,7 +156,7 @@ class CrateTransformer(VisionTransformer):
     def forward_features(self, x: Tensor) -> Tensor:
         """Tokens (B, 1 + L, d) of images (B, C, H, W) after the final norm."""
         x = self.patch_drop(self._pos_embed(self.patch_embed(x)))
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
             x = checkpoint_seq(self.blocks, x)
         else:
             x = self.blocks(x)

@@ -4,6 +4,7 @@ import gzip
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, ImageCms
@@ -103,7 +104,7 @@ def test_keys_of_samples(tmp_path: Path, encode: Encode, members: str, keys: str
 def test_labels_of_shards(tmp_path: Path, encode: Encode) -> None:
     image = encode((3, 4))
 
-    def classes(members: dict[str, bytes], **reading: str) -> dict[str, int] | None:
+    def classes(members: dict[str, bytes], **reading: Any) -> dict[str, int] | None:
         path = _tar(tmp_path / "x.tar", members)
         return describe_source(StreamSource(str(path), reading=Reading(**reading))).classes
 

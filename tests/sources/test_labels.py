@@ -151,7 +151,7 @@ def test_pickled_labels_are_not_loaded_but_told(tmp_path: Path) -> None:
 
 def test_archives_with_splits_and_other_names(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    parts = {
+    parts: dict[str, Any] = {
         "x_train": rng.integers(0, 255, (4, 8, 8, 3), np.uint8),
         "y_train": np.array([0, 1, 1, 0]),
         "x_test": rng.integers(0, 255, (2, 8, 8, 3), np.uint8),

@@ -43,7 +43,7 @@ def test_separate_planes_are_those_of_the_same_pixels_together(
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_white_is_zero(tmp_path: Path, dtype: type) -> None:
-    values = DEEP[..., 0].astype(dtype)
+    values: np.ndarray = DEEP[..., 0].astype(dtype)
     path = _write(tmp_path / "x.tif", values, photometric="miniswhite")
     top = np.iinfo(dtype).max
     image = decode_image(path, "x").numpy()[0]

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from crate_mae.training.parse import parse_pretrain
 from crate_mae.training.starting_weights import starting_tensors, with_channels
 
 
-def small(**overrides: object) -> CrateMAE:
+def small(**overrides: Any) -> CrateMAE:
     torch.manual_seed(0)
     model = build_model("debug", image_size=16, patch_size=4, dim=16, **overrides)
     for parameter in model.parameters():  # biases, too, which begin at zero

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from time import perf_counter
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -55,8 +55,15 @@ class Batch(ImageBatch):
 
 Numbered = tuple[int, int, Sample]
 """A sample with its epoch and its index."""
-MakeBatch = Callable[[list[Numbered], list[tuple[str, str]], int], Any]
-"""From numbered samples, what could not be read, and the optimiser step to a batch."""
+
+
+class MakeBatch(Protocol):
+    """What makes a batch."""
+
+    def __call__(
+        self, samples: list[Numbered], broken: list[tuple[str, str]], step: int = 0, /
+    ) -> Any:
+        """A batch of numbered samples, what could not be read, and the optimiser step."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -246,5 +246,5 @@ def _random_masks(
     if masking.ratio_max is None:
         return ranks >= num_kept(patches, masking.ratio)
     share = uniform(index, 1, MASK, *key).double()
-    ratio = masking.ratio + (masking.ratio_max - masking.ratio) * share
-    return ranks >= (patches * (1 - ratio)).long()
+    ratios = masking.ratio + (masking.ratio_max - masking.ratio) * share
+    return ranks >= (patches * (1 - ratios)).long()

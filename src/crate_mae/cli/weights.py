@@ -243,7 +243,11 @@ def export(argv: list[str]) -> int:
         images=opened_images(given) if given.images else None,
     )
     output.say(describe_export(exported))
-    facts = {"difference": exported.difference, "images": exported.images, "int8_loss": None}
+    facts: dict[str, Any] = {
+        "difference": exported.difference,
+        "images": exported.images,
+        "int8_loss": None,
+    }
     if given.int8:
         loss = measure_int8_loss(
             given.weights, exported.folder, given.probe or "digits", progress=counter_for

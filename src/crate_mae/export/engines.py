@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from crate_mae.export.exporting import export_model
 from crate_mae.export.runtimes import load_exported
 from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.crate_encoder import CrateEncoder
 from crate_mae.weights.weights_folder import load_model
 
 ENGINES = ("torch", "onnx", "openvino")
@@ -23,7 +23,7 @@ class ExportedEncoder(nn.Module):
     It takes images of the model's own size. `folder` is what `export_model` wrote of that model.
     """
 
-    def __init__(self, model: CrateMAE | CrateClassifier, folder: Path) -> None:
+    def __init__(self, model: CrateMAE | CrateEncoder, folder: Path) -> None:
         super().__init__()
         self.original = model
         self.config, self.preprocess = model.config, model.preprocess
@@ -47,7 +47,7 @@ class ExportedEncoder(nn.Module):
             raise ValueError("an exported encoder gives features after the last layer alone")
         return {None: self.encode(images)}
 
-    def untrained(self, seed: int) -> CrateMAE | CrateClassifier:
+    def untrained(self, seed: int) -> CrateMAE | CrateEncoder:
         """The random baseline: the same model with fresh weights, in PyTorch."""
         return self.original.untrained(seed)
 

@@ -18,6 +18,7 @@ from crate_mae.export.runtimes import FORMATS, Format, check_installed
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import Preprocess
+from crate_mae.models.crate_encoder import CrateEncoder
 from crate_mae.models.masks import draw_mask, num_kept
 from crate_mae.sources.base import ImageSource
 from crate_mae.sources.images import to_channels
@@ -119,7 +120,7 @@ def _preprocess_facts(preprocess: Preprocess) -> dict[str, Any]:
     }
 
 
-def _kept(model: CrateMAE | CrateClassifier, mask_ratio: float) -> int:
+def _kept(model: CrateMAE | CrateEncoder, mask_ratio: float) -> int:
     return num_kept(model.config.num_patches, mask_ratio)
 
 
@@ -134,12 +135,12 @@ def _task(model: Any, what: What, kept: int | None) -> nn.Module:
             raise ValueError("these weights hold no classifier: fine-tune one, or export encode")
         return Classify(model)
     if not isinstance(model, CrateMAE) or kept is None:
-        raise ValueError("a classifier has no decoder to reconstruct with; export classify")
+        raise ValueError("there is no decoder to reconstruct with: export encode, or classify")
     return Reconstruct(model, kept)
 
 
 def _real_inputs(
-    model: CrateMAE | CrateClassifier, what: What, mask_ratio: float, images: ImageSource | None
+    model: CrateMAE | CrateEncoder, what: What, mask_ratio: float, images: ImageSource | None
 ) -> tuple[list[Tensor], list[str]]:
     source = photograph_squares() if images is None else images
     channels = model.config.channels

@@ -157,7 +157,7 @@ def _step_seconds(found: RunPlan) -> float:
 
 def _smaller(model: ModelConfig) -> Iterator[ModelConfig]:
     """The same model shallower, then with larger patches, each time less work."""
-    depths = {
+    depths: dict[str, Any] = {
         "depth": min(SHALLOW, model.depth), "decoder_depth": min(SHALLOW, model.decoder_depth)
     }  # fmt: skip
     shallow = replace(model, **depths)

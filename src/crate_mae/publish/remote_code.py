@@ -89,8 +89,16 @@ def _reached(roots: tuple[str, ...], known: set[_Pair]) -> set[_Pair]:
             if used in source.definitions:
                 waiting.append((module, used))
             elif used in source.inside:
-                waiting.append(source.inside[used])
+                waiting.append(_home(*source.inside[used]))
     return found
+
+
+def _home(module: str, name: str) -> _Pair:
+    """Where a name is defined that a module defines or passes on."""
+    source = _parsed(module)
+    if name not in source.definitions and name in source.inside:
+        return _home(*source.inside[name])
+    return module, name
 
 
 def _text(what: str, wanted: set[_Pair], known: set[_Pair]) -> str:
@@ -112,7 +120,7 @@ def _text(what: str, wanted: set[_Pair], known: set[_Pair]) -> str:
                 text = re.sub(rf"(?<![\w.]){old}\b", new, text)
             parts.append(text)
             for used in source.uses[name]:
-                if used in source.inside and source.inside[used] in known:
+                if used in source.inside and _home(*source.inside[used]) in known:
                     borrowed.add(source.inside[used][1])
                 elif used in source.outside:
                     statement = source.outside[used]
@@ -128,7 +136,7 @@ def _text(what: str, wanted: set[_Pair], known: set[_Pair]) -> str:
 def _check_private(module: str, name: str, others: list[str]) -> None:
     """Raise ValueError where a name that must be changed is imported by another module."""
     for other in others:
-        if (module, name) in _parsed(other).inside.values():
+        if (module, name) in {_home(*pair) for pair in _parsed(other).inside.values()}:
             raise ValueError(f"{name} of {module} is also defined elsewhere, and imported")
 
 

@@ -149,7 +149,7 @@ def compared(runs: Sequence[Run]) -> ComparedRuns:
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, dict):
             found |= _flat(value, f"{prefix}{key}.")

@@ -47,11 +47,10 @@ def class_labels(values: Iterable[object], names: Sequence[str] | None, where: s
         if max(whole) < 0:
             return Labels(why_none=f"{where} holds no class number of 0 or more")
         return Labels(np.array(whole), None if names is None else tuple(names))
-    if kinds == {bool} and names is None:
-        names = ("false", "true")
     if kinds == {bool}:
         return Labels(
-            np.array([-1 if value is None else int(bool(value)) for value in plain]), tuple(names)
+            np.array([-1 if value is None else int(bool(value)) for value in plain]),
+            ("false", "true") if names is None else tuple(names),
         )
     words = [None if value is None else str(value) for value in plain]
     found = {word for word in words if word is not None}
@@ -96,10 +95,9 @@ def _of_several(values: list[object]) -> int | bool | str | None:
     if len(values) <= 1:
         return plain_label(values[0]) if values else None
     flat = [value.item() if isinstance(value, np.generic) else value for value in values]
-    if all(isinstance(v, int | float) for v in flat) and sorted(flat) == [0] * (len(flat) - 1) + [
-        1
-    ]:
-        return flat.index(1)
+    numbers = [value for value in flat if isinstance(value, int | float)]
+    if len(numbers) == len(flat) and sorted(numbers) == [0] * (len(flat) - 1) + [1]:
+        return numbers.index(1)
     raise NoClassError("several labels an image, of which a class is one")
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from crate_mae.common.budgets import check_growth, check_memory
 from crate_mae.sources.base import IMAGE_KEYS, EncodedSource, existing_path
 from crate_mae.sources.folders import list_files
-from crate_mae.sources.found import AS_USUAL, Found, Reading, passed_over
+from crate_mae.sources.found import AS_USUAL, Found, PassedOver, Reading, passed_over
 from crate_mae.sources.images import UnreadableImage
 from crate_mae.sources.labels import (
     Labels,
@@ -76,7 +76,8 @@ def open_parquet(rest: str, split: str | None, reading: Reading = AS_USUAL) -> P
     """The source of `parquet:PATH`, a file or a folder of files; their names tell the splits."""
     path, address = existing_path(rest, "parquet"), f"parquet:{rest}"
     root = path if path.is_dir() else path.parent
-    files, passed = [path], ()
+    files: list[Path] = [path]
+    passed: tuple[PassedOver, ...] = ()
     if path.is_dir():
         listed, passed = list_files(
             path, frozenset({".parquet"}), address, follow_links=reading.follow_links

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from crate_mae.common.budgets import check_growth
 from crate_mae.sources.base import IMAGE_KEYS, LABEL_KEYS
@@ -29,7 +29,7 @@ MAX_MEMBER_BYTES = 512 * 1024**2
 _FIELDS = {*IMAGE_KEYS, *LABEL_KEYS, "left", "right", "mask", "seg"}
 MOST_ZEROS = 1 << 28
 _BLOCK = 512
-_PACKED: dict[bytes, Callable[[Path], IO[bytes]]] = {
+_PACKED: dict[bytes, Callable[..., Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\x00": lzma.open,
@@ -240,7 +240,8 @@ def _unpacked(shard: Path) -> IO[bytes]:
         head = file.read(6)
     for magic, opened in _PACKED.items():
         if head.startswith(magic):
-            return opened(shard)
+            unpacked: IO[bytes] = opened(shard)
+            return unpacked
     return shard.open("rb")
 
 

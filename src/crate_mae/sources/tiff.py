@@ -120,7 +120,8 @@ def scaled(planes: np.ndarray, page: Any) -> np.ndarray:
 
     Photometric interpretation 0, WhiteIsZero, counts from white to black.
     """
-    bits = int(page.bitspersample if np.isscalar(page.bitspersample) else page.bitspersample[0])
+    told: Any = page.bitspersample
+    bits = int(told if isinstance(told, int) else told[0])
     if int(page.photometric) == 0:
         if planes.dtype.kind == "f":
             raise ValueError("floats in which 0 is white have no known scale")

@@ -1,8 +1,9 @@
 """Multi-page and multi-band TIFF files as a source: every page an image, every band a channel."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,8 @@ from crate_mae.sources.tiff import SUFFIXES, check_extent, scaled, tifffile_modu
 _CHANNELS = "CS"
 
 
-class Stack(NamedTuple):
+@dataclass(frozen=True)
+class Stack:
     """How the images of one file lie."""
 
     count: int

@@ -67,7 +67,7 @@ class CrateMAEConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def to_model_config(self) -> ModelConfig:
         """The same as our own configuration; ValueError where values do not fit together."""
-        return from_transformers(vars(self))
+        return from_transformers(dict(vars(self)))
 
 
 __all__ = ["CrateMAEConfig"]

@@ -20,7 +20,7 @@ from crate_mae.batches.transforms import fit
 from crate_mae.sources.pillow_images import pixels_of, readable_formats, to_channels
 
 
-class CrateMAEImageProcessor(TorchvisionBackend):  # type: ignore[misc]
+class CrateMAEImageProcessor(TorchvisionBackend):
     """Scales an image until it just covers `size`, keeps the centre, and normalises it.
 
     Bicubic with antialiasing; nothing is squashed. Grey becomes colour or colour grey as

@@ -39,7 +39,7 @@ from transformers import initialization as init
 
 
 @dataclass
-class CrateMAEForPreTrainingOutput(ModelOutput):  # type: ignore[misc]
+class CrateMAEForPreTrainingOutput(ModelOutput):
     """What masked completion returns."""
 
     loss: Tensor | None = None
@@ -123,11 +123,11 @@ def _recomputable_class(layer: type[nn.Module]) -> type[nn.Module]:
 def _prepare_layers(part: str, layers: Stack[Any]) -> None:
     """Let transformers recompute layers of any class, and draw their values."""
     for layer in layers:
-        layer.__class__ = _recomputable_class(type(layer))
+        layer.__class__ = _recomputable_class(layer.__class__)
         _draw_in(part, layer)
 
 
-class CrateMAEPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+class CrateMAEPreTrainedModel(PreTrainedModel):
     """What all CRATE-MAE models share: their encoder and their initial values."""
 
     config: CrateMAEConfig
@@ -170,7 +170,7 @@ class CrateMAEPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif hasattr(module, "drawn_in"):
-            part, name = module.drawn_in
+            part, name = cast("tuple[str, str]", module.drawn_in)
             _copy_own_values(self._fresh(part).get_submodule(name), module)
         elif isinstance(module, CrateMAEForPreTraining):
             init.normal_(module.mask_token, std=MASK_TOKEN)
@@ -215,7 +215,7 @@ class CrateMAEModel(CrateMAEPreTrainedModel):
         super().__init__(config)
         self.post_init()
 
-    @capture_outputs(tie_last_hidden_states=False)  # type: ignore[untyped-decorator]
+    @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
         """`last_hidden_state` (B, 1 + L, d) as `CrateMAE.encode`, and `pooler_output` (B, d).
 
@@ -248,7 +248,7 @@ class CrateMAEForPreTraining(CrateMAEPreTrainedModel):
         INITIAL_VALUES[self.encoder.config.initial_values].linear(linear)
         return linear
 
-    @capture_outputs  # type: ignore[untyped-decorator]
+    @capture_outputs
     def forward(
         self,
         pixel_values: Tensor,
@@ -308,8 +308,8 @@ class CrateMAEForImageClassification(CrateMAEPreTrainedModel):
         INITIAL_VALUES[self.encoder.config.initial_values].head(linear)
         return linear
 
-    @can_return_tuple  # type: ignore[untyped-decorator]
-    @capture_outputs  # type: ignore[untyped-decorator]
+    @can_return_tuple
+    @capture_outputs
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any
     ) -> ImageClassifierOutput:
@@ -336,8 +336,8 @@ class CrateMAEBackbone(BackboneMixin, CrateMAEPreTrainedModel):
         self.num_features = [model.dim] * (model.depth + 1)
         self.post_init()
 
-    @can_return_tuple  # type: ignore[untyped-decorator]
-    @filter_output_hidden_states  # type: ignore[untyped-decorator]
+    @can_return_tuple
+    @filter_output_hidden_states
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BackboneOutput:
         """`feature_maps` (B, d, rows, columns) of the stages in `out_features`.
 
@@ -359,7 +359,7 @@ class CrateMAEBackbone(BackboneMixin, CrateMAEPreTrainedModel):
             attentions=found.attentions,
         )
 
-    @capture_outputs(tie_last_hidden_states=False)  # type: ignore[untyped-decorator]
+    @capture_outputs(tie_last_hidden_states=False)
     def _capturing(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
         return BaseModelOutputWithPooling(last_hidden_state=self.encoder(pixel_values))
 

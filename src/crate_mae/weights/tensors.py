@@ -38,11 +38,11 @@ class WithoutInitialValues(TorchFunctionMode):
     def __enter__(self) -> "WithoutInitialValues":
         self._meta = torch.device("meta")
         self._meta.__enter__()
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *reason: Any) -> None:
-        super().__exit__(*reason)
+        super().__exit__(*reason)  # type: ignore[no-untyped-call]
         self._meta.__exit__(*reason)
 
     def __torch_function__(

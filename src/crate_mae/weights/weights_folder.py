@@ -285,7 +285,9 @@ def _build(folder: Path, described: dict[str, Any]) -> CrateMAE | CrateEncoder:
             f" model for {config.channels}"
         )
     # As to_empty, which for tensors on the meta device imports torch's compiler.
-    model._apply(lambda meta: torch.empty(meta.shape, dtype=meta.dtype, device="cpu"))
+    model._apply(  # type: ignore[no-untyped-call]
+        lambda meta: torch.empty(meta.shape, dtype=meta.dtype, device="cpu")
+    )
     model.preprocess = preprocess
     return model
 
