@@ -5,8 +5,8 @@ python benchmarks/few_labels.py --set NAME=ADDRESS ... --model NAME=WEIGHTS ... 
 For every set and model: a linear probe with all, 100, 20 and 5 labels a class (mean and standard
 deviation over draws of the labels), and nearest neighbours with all. Beside them: the first model
 untrained, raw pixels (reduced to 16 px), and histograms of oriented gradients (scikit-image). Rows
-are written as they come; what stands in FILE already is not measured again. With --docs the table also
-goes between the markers of a Markdown page.
+are written as they come; what stands in FILE already is not measured again. With --docs the table
+also goes between the markers of a Markdown page.
 """
 
 import argparse
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from tables import between_markers, rule_below
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 
@@ -34,6 +33,7 @@ from crate_mae.evaluation.probe import linear_probe
 from crate_mae.models.backbone import Backbone
 from crate_mae.sources.address import open_source
 from crate_mae.sources.base import ImageSource
+from tables import between_markers, rule_below
 
 SHOTS = (None, 100, 20, 5)
 """Labels of a class; None for all."""
