@@ -5,7 +5,8 @@ python benchmarks/few_labels.py --set NAME=ADDRESS ... --model NAME=WEIGHTS ... 
 For every set and model: a linear probe with all, 100, 20 and 5 labels a class (mean and standard
 deviation over draws of the labels), and nearest neighbours with all. Beside them: the first model
 untrained, raw pixels (reduced to 16 px), and histograms of oriented gradients (scikit-image). Rows
-are written as they come; what stands in FILE already is not measured again.
+are written as they come; what stands in FILE already is not measured again. With --docs the table
+also goes between the markers of a Markdown page.
 """
 
 import argparse
@@ -32,12 +33,15 @@ from crate_mae.evaluation.probe import linear_probe
 from crate_mae.models.backbone import Backbone
 from crate_mae.sources.address import open_source
 from crate_mae.sources.base import ImageSource
+from tables import between_markers, rule_below
 
 SHOTS = (None, 100, 20, 5)
 """Labels of a class; None for all."""
 DRAWS = 5
 PIXELS, GRADIENTS = 16, 64
 """Side in px to which images are brought for both baselines."""
+
+PLACE = "few-labels"
 
 logger = logging.getLogger("benchmarks")
 Describe = Callable[[ImageSource], Features]
@@ -62,7 +66,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 {"set": set_name, "subject": subject, "size": size, **row} for row in rows
             ]
             write_atomically(given.json, json.dumps(record, indent=1) + "\n")
+    print("\n".join(table_lines(record)))
+    if given.docs is not None:
+        content = "\n".join(table_lines(record))
+        filled = between_markers(given.docs.read_text("utf-8"), PLACE, content, str(given.docs))
+        if filled is None:
+            raise ValueError(f"{given.docs} lacks <!-- {PLACE} --> and <!-- /{PLACE} -->")
+        write_atomically(given.docs, filled)
     return 0
+
+
+def table_lines(record: dict[str, Any]) -> list[str]:
+    """A Markdown table of a record, a row for every set and subject."""
+    columns = [("probe", 5), ("probe", 20), ("probe", 100), ("probe", None), ("knn", None)]
+    heads = ["set", "features", "5 a class", "20 a class", "100 a class", "all labels", "kNN, all"]
+    lines = [f"| {' | '.join(heads)} |", rule_below(len(heads))]
+    found: dict[tuple[str, str], dict[tuple[str, int | None], str]] = {}
+    for row in record["rows"]:
+        spread = "" if row["std"] is None else f" ± {100 * row['std']:.1f}"
+        cells = found.setdefault((row["set"], row["subject"]), {})
+        cells[row["measure"], row["shots"]] = f"{100 * row['mean']:.1f}{spread}"
+    for (name, subject), cells in found.items():
+        values = (cells.get(column, "") for column in columns)
+        lines.append(f"| {name} | {subject} | {' | '.join(values)} |")
+    return lines
 
 
 def _begun(path: Path) -> dict[str, Any]:
@@ -192,6 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--image-size", type=int, help="side in px (the weights' own)")
     parser.add_argument("--json", type=Path, required=True, help="goes on there if it exists")
+    parser.add_argument("--docs", type=Path, help="page that takes the table")
     return parser
 
 
