@@ -160,11 +160,13 @@ class CrateTransformer(VisionTransformer):
             x = checkpoint_seq(self.blocks, x)
         else:
             x = self.blocks(x)
-        return self.norm(x)
+        tokens: Tensor = self.norm(x)
+        return tokens
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores (B, classes) of images (B, C, H, W), or pooled tokens without classes."""
-        return self.forward_head(self.forward_features(x))
+        scores: Tensor = self.forward_head(self.forward_features(x))
+        return scores
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         if self.dynamic_img_size:
@@ -173,7 +175,8 @@ class CrateTransformer(VisionTransformer):
         else:
             table = self.pos_embed
         class_token = self.cls_token.expand(x.shape[0], -1, -1)
-        return self.pos_drop(torch.cat([class_token, x], dim=1) + table)
+        tokens: Tensor = self.pos_drop(torch.cat([class_token, x], dim=1) + table)
+        return tokens
 
     @torch.jit.ignore
     def _positions_of(self, rows: int, columns: int) -> Tensor:
@@ -184,7 +187,8 @@ class CrateTransformer(VisionTransformer):
         rows, columns = self.patch_embed.grid_size
         with torch.device("cpu"):
             table = self._positions_of(rows, columns)
-        return table.to(self.cls_token.device, self.cls_token.dtype)
+        placed: Tensor = table.to(self.cls_token.device, self.cls_token.dtype)
+        return placed
 
 
 def unsupported(config: ModelConfig) -> list[str]:

@@ -196,7 +196,7 @@ class CrateMAEPreTrainedModel(PreTrainedModel):
 def _draw_in(part: str, module: nn.Module) -> None:
     """Note down, for each module below one, in which part and where its values are drawn."""
     for name, below in module.named_modules():
-        below.drawn_in = (part, name)  # type: ignore[assignment]
+        below.drawn_in = (part, name)
 
 
 def _copy_own_values(fresh: nn.Module, module: nn.Module) -> None:
