@@ -4,20 +4,15 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-
+from crate_mae.common.npz_members import read_header
 from crate_mae.sources.base import IMAGE_KEYS, LABEL_KEYS
 from crate_mae.sources.found import Reading
 from crate_mae.sources.labels import chosen_key
 from crate_mae.sources.split_names import TRAIN, meaning_of, split_name
 from crate_mae.sources.splits import match_split, matching_splits
 
-_HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
 _DATA_KEYS = (*IMAGE_KEYS, "data", "inputs", "features", "arr")
 
 
@@ -41,15 +36,6 @@ def member_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             with archive.open(name) as file:
                 shapes[name.removesuffix(".npy")] = read_header(file)[0]
     return shapes
-
-
-def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    """(Shape, type) that the header of a `.npy` file claims; the file stands at its values then."""
-    version = np.lib.format.read_magic(file)
-    if version not in _HEADERS:
-        raise ValueError(f"a .npy file of an unknown version, {version}")
-    shape, _, dtype = _HEADERS[version](file)
-    return shape, dtype
 
 
 def choose_arrays(

@@ -1,6 +1,5 @@
 """Images in arrays: `.npy` and `.npz` files, folders of them, scikit-learn's digits."""
 
-import math
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crate_mae.common.budgets import check_growth, check_memory
-from crate_mae.sources.archives import ArchivePart, choose_arrays, member_shapes, read_header
+from crate_mae.common.budgets import check_growth
+from crate_mae.common.npz_members import read_member
+from crate_mae.sources.archives import ArchivePart, choose_arrays, member_shapes
 from crate_mae.sources.base import ImageSource, LabelledSource, existing_path
 from crate_mae.sources.folders import FolderSource
 from crate_mae.sources.found import AS_USUAL, Found, Reading
@@ -231,33 +231,13 @@ def _check_archive(path: Path) -> None:
 def _read_archive(path: Path, part: ArchivePart) -> tuple[np.ndarray, np.ndarray | None]:
     """(The images, the labels); labels are None where there are none or they are a pickle."""
     with zipfile.ZipFile(path) as archive:
-        array, labels = _read_member(archive, part.image), None
+        array, labels = read_member(archive, archive.getinfo(f"{part.image}.npy")), None
         if array is None:
             raise ValueError(f"the array {part.image} holds Python objects, which are never loaded")
         if part.label is not None:
-            labels = _read_member(archive, part.label)
+            labels = read_member(archive, archive.getinfo(f"{part.label}.npy"))
     _check_stack(array)
     return array, labels
-
-
-def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray | None:
-    """An array of an archive, read to its end, where its checksum is compared; None for a pickle.
-
-    What its header claims is compared with what it holds before memory is taken.
-    """
-    member = archive.getinfo(f"{name}.npy")
-    with archive.open(member) as stream:
-        shape, dtype = read_header(stream)
-        if dtype.hasobject:
-            return None
-        if math.prod(shape) * dtype.itemsize != member.file_size - stream.tell():
-            raise ValueError(f"{member.filename} claims {shape} {dtype} and holds something else")
-    check_memory(member.file_size, f"the values of {member.filename}")
-    with archive.open(member) as stream:
-        array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
-        if stream.read(1):
-            raise ValueError(f"{member.filename} holds more than its array")
-    return array
 
 
 def _check_stack(array: np.ndarray) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib import format as npy
 from torch import Tensor
+
+from crate_mae.common.npz_members import read_header, read_member
 
 OPTIMISER = ("opt/", "opt_state/", "extra/")
 """Where the arrays that are not the model's lie."""
@@ -105,25 +106,15 @@ def to_jax(state: dict[str, Tensor], num_heads: int) -> dict[str, "np.ndarray[An
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> "np.ndarray[Any, Any]":
-    """One array, whose size is known to be that of its entry before memory is taken."""
+    """One array of floating-point numbers, in the machine's order of bytes."""
     with archive.open(entry) as file:
-        version = npy.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"{entry.filename} is in version {version} of the format")
-        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = read_header(file)
-        if dtype.hasobject:
-            raise ValueError(f"{entry.filename} holds Python objects, which are not read")
-        if dtype.kind != "f" or dtype.itemsize > 8:
-            raise ValueError(f"{entry.filename} holds {dtype}, no floating-point numbers")
-        size = dtype.itemsize * int(np.prod(shape, dtype=object) if shape else 1)
-        if size > MAX_ARRAY or size > entry.file_size:
-            raise ValueError(f"{entry.filename} claims {size:,} bytes and holds fewer, or too many")
-        data = file.read(size + 1)
-        if len(data) != size:
-            raise ValueError(f"{entry.filename} has {len(data):,} bytes of numbers, not {size:,}")
-    flat: np.ndarray[Any, Any] = np.frombuffer(data, dtype=dtype)
-    array = flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
+        _, dtype = read_header(file)
+    plain = dtype.hasobject or (dtype.kind == "f" and dtype.itemsize <= 8)
+    if entry.file_size > MAX_ARRAY or not plain:
+        raise ValueError(f"{entry.filename} holds {dtype}, no floating-point numbers, or too many")
+    array = read_member(archive, entry)
+    if array is None:
+        raise ValueError(f"{entry.filename} holds Python objects, which are not read")
     return array.astype(dtype.newbyteorder("="))
 
 
