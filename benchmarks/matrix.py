@@ -57,7 +57,8 @@ class Matrix:
     models: Mapping[str, Settings]
     seeds: tuple[int, ...]
     rates: tuple[float, ...]
-    search: Settings
+    search: Settings | None
+    """Settings of its short runs; None for no search."""
     ablation: Settings
     variants: Mapping[str, Settings]
     finetune_recipe: str
@@ -88,6 +89,8 @@ def load_matrix(path: Path) -> Matrix:
         raise ValueError(f"{path}: {'; '.join(faults)}")
     if not values["models"] or not values["seeds"] or not values["search"]["rates"]:
         raise ValueError(f"{path}: models, seeds and search.rates must not be empty")
+    if values["search"]["settings"] is None and len(values["search"]["rates"]) > 1:
+        raise ValueError(f"{path}: search.settings may be null where search.rates holds one alone")
     return Matrix(
         recipe=values["recipe"],
         settings=values["settings"],
@@ -130,9 +133,9 @@ def jobs_of(matrix: Matrix, out: Path, source: str) -> list[Job]:
 def chosen_rate(matrix: Matrix, out: Path, model: str) -> float:
     """The base learning rate of the search with the lowest final loss on held-out images.
 
-    A matrix of one rate takes it without a search.
+    Without settings of a search, the only rate is taken unsearched.
     """
-    if len(matrix.rates) == 1:
+    if matrix.search is None:
         return matrix.rates[0]
 
     def loss(rate: float) -> float:
@@ -201,8 +204,10 @@ def finetune_folder(out: Path, model: str, share: float, seed: int) -> Path:
 
 
 def _search(matrix: Matrix, out: Path, source: str) -> Iterator[Job]:
+    if matrix.search is None:
+        return
     for model, settings in matrix.models.items():
-        for rate in matrix.rates if len(matrix.rates) > 1 else ():
+        for rate in matrix.rates:
             chosen = {**matrix.settings, **settings, **matrix.search, "optim.base_lr": rate}
             folder = search_folder(out, model, rate)
             yield _pretraining(matrix, folder, source, partial(dict, chosen), after=())

@@ -1,6 +1,7 @@
 """Fixtures of all tests: one thread, the settings of property tests, small image files."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from io import BytesIO
@@ -18,6 +19,10 @@ from source_cases import Encode, MakeImage, Write
 # have a core each: here, in fixtures of a whole module, and in the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+# What a shell starts in the background ignores Ctrl-C, and so would the processes that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A slow or busy machine is no fault of what is tested, and a test's outcome does not depend on the
 # tests of yesterday; the seed of a failure is printed, and --hypothesis-seed repeats it.

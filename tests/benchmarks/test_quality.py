@@ -243,6 +243,20 @@ def test_the_other_matrices_are_understood_too(tmp_path: Path, name: str) -> Non
         assert ("altered.py" in commands[f"ablations/{variant}"][1]) == ("alter" in changes)
 
 
+def test_without_a_search_the_only_rate_is_taken(tmp_path: Path) -> None:
+    matrix = load_matrix(HERE / "quality-objective.yaml")
+    assert chosen_rate(matrix, tmp_path, "crate") == matrix.rates[0]
+    jobs = jobs_of(matrix, tmp_path, "digits")
+    assert not any(job.name.startswith("search/") for job in jobs)
+    assert all(not job.after for job in jobs)
+    measured = [job for job in jobs if job.name == "compared/crate-0.1-0/knn"]
+    assert measured[0].command()[-4:-2] == ["--limit", "10000"]
+    values = {**matrix.values, "search": {"rates": [1e-3, 2e-3], "settings": None}}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(ValueError, match=r"search\.settings may be null where search\.rates holds"):
+        load_matrix(tmp_path / "two.yaml")
+
+
 def test_more_rates_are_taken_and_runs_at_the_old_best_are_told(tmp_path: Path) -> None:
     matrix = load_matrix(HERE / "quality.yaml")
     rates = [*matrix.rates, 2 * max(matrix.rates)]
