@@ -213,19 +213,26 @@ def _search(matrix: Matrix, out: Path, source: str) -> Iterator[Job]:
             yield _pretraining(matrix, folder, source, partial(dict, chosen), after=())
 
 
+def _searched(matrix: Matrix, out: Path, model: str) -> tuple[str, ...]:
+    """Names of the jobs that search a model's rate."""
+    if matrix.search is None:
+        return ()
+    return tuple(_name(search_folder(out, model, rate)) for rate in matrix.rates)
+
+
 def _compared(matrix: Matrix, out: Path, source: str, seed: int) -> Iterator[Job]:
     runs = []
     for model, settings in matrix.models.items():
         folder = compared_folder(out, model, seed)
         merged = {**matrix.settings, **settings, "seed": seed}
-        searched = [job.name for job in _search(matrix, out, source)]
+        searched = _searched(matrix, out, model)
         runs.append(folder)
         yield _pretraining(
             matrix,
             folder,
             source,
             partial(_at_chosen_rate, matrix, out, model, merged),
-            after=tuple(searched),
+            after=searched,
         )
     for place, folder in enumerate(runs):
         # Baselines do not depend on the training, so they are measured beside one model alone.
@@ -236,7 +243,7 @@ def _compared(matrix: Matrix, out: Path, source: str, seed: int) -> Iterator[Job
 
 def _ablations(matrix: Matrix, out: Path, source: str) -> Iterator[Job]:
     model, settings = next(iter(matrix.models.items()))
-    searched = tuple(job.name for job in _search(matrix, out, source))
+    searched = _searched(matrix, out, model)
     for variant, changes in matrix.variants.items():
         folder = ablation_folder(out, variant)
         merged = {**matrix.settings, **settings, **matrix.ablation, **changes}

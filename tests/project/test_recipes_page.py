@@ -73,7 +73,7 @@ def test_the_table_of_steps() -> None:
         total = int(pictures.replace(",", ""))
         found = schedule(total - round(total / 10), optim)
         assert f"{found.steps:,}" == steps
-        assert found.steps_per_epoch * int(epochs) == pytest.approx(20_000, rel=0.02)
+        assert found.steps_per_epoch * int(epochs) == pytest.approx(2_000, rel=0.02)
 
 
 def test_the_table_of_operations() -> None:
