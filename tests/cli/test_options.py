@@ -140,8 +140,8 @@ def test_no_verb_takes_abbreviations(verb: str, capsys: pytest.CaptureFixture[st
         ("plan digits --optim.epoch 4", "--optim.epochs"),
         ("pretrain --config digits --data-split train", "--data.split"),
         ("pretrain --config digits --epochs 4", "--optim.epochs"),
-        ("finetune W --image-size 16", "--image_size"),
-        ("finetune W --from-scrtch tiny", "--from-scratch"),
+        ("finetune cifar10-small --image-size 16", "--image_size"),
+        ("finetune cifar10-small --from-scrtch tiny", "--from-scratch"),
     ],
 )
 def test_a_wrong_option_names_the_right_one(

@@ -27,6 +27,10 @@ def check_run_words(verb: str, words: Sequence[str]) -> None:
     process with status 2.
     """
     out, resume = option_value(words, "--out"), option_value(words, "--resume")
+    if out and resume:
+        refuse_arguments(
+            f"crate-mae {verb}", "--resume continues in its own folder; leave --out out", ()
+        )
     if resume and not (Path(resume) / "config.yaml").is_file():
         refuse_arguments(
             f"crate-mae {verb}", f"{resume} is no run folder: it has no config.yaml", ()

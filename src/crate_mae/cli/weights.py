@@ -201,7 +201,12 @@ def export_parser() -> CommandParser:
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="new folder for the file")
     parser.add_argument(
-        "--mask-ratio", type=float, default=0.75, metavar="X", help="of reconstruct (0.75)"
+        "--mask-ratio",
+        type=float,
+        nargs="+",
+        default=[0.75],
+        metavar="SHARE",
+        help="one share, of reconstruct (0.75)",
     )
     parser.add_argument("--int8", action="store_true", help="onnx: matrices in eight bits")
     parser.add_argument(
@@ -226,6 +231,8 @@ def export(argv: list[str]) -> int:
     given = parser.read(argv)
     if given.probe and not given.int8:
         parser.error("--probe measures what --int8 costs: give both")
+    if len(given.mask_ratio) > 1:
+        parser.error("one file hides one share of the patches: --mask-ratio takes one here")
     if given.int8 and given.what != "encode":
         parser.error("--int8 is measured by a probe of features: export --what encode")
 
@@ -238,7 +245,7 @@ def export(argv: list[str]) -> int:
         given.out,
         format=given.format,
         what=given.what,
-        mask_ratio=given.mask_ratio,
+        mask_ratio=given.mask_ratio[0],
         int8=given.int8,
         images=opened_images(given) if given.images else None,
     )
@@ -306,7 +313,10 @@ def convert_parser() -> CommandParser:
         )
     classifiers.add_argument("--channels", type=int, metavar="N", help="of CRATE's files (3)")
     classifiers.add_argument(
-        "--pool", choices=["cls", "mean-all"], help="what the head was trained on (cls)"
+        "--head-pool",
+        dest="pool",
+        choices=["cls", "mean-all"],
+        help="what the head was trained on (cls)",
     )
     return parser
 
@@ -368,7 +378,8 @@ def _foreign(family: str, facts: dict[str, Any], *, images: bool) -> list[str]:
     found = [name for name in facts if name in unfit.get(family, _OF_AUTOENCODERS)]
     if images and family != "crate-mae":
         found.append("images")
-    return [f"--{name.replace('_', '-')}" for name in found]
+    options = {"pool": "--head-pool"}
+    return [options.get(name, f"--{name.replace('_', '-')}") for name in found]
 
 
 def _to_reference(given: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ from crate_mae.batches.prepared import prepared_batches
 from crate_mae.common.randomness import keyed_generator
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import PRESETS
+from crate_mae.models.families import family_presets
 from crate_mae.models.loss import BaselineSums, masked_mse, masked_target
 from crate_mae.models.masks import draw_mask
 from crate_mae.sources.base import ImageSource
@@ -252,8 +253,12 @@ def measure_published_facts(
 
 
 def _heads_to_try(dim: int) -> list[int]:
-    """Numbers of heads in PRESETS that divide a width, those of presets of that width first."""
-    presets = sorted(PRESETS.values(), key=lambda preset: preset.dim != dim)
+    """Numbers of heads in PRESETS that divide a width, those of presets of that width first.
+
+    Presets of other families do not count: what is tried is a published masked autoencoder.
+    """
+    own = [preset for name, preset in PRESETS.items() if name not in family_presets()]
+    presets = sorted(own, key=lambda preset: preset.dim != dim)
     counts = dict.fromkeys(preset.num_heads for preset in presets)
     return [count for count in counts if dim % count == 0]
 

@@ -83,7 +83,7 @@ class ISTA(SparseStep):
         kept = None if self.training else self._kept_map()
         if kept is not None:
             gradient_step = x @ kept
-        elif x.numel() // x.shape[-1] > x.shape[-1]:
+        elif is_recorded() or x.numel() // x.shape[-1] > x.shape[-1]:
             gradient_step = x @ self.folded_map()
         else:
             residual = x - F.linear(x, self.dictionary)
@@ -94,7 +94,7 @@ class ISTA(SparseStep):
     def folded_map(self) -> Tensor:
         """M = I + eta (D - D^T D) in the precision of D: (d, d)."""
         with torch.autocast(self.dictionary.device.type, enabled=False):
-            if torch.compiler.is_compiling():  # it differentiates by itself, in one graph
+            if torch.compiler.is_compiling() or tracing():  # they differentiate by themselves
                 return _Folded.forward(self.dictionary, self.step_size)
             folded: Tensor = _Folded.apply(self.dictionary, self.step_size)
             return folded
@@ -121,6 +121,16 @@ class ISTA(SparseStep):
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_kept": None}
+
+
+def is_recorded() -> bool:
+    """Whether the computation is written down, to be run on other numbers of tokens."""
+    return torch.compiler.is_exporting() or tracing()
+
+
+def tracing() -> bool:
+    """Whether torch.jit traces."""
+    return bool(torch.jit.is_tracing())  # type: ignore[no-untyped-call]
 
 
 class _Folded(torch.autograd.Function):
