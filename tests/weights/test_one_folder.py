@@ -54,8 +54,9 @@ def test_timm_gives_the_same_features(saved: tuple[CrateMAE, Path]) -> None:
 
 def test_transformers_gives_the_same_features_and_loss(saved: tuple[CrateMAE, Path]) -> None:
     pytest.importorskip("transformers")
-    import crate_mae.transformers  # noqa: F401
     from transformers import AutoModel, AutoModelForPreTraining
+
+    import crate_mae.transformers  # noqa: F401
 
     model, folder = saved
     other = AutoModel.from_pretrained(folder)
@@ -75,9 +76,10 @@ def test_transformers_gives_the_same_features_and_loss(saved: tuple[CrateMAE, Pa
 def test_classifiers_give_the_same_scores_and_names(pool: Any, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     pytest.importorskip("transformers")
+    from transformers import AutoModelForImageClassification
+
     import crate_mae.timm
     import crate_mae.transformers  # noqa: F401
-    from transformers import AutoModelForImageClassification
 
     torch.manual_seed(0)
     names = ("cat", "dog", "sled")

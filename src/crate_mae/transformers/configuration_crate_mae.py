@@ -5,11 +5,11 @@ from dataclasses import fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from crate_mae.models.config import ModelConfig
 from crate_mae.models.field_names import TRANSFORMERS_NAMES, from_transformers
-from transformers import PreTrainedConfig
 
 POOLS = ("cls", "mean", "mean-all")
 FOREIGN = (

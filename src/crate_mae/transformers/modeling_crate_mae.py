@@ -11,6 +11,8 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -34,8 +36,6 @@ from crate_mae.models.mssa import MSSA, Attention
 from crate_mae.models.operators import Operators, operators_of, with_initial_values
 from crate_mae.models.patches import grid_of
 from crate_mae.transformers.configuration_crate_mae import CrateMAEConfig
-from transformers import PreTrainedModel
-from transformers import initialization as init
 
 
 @dataclass
