@@ -1,5 +1,7 @@
 """What a file claims is compared with the memory that there is, before any is taken."""
 
+from pathlib import Path
+
 import pytest
 
 from crate_mae.common import budgets
@@ -12,6 +14,17 @@ def test_free_memory_is_told_and_below_all_there_is() -> None:
     free = free_memory()
     assert free is not None
     assert 0 < free <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def test_free_memory_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budgets, "CGROUP", tmp_path)
+    whole = free_memory()
+    (tmp_path / "memory.max").write_text("max\n")
+    assert whole is None or abs((free_memory() or 0) - whole) < whole
+    (tmp_path / "memory.max").write_text("4000000\n")
+    (tmp_path / "memory.current").write_text("3000000\n")
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 500000\n")
+    assert free_memory() == 1_500_000
 
 
 def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

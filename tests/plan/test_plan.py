@@ -17,7 +17,7 @@ from crate_mae.common.peak_memory import OutOfMemoryError, PeakMemory
 from crate_mae.models.cost import counted_flops, parameter_count
 from crate_mae.plan import machine as machines
 from crate_mae.plan.amounts import accumulation, disk_use, memory_line, schedule, training_state
-from crate_mae.plan.machine import Hardware, Machine, asked_hardware, free_memory
+from crate_mae.plan.machine import Hardware, Machine, asked_hardware
 from crate_mae.plan.plan import RunPlan, plan_run
 from crate_mae.plan.plan_text import plan_text
 from crate_mae.plan.probe_step import Measure, probe_step
@@ -339,17 +339,6 @@ def test_asked_hardware() -> None:
     assert Hardware(device="cuda", devices=2, nodes=1).is_here(here)
     assert not Hardware(device="cuda", devices=4, nodes=1).is_here(here)
     assert not Hardware(device="cuda", devices=2, nodes=2).is_here(here)
-
-
-def test_free_memory_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machines, "CGROUP", tmp_path)
-    whole = free_memory()
-    (tmp_path / "memory.max").write_text("max\n")
-    assert whole is None or abs((free_memory() or 0) - whole) < whole
-    (tmp_path / "memory.max").write_text("4000000\n")
-    (tmp_path / "memory.current").write_text("3000000\n")
-    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 500000\n")
-    assert free_memory() == 1_500_000
 
 
 # -- whole plans --------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ SMALL = 256 << 20
 """Bytes that anything may grow to without a question."""
 GROWTH = 200
 """How many times its size in the file something larger may grow to; pixels stay below 20."""
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def check_memory(needed: int, what: str) -> None:
@@ -32,17 +33,40 @@ def check_growth(packed: int, unpacked: int, what: str) -> None:
 
 
 def free_memory() -> int | None:
-    """Bytes of memory that this process may still take, as far as the system tells."""
-    found = []
-    with contextlib.suppress(OSError, ValueError, IndexError):
+    """Bytes of memory that a new process could take; None where the system does not tell.
+
+    What Linux calls available, or what is left of a container's or job's limit; elsewhere half of
+    what the machine has.
+    """
+    known = [free for free in (_available(), _left_of_limit(CGROUP)) if free is not None]
+    if not known:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            known.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
+    return min(known, default=None)
+
+
+def _available() -> int | None:
+    with contextlib.suppress(OSError):
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _left_of_limit(root: Path) -> int | None:
+    """What is left of a control group's memory limit; its file cache gives way, so is left too."""
+    version_1 = root / "memory"
     with contextlib.suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        most = int((group / "memory.max").read_text(encoding="ascii"))
-        found.append(most - int((group / "memory.current").read_text(encoding="ascii")))
-    if not found:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
-    return max(0, min(found)) if found else None
+        if (root / "memory.max").exists():
+            limit, used = root / "memory.max", root / "memory.current"
+            cache, statistics = "inactive_file", root / "memory.stat"
+        else:
+            limit = version_1 / "memory.limit_in_bytes"
+            used = version_1 / "memory.usage_in_bytes"
+            cache, statistics = "total_inactive_file", version_1 / "memory.stat"
+        most = int(limit.read_text())  # "max" is no number: no limit
+        if most >= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+            return None
+        words = dict(line.split() for line in statistics.read_text().splitlines())
+        return max(0, most - int(used.read_text()) + int(words.get(cache, 0)))
+    return None

@@ -1,16 +1,12 @@
 """The machine that plans, and the hardware that a recipe asks for."""
 
-import contextlib
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from crate_mae.common import budgets
 from crate_mae.common.environment import processor
 from crate_mae.training.config import TrainerConfig
-
-CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,38 +110,5 @@ def _accelerator() -> str:
 
 
 def free_memory(device: str = "cpu") -> int | None:
-    """Bytes that a new process could take on the device; None where the system does not tell.
-
-    On a CPU what Linux calls available, or what is left of a container's or job's limit.
-    """
-    if device == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
-    known = [free for free in (_available(), _left_of_limit(CGROUP)) if free is not None]
-    return min(known, default=None)
-
-
-def _available() -> int | None:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
-
-
-def _left_of_limit(root: Path) -> int | None:
-    """What is left of a control group's memory limit; its file cache gives way, so is left too."""
-    version_1 = root / "memory"
-    with contextlib.suppress(OSError, ValueError):
-        if (root / "memory.max").exists():
-            limit, used = root / "memory.max", root / "memory.current"
-            cache, statistics = "inactive_file", root / "memory.stat"
-        else:
-            limit = version_1 / "memory.limit_in_bytes"
-            used = version_1 / "memory.usage_in_bytes"
-            cache, statistics = "total_inactive_file", version_1 / "memory.stat"
-        most = int(limit.read_text())  # "max" is no number: no limit
-        if most >= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
-            return None
-        words = dict(line.split() for line in statistics.read_text().splitlines())
-        return max(0, most - int(used.read_text()) + int(words.get(cache, 0)))
-    return None
+    """Bytes that a new process could take on the device; None where the system does not tell."""
+    return int(torch.cuda.mem_get_info()[0]) if device == "cuda" else budgets.free_memory()
