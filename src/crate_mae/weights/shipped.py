@@ -60,19 +60,19 @@ SHIPPED = {
         ShippedWeights(
             name="cifar10-small",
             sha256="4c8e7d74282b50c397b0591c5b69e163ea357e8b3ae9fd3528f733f35fccd790",
-            settings_sha256="7c96840e141199635d3a814086418332ca70a8f7b53d2f45b350f47c5030eff9",
+            settings_sha256="492ac9d34c3240ddfa79c8b2b33ea51d4b8e7cfd6e0bb3c1fce5183ecc5d9f46",
             summary="CRATE-MAE, 32 px, width 128, 4 + 4 layers, 15 epochs of CIFAR-10",
         ),
         ShippedWeights(
             name="cifar10-shallow",
             sha256="f970cf4874a36e41d9662efc51a2958411c03b6362ec5697e93f1654a1f3b5d3",
-            settings_sha256="de3fb93038ab81784f06bde6d1bad1ddb136cf15e60900386465c89494fec64e",
+            settings_sha256="09ec7eec92f66ce11c418809e30af3f934caee19d7a5f82b7811231d503b5313",
             summary="the best features of the published layers: width 192, 2 + 2 layers, 40 epochs",
         ),
         ShippedWeights(
             name="cifar10-overcomplete",
             sha256="8ce6fab9a19466216effa5cfde752da266e215ffe3ceea8803289b727c4e929c",
-            settings_sha256="cc7362c61460d2dea2fa283ece1d0b3bdcccc93ec95139f3c01e72c643d6b57e",
+            settings_sha256="183692976a2df22acb3e78c8b5d8c82a2ee1bef5979aa7d683e0d01b5e611915",
             summary="the lowest loss, but not the paper's layers: 4 x 136 atoms, 2 + 2 layers",
         ),
     )
