@@ -64,7 +64,7 @@ def main() -> None:
         model.preprocess = preprocess
         optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
         for _ in range(given.steps):
-            loss, _, _ = model(images[torch.randint(len(images), (64,))], mask_ratio=0.5)
+            loss = model(images[torch.randint(len(images), (64,))], mask_ratio=0.5).loss
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

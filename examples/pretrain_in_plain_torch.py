@@ -42,7 +42,7 @@ def main() -> None:
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
     for step in range(given.steps):
         batch = images[torch.randint(len(images), (64,))]
-        loss, _, _ = model(batch, mask_ratio=0.5)
+        loss = model(batch, mask_ratio=0.5).loss
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -138,7 +138,7 @@ def test_nothing_is_overwritten_unasked(
     out = shutil.copytree(analysed[0], tmp_path / "analysis")
     before = (out / "layers.json").read_text()
     assert analyze(weights, out) == 1
-    assert "holds an analysis" in capsys.readouterr().err
+    assert "exists and is not overwritten" in capsys.readouterr().err
     assert analyze(weights, out, "--overwrite", "--eps-squared", "0.5") == 0
     assert json.loads(before)["facts"]["eps_squared"] == 0.01
     assert read_table(out)[1]["eps_squared"] == 0.5

@@ -1,5 +1,6 @@
 """The short, fixed part of the campaign: the same changed files each time, and all kept faults."""
 
+import mmap
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,10 @@ def test_a_child_that_misbehaves_is_told_as_what_it_did(tmp_path: Path) -> None:
         return str(len(bytearray(4 << 30)))
 
     def grow(_: Path) -> str:
-        return str(len(b"x" * (700 << 20)))
+        block = mmap.mmap(-1, 700 << 20)  # fresh pages, whatever the heap still holds
+        for _ in range(700):
+            block.write(bytes(1 << 20))
+        return str(len(block))
 
     for door, kind in ((crash, "traceback"), (refuse, "refused"), (swallow, "memory"),
                        (grow, "memory"), (lambda path: path.name, "accepted")):  # fmt: skip

@@ -352,7 +352,7 @@ def test_masks_in_a_column(tmp_path: Path) -> None:
     assert found.truth is not None
     wanted = [int(name.rpartition("/")[2]) for name in found.names]
     assert found.truth.equal(truth[wanted])
-    with pytest.raises(ValueError, match=r"no column 'masks' of images.*image, mask"):
+    with pytest.raises(ValueError, match=r"no column of images 'masks'.*image, mask"):
         segment_images(model, source, SegmentSettings(), masks="column:masks")
     other = open_images(["digits"], limit=2)
     with pytest.raises(ValueError, match="masks in a column need images at an address parquet"):

@@ -251,7 +251,9 @@ def test_missing_labels_are_marked(model: CrateMAE) -> None:
 
 
 def test_wrong_arguments(model: CrateMAE) -> None:
-    with pytest.raises(ValueError, match="pool must be one of mean, cls, both, tokens, not 'max'"):
+    with pytest.raises(
+        ValueError, match="pool must be one of mean, cls, mean-all, both, tokens, not 'max'"
+    ):
         extract_features(model, Made(1), pool="max")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
         extract_features(model, Made(1), batch_size=0)

@@ -73,7 +73,7 @@ def test_the_verb_writes_table_numbers_and_pictures(
     with (out / "theory.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 24 * len(METHODS) * len(MEASURES)
     assert main(words) == 1
-    assert "has content and is not overwritten" in capsys.readouterr().err
+    assert "exists and is not overwritten" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--tokens", "0"]])

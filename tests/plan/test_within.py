@@ -44,7 +44,8 @@ def fitted(seconds: float, *words: str, images: int = 9000, speed: float = 2e11)
 PUBLISHED = [
     "--model.image_size", "96", "--model.patch_size", "8", "--model.depth", "6",
     "--model.decoder_depth", "6", "--model.dim", "192", "--optim.epochs", "400",
-    "--optim.batch_size", "64", "--optim.warmup_epochs", "20",
+    "--optim.batch_size", "64", "--optim.warmup_epochs", "20", "--model.num_heads", "6",
+    "--model.decoder_num_heads", "6", "--model.mask_tokens", "encoder", "--objective.gamma", "0",
 ]  # fmt: skip
 """Sizes to start from that do not change with the recipe."""
 

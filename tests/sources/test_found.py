@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 from source_cases import Encode, Write, labels_of, names_of, opened
 
 from crate_mae.cli import main
-from crate_mae.sources import shards
+from crate_mae.common import budgets
 from crate_mae.sources.describe import describe_source
 from crate_mae.sources.found import Reading
 from crate_mae.sources.webdataset import StreamSource
@@ -185,8 +185,8 @@ def test_a_shard_that_unpacks_to_very_much_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = _tar(tmp_path / "x.tar.gz", {"1.png": bytes(1 << 20)}, "w:gz")
-    monkeypatch.setattr(shards, "FREE_BYTES", 1000)
-    with pytest.raises(ValueError, match=r"unpacks to more than .* refused"):
+    monkeypatch.setattr(budgets, "SMALL", 1000)
+    with pytest.raises(ValueError, match=r"its members grow from"):
         len(StreamSource(str(path)))
 
 

@@ -113,8 +113,8 @@ def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
 def test_a_run_that_died_before_it_saved_starts_again(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     pretrain(small_config(), folder, stop_after=1)
-    for checkpoint in (folder / "checkpoints").iterdir():
-        checkpoint.unlink()
+    for saved in ("checkpoints", "weights", "weights-best"):  # what saving leaves behind
+        shutil.rmtree(folder / saved, ignore_errors=True)
     assert pretrain(small_config(), folder, resume=True).finished
     assert_same_run(whole, folder)
 

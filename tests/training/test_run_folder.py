@@ -50,7 +50,9 @@ def test_a_living_run_is_told_of_and_refused_to_others_until_it_is_killed(
     assert not pretrain(ENDLESS, folder, resume=True, stop_after=1).finished
     assert not litter.exists()
     assert not (folder / LOCK).exists()
-    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
+    steps = [
+        json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
     trained = [step for step in steps if steps.count(step) > 2]
     assert trained == [], "no step stands there more often than its records"
 

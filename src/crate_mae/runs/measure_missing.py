@@ -18,10 +18,14 @@ from crate_mae.runs.contents import ANALYSIS, EVALUATION, RECONSTRUCTION, SHEET,
 from crate_mae.sources.address import open_pair, open_source
 from crate_mae.sources.base import ImageSource, random_subset
 from crate_mae.sources.found import Reading
+from crate_mae.sources.inputs import varied_choice
 from crate_mae.sources.splits import split_off
 from crate_mae.weights.weights_folder import load_autoencoder, load_model, weights_hash
 
 logger = logging.getLogger(__name__)
+
+Choose = Callable[[ImageSource, int], ImageSource]
+"""Chooses so many images of a source."""
 
 MAX_TRAIN, MAX_TEST = 50_000, 10_000
 """Images of the probe and of nearest neighbours, at most."""
@@ -76,7 +80,7 @@ def _is_current(run: Run, result: dict[str, object] | None, name: str, **asked: 
 
 def _reconstruct(run: Run, device: str) -> None:
     sha256 = weights_hash(run.folder)
-    images = held_out(run, PICTURES)
+    images = held_out(run, PICTURES, choose=varied_choice)
     if (run.folder / SHEET).exists() and "sha256" not in (run.reconstruction or {}):
         raise FileExistsError(_not_ours(run, SHEET))
     model = load_autoencoder(run.folder).to(device)
@@ -150,11 +154,11 @@ class HeldOut:
     trained_on: bool
 
 
-def held_out(run: Run, count: int) -> HeldOut:
-    """A random choice of the images a run validates on, or tests on when it is supervised.
+def held_out(run: Run, count: int, *, choose: Choose = random_subset) -> HeldOut:
+    """A choice of the images a run validates on, or tests on when it is supervised.
 
     Training images where it has neither. Of a named split they are those that `--split` and
-    `--limit` choose on the command line.
+    `--limit` choose on the command line; `choose` is `varied_choice` where the verb varies it.
     Raises ValueError for streams and for data that no address can open again, and what opening
     raises.
     """
@@ -164,15 +168,15 @@ def held_out(run: Run, count: int) -> HeldOut:
     if named != address or split:
         source = _counted(run, named, split)
         trained_on = (named, source.split) == (address, run.data.get("split"))
-        return HeldOut(source=random_subset(source, count), trained_on=trained_on)
+        return HeldOut(source=choose(source, count), trained_on=trained_on)
     train = _counted(run, address, run.setting("data.split"))
     if (limit := run.count("data.limit")) is not None:
         train = random_subset(train, limit, run.count("seed") or 0)
     share = 0.0 if run.is_classifier else run.number("data.val_share")
     if not share:
-        return HeldOut(source=random_subset(train, count), trained_on=True)
+        return HeldOut(source=choose(train, count), trained_on=True)
     _, rest = split_off(train, share, VALIDATION_SEED, run.count("data.val_limit"))
-    return HeldOut(source=random_subset(rest, count), trained_on=False)
+    return HeldOut(source=choose(rest, count), trained_on=False)
 
 
 def labelled_pair(run: Run, *, limit: int, test_limit: int) -> tuple[ImageSource, ImageSource]:
