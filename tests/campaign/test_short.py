@@ -64,7 +64,7 @@ def test_a_child_that_misbehaves_is_told_as_what_it_did(tmp_path: Path) -> None:
 
     def grow(_: Path) -> str:
         block = mmap.mmap(-1, 700 << 20)  # fresh pages, whatever the heap still holds
-        for _ in range(700):
+        for _mebibyte in range(700):
             block.write(bytes(1 << 20))
         return str(len(block))
 
