@@ -27,7 +27,7 @@ def test_every_preset_and_shipped_model_is_registered() -> None:
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_shipped_weights_give_our_features(name: str) -> None:
     model = timm.create_model(f"crate_mae_{name.replace('-', '_')}", pretrained=True).eval()
-    images = torch.rand(2, 3, 32, 32)
+    images = torch.rand(2, 3, *load_model(name).config.image_hw)
     with torch.inference_mode():
         expected = load_model(name).encode(images)
         assert (model.forward_features(images) - expected).abs().max() <= 1e-5

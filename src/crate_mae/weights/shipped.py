@@ -75,6 +75,12 @@ SHIPPED = {
             settings_sha256="183692976a2df22acb3e78c8b5d8c82a2ee1bef5979aa7d683e0d01b5e611915",
             summary="the lowest loss, but not the paper's layers: 4 x 136 atoms, 2 + 2 layers",
         ),
+        ShippedWeights(
+            name="photos64",
+            sha256="419fcb05c1678874354f623397a6c581066d028e2149135f9bc9cb6f222a6c49",
+            settings_sha256="763cfd6b5a04b0e4d258ffae02b92b1f42247c6e66cecac01be9667964fda6ab",
+            summary="to start from: photographs of 64 px (Tiny ImageNet, research only), 3 + 2 layers",
+        ),
     )
 }
 """The models that come with the package, by name."""
