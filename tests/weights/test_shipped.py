@@ -26,10 +26,12 @@ from crate_mae.weights.shipped import SHIPPED
 from crate_mae.weights.weights_folder import local_weights_folder, weights_hash
 
 CIFAR10 = [name for name in SHIPPED if name.startswith("cifar10")]
-ORIGINS = dict.fromkeys(CIFAR10, ("mit", "JPEG copy of CIFAR-10", "the training images of CIFAR-10 as a JPEG copy" " (quality 75, halved chroma), without labels")) | {
-    "photos64": ("cc-by-nc-4.0", "Tiny ImageNet", "50,000 training images of Tiny ImageNet,"
-                 " without labels"),
-}  # fmt: skip
+_PART = "the training images of CIFAR-10 as a JPEG copy (quality 75, halved chroma), without labels"
+_PHOTOS = "50,000 training images of Tiny ImageNet, without labels"
+ORIGINS = {
+    **dict.fromkeys(CIFAR10, ("mit", "JPEG copy of CIFAR-10", _PART)),
+    "photos64": ("cc-by-nc-4.0", "Tiny ImageNet", _PHOTOS),
+}
 """Licence, name of the data set and of its part, as each was pushed."""
 
 

@@ -79,7 +79,7 @@ SHIPPED = {
             name="photos64",
             sha256="419fcb05c1678874354f623397a6c581066d028e2149135f9bc9cb6f222a6c49",
             settings_sha256="763cfd6b5a04b0e4d258ffae02b92b1f42247c6e66cecac01be9667964fda6ab",
-            summary="to start from: photographs of 64 px, Tiny ImageNet, for research; 3 + 2 layers",
+            summary="to start from: photographs of 64 px (Tiny ImageNet, research), 3 + 2 layers",
         ),
     )
 }
