@@ -11,6 +11,7 @@ from crate_mae.cli.options import (
     add_json,
     add_overwrite,
     add_part,
+    add_reading,
     add_weights,
     counter_for,
     image_size,
@@ -221,6 +222,7 @@ def export_parser() -> CommandParser:
         help="files, folders or one data address to compare on (squares of two photographs)",
     )
     add_part(parser, limit=8)
+    add_reading(parser)
     add_json(parser, "the comparison")
     return parser
 
@@ -303,6 +305,7 @@ def convert_parser() -> CommandParser:
         help="files, folders or one data address to measure on (squares of two photographs)",
     )
     add_part(parser, limit=8)
+    add_reading(parser)
     classifiers = parser.add_argument_group("of classifiers, CRATE and CRATE-alpha")
     for name, what in (("image", "(a square grid)"), ("patch", "of CRATE's files (a square)")):
         classifiers.add_argument(
