@@ -1,4 +1,4 @@
-"""The form in which a model is exported: ISTA as a linear map, and one of three tasks around it.
+"""The form in which a model is exported: steps as linear maps, and one of three tasks around them.
 
 Shapes: B images (C, H, W), L patches, tokens (B, 1 + L, d).
 """
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.crate_encoder import CrateEncoder
+from crate_mae.models.embedding import ConvEmbedding, filtered_patches
 from crate_mae.models.ista import ISTA
 from crate_mae.models.patches import grid_of
 
@@ -46,16 +47,33 @@ class LinearISTA(nn.Module):
         return F.relu(x + step if self.identity_outside else step)
 
 
-def export_form(model: nn.Module, *, identity_outside: bool = False) -> nn.Module:
-    """A copy of a model, in eval mode, whose ISTA steps are linear maps.
+class ProductEmbedding(nn.Module):
+    """The patch embedding as one matrix product.
 
-    Operators of other kinds stay what they are.
+    Runtimes lay out convolutions in blocks, which round float32 about twice as much.
+    """
+
+    def __init__(self, filters: ConvEmbedding) -> None:
+        super().__init__()
+        self.filters = filters
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Tokens (B, L, d) of the patches of images (B, C, H, W)."""
+        return filtered_patches(images, self.filters)
+
+
+def export_form(model: nn.Module, *, identity_outside: bool = False) -> nn.Module:
+    """A copy of a model, in eval mode, whose ISTA steps and patch filters are linear maps.
+
+    Operators and embeddings of other kinds stay what they are.
     """
     changed = copy.deepcopy(model).eval()
     for parent in list(changed.modules()):
         for name, part in list(parent.named_children()):
             if isinstance(part, ISTA):
                 setattr(parent, name, LinearISTA(part, identity_outside=identity_outside))
+            elif isinstance(part, ConvEmbedding):
+                setattr(parent, name, ProductEmbedding(part))
     return changed.requires_grad_(False)
 
 
