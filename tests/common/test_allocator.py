@@ -21,14 +21,18 @@ def step():
     return loss.item()
 for _ in range(3):
     step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-losses = [step() for _ in range(5)]
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, losses[-1])
+def fresh_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    loss = step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, loss
+steps = [fresh_pages() for _ in range(5)]
+print(min(pages for pages, _ in steps), steps[-1][1])
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_steps_touch_few_fresh_pages_and_compute_the_same() -> None:
+    # Pages of the quietest step: a system that reclaims idle ones does so in bursts.
     pages, losses = {}, {}
     for way in ("keep", "default"):
         result = python(STEPS.replace("KEEP", str(way == "keep")))
@@ -36,7 +40,7 @@ def test_steps_touch_few_fresh_pages_and_compute_the_same() -> None:
         words = result.stdout.split()
         pages[way], losses[way] = int(words[0]), words[1]
     assert losses["keep"] == losses["default"]
-    assert pages["keep"] < 0.5 * pages["default"]
+    assert pages["keep"] < 0.2 * pages["default"]
 
 
 def test_what_a_user_has_set_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

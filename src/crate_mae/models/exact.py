@@ -38,7 +38,7 @@ class ExactCompression(Attention):
         init_linear(self.subspaces)
 
     def attention(self, x: Tensor) -> Tensor:
-        """Nothing: raises ValueError, as the operator mixes tokens by no weights."""
+        """Raise ValueError: the operator mixes tokens by no weights."""
         raise ValueError(self.no_maps)
 
     def forward(self, x: Tensor) -> Tensor:

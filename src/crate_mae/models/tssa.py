@@ -44,7 +44,7 @@ class TokenStatistics(Attention):
                 init_linear(linear)
 
     def attention(self, x: Tensor) -> Tensor:
-        """Nothing: raises ValueError, as no N x N weights exist."""
+        """Raise ValueError: no N x N weights exist."""
         raise ValueError(
             "attention tssa makes no N x N attention maps: no token looks at another one, each"
             " belongs to heads. Ask for its membership (B, K, N)"
