@@ -37,7 +37,8 @@ from crate_mae.sources.images import Sample
 from crate_mae.training.pretrain import pretrain
 from crate_mae.training.resuming import check_checkpoint, check_resumable
 from crate_mae.training.run_folder import load_settings
-from crate_mae.weights.published import published_state, to_reference, write_reference
+from crate_mae.weights.conversion import write_published
+from crate_mae.weights.published import published_state, to_reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +170,7 @@ def sound_files(folder: Path) -> Path:
     """The folder, now with one sound file for every door; the same ones each time."""
     model = digits_model()
     save_model(model, folder / "weights")
-    write_reference(folder / "weights", folder / "published.safetensors")
+    write_published(folder / "weights", folder / "published.safetensors")
     for name, zipped in (("published.pth", True), ("old.pth", False)):
         torch.save(
             {"model": to_reference(model)}, folder / name, _use_new_zipfile_serialization=zipped

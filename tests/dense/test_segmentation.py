@@ -14,7 +14,7 @@ from torch import Tensor
 
 from crate_mae.dense.attention import AttentionMaps, attention_maps
 from crate_mae.dense.layout import Layout, layout_of
-from crate_mae.dense.masks import load_masks, mask_files
+from crate_mae.dense.masks import column_masks, load_masks, mask_files
 from crate_mae.dense.segment_source import SegmentSettings, segment_images
 from crate_mae.dense.segmentation import (
     agreement,
@@ -354,6 +354,17 @@ def test_masks_in_a_column(tmp_path: Path) -> None:
     assert found.truth.equal(truth[wanted])
     with pytest.raises(ValueError, match=r"no column of images 'masks'.*image, mask"):
         segment_images(model, source, SegmentSettings(), masks="column:masks")
+    with pytest.raises(ValueError, match="has no image stranger with a mask in 'mask'"):
+        column_masks(source, "mask", ["stranger"])
+    small = io.BytesIO()
+    Image.new("L", (64, 8)).save(small, "png")
+    rows["mask"][0] = {"bytes": small.getvalue()}
+    (tmp_path / "wrong").mkdir()
+    table = pa.table(rows).replace_schema_metadata(noted)
+    pq.write_table(table, tmp_path / "wrong" / "train.parquet")
+    wrong = open_images([f"parquet:{tmp_path / 'wrong'}"])
+    with pytest.raises(ValueError, match=r"is 8x64 pixels, its image .*they must agree"):
+        segment_images(model, wrong, SegmentSettings(), masks="column:mask")
     other = open_images(["digits"], limit=2)
     with pytest.raises(ValueError, match="masks in a column need images at an address parquet"):
         segment_images(model, other, SegmentSettings(), masks="column:mask")

@@ -84,6 +84,16 @@ def test_latent_tokens_are_those_of_the_layer_asked_for(index: int) -> None:
         torch.testing.assert_close(model.encoder.norm(last), output.latent)
 
 
+@pytest.mark.parametrize("layer", [-1, 99])
+def test_a_layer_that_is_not_there_is_refused(layer: int) -> None:
+    for model in models()[:2]:
+        batch = batch_of(model)
+        with pytest.raises(ValueError, match="layer must be from 0 to"):
+            model.encode_masked(batch["images"], batch["mask"], layer=layer)
+        with pytest.raises(ValueError, match="layer must be from 0 to"):
+            model(batch["images"], mask=batch["mask"], layer=layer)
+
+
 def gradient(parts: int, objective: ObjectiveConfig) -> list[Tensor]:
     """Gradients of one step whose 8 images come in so many batches, averaged as training does."""
     torch.manual_seed(3)

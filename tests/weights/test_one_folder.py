@@ -72,7 +72,7 @@ def test_transformers_gives_the_same_features_and_loss(saved: tuple[CrateMAE, Pa
         assert (theirs.logits - ours.prediction).abs().max() <= FAR
 
 
-@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("pool", ["cls", "mean", "mean-all"])
 def test_classifiers_give_the_same_scores_and_names(pool: Any, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     pytest.importorskip("transformers")

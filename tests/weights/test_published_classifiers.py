@@ -270,6 +270,8 @@ def test_an_encoder_alone_gets_no_random_head() -> None:
         ({"sparsity": 0.5}, "sparsity 0.5 \\(not 0.1\\)"),
         ({"compression_step": 0.5}, "compression_step 0.5"),
         ({"sparse_step": "none"}, "sparse_step 'none' \\(not 'ista'\\)"),
+        ({"layer_norm_eps": 0.1}, "layer_norm_eps 0.1 \\(not 1e-05\\)"),
+        ({"final_norm_eps": 1e-6}, "final_norm_eps 1e-06 \\(not 1e-05\\)"),
     ],
     ids=str,
 )

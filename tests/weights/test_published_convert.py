@@ -14,12 +14,12 @@ from torch import Tensor
 from crate_mae import CrateMAE, load_model, save_model
 from crate_mae.cli import main
 from crate_mae.models.config import PRESETS
+from crate_mae.weights.conversion import write_published
 from crate_mae.weights.published import (
     Conversion,
     convert_checkpoint,
     from_reference,
     published_state,
-    write_reference,
 )
 from crate_mae.weights.weights_folder import weights_hash
 
@@ -71,7 +71,7 @@ def test_the_way_back_and_forth(published: Path, tmp_path: Path) -> None:
         assert_golden(from_reference(tmp_path / name, GOLDEN_FACTS))
         assert main(words) == 1, "never overwritten"
         with pytest.raises(FileExistsError, match="not overwritten"):
-            write_reference(tmp_path / "weights", tmp_path / name)
+            write_published(tmp_path / "weights", tmp_path / name)
     kept = {k: v for k, v in golden_under("state.").items() if not k.startswith("decoder_embed")}
     del kept["pos_embed"]
     found = load_file(tmp_path / "back.safetensors")
@@ -165,8 +165,8 @@ def test_tensors_without_values_of_their_own_are_refused(tensor: Tensor) -> None
 def test_what_the_published_code_cannot_express(tmp_path: Path) -> None:
     save_model(make(tiny(mask_tokens="decoder")), tmp_path / "visible")
     with pytest.raises(ValueError, match="mask tokens in the encoder only"):
-        write_reference(tmp_path / "visible", tmp_path / "x.pth")
+        write_published(tmp_path / "visible", tmp_path / "x.pth")
     assert not list(tmp_path.glob("*.pth"))
     save_model(golden_model(), tmp_path / "plain")
     with pytest.raises(ValueError, match="must end in"):
-        write_reference(tmp_path / "plain", tmp_path / "x.bin")
+        write_published(tmp_path / "plain", tmp_path / "x.bin")

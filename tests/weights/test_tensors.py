@@ -14,7 +14,8 @@ from torch import Tensor
 
 from crate_mae import load_model, save_model
 from crate_mae.evaluation.backbones import describe_weights, load_backbone
-from crate_mae.weights.published import published_state, to_reference, write_reference
+from crate_mae.weights.conversion import write_published
+from crate_mae.weights.published import published_state, to_reference
 from crate_mae.weights.tensors import (
     CHECKSUM,
     check_safetensors,
@@ -120,9 +121,27 @@ def test_old_files_of_pytorch_have_no_checksum(tmp_path: Path) -> None:
 def test_a_published_file_of_ours_carries_a_checksum(tmp_path: Path) -> None:
     model = digits_model()
     save_model(model, tmp_path / "w")
-    write_reference(tmp_path / "w", tmp_path / "ref.safetensors")
+    write_published(tmp_path / "w", tmp_path / "ref.safetensors")
     assert check_safetensors(tmp_path / "ref.safetensors")
     assert equal(load_file(tmp_path / "ref.safetensors"), to_reference(model))
+
+
+def test_a_decoder_carries_one_too(tmp_path: Path) -> None:
+    from crate_mae.models.depict import SegmentationDecoder
+    from crate_mae.weights.published_depict import save_decoder
+
+    decoder = SegmentationDecoder(dim=8, num_layers=1, num_heads=2, num_classes=3, form="self")
+    assert check_safetensors(save_decoder(decoder, tmp_path / "decoder") / "model.safetensors")
+
+
+def test_an_encoder_alone_is_no_published_file(tmp_path: Path) -> None:
+    from crate_mae.models.crate_encoder import CrateEncoder
+
+    save_model(CrateEncoder(digits_model().config), tmp_path / "encoder")
+    for name in ("x.pth", "x.safetensors"):
+        with pytest.raises(ValueError, match="holds an encoder alone"):
+            write_published(tmp_path / "encoder", tmp_path / name)
+        assert not (tmp_path / name).exists()
 
 
 def test_weights_that_were_changed_on_the_way_are_refused(tmp_path: Path) -> None:

@@ -789,6 +789,9 @@ def test_what_is_assumed_of_images_is_said(
     caplog.clear()
     assert load_model(save_model(classifier, tmp_path / "e")).preprocess == facts
     assert not caplog.records
+    unsaid = CrateClassifier.from_pretrained(build_model("debug"), num_classes=2)
+    save_model(unsaid, tmp_path / "g")
+    assert "(mean 0, std 1) is assumed" in caplog.text
     grey = replace(facts, channels=1, mean=(0.5,), std=(0.5,), low=(), high=())
     with pytest.raises(ValueError, match="images of 1 channels"):
         build_model("debug", preprocess=grey)

@@ -12,6 +12,7 @@ from crate_mae.sources.base import ImageSource
 from crate_mae.sources.found import NO_LABELS, Reading
 from crate_mae.sources.images import (
     ImageData,
+    ImageFacts,
     UnreadableImage,
     decode_labels,
     probe_image,
@@ -53,14 +54,17 @@ def mask_files(source: ImageSource, folder: str | Path) -> dict[str, Path]:
                 " paths as the images, or give images different names"
             )
         owners[path] = name
-        mask = _facts(path)
-        if mask != (image.height, image.width):
-            raise ValueError(
-                f"the mask {path} is {mask[0]}x{mask[1]} pixels, its image {name}"
-                f" {image.height}x{image.width}: they must agree"
-            )
+        _check_size(_facts(path), image, f"mask {path}", name)
         found[name] = path
     return found
+
+
+def _check_size(mask: tuple[int, int], image: ImageFacts, what: str, name: str) -> None:
+    if mask != (image.height, image.width):
+        raise ValueError(
+            f"the {what} is {mask[0]}x{mask[1]} pixels, its image {name}"
+            f" {image.height}x{image.width}: they must agree"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +143,8 @@ def _numbers_classes(counts: Tensor) -> bool:
 def column_masks(source: ImageSource, column: str, names: Sequence[str]) -> list[ImageData]:
     """The encoded masks of images of a parquet source, from a column beside them, by name.
 
-    Raises ValueError for a source of another kind, a column that is not there, and an image without
-    a mask.
+    Raises ValueError for a source of another kind, a column that is not there, an image without a
+    mask, and a mask of another size than its image.
     """
     scheme, _, rest = source.address.partition(":")
     if scheme != "parquet":
@@ -152,12 +156,18 @@ def column_masks(source: ImageSource, column: str, names: Sequence[str]) -> list
 
     masks = open_parquet(rest, source.split, Reading(image_key=column, label_key=NO_LABELS))
     places = {masks.name(index): index for index in range(len(masks))}
+    images = {source.name(index): index for index in range(len(source))}
     found: list[ImageData] = []
     for name in names:
+        if name not in places or name not in images:
+            raise ValueError(f"{source.address} has no image {name} with a mask in {column!r}")
         try:
             found.append(masks.encoded(places[name]))
+            facts = masks.facts(places[name])
         except UnreadableImage as error:
             raise ValueError(f"{source.address}: no mask in column {column!r}: {error}") from error
+        size = (facts.height, facts.width)
+        _check_size(size, source.facts(images[name]), f"mask in column {column!r}", name)
     return found
 
 

@@ -117,7 +117,7 @@ class CrateMAE(nn.Module):
 
         None: after all layers and the encoder norm.
         """
-        return self.encoder.run_layers_with(self.embed_masked(images, mask, kept), layer)[1]
+        return self.encoder.run_some_layers(self.embed_masked(images, mask, kept), layer)
 
     def decoder_input(self, latent: Tensor, mask: Tensor | None, grid: tuple[int, int]) -> Tensor:
         """Tokens (B, N, d) that enter the first decoder layer.

@@ -50,6 +50,8 @@ class CrateClassifier(CrateEncoder):
         """A classifier that starts from a copy of a trained model's encoder, with a new head."""
         classifier = cls(model.config, num_classes=num_classes, pool=pool, class_names=class_names)
         classifier.preprocess = model.preprocess
+        if model.preprocess is model.assumed_preprocess:
+            classifier.assumed_preprocess = model.preprocess
         classifier.encoder.load_state_dict(model.encoder.state_dict())
         return classifier
 

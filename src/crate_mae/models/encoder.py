@@ -5,6 +5,7 @@ Shapes: B images, L patches in raster order, N = 1 + L tokens (class token first
 
 import logging
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -136,11 +137,29 @@ class Encoder(nn.Module):
         normed: Tensor = self.norm(self.through_layers(tokens, keep))
         return normed
 
+    def run_some_layers(self, tokens: Tensor, layer: int | None) -> Tensor:
+        """Tokens (B, N, d) after so many layers and no more; None: as `run_layers`.
+
+        Raises ValueError for a layer that is not there.
+        """
+        self.check_layer(layer)
+        if layer is None:
+            return self.run_layers(tokens)
+        for each in islice(self.layers, layer):
+            tokens = self.layers.run(each, tokens, None)
+        return tokens
+
+    def check_layer(self, layer: int | None) -> None:
+        """Raise ValueError unless tokens can have passed so many layers."""
+        if layer is not None and not 0 <= layer <= len(self.layers):
+            raise ValueError(f"layer must be from 0 to {len(self.layers)}, not {layer}")
+
     def run_layers_with(self, tokens: Tensor, layer: int | None) -> tuple[Tensor, Tensor]:
         """What `run_layers` returns, and the tokens (B, N, d) after so many layers.
 
-        None: what `run_layers` returns, twice.
+        None: what `run_layers` returns, twice. Raises ValueError for a layer that is not there.
         """
+        self.check_layer(layer)
         asked = tokens
         for done, each in enumerate(self.layers, start=1):
             tokens = self.layers.run(each, tokens, None)

@@ -9,7 +9,6 @@ from .published import PublishedFacts as PublishedFacts
 from .published import convert_checkpoint as convert_checkpoint
 from .published import from_reference as from_reference
 from .published import to_reference as to_reference
-from .published import write_reference as write_reference
 from .published_classifiers import ClassifierFacts as ClassifierFacts
 from .published_classifiers import from_published as from_published
 from .published_classifiers import to_published as to_published

@@ -1,5 +1,6 @@
 """Published files of every family in and out: which one a file is of, and what came of it."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,10 +8,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from crate_mae.common.files import check_new_folder, file_hash, replacing
+from crate_mae.common.files import check_new_folder, file_hash, replacing, user_path
+from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.classifier import CrateClassifier
 from crate_mae.weights.jax_arrays import read_jax, to_jax
 from crate_mae.weights.published import published_state, to_reference
 from crate_mae.weights.published_classifiers import (
@@ -21,9 +23,12 @@ from crate_mae.weights.published_classifiers import (
 )
 from crate_mae.weights.published_depict import from_depict, is_depict, save_decoder
 from crate_mae.weights.shipped import TENSORS
+from crate_mae.weights.tensors import write_safetensors
 from crate_mae.weights.weights_folder import load_model, save_model, weights_hash
 
 Family = Literal["crate-mae", "crate", "crate-alpha", "depict"]
+
+logger = logging.getLogger(__name__)
 
 PORT_EPS, JAX_EPS = 1e-5, 1e-6
 """Epsilon of CRATE-alpha's last norm, in its authors' PyTorch port and in their JAX code."""
@@ -150,13 +155,28 @@ def write_published(weights: str | Path, file: str | Path) -> int:
     suffix and for a model that its family's code cannot express, and FileExistsError for a file
     that is there.
     """
-    path = Path(file)
+    path = user_path(file)
     if path.suffix not in (".safetensors", ".pth", ".npz"):
         raise ValueError(f"{path} must end in .safetensors, .pth or .npz")
     if path.exists():
         raise FileExistsError(f"{path} exists and is not overwritten; name another file")
     model = load_model(weights)
-    state = to_published(model) if model.kind == "CrateClassifier" else to_reference(model)  # type: ignore[arg-type]
+    if isinstance(model, CrateClassifier):
+        state = to_published(model)
+        theirs = JAX_EPS if path.suffix == ".npz" else PORT_EPS
+        if model.config.sparse_kind == "decoupled" and model.config.final_norm_eps != theirs:
+            logger.warning(
+                "the code that reads %s has %g as the last norm's epsilon, this model %g: its"
+                " scores will differ by about as much",
+                path, theirs, model.config.final_norm_eps,
+            )  # fmt: skip
+    elif isinstance(model, CrateMAE):
+        state = to_reference(model)
+    else:
+        raise ValueError(
+            f"{weights} holds an encoder alone, which no published file is: convert the masked"
+            " autoencoder or the classifier"
+        )
     state = {key: value.contiguous() for key, value in state.items()}
     if path.suffix == ".npz" and layout_of_classifier(state) != "crate-alpha":
         raise ValueError("only CRATE-alpha has files of JAX: name a .pth or .safetensors file")
@@ -170,7 +190,7 @@ def write_published(weights: str | Path, file: str | Path) -> int:
             bare = model.kind == "CrateClassifier"
             torch.save(state if bare else {"model": state}, fresh)
         else:
-            save_file(state, fresh, metadata={"format": "pt"})
+            write_safetensors(state, fresh)
     return len(state)
 
 

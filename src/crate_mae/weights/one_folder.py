@@ -98,13 +98,16 @@ def _timm_keys(
 ) -> dict[str, Any]:
     head = described.get("classifier")
     classes = 0 if head is None else head["num_classes"]
-    pool = "token" if head is not None and head["pool"] == "cls" else "avg"
+    of_classifier = None if head is None else head["pool"]
+    pool = "token" if of_classifier == "cls" else "avg"
+    # timm's average leaves the class token out unless it is told not to.
+    prefix = {"pool_include_prefix": True} if of_classifier == "mean-all" else {}
     keys: dict[str, Any] = {
         "architecture": ARCHITECTURE,
         "num_classes": classes,
         "num_features": config.dim,
         "global_pool": pool,
-        "model_args": {"config": config.to_dict(), "global_pool": pool},
+        "model_args": {"config": config.to_dict(), "global_pool": pool, **prefix},
         "pretrained_cfg": timm_cfg(config, preprocess, num_classes=classes),
     }
     if head is not None and head["class_names"]:

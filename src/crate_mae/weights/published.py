@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from crate_mae.common.file_kinds import file_kind
-from crate_mae.common.files import check_new_folder, replacing, user_path
+from crate_mae.common.files import check_new_folder
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import IMAGENET_MEAN, IMAGENET_STD, PRESETS, ModelConfig, Preprocess
 from crate_mae.models.patches import sincos_positions
@@ -24,9 +24,8 @@ from crate_mae.weights.tensors import (
     check_zip,
     load_exactly,
     read_safetensors,
-    write_safetensors,
 )
-from crate_mae.weights.weights_folder import load_autoencoder, save_model, weights_hash
+from crate_mae.weights.weights_folder import save_model, weights_hash
 
 UNUSED = ("pos_embed", "decoder_embed.weight", "decoder_embed.bias")
 POSITIONS = "decoder_pos_embed"
@@ -216,28 +215,6 @@ def convert_checkpoint(
             if key in (*UNUSED, POSITIONS)
         ],
     )
-
-
-def write_reference(weights: str | Path, file: str | Path) -> int:
-    """How many tensors went into a new file with the published names.
-
-    `.safetensors` holds the tensors, `.pth` holds them under "model", as a training script saves
-    them. Raises ValueError for another suffix, for a classifier and for a model that the published
-    code cannot express (see `to_reference`), and FileExistsError for a file that is there.
-    """
-    path = user_path(file)
-    if path.suffix not in (".safetensors", ".pth"):
-        raise ValueError(f"{path} must end in .safetensors or .pth")
-    if path.exists():
-        raise FileExistsError(f"{path} exists and is not overwritten; name another file")
-    model: CrateMAE = load_autoencoder(weights)
-    state = {key: value.contiguous() for key, value in to_reference(model).items()}
-    with replacing(path) as fresh:
-        if path.suffix == ".pth":
-            torch.save({"model": state}, fresh)
-        else:
-            write_safetensors(state, fresh)
-    return len(state)
 
 
 def published_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:

@@ -133,6 +133,8 @@ def to_published(model: CrateClassifier) -> dict[str, Tensor]:
     """
     config = model.config
     layout: Layout = "crate" if config.embedding == "norm-linear-norm" else "crate-alpha"
+    # The last norm of CRATE-alpha has one epsilon in its port and another in JAX.
+    ported = layout == "crate-alpha" and config.final_norm_eps in (1e-5, 1e-6)
     wanted = replace(
         config,
         attention="mssa",
@@ -146,6 +148,8 @@ def to_published(model: CrateClassifier) -> dict[str, Tensor]:
         step_size=0.1,
         sparsity=0.1,
         subspace_bias=False,
+        layer_norm_eps=1e-5 if layout == "crate" else 1e-6,
+        final_norm_eps=config.final_norm_eps if ported else 1e-5,
     ).to_dict()
     # One atom a dimension may be told in two ways.
     mine = config.to_dict() | {"sparse_step": config.sparse_kind}
@@ -195,22 +199,20 @@ def _sizes(
     dim = shape("pos_embedding", 3)[2]
     family: dict[str, Any]
     if layout == "crate":
-        shape("to_patch_embedding.2.weight", 2)
         channels, patch = _patch(shape("to_patch_embedding.2.weight", 2)[1], facts)
-        bias = "transformer.layers.0.0.fn.to_out.0.bias" in state
         family = {
             "embedding": "norm-linear-norm", "final_norm_eps": 1e-5, "initial_values": "crate",
         }  # fmt: skip
     else:
         _, channels, *kernel = shape("conv1.weight", 4)
-        patch, bias = (kernel[0], kernel[1]), False
+        patch = (kernel[0], kernel[1])
         width, atoms = shape("transformer.layers.0.1.fn.D", 2)
         family = {
             "overcomplete": max(1, atoms // max(1, width)), "sparse_step": "decoupled",
             "layer_norm_eps": 1e-6, "final_norm_eps": eps, "output_projection": "free-no-bias",
             "initial_values": "crate-alpha",
         }  # fmt: skip
-    has_output = bias or any("to_out" in key for key in state)
+    has_output = any("to_out" in key for key in state)
     heads = _heads(layout, dim, patch, num_classes, has_output, facts)
     config = ModelConfig(
         image_size=_image(shape("pos_embedding", 3)[1] - 1, patch, facts),

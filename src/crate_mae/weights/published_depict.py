@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as serialise
 from torch import Tensor
 
 from crate_mae.common.files import read_json_object
@@ -15,7 +14,7 @@ from crate_mae.models.config import MAX_CLASSES, MAX_DEPTH, MAX_DIM
 from crate_mae.models.depict import SegmentationDecoder
 from crate_mae.weights.published_classifiers import FOREIGN
 from crate_mae.weights.shipped import CONFIG, TENSORS
-from crate_mae.weights.tensors import check_match, load_exactly, read_safetensors
+from crate_mae.weights.tensors import check_match, load_exactly, read_safetensors, write_safetensors
 from crate_mae.weights.weights_folder import FORMAT, check_complete, replacing_folder
 
 KIND = "SegmentationDecoder"
@@ -77,7 +76,7 @@ def save_decoder(
     described = {"format": FORMAT, "model": KIND, "decoder": decoder.sizes}
     tensors = {k: v.detach().cpu().contiguous() for k, v in decoder.state_dict().items()}
     with replacing_folder(folder, overwrite=overwrite) as fresh:
-        (fresh / TENSORS).write_bytes(serialise(tensors, metadata={"format": "pt"}))
+        write_safetensors(tensors, fresh / TENSORS)
         (fresh / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     return Path(folder)
 

@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from crate_mae.common.files import user_path
+
 FOLDER = Path(__file__).parent.parent / "shipped"
 CARD = "README.md"
 TENSORS, CONFIG, PREPROCESS = "model.safetensors", "config.json", "preprocess.json"
@@ -98,7 +100,7 @@ def check_weights_name(name: str | Path) -> None:
     Nothing is loaded or fetched, so that it can be said at once.
     """
     text = str(name)
-    if Path(name).exists() or text in SHIPPED or re.fullmatch(HUB_NAME, text):
+    if user_path(name).exists() or text in SHIPPED or re.fullmatch(HUB_NAME, text):
         return
     raise FileNotFoundError(
         f"no weights at {text}: expected a folder with {', '.join(FILES)}, a run folder, a"
