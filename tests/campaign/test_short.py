@@ -4,11 +4,20 @@ import mmap
 from pathlib import Path
 
 import pytest
-from children import tried
+from children import Outcome, tried
 from doors import DOORS, sound_files
 from mutations import KINDS, mutated
 
-from campaign import FAULTS, KEPT, changed_files, kept_faults, outcome_of, table
+from campaign import (
+    FAULTS,
+    KEPT,
+    MAX_KEPT_BYTES,
+    _kept,
+    changed_files,
+    kept_faults,
+    outcome_of,
+    table,
+)
 
 SEED, EACH = 20260, 3
 
@@ -29,7 +38,17 @@ def test_changed_files_are_refused_or_read_as_they_were(folder: Path) -> None:
     assert sum(counts["refused"] for counts in figures.values()) > len(DOORS)
 
 
+def test_a_fault_that_is_kept_comes_back(tmp_path: Path) -> None:
+    for number in range(3):
+        _kept(tmp_path, DOORS[number], bytes([number]), "hang", Outcome(kind="hang", told="slow"))
+    found = list(kept_faults(tmp_path))
+    assert found == [(DOORS[number], bytes([number])) for number in range(3)]
+    _kept(tmp_path, DOORS[0], bytes(MAX_KEPT_BYTES + 1), "hang", Outcome(kind="hang", told=""))
+    assert len(list(kept_faults(tmp_path))) == 3
+
+
 def test_kept_faults_stay_mended(folder: Path) -> None:
+    """Of this project, as far as there are any."""
     assert len(list(kept_faults())) == len(list(KEPT.glob("*.bin")))
     for door, content in kept_faults():
         path = folder / door.file

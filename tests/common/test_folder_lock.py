@@ -114,6 +114,31 @@ def test_a_holder_elsewhere_that_is_silent_is_gone(
         assert found[0].pid == os.getpid()
 
 
+def test_a_holder_whose_clock_is_behind_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only that its file is touched counts, not when by this host's clock."""
+    monkeypatch.setattr(folder_lock, "WATCH_SECONDS", 5.0)
+    foreign(tmp_path)
+    done = threading.Event()
+
+    def touching() -> None:
+        behind = time.time() - 10_000
+        while not done.wait(0.05):
+            behind += 0.05
+            os.utime(tmp_path / LOCK, (behind, behind))
+
+    touch = threading.Thread(target=touching)
+    touch.start()
+    time.sleep(0.2)
+    try:
+        with pytest.raises(FolderInUseError, match="is being written by"), holding(tmp_path):
+            pass
+    finally:
+        done.set()
+        touch.join()
+
+
 def test_a_holder_shows_that_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_lock, "BEAT_SECONDS", 0.05)
     with holding(tmp_path):

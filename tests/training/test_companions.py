@@ -14,6 +14,7 @@ import torch
 from processes import PATIENCE
 from training_runs import command_line, small_config, wait_for_lines, write_recipe
 
+from crate_mae.batches.broken import TooManyBrokenImagesError
 from crate_mae.training.callbacks import StopSignals
 from crate_mae.training.companions import (
     BEAT,
@@ -144,3 +145,21 @@ def test_errors_of_lost_connections_name_the_process(port: str) -> None:
 def test_everybody_ends_within_a_minute() -> None:
     assert LOST + 3 * BEAT + BEAT < SOON
     assert os.environ.get(PATIENCE_VARIABLE) is None
+
+
+def test_errors_of_the_run_itself_are_not_taken_for_lost_companions(tmp_path: Path) -> None:
+    """Words of a path or of another library's error say nothing about the other processes."""
+
+    companions = Companions.__new__(Companions)
+    companions.rank, companions.world_size = 0, 2
+    companions._host, companions._folder = "here", tmp_path
+    own: list[RuntimeError] = [
+        TooManyBrokenImagesError("3 of 9: /mnt/datastore/socket/a.jpg (timed out)"),
+        torch.OutOfMemoryError("NCCL buffers"),
+        RuntimeError("the weights were restored by a peer"),
+    ]
+    for error in own:
+        assert companions.explained(error) is error
+    lost = companions.explained(RuntimeError("[gloo] Connection closed by peer [10.0.0.1]"))
+    assert isinstance(lost, CompanionLostError)
+    assert "rank 0 on here lost the connection" in str(lost)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from data_cases import MODEL
 from PIL import Image
 from torch import Tensor
@@ -29,7 +30,7 @@ from crate_mae.training.config import OptimConfig, RecordConfig, TrainerConfig
 from crate_mae.training.metrics_log import read_metrics
 from crate_mae.training.nonfinite import NonFiniteError, locate_nonfinite
 from crate_mae.training.pretrain import pretrain
-from crate_mae.training.run_folder import changed_keys, load_config_values
+from crate_mae.training.run_folder import changed_keys, continuing, load_config_values
 from crate_mae.training.session import batch_per_device
 from crate_mae.weights.weights_folder import load_autoencoder, save_model
 
@@ -161,6 +162,45 @@ def test_init_from_starts_a_new_run_with_old_weights(run: Path, tmp_path: Path) 
     assert not (tmp_path / "other").exists()
 
 
+def test_a_node_number_of_the_cluster_does_not_make_a_lone_run_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster that numbers its nodes, and a run of one process on the second of them."""
+    monkeypatch.setenv("NODE_RANK", "1")
+    pretrain(small_config(), tmp_path / "run", stop_after=2)
+    written = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"config.yaml", "data.json", "command.txt", "log.txt", "metrics.jsonl"} <= written
+    with pytest.raises(FileExistsError, match="never overwritten"):
+        pretrain(small_config(), tmp_path / "run")
+
+
+def test_runs_that_knew_fewer_settings_go_on(tmp_path: Path) -> None:
+    """Settings that came later had their defaults; another value of one makes another run."""
+    folder = tmp_path / "run"
+    pretrain(small_config(), folder, stop_after=2)
+    values = load_config_values(folder)
+    del values["method"], values["objective"], values["masking"]["square"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    other = small_config(masking=Masking(square=2))
+    with pytest.raises(ValueError, match=r"another run: masking.square: 1 -> 2"):
+        pretrain(other, folder, resume=True)
+    assert pretrain(small_config(), folder, resume=True).finished
+    (folder / "config.yaml").write_text(yaml.safe_dump({"name": "x"}))
+    with pytest.raises(ValueError, match="damaged: it lacks seed, model"):
+        pretrain(small_config(), folder, resume=True)
+
+
+@pytest.mark.parametrize("source", ["torchvision:CIFAR10", "hf:owner/name"])
+def test_only_lost_paths_are_explained_as_lost_paths(source: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("{}")
+    with pytest.raises(FileNotFoundError) as told, continuing(tmp_path, source):
+        raise FileNotFoundError("no weights here")
+    assert str(told.value) == "no weights here"
+    lost = pytest.raises(FileNotFoundError, match=r"--data\.source npy:/WHOLE/PATH")
+    with lost, continuing(tmp_path, "npy:pictures.npy"):
+        raise FileNotFoundError("no pictures.npy")
+
+
 def test_resume_and_init_from_cannot_be_mixed(run: Path) -> None:
     with pytest.raises(ValueError, match="init-from"):
         pretrain(small_config(), run, resume=True, init_from=run)
@@ -172,7 +212,9 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_written(tmp_pat
         data=DataConfig(source="digits", limit=3, val_share=0.0),
         trainer=TrainerConfig(accelerator="cpu", devices=1, accumulate=4),
     )
-    with pytest.raises(ValueError, match=r"3 training images are fewer than one batch"):
+    with pytest.raises(
+        ValueError, match=r"3 training images are fewer than .* of 32; use more.*accumulate"
+    ):
         pretrain(few, folder)
     with pytest.raises(ValueError, match="nearest 30"):
         pretrain(

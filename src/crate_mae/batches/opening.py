@@ -35,8 +35,8 @@ class TooFewImagesError(ValueError):
 
     def __init__(self, images: int, step_images: int) -> None:
         super().__init__(
-            f"{images} training images are fewer than one batch of {step_images}; use more images"
-            f" or optim.batch_size={_power_of_two(images)}"
+            f"{images} training images are fewer than one batch of {step_images}; use more images,"
+            " a smaller optim.batch_size, or fewer devices and trainer.accumulate"
         )
         self.images = images
 
@@ -223,8 +223,3 @@ def _images_to_keep(
             f" {config.cache_gib:g} leaves room for: raise it, or leave data.on_device out"
         )
     return stacked_images(train, channels=model.channels, size=size, augment=config.augment)
-
-
-def _power_of_two(most: int) -> int:
-    """The largest power of two that is at most `most`, or 1."""
-    return 1 << max(0, most.bit_length() - 1)

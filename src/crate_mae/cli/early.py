@@ -9,14 +9,17 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from crate_mae.common.files import FIGURE_SUFFIXES, check_file_target, check_new_folder
+from crate_mae.common.files import (
+    FIGURE_SUFFIXES,
+    PATH_SCHEMES,
+    check_file_target,
+    check_new_folder,
+)
 from crate_mae.common.hints import option_value, refuse_arguments
 from crate_mae.weights.shipped import check_weights_name
 
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 """Variables that number the processes of a run; only the first of them finds no folder yet."""
-PATH_SCHEMES = ("imagefolder", "parquet", "npy", "csv", "tiff")
-"""Schemes of data addresses that are followed by a path."""
 FEATURE_FILES = (".safetensors", ".npz", ".parquet")
 
 

@@ -13,6 +13,8 @@ from typing import Any
 from crate_mae.common.litter import OLD, beside, sweep
 
 MAX_JSON_BYTES = 1 << 20
+PATH_SCHEMES = ("imagefolder", "parquet", "npy", "csv", "tiff")
+"""Schemes of data addresses that are followed by a path."""
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
 """What figures are written as."""
 

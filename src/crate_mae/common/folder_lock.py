@@ -135,13 +135,14 @@ def _locked(path: Path, folder: Path) -> int:
                 continue
             former = _read(path)
             if former is not None and former.gone is False and not _is_own(former):
-                if fcntl is None or not _locks_work(path):
+                if fcntl is None or not _is_locked(path):  # a second lock must be refused
                     _refuse(path, folder)
             elif former is not None and former.gone is None and not watched:
                 _watch(path, folder, former)
                 watched = True
             if former is not None:
-                logger.warning("%s was left behind by %s, which is gone", path, former)
+                state = "lives without it" if former.gone is False else "is gone"
+                logger.warning("%s was left behind by %s, which %s", path, former, state)
             with writing(path):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, (json.dumps(asdict(_this_process())) + "\n").encode(), 0)
@@ -182,11 +183,6 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
-def _locks_work(path: Path) -> bool:
-    """Whether a second lock on the file, by this process, is refused as it should be."""
-    return _is_locked(path)
-
-
 def _refuse(path: Path, folder: Path) -> None:
     holder = _read(path)
     if holder is None:
@@ -201,8 +197,6 @@ def _watch(path: Path, folder: Path, holder: Holder) -> None:
     """Return once the holder on another host has not touched its file for long enough."""
     with contextlib.suppress(OSError):
         before = path.stat().st_mtime_ns
-        if time() - before / 1e9 > 20 * WATCH_SECONDS:
-            return
         logger.warning(
             "%s names %s: watching it for %s to see whether that lives",
             path, holder, duration(WATCH_SECONDS),

@@ -312,8 +312,19 @@ class Checkpoints(Callback):
                 logger.warning("weights not written to %s: %s", folder, error)
 
 
+_nodes = 1
+"""Machines of the run that this process has begun last."""
+
+
+def expect_nodes(count: int) -> None:
+    """Note how many machines the run has that begins now, for `is_main_process`."""
+    global _nodes
+    _nodes = count
+
+
 def is_main_process() -> bool:
     """Whether this process is the one that writes files and prints."""
-    # Until a Trainer is there, the rank is read off variables that do not tell the node.
-    node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
+    # Until a Trainer is there, the rank is read off variables that do not tell the node. Clusters
+    # number their nodes for runs of one process, too, which are main wherever they are.
+    node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")) if _nodes > 1 else "0"
     return getattr(rank_zero_only, "rank", 0) == 0 and node.strip() in ("", "0")

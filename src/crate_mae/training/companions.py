@@ -43,7 +43,10 @@ LOST = 36.0
 DEAF = 30.0
 """Seconds that a process may leave a signal unanswered while it waits for others."""
 
-_LOST_WORDS = ("gloo", "nccl", "connection", "peer", "timed out", "timeout", "store", "socket")
+_LOST_WORDS = (
+    "gloo", "nccl", "connection closed", "connection reset", "connection refused", "timed out",
+    "timeout", "socket",
+)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -90,9 +93,10 @@ class Companions:
     def explained(self, error: RuntimeError) -> RuntimeError:
         """The error itself, or one that names this process where it tells of lost others."""
         said = str(error).strip()
-        if self.world_size == 1 or not any(word in said.lower() for word in _LOST_WORDS):
+        of_torch = type(error) is RuntimeError or isinstance(error, dist.DistError)
+        if self.world_size == 1 or not of_torch:
             return error
-        if isinstance(error, CompanionLostError):
+        if not any(word in said.lower() for word in _LOST_WORDS):
             return error
         reason = said.splitlines()[0] if said else type(error).__name__
         return CompanionLostError(

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 
 import crate_mae
@@ -46,7 +47,8 @@ def _load_checked(text: str) -> Any:
     return _LOAD_YAML(text)
 
 
-set_loader("yaml", _load_checked)
+# What is no YAML stays text, as without the bounds.
+set_loader("yaml", _load_checked, exceptions=(yaml.YAMLError,))
 
 
 class SettingsParser(ArgumentParser):

@@ -13,12 +13,12 @@ import yaml
 
 from crate_mae.common.environment import environment
 from crate_mae.common.escaping import EscapingFilter, printable
-from crate_mae.common.files import write_atomically, writing
+from crate_mae.common.files import PATH_SCHEMES, write_atomically, writing
 from crate_mae.common.folder_lock import LOCK, holding
 from crate_mae.common.litter import is_litter, sweep_below
 from crate_mae.common.yaml_files import read_yaml
 from crate_mae.models.config import Preprocess
-from crate_mae.training.callbacks import LAST, is_main_process
+from crate_mae.training.callbacks import LAST, expect_nodes, is_main_process
 from crate_mae.training.config import RunConfig
 from crate_mae.training.metrics_log import read_metrics
 from crate_mae.training.resuming import DATA, check_checkpoint, check_resumable, recorded_data
@@ -42,10 +42,13 @@ def check_start(config: RunConfig, folder: Path, *, resume: bool, again: str) ->
     folder that is taken, FileNotFoundError when there is nothing to resume, and ValueError for
     settings that would make it another run.
     """
+    expect_nodes(config.trainer.num_nodes)
     if resume:
         recorded, settings = load_config_values(folder), config.to_dict()
-        if missing := [key for key in settings if key not in recorded]:
+        if missing := [key for key in _ALWAYS if key not in recorded]:
             raise ValueError(f"{folder / CONFIG} is damaged: it lacks {', '.join(missing)}")
+        # Settings that did not exist when the run began had their defaults.
+        recorded = _filled(recorded, settings, type(config)().to_dict())
         changes = changed_keys(recorded, settings)
         fatal = [line for line in changes if not line.startswith(FREE_ON_RESUME)]
         if fatal:
@@ -63,6 +66,24 @@ def check_start(config: RunConfig, folder: Path, *, resume: bool, again: str) ->
             " name another folder with --out"
         )
     return []
+
+
+_ALWAYS = ("seed", "model", "data", "optim", "trainer", "record")
+"""Sections that every version has written."""
+
+
+def _filled(
+    recorded: dict[str, Any], settings: dict[str, Any], defaults: dict[str, Any]
+) -> dict[str, Any]:
+    """Recorded settings, with the default of every one of `settings` that is missing there."""
+    found = dict(recorded)
+    for key, value in settings.items():
+        if key not in found and key in defaults:
+            found[key] = defaults[key]
+        elif isinstance(value, dict) and isinstance(found.get(key), dict):
+            default = defaults.get(key)
+            found[key] = _filled(found[key], value, default if isinstance(default, dict) else {})
+    return found
 
 
 def is_unborn(folder: Path) -> bool:
@@ -108,12 +129,13 @@ def continuing(folder: Path, source: str) -> Iterator[None]:
         try:
             yield
         except FileNotFoundError as error:
-            path = source.partition(":")[2]
-            if path and not Path(path).expanduser().is_absolute():
+            scheme, _, path = source.partition(":")
+            lost = path and not Path(path).expanduser().exists()
+            if scheme in PATH_SCHEMES and lost and not Path(path).expanduser().is_absolute():
                 raise FileNotFoundError(
                     f"{error}. The run names its images relative to where it was started: resume it"
                     f" from there, or tell where they are now, with --data.source"
-                    f" {source.partition(':')[0]}:/WHOLE/PATH"
+                    f" {scheme}:/WHOLE/PATH"
                 ) from error
             raise
 
