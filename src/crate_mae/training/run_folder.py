@@ -48,7 +48,7 @@ def check_start(config: RunConfig, folder: Path, *, resume: bool, again: str) ->
         if missing := [key for key in _ALWAYS if key not in recorded]:
             raise ValueError(f"{folder / CONFIG} is damaged: it lacks {', '.join(missing)}")
         # Settings that did not exist when the run began had their defaults.
-        recorded = _filled(recorded, settings, type(config)().to_dict())
+        recorded = _filled(recorded, settings, type(config)(name=config.name).to_dict())
         changes = changed_keys(recorded, settings)
         fatal = [line for line in changes if not line.startswith(FREE_ON_RESUME)]
         if fatal:
