@@ -4,8 +4,7 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
+import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 from data_cases import MODEL
-from processes import PATIENCE
+from processes import PATIENCE, CommandLine
 from torch import Tensor
 
 from crate_mae.batches.config import (
@@ -104,18 +103,31 @@ def write_recipe(config: PretrainConfig | FinetuneConfig, path: Path) -> Path:
     return path
 
 
-def command_line(*words: str | Path, **environment: str) -> subprocess.Popen[str]:
+def command_line(*words: str | Path, **environment: str) -> CommandLine:
     """`crate-mae` in a process of its own, on one thread, so that sums are in a fixed order."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "crate_mae", *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    return CommandLine(
+        [str(word) for word in words], {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     )
 
 
-def wait_for_lines(run: subprocess.Popen[str], folder: Path, count: int) -> None:
+def two_processes(*words: str | Path) -> str:
+    """What both processes of a run printed that were started from outside, as on a cluster."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    both = [
+        command_line(
+            *words, MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="2", NODE_RANK="0",
+            LOCAL_RANK=str(rank),
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    outputs = [run.communicate()[0] for run in both]
+    assert [run.returncode for run in both] == [0, 0], outputs
+    return "".join(outputs)
+
+
+def wait_for_lines(run: CommandLine, folder: Path, count: int) -> None:
     """Return once a run has logged so many lines and saved a checkpoint; it must not end before."""
     log, last = folder / "metrics.jsonl", folder / "checkpoints" / "last.ckpt"
     given_up = time.monotonic() + PATIENCE
@@ -125,7 +137,7 @@ def wait_for_lines(run: subprocess.Popen[str], folder: Path, count: int) -> None
         time.sleep(0.001)
 
 
-def killed_at_random(run: subprocess.Popen[str], folder: Path) -> int:
+def killed_at_random(run: CommandLine, folder: Path) -> int:
     """The step of the last checkpoint of a run that was killed (SIGKILL) at a random moment."""
     try:
         wait_for_lines(run, folder, random.Random(time.time_ns()).randint(8, 40))

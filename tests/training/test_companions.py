@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from processes import PATIENCE
+from processes import PATIENCE, CommandLine
 from training_runs import command_line, small_config, wait_for_lines, write_recipe
 
 from crate_mae.batches.broken import TooManyBrokenImagesError
@@ -37,7 +36,7 @@ def port() -> str:
         return str(free.getsockname()[1])
 
 
-def node(rank: int, port: str, folder: Path, recipe: Path, **more: str) -> subprocess.Popen[str]:
+def node(rank: int, port: str, folder: Path, recipe: Path, **more: str) -> CommandLine:
     """One of two nodes, on this host."""
     return command_line(
         "pretrain", "--config", recipe, "--out", folder,

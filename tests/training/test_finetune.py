@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from data_cases import MODEL
-from processes import PATIENCE
 from sklearn.metrics import confusion_matrix
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -20,6 +19,7 @@ from training_runs import (
     killed_at_random,
     records,
     small_finetune,
+    two_processes,
     write_recipe,
 )
 
@@ -319,12 +319,10 @@ def test_two_gloo_processes_equal_one(tmp_path: Path) -> None:
     base = small_finetune()
     one = replace(base, optim=replace(base.optim, epochs=2, base_lr=1e-3))
     two = replace(one, trainer=TrainerConfig(accelerator="cpu", devices=2, strategy="ddp"))
-    run = command_line(
+    output = two_processes(
         "finetune", "--config", write_recipe(two, tmp_path / "two.yaml"), "--out", tmp_path / "two"
     )
     finetune(one, tmp_path / "one")
-    output, _ = run.communicate(timeout=PATIENCE)
-    assert run.returncode == 0, output
     first, second = final_state(tmp_path / "one"), final_state(tmp_path / "two")
     for key, value in first.items():
         torch.testing.assert_close(second[key], value, atol=1e-4, rtol=1e-4)

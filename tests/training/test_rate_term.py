@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 from data_cases import MODEL
-from processes import PATIENCE
 from torch import Tensor
-from training_runs import command_line, final_state, records, small_config, write_recipe
+from training_runs import final_state, records, small_config, two_processes, write_recipe
 
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.backbone import MaskedAutoencoder
@@ -162,9 +161,7 @@ def test_two_processes_train_what_one_trains(whole: Path, tmp_path: Path) -> Non
         trainer=TrainerConfig(accelerator="cpu", devices=2, strategy="ddp", accumulate=2),
     )
     recipe = write_recipe(config, tmp_path / "two.yaml")
-    run = command_line("pretrain", "--config", recipe, "--out", tmp_path / "two")
-    output, _ = run.communicate(timeout=PATIENCE)
-    assert run.returncode == 0, output
+    output = two_processes("pretrain", "--config", recipe, "--out", tmp_path / "two")
     assert "2 devices x 2 accumulated x 8" in output
     compare(whole, tmp_path / "two")
 

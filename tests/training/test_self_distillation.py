@@ -9,14 +9,13 @@ import pytest
 import torch
 from data_cases import MODEL
 from lightning.pytorch import seed_everything
-from processes import PATIENCE
 from torch import Tensor
 from training_runs import (
     assert_same_run,
-    command_line,
     final_state,
     records,
     small_config,
+    two_processes,
     write_recipe,
 )
 
@@ -178,9 +177,7 @@ def test_two_processes_train_what_one_trains(whole: Path, tmp_path: Path) -> Non
     """Accumulating as well: 2 devices x 2 batches of 8 images."""
     trainer = TrainerConfig(accelerator="cpu", devices=2, strategy="ddp", accumulate=2)
     recipe = write_recipe(config_of(trainer=trainer), tmp_path / "two.yaml")
-    run = command_line("pretrain", "--config", recipe, "--out", tmp_path / "two")
-    output, _ = run.communicate(timeout=PATIENCE)
-    assert run.returncode == 0, output
+    output = two_processes("pretrain", "--config", recipe, "--out", tmp_path / "two")
     assert "2 devices x 2 accumulated x 8" in output
     assert trained_alike(whole, tmp_path / "two")
     compare_logs(whole, tmp_path / "two")
