@@ -29,7 +29,8 @@ def printable(text: str, *, keep: str = "") -> str:
     """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+    harmful = {c for c in set(text) if not c.isprintable() and c not in keep}
+    return text.translate({ord(c): ascii(c)[1:-1] for c in harmful})
 
 
 def markdown(value: Any) -> str:

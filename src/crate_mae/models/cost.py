@@ -7,6 +7,7 @@ updates are not: they are a small share of the operations, though not always of 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,11 @@ def model_cost(
     Nothing is computed and no memory is taken: the tensors are without values.
     Raises ValueError for a ratio that removes or keeps no patch.
     """
-    kept = num_kept(config.num_patches, ratio)
+    return _counted(config, batch, num_kept(config.num_patches, ratio), recompute)
+
+
+@lru_cache(maxsize=256)  # a plan asks for the same models again and again
+def _counted(config: ModelConfig, batch: int, kept: int, recompute: bool) -> Cost:
     with FakeTensorMode(), torch.random.fork_rng(devices=[]):
         model = CrateMAE(config)
         model.recompute_layers(recompute)
