@@ -114,7 +114,7 @@ def test_decoders_behind_encoders_of_other_depths_are_drawn_in_one_place(
     source = open_images(["digits"], limit=2)
     drawn: dict[str, Figure] = {}
 
-    def keep(figure: Figure, path: Path) -> Path:
+    def keep(figure: Figure, path: Path, **_: object) -> Path:
         drawn[path.name] = figure
         return path
 

@@ -146,14 +146,13 @@ def draw_analysis(
     rows: Sequence[Measurement], overlaps: dict[str, Any], folder: Path
 ) -> list[Path]:
     """The figures of an analysis, as PNG and SVG, now in its folder."""
-    paths = []
-    for kind in KINDS:
-        paths += [
-            draw_layers(rows, folder / f"layers{kind}", overwrite=True),
-            draw_weights(rows, folder / f"weights{kind}", overwrite=True),
-            draw_subspace_angles(overlaps, folder / f"angles{kind}", overwrite=True),
-        ]
-    return paths
+    first, *others = KINDS
+    drawn = [
+        draw_layers(rows, folder / f"layers{first}", overwrite=True, kinds=others),
+        draw_weights(rows, folder / f"weights{first}", overwrite=True, kinds=others),
+        draw_subspace_angles(overlaps, folder / f"angles{first}", overwrite=True, kinds=others),
+    ]
+    return [path.with_suffix(kind) for kind in KINDS for path in drawn]
 
 
 _SUMMARY = (

@@ -68,14 +68,18 @@ _WEIGHTS = (
 )
 
 
-def draw_layers(rows: Sequence[Measurement], path: str | Path, *, overwrite: bool = False) -> Path:
+def draw_layers(
+    rows: Sequence[Measurement], path: str | Path, *, overwrite: bool = False,
+    kinds: Sequence[str] = (),
+) -> Path:  # fmt: skip
     """The path of a picture of what the tokens go through, with a line for each model.
 
     Rates and rank at every half step, and measures of each layer below; points are means over
-    images and bands one standard deviation. What was not measured is left out. Raises as
-    `check_figure_target`, and ValueError for no rows or more than four models.
+    images and bands one standard deviation. What was not measured is left out. The same picture
+    goes beside it with each suffix of `kinds`. Raises as `check_figure_target`, and ValueError for
+    no rows or more than four models.
     """
-    path = check_figure_target(path, overwrite=overwrite)
+    path = check_figure_target(path, overwrite=overwrite, kinds=kinds)
     names = _models(rows)
     small = [panel for panel in _LAYERS if _is_measured(rows, panel)]
     height = 2.3 * (len(_TOKENS) + (len(small) + 2) // 3) + 1.2
@@ -88,15 +92,18 @@ def draw_layers(rows: Sequence[Measurement], path: str | Path, *, overwrite: boo
         place = grid[len(_TOKENS) + index // 3, 2 * (index % 3) : 2 * (index % 3) + 2]
         _by_layer(figure.add_subplot(place), rows, panel, names)
     _legend(figure, names)
-    return save_captioned(figure, path, _tokens_caption(rows))
+    return save_captioned(figure, path, _tokens_caption(rows), kinds=kinds)
 
 
-def draw_weights(rows: Sequence[Measurement], path: str | Path, *, overwrite: bool = False) -> Path:
+def draw_weights(
+    rows: Sequence[Measurement], path: str | Path, *, overwrite: bool = False,
+    kinds: Sequence[str] = (),
+) -> Path:  # fmt: skip
     """The path of a picture of the geometry of the weights, encoder and decoder layers in a row.
 
-    Raises as `layer_curves`.
+    Raises as `draw_layers`.
     """
-    path = check_figure_target(path, overwrite=overwrite)
+    path = check_figure_target(path, overwrite=overwrite, kinds=kinds)
     names = _models(rows)
     panels = [measure for measure in _WEIGHTS if any(row.measure == measure for row in rows)]
     lines = (len(panels) + 3) // 4
@@ -117,18 +124,20 @@ def draw_weights(rows: Sequence[Measurement], path: str | Path, *, overwrite: bo
         f" for orthogonal (orthonormal) columns; overlap is the mean squared cosine of principal"
         f" angles.{level} Dotted: eta |D|^2 = 2, up to which an ISTA step cannot raise its"
         " objective.",
+        kinds=kinds,
     )
 
 
 def draw_subspace_angles(
-    overlaps: dict[str, Overlaps], path: str | Path, *, overwrite: bool = False
-) -> Path:
+    overlaps: dict[str, Overlaps], path: str | Path, *, overwrite: bool = False,
+    kinds: Sequence[str] = (),
+) -> Path:  # fmt: skip
     """The path of a picture of K x K matrices of angles between subspaces, layer by layer.
 
     `overlaps` holds mean squared cosines by model and side; the angle shown is the arc cosine of
-    their root, 0 for equal and 90 degrees for orthogonal subspaces. Raises as `layer_curves`.
+    their root, 0 for equal and 90 degrees for orthogonal subspaces. Raises as `draw_layers`.
     """
-    path = check_figure_target(path, overwrite=overwrite)
+    path = check_figure_target(path, overwrite=overwrite, kinds=kinds)
     lines = [
         (name, side, layers)
         for name, sides in overlaps.items()
@@ -164,6 +173,7 @@ def draw_subspace_angles(
         path,
         "Angle between subspaces k and k' (root mean square over principal angles), from the"
         " weights U of MSSA: 0 degrees for the same, 90 for orthogonal subspaces.",
+        kinds=kinds,
     )
 
 

@@ -5,6 +5,7 @@ and there is no global plotting state.
 """
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -22,13 +23,20 @@ DPI = 100
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 
 
-def check_figure_target(path: str | Path, *, overwrite: bool = False) -> Path:
+def check_figure_target(
+    path: str | Path, *, overwrite: bool = False, kinds: Sequence[str] = ()
+) -> Path:
     """The path, once a figure can be saved there: call it before any work.
 
-    Raises ValueError for a suffix other than .png, .pdf or .svg, and FileExistsError for a file
-    that is there, unless `overwrite` is set.
+    And beside it with each suffix of `kinds`. Raises ValueError for a suffix other than .png, .pdf
+    or .svg, and FileExistsError for a file that is there, unless `overwrite` is set.
     """
-    return check_file_target(path, FIGURE_SUFFIXES, what="figures", overwrite=overwrite)
+    path = check_file_target(path, FIGURE_SUFFIXES, what="figures", overwrite=overwrite)
+    for kind in kinds:
+        check_file_target(
+            path.with_suffix(kind), FIGURE_SUFFIXES, what="figures", overwrite=overwrite
+        )
+    return path
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -46,24 +54,32 @@ def tidy(axes: Axes) -> None:
         axes.spines[side].set_visible(False)
 
 
-def save_figure(figure: Figure, path: Path) -> Path:
-    """The path, once the whole figure is there; undated, so that equal data give equal files."""
-    kind = path.suffix.lower()[1:]
+def save_figure(figure: Figure, path: Path, *, kinds: Sequence[str] = ()) -> Path:
+    """The path, once the whole figure is there; undated, so that equal data give equal files.
+
+    The same picture also goes beside it with each suffix of `kinds`, laid out only once.
+    """
     undated: dict[str, dict[str, Any]] = {
-        "png": {},
-        "pdf": {"CreationDate": None},
-        "svg": {"Date": None},
+        ".png": {},
+        ".pdf": {"CreationDate": None},
+        ".svg": {"Date": None},
     }
     make_legible(figure)
-    with replacing(path) as fresh, warnings.catch_warnings():
-        # Told of in words, once, by what looked for a font.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(fresh, format=kind, dpi=DPI, metadata=undated[kind])
+    for target in (path, *(path.with_suffix(kind) for kind in kinds)):
+        kind = target.suffix.lower()
+        with replacing(target) as fresh, warnings.catch_warnings():
+            # Told of in words, once, by what looked for a font.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            figure.savefig(fresh, format=kind[1:], dpi=DPI, metadata=undated[kind])
+        figure.set_layout_engine("none")  # everything has its place now
     return path
 
 
-def save_captioned(figure: Figure, path: Path, caption: str) -> Path:
-    """The path, once the figure is there with this caption below it, wrapped to its width."""
+def save_captioned(figure: Figure, path: Path, caption: str, *, kinds: Sequence[str] = ()) -> Path:
+    """The path, once the figure is there with this caption below it, wrapped to its width.
+
+    The rest is as `save_figure`.
+    """
     width = int(figure.get_size_inches()[0] * 17)
     figure.supxlabel(fill(caption, width), fontsize=8, x=0.01, ha="left", color="#333333")
-    return save_figure(figure, path)
+    return save_figure(figure, path, kinds=kinds)
