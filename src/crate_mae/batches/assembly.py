@@ -213,14 +213,21 @@ class StreamBatches(IterableDataset[Any]):
                 )
 
 
+@dataclass
+class Waiting:
+    """How long batches have been waited for."""
+
+    seconds: float = 0.0
+
+
 class TimedLoader(DataLoader[Any]):
-    """A DataLoader that adds up the seconds its consumer has waited for batches.
+    """A DataLoader that adds up in `waiting` how long its consumer has waited for batches.
 
     With `batches_per_step` above 1 it loads the batches of an optimiser step together: the first
     one then holds all of them under `whole_step`, in their order and itself included.
     """
 
-    waited = 0.0
+    waiting: Waiting | None = None
     batches_per_step = 1
     before_iteration: Callable[[], None] | None = None
 
@@ -233,7 +240,8 @@ class TimedLoader(DataLoader[Any]):
         while True:
             start = perf_counter()
             step = list(islice(batches, self.batches_per_step))
-            self.waited += perf_counter() - start
+            if self.waiting is not None:
+                self.waiting.seconds += perf_counter() - start
             if not step:
                 return
             if self.batches_per_step > 1:

@@ -14,6 +14,7 @@ from crate_mae.batches.assembly import (
     SourceBatches,
     StreamBatches,
     TimedLoader,
+    Waiting,
     whole_batch,
 )
 from crate_mae.batches.broken import BrokenImages
@@ -96,7 +97,7 @@ class ImageDataModule(LightningDataModule):
             progress=progress,
         )
         self._opened: OpenedData | None = None
-        self._train_loader: TimedLoader | None = None
+        self._waiting = Waiting()
 
     # -- images -------------------------------------------------------------------------------
 
@@ -178,14 +179,16 @@ class ImageDataModule(LightningDataModule):
         With `whole_steps` the first batch of each optimiser step holds all of the step's.
         """
         loader = self._training_loader()
+        # The loader itself is not kept: it knows this module, and what knows each other ends late,
+        # worker processes as well.
+        loader.waiting = self._waiting
         if self.whole_steps:
             loader.batches_per_step = self.accumulate
         return loader
 
     def _training_loader(self) -> TimedLoader:
         if isinstance(self.train_source, StreamSource):
-            self._train_loader = self._stream_loader(self.train_source)
-            return self._train_loader
+            return self._stream_loader(self.train_source)
         sampler = EpochBatches(
             num_samples=self.num_samples,
             batch_size=self.batch_size,
@@ -196,14 +199,10 @@ class ImageDataModule(LightningDataModule):
         kept = self.keep_on(self._device())
         if kept is not None:
             batches = DeviceBatches(self.train_source, kept, self.kind.device_maker(self))
-            self._train_loader = _loader_on_device(batches, sampler)
-        else:
-            images = SourceBatches(self.train_source, self.kind.training_maker(self))
-            cached = self.opened.train_cached
-            self._train_loader = self._loader(
-                images, cached=cached, persistent=True, batch_sampler=sampler
-            )
-        return self._train_loader
+            return _loader_on_device(batches, sampler)
+        images = SourceBatches(self.train_source, self.kind.training_maker(self))
+        cached = self.opened.train_cached
+        return self._loader(images, cached=cached, persistent=True, batch_sampler=sampler)
 
     def val_dataloader(self) -> TimedLoader | list[TimedLoader]:
         """Every validation image once, not augmented."""
@@ -223,7 +222,7 @@ class ImageDataModule(LightningDataModule):
     @property
     def waited(self) -> float:
         """Seconds that training has waited for batches so far."""
-        return self._train_loader.waited if self._train_loader is not None else 0.0
+        return self._waiting.seconds
 
     def _stream_loader(self, source: StreamSource) -> TimedLoader:
         share = self._share()
