@@ -1,5 +1,6 @@
 """Fixtures of all tests: one thread, the settings of property tests, small image files."""
 
+import gc
 import os
 import signal
 import tempfile
@@ -31,6 +32,17 @@ settings.register_profile(
 )
 settings.load_profile("anywhere")
 set_hypothesis_home_dir(Path(tempfile.gettempdir()) / f"hypothesis-{os.getuid()}")
+
+
+def pytest_collection_finish() -> None:
+    """Take what was imported out of the garbage collector's way, which looks at all of it often."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Give it back, so that libraries find nothing left over when the process ends."""
+    gc.unfreeze()
 
 
 @pytest.fixture
