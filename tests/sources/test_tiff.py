@@ -184,3 +184,32 @@ def test_what_a_file_is_that_is_no_image(head: bytes, words: str) -> None:
     with pytest.raises(UnreadableImage, match=f"not an image in a known format, but .*{words}"):
         decode_image(head + b" " * 10, "x")
     assert file_kind(b"\x01\x02\x03\x04nothing known") is None
+
+
+@pytest.mark.parametrize("white", [False, True])
+def test_pages_written_one_by_one_are_images(tmp_path: Path, white: bool) -> None:
+    pages = RNG.integers(0, 256, (5, 6, 7), np.uint8)
+    with tifffile.TiffWriter(tmp_path / "x.tif") as file:
+        for page in pages:
+            file.write(page, photometric="miniswhite" if white else "minisblack")
+    source = opened(f"tiff:{tmp_path / 'x.tif'}")
+    read = np.stack([source.load(index).image.numpy()[0] for index in range(len(source))])
+    np.testing.assert_array_equal(read, 255 - pages if white else pages)
+    assert source.found.passed_over == ()
+    assert source.name(4) == "x.tif/0004"
+
+
+def test_pages_of_another_size_or_type_are_counted(tmp_path: Path) -> None:
+    values = RNG.integers(0, 256, (4, 9, 8), np.uint8)
+    first = [Image.fromarray(values[0]), Image.fromarray(values[1, :, :5]),
+             Image.fromarray(values[2]), Image.fromarray(values[3, :4])]  # fmt: skip
+    first[0].save(tmp_path / "a.tif", save_all=True, append_images=first[1:])
+    with tifffile.TiffWriter(tmp_path / "b.tif") as file:
+        file.write(values[:2], photometric="minisblack")
+        file.write(values[:3].astype(np.float32), photometric="minisblack")
+    source = opened(f"tiff:{tmp_path}")
+    read = [source.load(index).image.numpy()[0] for index in range(len(source))]
+    assert source.name(1) == "a.tif/0001"
+    np.testing.assert_array_equal(np.stack(read), values[[0, 2, 0, 1]])
+    (entry,) = source.found.passed_over
+    assert str(entry) == "5 pages of another size or type than the first (a.tif 2, b.tif 3)"

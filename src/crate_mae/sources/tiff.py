@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 MAX_TIFF_BYTES = 4 * 1024**3
-SUFFIXES = frozenset({".tif", ".tiff", ".btf", ".tf8", ".ome.tif"})
+SUFFIXES = frozenset({".tif", ".tiff", ".btf", ".tf8"})
 INSTALL = 'pip install "crate-mae[tiff]" reads it; or save it as .npy'
 
 _WIDTH, _LENGTH, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA, _FORMAT, _COMPRESSION = (

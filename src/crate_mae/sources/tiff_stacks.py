@@ -1,6 +1,7 @@
 """Multi-page and multi-band TIFF files as a source: every page an image, every band a channel."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from crate_mae.sources.arrays import array_pixels
 from crate_mae.sources.base import ImageSource, existing_path
 from crate_mae.sources.folders import FolderSource
-from crate_mae.sources.found import AS_USUAL, Reading
+from crate_mae.sources.found import AS_USUAL, PassedOver, Reading
 from crate_mae.sources.images import ImageFacts, Sample, UnreadableImage
 from crate_mae.sources.tiff import SUFFIXES, check_extent, scaled, tifffile_module
 
@@ -26,6 +27,8 @@ class Stack:
     height: int
     width: int
     dtype: str
+    others: int = 0
+    """Pages that are not read, as their size or type is another than the first one's."""
 
 
 class TiffStackSource(ImageSource):
@@ -33,11 +36,12 @@ class TiffStackSource(ImageSource):
 
     def __init__(self, address: str, files: FolderSource) -> None:
         self.address, self.split = address, files.split
-        self.class_names, self.found = files.class_names, files.found
+        self.class_names = files.class_names
         self._files = files
         self._faults: dict[int, str] = {}
         self._stacks = [self._stack(number) for number in range(len(files))]
         self._ends = np.cumsum([stack.count for stack in self._stacks])
+        self.found = replace(files.found, passed_over=(*files.found.passed_over, *self._others()))
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -83,6 +87,13 @@ class TiffStackSource(ImageSource):
             self._faults[number] = str(error) or type(error).__name__
             return Stack(1, 1, 1, 1, "uint8")
 
+    def _others(self) -> list[PassedOver]:
+        others = {self._files.name(n): s.others for n, s in enumerate(self._stacks) if s.others}
+        shown = ", ".join(f"{name} {count}" for name, count in list(others.items())[:5])
+        more = ", ..." if len(others) > 5 else ""
+        what = f"pages of another size or type than the first ({shown}{more})"
+        return [PassedOver(what=what, count=sum(others.values()))] if others else []
+
     def _identity(self, index: int) -> tuple[str | int | None, ...]:
         file, page = self._place(index)
         return (*self._files._identity(file), page)
@@ -112,19 +123,40 @@ class _SingleFile(FolderSource):
         self._labels, self._root, self._names = None, path.parent, [path.name]
 
 
-def _series(file: Any) -> tuple[Any, str]:
-    series = file.series[0]
-    return series, series.axes
+def _series(file: Any) -> tuple[list[Any], int]:
+    """(The series that are laid out as the first one is, how many pages the others have).
+
+    Pages that were written one by one are a series each.
+    """
+
+    def layout(series: Any) -> tuple[object, ...]:
+        page = series.keyframe
+        return series.axes, series.shape, np.dtype(series.dtype), page.bitspersample
+
+    first, *rest = file.series
+    alike = [first, *(series for series in rest if layout(series) == layout(first))]
+    return alike, sum(_count(series) for series in rest if layout(series) != layout(first))
+
+
+def _sizes(series: Any) -> tuple[int, int, int]:
+    """(Channels, height, width) of every image in a series."""
+    sizes = dict(zip(series.axes, series.shape, strict=True))
+    channels = int(np.prod([sizes[axis] for axis in sizes if axis in _CHANNELS], dtype=int))
+    return channels, sizes["Y"], sizes["X"]
+
+
+def _count(series: Any) -> int:
+    """The images in a series; one where it holds no pictures."""
+    if not {"Y", "X"} <= set(series.axes):
+        return 1
+    return int(series.size) // max(1, math.prod(_sizes(series)))
 
 
 def _layout_of(path: Path) -> Stack:
     with tifffile_module("a TIFF").TiffFile(path) as file:
-        series, axes = _series(file)
-        sizes = dict(zip(axes, series.shape, strict=True))
-        height, width = sizes["Y"], sizes["X"]
-        channels = int(np.prod([sizes[axis] for axis in axes if axis in _CHANNELS], dtype=int))
-        count = int(series.size) // (channels * height * width)
-        return Stack(count, channels, height, width, str(np.dtype(series.dtype)))
+        alike, others = _series(file)
+        count = _count(alike[0]) * len(alike)
+        return Stack(count, *_sizes(alike[0]), str(np.dtype(alike[0].dtype)), others)
 
 
 @lru_cache(maxsize=2)
@@ -134,18 +166,20 @@ def _images_of(path: Path, changed: int) -> np.ndarray:  # noqa: ARG001 - a part
     `changed` is when the file was, so that another one in its place is read anew.
     """
     with tifffile_module("a TIFF").TiffFile(path) as file:
-        series, axes = _series(file)
-        sizes = dict(zip(axes, series.shape, strict=True))
-        check_extent(sizes["Y"], sizes["X"], int(series.size) * np.dtype(series.dtype).itemsize)
-        if np.dtype(series.dtype).kind not in "uf":
-            raise ValueError(f"pixels of type {series.dtype} have no known scale: save as floats")
-        array = np.asarray(series.asarray())
-        order = sorted(range(len(axes)), key=lambda place: _rank(axes[place]))
-        array = array.transpose(order)
-        planes = array.reshape(-1, sizes["Y"], sizes["X"])
-        planes = scaled(planes, file.pages[0])
-    channels = int(np.prod([sizes[axis] for axis in axes if axis in _CHANNELS], dtype=int))
-    return planes.reshape(-1, channels, sizes["Y"], sizes["X"])
+        alike, _ = _series(file)
+        dtype, (channels, height, width) = np.dtype(alike[0].dtype), _sizes(alike[0])
+        check_extent(height, width, len(alike) * int(alike[0].size) * dtype.itemsize)
+        if dtype.kind not in "uf":
+            raise ValueError(f"pixels of type {dtype} have no known scale: save as floats")
+        images = [_images_in(series).reshape(-1, channels, height, width) for series in alike]
+    return np.concatenate(images)
+
+
+def _images_in(series: Any) -> np.ndarray:
+    """The planes (N, H, W) of a series, the channels of an image beside each other."""
+    array = np.asarray(series.asarray())
+    array = array.transpose(sorted(range(array.ndim), key=lambda at: _rank(series.axes[at])))
+    return scaled(array.reshape(-1, *array.shape[-2:]), series.keyframe)
 
 
 def _rank(axis: str) -> int:
