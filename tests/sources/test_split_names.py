@@ -17,6 +17,7 @@ from crate_mae.sources.split_names import split_folders, split_name
         ("TestSet", "test"), ("Testing", "test"), ("test1", "test"), ("seg_test", "test"),
         ("valid", "validation"), ("ImageNetVal", "validation"), ("dev", "validation"),
         ("val_256", "validation"), ("validation-00000-of-00001", "validation"),
+        ("train_val", "train"), ("TrainVal-0", "train"),
         ("latest", None), ("contest", None), ("trainer", None), ("devices", None), ("value", None),
     ],
 )  # fmt: skip
@@ -108,3 +109,56 @@ def test_several_files_of_one_split_are_read_together(
     for name in ("train-a", "training-b", "val-c"):
         pq.write_table(picture_table(pictures), tmp_path / f"{name}.parquet")
     assert (opened(f"parquet:{tmp_path}").split, len(opened(f"parquet:{tmp_path}"))) == ("train", 8)
+
+
+@pytest.mark.parametrize(
+    ("layout", "train", "test", "classes"),
+    [
+        ("cat/train/1 cat/test/2 dog/train/3", "13", "2", ("cat", "dog")),
+        ("a/cat/train/1 a/cat/test/2 a/dog/test/3", "1", "23", ("cat",)),
+        ("cat/Training/1 cat/val/2 dog/TRAIN/3 dog/test/4", "13", "4", ("cat", "dog")),
+        ("train/a/1 Training/b/2 test/a/3", "12", "3", ("a", "b")),
+        ("train/a/1 trainval/a/2 val/a/3 test/a/4", "1", "4", ("a",)),
+        ("trainval/a/2 test/a/4", "2", "4", ("a",)),
+        ("train_val/a/2 train/a/1 test/a/4", "1", "4", ("a",)),
+        ("a/b/c/d/train/x/1 a/b/c/d/test/x/2", "1", "2", ("x",)),
+        ("train/a/1 train_masks/a/2 test/a/3 test_masks/a/4", "1", "3", ("a",)),
+    ],
+)
+def test_uneven_splits(
+    write: Write, tmp_path: Path, layout: str, train: str, test: str, classes: tuple[str, ...]
+) -> None:
+    for name in layout.split():
+        write(f"{name}.png")
+    for split, expected in ((None, train), ("test", test)):
+        source = opened(f"imagefolder:{tmp_path}", split=split)
+        assert sorted(name[-5] for name in names_of(source)) == list(expected)
+    assert opened(f"imagefolder:{tmp_path}").class_names == classes
+    assert opened(f"imagefolder:{tmp_path}", split="test").class_names is not None
+
+
+def test_splits_that_some_classes_lack_are_told(write: Write, tmp_path: Path) -> None:
+    for name in ("cat/train/1.png", "cat/test/2.png", "dog/3.png"):
+        write(name)
+    source = opened(f"imagefolder:{tmp_path}")
+    assert source.class_names == ("cat", "dog")
+    assert source.found.notes == (
+        "not read as splits, as they do not lie right below every class: cat/test, cat/train",
+    )
+
+
+def test_the_spelling_that_is_asked_for_is_taken(
+    tmp_path: Path, pictures: list[bytes], write: Write
+) -> None:
+    for number, name in enumerate(("TRAIN", "train", "Training", "test")):
+        (tmp_path / name).mkdir()
+        pq.write_table(picture_table(pictures[: number + 1]), tmp_path / name / "0.parquet")
+    source = opened(f"parquet:{tmp_path}")
+    assert (len(source), source.split) == (6, "train")
+    assert "split train is train, training together" in source.found.notes
+    cases = ((1, "TRAIN"), (2, "train"))
+    for count, name in cases:
+        for index in range(count):
+            write(f"images/{name}/{index}.png")
+    for count, name in cases:
+        assert len(opened(f"imagefolder:{tmp_path / 'images'}", split=name)) == count

@@ -1,6 +1,5 @@
 """Arrays of an `.npz` file by their names: which holds the images, which their labels."""
 
-import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +9,13 @@ from crate_mae.common.npz_members import read_header
 from crate_mae.sources.base import IMAGE_KEYS, LABEL_KEYS
 from crate_mae.sources.found import Reading
 from crate_mae.sources.labels import chosen_key
-from crate_mae.sources.split_names import TRAIN, meaning_of, split_name
-from crate_mae.sources.splits import match_split, matching_splits
+from crate_mae.sources.split_names import TRAIN, meaning_of, split_name, words_of
+from crate_mae.sources.splits import (
+    NoSuchSplitError,
+    match_split,
+    matching_splits,
+    none_for_training,
+)
 
 _DATA_KEYS = (*IMAGE_KEYS, "data", "inputs", "features", "arr")
 
@@ -24,6 +28,8 @@ class ArchivePart(NamedTuple):
     split: str | None
     splits: tuple[str, ...]
     why_unlabelled: str | None
+    others: tuple[str, ...]
+    """Arrays that look like images and are of no split, beside the one that is read."""
 
 
 def member_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -56,7 +62,8 @@ def choose_arrays(
     else:
         image, chosen, splits = _images(likely or shapes, split, address)
     label, why = _labels(shapes, image, reading, address)
-    return ArchivePart(image, label, chosen, splits, why)
+    others = (name for name in likely if name not in (image, label) and split_name(name) is None)
+    return ArchivePart(image, label, chosen, splits, why, tuple(others))
 
 
 def _splits(names: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
@@ -69,8 +76,12 @@ def _images(
     splits = _splits(likely)
     candidates, chosen = list(likely), None
     if splits and (split is not None or any(meaning_of(word) == TRAIN for word in splits)):
-        chosen = matching_splits("train" if split is None else split, splits, address)[0]
+        chosen = matching_splits(split, splits, address)[0]
         candidates = [n for n in likely if (said := split_name(n)) and said.word == chosen]
+    elif splits:
+        candidates = [name for name in likely if split_name(name) is None]
+        if not candidates:
+            raise NoSuchSplitError(none_for_training(splits, address))
     elif split is not None:
         match_split(split, (), address)
     for key in _DATA_KEYS:
@@ -111,5 +122,4 @@ def _labels(
 
 def _base(name: str) -> str:
     """The name without the words that tell a split and without numbers: `x` of `x_train`."""
-    words = re.findall(r"[a-z]+", name.lower())
-    return "_".join(word for word in words if split_name(word) is None)
+    return "_".join(word for word in words_of(name) if split_name(word) is None)

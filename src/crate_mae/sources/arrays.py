@@ -15,7 +15,7 @@ from crate_mae.common.npz_members import read_member
 from crate_mae.sources.archives import ArchivePart, choose_arrays, member_shapes
 from crate_mae.sources.base import ImageSource, LabelledSource, existing_path
 from crate_mae.sources.folders import FolderSource
-from crate_mae.sources.found import AS_USUAL, Found, Reading
+from crate_mae.sources.found import AS_USUAL, Found, Reading, passed_over
 from crate_mae.sources.images import ImageFacts, Sample, UnreadableImage, decoding, max_pixels
 from crate_mae.sources.labels import Labels, class_labels
 from crate_mae.sources.splits import NoSuchSplitError, match_split
@@ -167,7 +167,8 @@ def _open_archive(path: Path, address: str, split: str | None, reading: Reading)
     if part.label is not None:
         labels = array_labels(values, len(_as_stack(array)[0]), f"the array {part.label}")
     source = _array_source(path, address, array, labels, split=part.split)
-    source.found = replace(source.found, splits=part.splits)
+    others = passed_over("arrays that may be images", part.others)
+    source.found = replace(source.found, splits=part.splits, passed_over=others)
     return source
 
 
@@ -201,6 +202,8 @@ def array_labels(values: np.ndarray | None, count: int, where: str) -> Labels:
             why_none=f"{where} holds Python objects, which are never loaded: save the labels as"
             " numbers or with dtype=str"
         )
+    if values.ndim == 0 and count == 1:
+        values = values[None]
     if values.ndim == 0 or len(values) != count:
         raise ValueError(
             f"labels are {values.dtype} of shape {values.shape}, not one for each of {count} images"

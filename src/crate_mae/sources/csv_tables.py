@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from crate_mae.sources.base import EncodedSource, ImageSource, existing_path
 from crate_mae.sources.folders import list_files
@@ -10,7 +11,9 @@ from crate_mae.sources.found import AS_USUAL, Found, Reading, passed_over
 from crate_mae.sources.images import image_suffixes
 from crate_mae.sources.labels import Labels, chosen_key, class_labels, label_column
 from crate_mae.sources.split_names import meaning_of, split_name
-from crate_mae.sources.splits import match_split, matching_splits
+from crate_mae.sources.splits import SPLIT_KEYS, joined_name, match_split, matching_splits
+
+Row = dict[str, str]
 
 MAX_CSV_BYTES = 1024**3
 PATH_KEYS = (
@@ -18,7 +21,6 @@ PATH_KEYS = (
     "image", "images", "img", "image_name", "image_file", "image_id", "img_id", "name", "id",
 )  # fmt: skip
 """What tables call their files; the first one present is taken."""
-SPLIT_KEYS = ("split", "set", "subset", "partition", "dataset")
 
 
 class CsvSource(EncodedSource):
@@ -62,13 +64,15 @@ def open_csv(rest: str, split: str | None, reading: Reading = AS_USUAL) -> Image
             f" {', '.join(columns)}; choose one with --image-key"
         )
     label, why = label_column([c for c in columns if c != key], [], reading, address)
-    rows, chosen, splits = _of_split(rows, usual, split, address)
+    rows, part = _of_split(rows, usual, split, address)
+    chosen = part.split
     files, _ = list_files(path.parent, image_suffixes(), address, follow_links=reading.follow_links)
     index = _by_name(files, chosen or path.stem)
-    found: list[tuple[Mapping[str, str], str]] = []
+    found: list[tuple[Row, str]] = []
     missing: list[str] = []
     for row in rows:
-        place = index.get(row[key].strip().removeprefix("./"))
+        name = row[key].strip()
+        place = next((index[n] for n in (name, name.replace("\\", "/")) if n in index), None)
         if place is None:
             missing.append(row[key])
         else:
@@ -85,18 +89,20 @@ def open_csv(rest: str, split: str | None, reading: Reading = AS_USUAL) -> Image
     source = CsvSource(address, chosen, path.parent, names, labels)
     why = labels.why_none
     source.found = Found(
-        splits=splits,
+        splits=part.splits,
         passed_over=(
+            *passed_over("rows of no split", (row[key] for row in part.outside)),
             *passed_over("rows whose file is not there", missing),
             *passed_over("images that no row names", sorted(set(files) - set(names))),
         ),
+        notes=part.notes,
         could_be_labelled=why is not None and not reading.unlabelled,
         no_labels=why,
     )
     return source
 
 
-def _read_table(path: Path, address: str) -> tuple[list[str], list[dict[str, str]]]:
+def _read_table(path: Path, address: str) -> tuple[list[str], list[Row]]:
     """(Column names, rows); ValueError for what is no table."""
     if not path.is_file() or path.stat().st_size > MAX_CSV_BYTES:
         raise ValueError(f"{address} is no file, or larger than {MAX_CSV_BYTES} bytes")
@@ -115,19 +121,31 @@ def _read_table(path: Path, address: str) -> tuple[list[str], list[dict[str, str
     return columns, rows
 
 
+class _Part(NamedTuple):
+    """What a column of splits tells of the rows that are read."""
+
+    split: str | None = None
+    splits: tuple[str, ...] = ()
+    outside: Sequence[Row] = ()
+    """Rows of no split, where others have one."""
+    notes: tuple[str, ...] = ()
+
+
 def _of_split(
-    rows: list[dict[str, str]], usual: Mapping[str, str], split: str | None, address: str
-) -> tuple[list[dict[str, str]], str | None, tuple[str, ...]]:
-    """(The rows of the split, its name, all splits), where a column tells them."""
+    rows: list[Row], usual: Mapping[str, str], split: str | None, address: str
+) -> tuple[list[Row], _Part]:
+    """(The rows of the split, what is known of it), where a column tells splits."""
     column = next((usual[name] for name in SPLIT_KEYS if name in usual), None)
     present = set() if column is None else {row[column].strip() for row in rows} - {""}
     if column is None or not present or any(split_name(name) is None for name in present):
         if split is not None:
             match_split(split, (), address)
-        return rows, None, ()
-    chosen = matching_splits("train" if split is None else split, present, address)
+        return rows, _Part()
+    chosen = matching_splits(split, present, address)
+    name, notes = joined_name(chosen)
     kept = [row for row in rows if row[column].strip() in chosen]
-    return kept, chosen[0], tuple(sorted(present))
+    outside = [row for row in rows if not row[column].strip()]
+    return kept, _Part(name, tuple(sorted(present)), outside, notes)
 
 
 def _by_name(files: Iterable[str], split: str) -> dict[str, str]:
@@ -149,7 +167,7 @@ def _by_name(files: Iterable[str], split: str) -> dict[str, str]:
                 several.add(short)
             index.setdefault(short, file)
     kept = {short: file for short, file in index.items() if short not in several}
-    return {**kept, **{file: file for file in listed}}
+    return {**kept, **{f"./{file}": file for file in listed}, **{file: file for file in listed}}
 
 
 def _value(text: str) -> int | float | str | bool:

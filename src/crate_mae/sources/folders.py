@@ -1,7 +1,8 @@
 """Folders of image files: names, splits and classes come from the folders' names."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +10,12 @@ from crate_mae.sources.base import EncodedSource, ImageSource, existing_path
 from crate_mae.sources.found import AS_USUAL, Found, PassedOver, Reading, Tally, passed_over
 from crate_mae.sources.images import image_suffixes
 from crate_mae.sources.split_names import split_folders, split_name
-from crate_mae.sources.splits import match_split, matching_splits
+from crate_mae.sources.splits import joined_name, match_split, matching_splits
 
-_DEEPEST_SPLIT = 3
-"""Levels of folders that are searched for splits."""
+_CONTAINERS = ("images", "image", "imgs", "img", "data", "jpg")
+"""Folders of such names that hold everything are no class."""
+_LOOKED_AT = 3
+"""Levels of folders at which splits that are not read as such are told of."""
 
 
 class FolderSource(EncodedSource):
@@ -81,13 +84,14 @@ def list_files(
 ) -> tuple[list[str], tuple[PassedOver, ...]]:
     """(Sorted names, relative to root, of the files with one of the suffixes, what else is there).
 
-    Links to files count as files. Links to folders are entered only where that is asked for; a
-    folder that lies within itself is entered once. What cannot be read, or is gone meanwhile, is
-    passed over like the rest. Raises ValueError where nothing is found.
+    Suffixes are of lower case and begin with a dot; names are compared in any case. Links to files
+    count as files. Links to folders are entered only where that is asked for, and each folder once.
+    What cannot be read, or is gone meanwhile, is passed over like the rest. Raises ValueError where
+    nothing is found.
     """
     names: list[str] = []
     others: dict[str, list[str]] = {}
-    tally = Tally()
+    tally, wanted = Tally(), tuple(suffixes)
     for name, entry in _walk(root, tally, follow_links=follow_links):
         try:
             if entry.is_symlink() and not Path(entry.path).exists():
@@ -97,7 +101,7 @@ def list_files(
                 tally.add(again, name)
             elif not entry.is_file():
                 tally.add("entries that are no files", name)
-            elif _suffix(entry.name) in suffixes:
+            elif entry.name.lower().endswith(wanted):
                 names.append(name)
             else:
                 others.setdefault(_suffix(entry.name) or "without a suffix", []).append(name)
@@ -112,7 +116,7 @@ def list_files(
                 tally.add(what, name)
     if not names:
         met = "".join(f"; {entry}" for entry in tally.entries())
-        shown = ", ".join(sorted(suffixes)) if len(suffixes) < 5 else "image"
+        shown = ", ".join(sorted(suffixes)) if len(suffixes) < 9 else "image"
         raise ValueError(f"{address} holds no {shown} files{met}")
     return sorted(names), tally.entries()
 
@@ -131,15 +135,24 @@ def _walk(
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Every entry that is not hidden or an entered folder, with its name relative to root.
 
-    No folder is entered twice on one way down, so the walk always ends. Folders below root that
-    cannot be read, or are gone meanwhile, go into `tally` with the reason.
+    No folder is entered twice, and links are entered last: a folder keeps the name that it has
+    without them, where there is one. Folders below root that cannot be read, or are gone meanwhile,
+    go into `tally` with the reason.
     """
-    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset({_place(root)}))]
-    while pending:
-        prefix, above = pending.pop()
+    read = {_place(root)}
+    folders, links = [""], deque[tuple[str, os.DirEntry[str]]]()
+    while folders or links:
+        if not folders:
+            name, entry = links.popleft()
+            if _is_new(entry, read):
+                folders.append(f"{name}/")
+            else:
+                yield name, entry
+            continue
+        prefix = folders.pop()
         try:
             with os.scandir(root / prefix) as entries:
-                found = list(entries)
+                found = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
             if not prefix:
                 raise
@@ -148,16 +161,29 @@ def _walk(
         for entry in found:
             if entry.name.startswith("."):
                 continue
+            name = f"{prefix}{entry.name}"
             try:
                 inner = entry.is_dir(follow_symlinks=follow_links)
-                here = _place(entry) if inner and follow_links else None
+                link = inner and entry.is_symlink()
             except OSError:  # what it is, is asked again where it is taken
-                inner, here = False, None
-            if not inner or here in above:
-                yield f"{prefix}{entry.name}", entry
+                inner, link = False, False
+            if link:
+                links.append((name, entry))
+            elif inner and (not follow_links or _is_new(entry, read)):
+                folders.append(f"{name}/")
             else:
-                inside = above if here is None else above | {here}
-                pending.append((f"{prefix}{entry.name}/", inside))
+                yield name, entry
+
+
+def _is_new(folder: os.DirEntry[str], read: set[tuple[int, int]]) -> bool:
+    """Whether the folder was not met before; it is from now on."""
+    try:
+        place = _place(folder)
+    except OSError:  # gone meanwhile: told where it is entered
+        return True
+    new = place not in read
+    read.add(place)
+    return new
 
 
 def _place(entry: Path | os.DirEntry[str]) -> tuple[int, int]:
@@ -188,21 +214,17 @@ def _select_split(names: list[str], split: str | None, address: str) -> _Part:
     if not splits:
         if split is not None:
             match_split(split, (), address)
-        return _Part(names=names, notes=tuple(_split_like(folders)))
-    chosen = matching_splits("train" if split is None else split, splits, address)
+        return _Part(names=names, notes=tuple(split_like(folders)))
+    chosen = matching_splits(split, splits, address)
+    shown, notes = joined_name(chosen)
     below = [parts[depth] if len(parts) > depth else None for parts in folders]
-    kept = [
-        (name, parts) for name, parts, at in zip(names, folders, below, strict=True) if at in chosen
-    ]
-    shown = chosen[0] if len(chosen) == 1 else splits[chosen[0]]
-    notes = [] if len(chosen) == 1 else [f"split {shown} is {', '.join(chosen)} together"]
     return _Part(
-        names=[name for name, _ in kept],
+        names=[name for name, at in zip(names, below, strict=True) if at in chosen],
         split=shown,
         splits=tuple(sorted(splits)),
-        class_depth=_class_depth([parts for _, parts in kept], depth),
+        class_depth=class_place(folders, splits, chosen, depth)[0],
         outside=tuple(n for n, at in zip(names, below, strict=True) if at not in splits),
-        notes=tuple(notes),
+        notes=notes,
     )
 
 
@@ -211,7 +233,7 @@ def split_level(folders: Sequence[Sequence[str]]) -> tuple[int, dict[str, str]]:
 
     Splits lie at the top, below a single folder that holds everything, or below every class.
     """
-    for depth in range(_DEEPEST_SPLIT):
+    for depth in range(max(map(len, folders), default=0)):
         tops = {parts[depth] for parts in folders if len(parts) > depth}
         found = split_folders(tops)
         if found:
@@ -224,38 +246,60 @@ def split_level(folders: Sequence[Sequence[str]]) -> tuple[int, dict[str, str]]:
             merged: dict[str, str] = {}
             for names in inside.values():
                 found = split_folders(names)
-                if len(set(found.values())) < 2:
+                if not found:
                     return 0, {}
                 merged |= found
-            return depth + 1, merged
+            # One meaning alone is no division: classes may well be called `train` below others.
+            return (depth + 1, merged) if len(set(merged.values())) > 1 else (0, {})
         if not tops:
             break
     return 0, {}
 
 
-def _class_depth(folders: Sequence[Sequence[str]], depth: int) -> int:
-    """Where the classes of a split stand: above it where they are divided there, else below.
+def class_place(
+    folders: Sequence[Sequence[str]], splits: Container[str], chosen: Container[str], depth: int
+) -> tuple[int, list[Sequence[str]]]:
+    """(Where the classes stand, the folders of the chosen splits), of splits at that depth.
 
-    A folder below a split that holds all of it and is called as the split is, or just `images`,
-    is no class (`seg_train/seg_train/forest`).
+    Classes stand above the splits where these lie below several folders, else below them.
     """
-    if depth and len({parts[depth - 1] for parts in folders}) > 1:
-        return depth - 1
-    place = depth + 1
+    divided = [parts for parts in folders if len(parts) > depth and parts[depth] in splits]
+    kept = [parts for parts in divided if parts[depth] in chosen]
+    if depth and len({parts[depth - 1] for parts in divided}) > 1:
+        return depth - 1, kept
+    return below_containers(kept, depth + 1), kept
+
+
+def below_containers(folders: Sequence[Sequence[str]], place: int) -> int:
+    """The place, or a deeper one below folders that hold everything and are no class.
+
+    Those are called as the folder above them is, if that is a split (`seg_train/seg_train/forest`),
+    or just `images`.
+    """
     while True:
         inside = {parts[place] if len(parts) > place else None for parts in folders}
-        name = next(iter(inside))
+        name = next(iter(inside), None)
         if len(inside) != 1 or name is None:
             return place
         said = split_name(name)
-        same = said is not None and said == split_name(folders[0][depth])
-        if not same and name.lower() not in ("images", "image", "imgs", "img", "data", "jpg"):
+        same = place and said is not None and said == split_name(folders[0][place - 1])
+        if not same and name.lower() not in _CONTAINERS:
             return place
         place += 1
 
 
-def _split_like(folders: Sequence[Sequence[str]]) -> Iterator[str]:
+def split_like(folders: Sequence[Sequence[str]]) -> Iterator[str]:
     """Folders that are read as classes although their names mean a split."""
+    inside: dict[str, set[str]] = {}
+    for parts in folders:
+        for depth in range(1, min(len(parts), _LOOKED_AT)):
+            inside.setdefault("/".join(parts[:depth]), set()).add(parts[depth])
+    divided = [top for top in sorted(inside) if len(set(split_folders(inside[top]).values())) > 1]
+    if divided:
+        parts_of = ((top, part) for top in divided for part in split_folders(inside[top]))
+        below = sorted(f"{top}/{part}" for top, part in parts_of)
+        shown = ", ".join(below[:5]) + (", ..." if len(below) > 5 else "")
+        yield f"not read as splits, as they do not lie right below every class: {shown}"
     tops = sorted({parts[0] for parts in folders if parts})
     alike = [top for top in tops if (said := split_name(top)) is not None and not said.about]
     if alike and len(tops) > 1:

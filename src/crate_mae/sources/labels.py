@@ -5,6 +5,7 @@ What is no class (fractions, several labels an image, records) gives no labels a
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 import numpy as np
 
@@ -79,15 +80,18 @@ def plain_label(value: object) -> int | bool | str | None:
         value = value.decode("utf-8", "backslashreplace")
     if isinstance(value, str):
         return value.strip() or None
-    if isinstance(value, float):
+    if isinstance(value, float | Decimal):
         if value != value:
             return None
-        if value.is_integer():
+        if value % 1 == 0:
             return int(value)
         raise NoClassError(f"fractions such as {value:g}, which are no classes")
     if isinstance(value, dict):
         parts = ", ".join(map(str, list(value)[:5]))
-        raise NoClassError(f"records of {parts}: name one of them, as in label.{parts[:20]}")
+        first = next(iter(value), "part")
+        raise NoClassError(
+            f"records of {parts}: name one of them, as in `--label-key NAME.{first}`"
+        )
     raise NoClassError(f"values of type {type(value).__name__}, which are no classes")
 
 

@@ -37,16 +37,23 @@ class SplitName(NamedTuple):
     """The other words that say something."""
 
 
+def words_of(name: str) -> list[str]:
+    """The words of a name in lower case: `trainX_2` has `train` and `x`."""
+    return [word.lower() for word in _WORD.findall(name)]
+
+
 @lru_cache(maxsize=4096)
 def split_name(name: str) -> SplitName | None:
     """What a name of a file (without suffix) or folder says of a split; None for nothing."""
     found: SplitName | None = None
     about: list[str] = []
-    for word in map(str.lower, _WORD.findall(name)):
+    for word in words_of(name):
         joined = _JOINED.fullmatch(word)
         said = joined[1] if joined else word
         if said in _MEANINGS and found is None:
             found = SplitName(said, _MEANINGS[said], ())
+        elif found is not None and (found.meaning, _MEANINGS.get(said)) == (TRAIN, VALIDATION):
+            found = SplitName("trainval", TRAIN, ())
         elif not re.fullmatch(_EMPTY, word):
             about.append(word)
     return None if found is None else found._replace(about=tuple(about))
@@ -84,5 +91,5 @@ def split_folders(folders: Iterable[str]) -> dict[str, str]:
 
 
 def _ends_in_split(name: str) -> bool:
-    words = [word.lower() for word in _WORD.findall(name)]
+    words = words_of(name)
     return bool(words) and words[-1] in _MEANINGS

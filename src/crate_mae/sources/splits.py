@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,9 @@ from torch import Tensor
 from crate_mae.common.randomness import keyed_generator
 from crate_mae.sources.base import ImageSource, subset
 from crate_mae.sources.split_names import TRAIN, meaning_of, split_name
+
+SPLIT_KEYS = ("split", "set", "subset", "partition", "dataset")
+"""What tables call a column of splits."""
 
 
 class NoSuchSplitError(ValueError):
@@ -19,27 +22,46 @@ class NoSuchSplitError(ValueError):
 # -- names --------------------------------------------------------------------------------------
 
 
-def matching_splits(split: str, present: Iterable[str], address: str) -> list[str]:
+def matching_splits(split: str | None, present: Iterable[str], address: str) -> list[str]:
     """The present names that mean this split: the one that is spelt so, else all that mean it.
 
-    Raises NoSuchSplitError with those that are there.
+    Without a split, all that are for training. `trainval` holds images of other splits as well, so
+    it counts where nothing else does. Raises NoSuchSplitError with those that are there.
     """
-    names = sorted(present)
-    spelt = [name for name in names if name.lower() == split.lower()]
-    alike = [name for name in names if meaning_of(name) == meaning_of(split)]
-    loose = [
-        name for name in names if (said := split_name(name)) and said.meaning == meaning_of(split)
-    ]
+    names, wanted = sorted(present), TRAIN if split is None else split
+    spelt = [] if split is None else [name for name in names if name.lower() == split.lower()]
+    spelt.sort(key=lambda name: name != split)
+    alike = [name for name in names if meaning_of(name) == meaning_of(wanted)]
+    loose = [name for name in names if _said(name, "meaning") == meaning_of(wanted)]
     for found in (spelt[:1], alike, loose):
         if found:
-            return found
+            return [name for name in found if _said(name, "word") != "trainval"] or found
     there = f"its splits are {', '.join(names)}" if names else "it is not divided into splits"
-    raise NoSuchSplitError(f"{address} has no split {split!r}: {there}")
+    raise NoSuchSplitError(f"{address} has no split {wanted!r}: {there}")
+
+
+def _said(name: str, what: Literal["word", "meaning"]) -> str | None:
+    said = split_name(name)
+    return None if said is None else str(getattr(said, what))
 
 
 def match_split(split: str, present: Iterable[str], address: str) -> str:
     """The present name that means this split; val, valid and validation mean the same."""
     return matching_splits(split, present, address)[0]
+
+
+def joined_name(chosen: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """(What splits that are read together are called, a note that they are)."""
+    if len(chosen) == 1:
+        return chosen[0], ()
+    said = split_name(chosen[0])
+    name = chosen[0] if said is None else said.meaning
+    return name, (f"split {name} is {', '.join(chosen)} together",)
+
+
+def none_for_training(present: Iterable[str], address: str) -> str:
+    """What to say where no split was asked for and none of those present is for training."""
+    return f"{address} has the splits {', '.join(present)} and none called train: name one"
 
 
 class ChosenFiles(NamedTuple):
@@ -51,6 +73,7 @@ class ChosenFiles(NamedTuple):
     """Every split that is there."""
     rest: list[Path]
     """Files that belong to no split, where others do and were taken."""
+    notes: tuple[str, ...] = ()
 
 
 def select_shards(
@@ -67,21 +90,17 @@ def select_shards(
         groups.setdefault(_split_of(file.relative_to(root)), []).append(file)
     present = tuple(sorted(name for name in groups if name is not None))
     if split is None:
-        training = [name for name in present if meaning_of(name) == TRAIN]
+        training = any(meaning_of(name) == TRAIN for name in present)
         if not training and len(groups) == 1:
             return ChosenFiles(list(files), next(iter(groups)), present, [])
         if not training and None in groups:
             return ChosenFiles(groups[None], None, present, [])
         if not training:
-            raise NoSuchSplitError(
-                f"{address} has the splits {', '.join(present)} and none called train: name one"
-            )
-        chosen = training
-    else:
-        chosen = matching_splits(split, present, address)
-    name = chosen[0] if len(chosen) == 1 else meaning_of(chosen[0])
+            raise NoSuchSplitError(none_for_training(present, address))
+    chosen = matching_splits(split, present, address)
+    name, notes = joined_name(chosen)
     kept = [file for file in files if _split_of(file.relative_to(root)) in chosen]
-    return ChosenFiles(kept, name, present, groups.get(None, []))
+    return ChosenFiles(kept, name, present, groups.get(None, []), notes)
 
 
 def _split_of(path: Path) -> str | None:
