@@ -62,6 +62,21 @@ def test_links_are_told_of_or_followed(write: Write, tmp_path: Path) -> None:
     assert labels_of(followed) == [0, 1]  # as torchvision's ImageFolder, and the loop ends
 
 
+def test_each_folder_is_read_once_under_its_own_name(write: Write, tmp_path: Path) -> None:
+    for name in ("out/deep/1.png", "out/2.png", "r/real/3.png", "r/real/inner/4.png"):
+        write(name)
+    for name, target in (
+        ("r/a-link", "r/real"), ("r/b-link", "r/a-link"), ("r/real/up", "r"),
+        ("r/c-deep", "out/deep"), ("r/d-out", "out"),
+    ):  # fmt: skip
+        (tmp_path / name).symlink_to(tmp_path / target, target_is_directory=True)
+    source = opened(f"imagefolder:{tmp_path / 'r'}", reading=Reading(follow_links=True))
+    assert names_of(source) == ["c-deep/1.png", "d-out/2.png", "real/3.png", "real/inner/4.png"]
+    (entry,) = source.found.passed_over
+    assert entry.what == "links to folders that are read already"
+    assert entry.names == ("a-link", "b-link", "d-out/deep", "real/up")
+
+
 def test_data_shows_and_follows(
     write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,6 +138,54 @@ def test_labels_of_shards(tmp_path: Path, encode: Encode) -> None:
     assert classes(folders) == {"cat": 2, "dog": 1}
 
 
+@pytest.mark.parametrize(
+    ("suffix", "values", "classes"),
+    [
+        ("label", "0 1", {"0": 1, "1": 1}),
+        ("label.txt", "cat dog", {"cat": 1, "dog": 1}),
+        ("Class.TXT", "cat dog", {"cat": 1, "dog": 1}),
+        ("cls", "\ufeff5 \ufeff7", {"5": 1, "7": 1}),
+        ("caption.txt", "cat dog", None),
+    ],
+)
+def test_members_that_are_called_a_label(
+    tmp_path: Path, encode: Encode, suffix: str, values: str, classes: dict[str, int] | None
+) -> None:
+    members: dict[str, bytes] = {}
+    for number, value in enumerate(values.split()):
+        members |= {f"{number}.png": encode((3, 4)), f"{number}.{suffix}": value.encode()}
+    path = _tar(tmp_path / "x.tar", members)
+    assert describe_source(StreamSource(str(path))).classes == classes
+
+
+def test_parts_of_records_in_shards(tmp_path: Path, encode: Encode) -> None:
+    path = _tar(
+        tmp_path / "x.tar",
+        {"1.png": encode((3, 4)), "1.json": b'{"meta": {"kind": "a"}, "b.c": 2}'},
+    )
+    for key, classes in (("meta.kind", {"a": 1}), ("json.b.c", {"2": 1}), ("meta.none.x", None)):
+        source = StreamSource(str(path), reading=Reading(label_key=key))
+        assert describe_source(source).classes == classes
+
+
+def test_links_and_members_without_a_suffix_are_told(tmp_path: Path, encode: Encode) -> None:
+    path = _tar(tmp_path / "x.tar", {"1.png": encode((3, 4)), "noext": b"x"})
+    with tarfile.open(path, "a") as archive:
+        for kind in (tarfile.LNKTYPE, tarfile.SYMTYPE):
+            link = tarfile.TarInfo(f"link{kind.decode()}.png")
+            link.type, link.linkname = kind, "1.png"
+            archive.addfile(link)
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+    source = StreamSource(str(path))
+    assert len(source) == 1
+    assert [str(entry) for entry in source.found.passed_over] == [
+        "2 links and devices inside shards: link1.png, link2.png",
+        "1 members without a key or a suffix: noext",
+    ]
+
+
 def test_labels_that_are_away_and_other_members_are_told(tmp_path: Path, encode: Encode) -> None:
     image = encode((3, 4))
     members = {f"images/{n}.png": image for n in range(3)}
@@ -141,9 +204,78 @@ def test_splits_inside_a_shard(tmp_path: Path, encode: Encode) -> None:
         names = [s.name for s in StreamSource(str(path), split=split).samples()]
         assert names == [f"x.tar/{split}/{name}/1" for name in "ab"]
     assert "2 images of other splits inside shards" in _told(StreamSource(str(path)))
-    assert describe_source(StreamSource(str(path))).classes == {"a": 1, "b": 1}
+    report = describe_source(StreamSource(str(path)))
+    assert report.classes == {"a": 1, "b": 1}
+    assert (report.split, report.splits) == ("train", ("test", "train"))
+    assert "train (beside it: test)" in report.table()
     with pytest.raises(ValueError, match="no split 'validation'"):
         StreamSource(str(path), split="validation")
+
+
+def test_splits_that_lie_in_several_shards(tmp_path: Path, encode: Encode) -> None:
+    """A tree that was cut into shards of equal size, each with what came next."""
+    parts = (["test/a/1", "test/b/2"], ["test/b/3", "train/a/4"], ["train/b/5"])
+    for number, names in enumerate(parts):
+        _tar(tmp_path / f"{number}.tar", {f"./{name}.png": encode((3, 4)) for name in names})
+    source = StreamSource(str(tmp_path))
+    report = describe_source(source)
+    assert [s.name[-1] for s in source.samples()] == list("45")
+    assert (report.split, report.splits, report.count) == ("train", ("test", "train"), 2)
+    assert report.classes == {"a": 1, "b": 1}
+    test = StreamSource(str(tmp_path), split="Testing")
+    assert (len(test), test.split) == (3, "test")
+    assert describe_source(test).classes == {"a": 1, "b": 2}
+    with pytest.raises(ValueError, match="no split 'validation': its splits are test, train"):
+        StreamSource(str(tmp_path), split="validation")
+    (tmp_path / "1.tar").unlink()
+    (tmp_path / "2.tar").unlink()
+    with pytest.raises(ValueError, match="no split 'train': its splits are test"):
+        len(StreamSource(str(tmp_path)))
+
+
+def test_shards_of_a_split_hold_a_folder_that_is_called_so(tmp_path: Path, encode: Encode) -> None:
+    for split in ("train", "val"):
+        members = {f"{split}/{name}/1.png": encode((3, 4)) for name in "ab"}
+        _tar(tmp_path / f"in-{split}-0.tar", members)
+    source = StreamSource(str(tmp_path), split="val")
+    assert (len(source), source.split) == (2, "val")
+    assert describe_source(source).classes == {"a": 1, "b": 1}
+
+
+@pytest.mark.parametrize(
+    ("members", "classes"),
+    [
+        ("./cat/1 ./cat/2 ./dog/3", {"cat": 2, "dog": 1}),
+        ("images/cat/1 images/dog/3", {"cat": 1, "dog": 1}),
+        ("cat/train/1 cat/test/2 dog/train/3", {"cat": 1, "dog": 1}),
+        ("cat/1 cat/2", {"cat": 2}),
+        ("images/1 images/2", None),
+        ("./1 ./2", None),
+        ("cat/1 2", None),
+    ],
+)
+def test_folders_of_a_shard_that_are_classes(
+    tmp_path: Path, encode: Encode, members: str, classes: dict[str, int] | None
+) -> None:
+    path = _tar(tmp_path / "x.tar", {f"{name}.png": encode((3, 4)) for name in members.split()})
+    assert describe_source(StreamSource(str(path))).classes == classes
+
+
+def test_what_lies_beside_shards_is_told(tmp_path: Path, encode: Encode) -> None:
+    image = encode((3, 4))
+    for name in ("train/0", "train/1", "test/0", "a", "b"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        _tar(tmp_path / f"{name}.tar", {"1.png": image})
+    (tmp_path / "README").write_text("hello")
+    (tmp_path / "c.tar").symlink_to("nowhere.tar")
+    (tmp_path / "d.tar").mkdir()
+    source = StreamSource(str(tmp_path))
+    told = _told(source)
+    assert (len(source), source.split) == (2, "train")
+    assert "1 files of other kinds (without a suffix 1): README" in told
+    assert "1 links that lead nowhere: c.tar" in told
+    assert "2 shards outside the splits: a.tar, b.tar" in told
+    assert len(StreamSource(str(tmp_path), split="test")) == 1
 
 
 def test_cut_and_joined_tars_are_told_of(tmp_path: Path, encode: Encode) -> None:
@@ -175,7 +307,9 @@ def test_gzip_shards_hold_the_same(tmp_path: Path, encode: Encode) -> None:
         assert [s.name.partition("/")[2] for s in source.samples()] == list("012")
         assert len(source) == 3
     plain.unlink()
-    assert len(StreamSource(str(tmp_path)).shards) == 2
+    for kind in ("bz2", "xz"):
+        _tar(tmp_path / f"c.tar.{kind}", members, f"w:{kind}")
+    assert len(StreamSource(str(tmp_path))) == 12
     (tmp_path / "a.tar.gz").write_bytes((tmp_path / "b.tgz").read_bytes()[:-20])
     with pytest.raises(ValueError, match="is not a complete tar file"):
         len(StreamSource(str(tmp_path / "a.tar.gz")))

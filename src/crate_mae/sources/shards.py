@@ -12,21 +12,22 @@ import lzma
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from crate_mae.common.budgets import check_growth
 from crate_mae.sources.base import IMAGE_KEYS, LABEL_KEYS
-from crate_mae.sources.folders import split_level
+from crate_mae.sources.folders import below_containers, class_place, split_level, split_like
 from crate_mae.sources.found import PassedOver, Reading, Tally
 from crate_mae.sources.images import image_suffixes
-from crate_mae.sources.splits import matching_splits
+from crate_mae.sources.splits import NoSuchSplitError, joined_name, matching_splits
 
 MAX_MEMBER_BYTES = 512 * 1024**2
 _FIELDS = {*IMAGE_KEYS, *LABEL_KEYS, "left", "right", "mask", "seg"}
+_NO_LABELS = ("pkl", "pickle", "pyd", "pth", "pt", "npy", "npz")
 MOST_ZEROS = 1 << 28
 _BLOCK = 512
 _PACKED: dict[bytes, Callable[..., Any]] = {
@@ -62,7 +63,7 @@ class Layout:
         """Whether the member is an image or a label; nothing else is read, above all no pickle."""
         if re.match(r"__[^/]*__($|/)", member):
             return False
-        folders = member.split("/")[:-1]
+        folders = folders_of(member)
         if self.split_folders is not None and (
             len(folders) <= self.split_depth or folders[self.split_depth] not in self.split_folders
         ):
@@ -73,9 +74,12 @@ class Layout:
     def is_label(self, suffix: str) -> bool:
         """Whether members of that suffix may hold labels."""
         last = suffix.rpartition(".")[2]
-        if self.reading.unlabelled or last in ("pkl", "pickle", "pyd", "pth", "pt", "npy", "npz"):
+        if self.reading.unlabelled or last in ("", *_NO_LABELS):
             return False
-        return last in ("cls", "json") or suffix == (self.reading.label_key or "").lower()
+        asked = self.reading.label_key
+        if asked is not None and suffix == asked.lower():
+            return True
+        return last == "json" or is_label_text(suffix)
 
     def image_suffix(self, suffixes: Iterable[str]) -> str | None:
         """The suffix of the member that is the sample's image; a plain one wins, then the first."""
@@ -102,6 +106,8 @@ class ShardFacts:
     count: int
     """Samples with an image."""
     layout: Layout
+    split: str | None
+    """The split among its folders that is read; None where they are no splits, or all others."""
     splits: tuple[str, ...]
     """Folders inside the shard that are splits."""
     passed_over: tuple[PassedOver, ...]
@@ -115,15 +121,49 @@ def suffix_rank(suffix: str) -> int | None:
     return 1 if "." + suffix.rpartition(".")[2] in image_suffixes() else None
 
 
-def survey_shard(shard: Path, reading: Reading, split: str | None, address: str) -> ShardFacts:
+def folders_of(member: str) -> list[str]:
+    """The folders of a member, without those that say nothing: `./cat/1.jpg` lies in `cat`."""
+    return [folder for folder in member.split("/")[:-1] if folder not in ("", ".")]
+
+
+def is_label_text(suffix: str) -> bool:
+    """Whether a member of that suffix is called a label: `cls`, `label`, `label.txt`, `x.cls`."""
+    first, _, last = suffix.partition(".")
+    return suffix.rpartition(".")[2] == "cls" or (first in LABEL_KEYS and last in ("", "txt"))
+
+
+def survey_shard(
+    shard: Path, reading: Reading, split: str | None, *, inside: bool = False
+) -> ShardFacts:
     """What a shard holds; raises ValueError unless every header is acceptable.
 
-    `split` chooses among folders inside the shard, where these are splits.
+    `split` chooses among folders inside the shard, where these are splits: by default those for
+    training. A shard whose folders are other splits alone gives no images, nor does one without
+    such folders where the split can only be `inside`.
     """
     notes: list[str] = []
-    members = [member for member in _headers(shard, notes) if member.isreg()]
-    layout = _layout([member.name for member in members], reading, split, address)
+    met = [member for member in _headers(shard, notes) if not member.isdir()]
+    members = [member for member in met if member.isreg()]
+    names = [member.name for member in members]
+    layout = Layout(_fields(names), reading)
+    images = [name for name in names if suffix_rank(layout.key_and_suffix(name)[1]) == 0]
+    folders = sorted({tuple(folders_of(name)) for name in images or names})
+    depth, splits = split_level(folders)
+    try:
+        chosen = matching_splits(split, splits, shard.name) if splits else []
+    except NoSuchSplitError:
+        chosen = []
+    read, told = joined_name(chosen) if chosen else (None, tuple(split_like(folders)))
+    if splits or inside:
+        layout = replace(layout, split_depth=depth, split_folders=frozenset(chosen))
+    suffixes = (layout.key_and_suffix(name)[1] for name in names)
+    if not reading.unlabelled and not any(map(layout.is_label, suffixes)):
+        place = _class_depth(folders, splits, chosen, depth)
+        layout = replace(layout, class_depth=place)
     tally = Tally()
+    for member in met:
+        if not member.isreg():
+            tally.add("links and devices inside shards", member.name)
     count, key = 0, ""
     group: list[tuple[str, str]] = []
     for member in members:
@@ -143,9 +183,10 @@ def survey_shard(shard: Path, reading: Reading, split: str | None, address: str)
     return ShardFacts(
         count=count,
         layout=layout,
-        splits=tuple(sorted(layout.split_folders or ())),
+        split=read,
+        splits=tuple(sorted(splits)),
         passed_over=tally.entries(),
-        notes=tuple(f"{shard.name}: {note}" for note in notes),
+        notes=tuple(f"{shard.name}: {note}" for note in (*told, *notes)),
     )
 
 
@@ -158,7 +199,7 @@ def _pass_over(name: str, layout: Layout, tally: Tally) -> None:
     elif suffix:
         tally.add(f"members of another kind (.{suffix.rpartition('.')[2]})", name)
     else:
-        tally.add("members without a key", name)
+        tally.add("members without a key or a suffix", name)
 
 
 def _settle(group: Sequence[tuple[str, str]], layout: Layout, tally: Tally) -> bool:
@@ -172,33 +213,30 @@ def _settle(group: Sequence[tuple[str, str]], layout: Layout, tally: Tally) -> b
     return image is not None
 
 
-def _layout(names: Sequence[str], reading: Reading, split: str | None, address: str) -> Layout:
+def _fields(names: Sequence[str]) -> frozenset[str]:
+    """Parts of names that name a field, as `Layout` has them."""
     plain = {before for before, tail, _ in map(_parts, names) if not tail}
     keys: dict[str, set[str]] = {}
     for before, tail, _ in map(_parts, names):
         if tail:
             keys.setdefault(tail, set()).add(before)
-    fields = frozenset(
+    return frozenset(
         tail
         for tail, befores in keys.items()
         if len(befores) > 1 or tail.lower() in _FIELDS or befores & plain
     )
-    images = [name for name in names if suffix_rank(Layout(fields).key_and_suffix(name)[1]) == 0]
-    folders = sorted({tuple(name.split("/")[:-1]) for name in images or names})
-    depth, splits = split_level(folders)
-    chosen = None
+
+
+def _class_depth(
+    folders: Sequence[Sequence[str]], splits: Container[str], chosen: Container[str], depth: int
+) -> int | None:
+    """Where the folders stand that are classes; None unless every image lies below one."""
     if splits:
-        chosen = frozenset(matching_splits(split or "train", splits, address))
-        folders = [parts for parts in folders if len(parts) > depth and parts[depth] in chosen]
-    elif split is not None:
-        matching_splits(split, (), address)
-    layout = Layout(fields, reading, depth, chosen)
-    labels = any(layout.is_label(layout.key_and_suffix(name)[1]) for name in names)
-    place = depth + 1 if splits else 0
+        place, folders = class_place(folders, splits, chosen, depth)
+    else:
+        place = below_containers(folders, 0)
     classes = {parts[place] if len(parts) > place else None for parts in folders}
-    if labels or reading.unlabelled or len(classes) < 2 or None in classes:
-        return layout
-    return Layout(fields, reading, depth, chosen, place)
+    return None if not classes or None in classes else place
 
 
 def _parts(member: str) -> tuple[str, str, str]:

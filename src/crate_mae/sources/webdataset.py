@@ -1,5 +1,6 @@
 """WebDataset shards, read in a fixed order and without ever unpacking or unpickling anything."""
 
+import codecs
 import glob
 import hashlib
 import json
@@ -15,15 +16,16 @@ from types import ModuleType
 from typing import Any
 
 from crate_mae.sources.base import MAX_LABEL, WHOLE, Share, Source
-from crate_mae.sources.found import AS_USUAL, Found, PassedOver, Reading
+from crate_mae.sources.folders import list_files
+from crate_mae.sources.found import AS_USUAL, Found, PassedOver, Reading, passed_over
 from crate_mae.sources.images import Sample, UnreadableImage, decode_image
 from crate_mae.sources.labels import plain_label, usual_label
-from crate_mae.sources.shards import Layout, ShardFacts, survey_shard
-from crate_mae.sources.splits import NoSuchSplitError, select_shards
+from crate_mae.sources.shards import Layout, ShardFacts, folders_of, is_label_text, survey_shard
+from crate_mae.sources.splits import NoSuchSplitError, matching_splits, select_shards
 
 SHUFFLE_BUFFER = 1000
 MAX_SHARDS = 1_000_000
-SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 logger = logging.getLogger(__name__)
 
@@ -55,27 +57,25 @@ class StreamSource(Source):
         _import_webdataset()  # a missing library should show now, not in a worker
         self.address, self.class_names = address or f"wds:{shards}", None
         self.reading, self.tell = reading, tell
-        files = _find_shards(shards)
-        root = Path(os.path.commonpath([file.parent for file in files]))
+        self._root, files, passed = _find_shards(shards, self.address, reading)
         self._facts: dict[Path, ShardFacts] = {}
-        self._inside: str | None = None
-        self._root = root
+        self._inside = False
         try:
-            chosen = select_shards(files, root, split, self.address)
+            chosen = select_shards(files, self._root, split, self.address)
         except NoSuchSplitError:
-            chosen = select_shards(files, root, None, self.address)
+            chosen = select_shards(files, self._root, None, self.address)
             if split is None or chosen.splits:
                 raise
-            self._inside = split  # shards that name no split may have folders that do
-        self.shards, self.split = chosen.files, chosen.split or self._inside
-        if self._inside is not None:
-            self._survey(self.shards[0])
-        outside = tuple(
-            PassedOver(what="shards outside the splits", count=1, names=(self._shard_name(file),))
-            for file in chosen.rest
+            self._inside = True  # shards that name no split may have folders that do
+        self.shards, self.split = chosen.files, chosen.split
+        self._wanted = split or chosen.split
+        outside = passed_over("shards outside the splits", map(self._shard_name, chosen.rest))
+        self.found = Found(
+            splits=chosen.splits, passed_over=(*passed, *outside), notes=chosen.notes
         )
-        self.found = Found(splits=chosen.splits, passed_over=outside)
         self._surveyed = False
+        if self._inside:
+            self._check_inner_split()
 
     def __len__(self) -> int:
         """The number of images, from the tar headers alone; computed once.
@@ -84,6 +84,7 @@ class StreamSource(Source):
         """
         facts = [self._survey(shard) for shard in self.shards]
         if not self._surveyed:
+            self._check_inner_split()
             self._surveyed = True
             self.found = _joined(self.found, facts)
             if self.tell:
@@ -138,8 +139,26 @@ class StreamSource(Source):
 
     def _survey(self, shard: Path) -> ShardFacts:
         if shard not in self._facts:
-            self._facts[shard] = survey_shard(shard, self.reading, self._inside, self.address)
+            self._facts[shard] = survey_shard(
+                shard, self.reading, self._wanted, inside=self._inside
+            )
         return self._facts[shard]
+
+    def _check_inner_split(self) -> None:
+        """Take the split's name from folders inside the shards, where names of shards have none.
+
+        Raises NoSuchSplitError where all shards have folders of other splits alone.
+        """
+        present: set[str] = set()
+        undivided = False
+        for fact in map(self._survey, self.shards):
+            if fact.split is not None:
+                self.split = self.split or fact.split
+                return
+            present.update(fact.splits)
+            undivided = undivided or not fact.splits
+        if self._inside or not undivided:
+            matching_splits(self._wanted, present, self.address)
 
     def _shard_name(self, shard: Path) -> str:
         return shard.relative_to(self._root).as_posix()
@@ -184,21 +203,22 @@ def _import_webdataset() -> ModuleType:
     return module
 
 
-def _find_shards(pattern: str) -> list[Path]:
-    """The local shard files that a path, folder, glob or brace range names."""
+def _find_shards(
+    pattern: str, address: str, reading: Reading
+) -> tuple[Path, list[Path], tuple[PassedOver, ...]]:
+    """(Where they lie, the local shards that a path, folder, glob or brace range names, the rest).
+
+    What else is there is known of a folder alone, which is searched at any depth.
+    """
     from braceexpand import braceexpand  # comes with webdataset
 
     _refuse_addresses(pattern)
-    if Path(pattern).expanduser().is_dir():
-        found = sorted(
-            file
-            for file in Path(pattern).expanduser().iterdir()
-            if file.name.lower().endswith(SHARD_SUFFIXES) and not file.name.startswith(".")
+    folder = Path(pattern).expanduser()
+    if folder.is_dir():
+        names, passed = list_files(
+            folder, frozenset(SHARD_SUFFIXES), address, follow_links=reading.follow_links
         )
-        if not found:
-            kinds = ", ".join(SHARD_SUFFIXES)
-            raise FileNotFoundError(f"the folder {pattern} holds no .tar files ({kinds})")
-        return found
+        return folder, [folder / name for name in names], passed
     # A range is written out in full when it is expanded, so its length is checked before.
     ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)
     too_long = any(abs(int(last) - int(first)) >= MAX_SHARDS for first, last in ranges)
@@ -209,7 +229,7 @@ def _find_shards(pattern: str) -> list[Path]:
     for path in paths:
         _refuse_addresses(path)
         files.update(_matches(str(Path(path).expanduser())))
-    return sorted(files)
+    return Path(os.path.commonpath([file.parent for file in files])), sorted(files), ()
 
 
 def _matches(path: str) -> list[Path]:
@@ -249,15 +269,15 @@ def _record(group: dict[str, Any], shard_name: str, layout: Layout) -> Record | 
 def _label(members: dict[str, bytes], key: str, layout: Layout) -> int | str | None:
     """The class of a sample, from a member or its folder; ValueError for what is no class.
 
-    The member asked for, else `cls`, another `.cls`, the usual names in `json`.
+    The member asked for, else `cls`, another one called a label, the usual names in `json`.
     """
     asked = layout.reading.label_key
     if layout.reading.unlabelled:
         return None
     if layout.class_depth is not None and asked is None:
-        return key.split("/")[layout.class_depth]
+        return folders_of(key)[layout.class_depth]
     value: object = None
-    texts = [suffix for suffix in members if suffix.rpartition(".")[2] == "cls"]
+    texts = list(filter(is_label_text, members))
     records = [suffix for suffix in members if suffix.rpartition(".")[2] == "json"]
     if asked is not None and asked.lower() in members:
         value = members[asked.lower()]
@@ -268,7 +288,7 @@ def _label(members: dict[str, bytes], key: str, layout: Layout) -> int | str | N
     else:
         value = _described(members, records, None)
     if isinstance(value, bytes):
-        text = value.strip()
+        text = value.removeprefix(codecs.BOM_UTF8).strip()
         if len(text) > 200 or b"\n" in text:
             raise ValueError(f"its label {text[:20]!r}... is no class")
         value = int(text) if re.fullmatch(rb"-?\d{1,18}", text) else text
@@ -281,7 +301,7 @@ def _label(members: dict[str, bytes], key: str, layout: Layout) -> int | str | N
 
 
 def _described(members: dict[str, bytes], records: Sequence[str], asked: str | None) -> object:
-    """The label in a JSON member: of that key, or of a usual one."""
+    """The label in a JSON member: of that key (`meta.kind` is `kind` of `meta`), or a usual one."""
     for suffix in records:
         try:
             content = json.loads(members[suffix])
@@ -290,8 +310,11 @@ def _described(members: dict[str, bytes], records: Sequence[str], asked: str | N
         if not isinstance(content, dict):
             return content if suffix != "json" else None
         key = usual_label(map(str, content)) if asked is None else asked
-        if key in content:
-            return content[key]
+        found: object = content
+        for part in [key] if key in content else str(key).split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        if found is not None:
+            return found
     return None
 
 
