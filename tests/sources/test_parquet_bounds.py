@@ -1,5 +1,7 @@
 """Parquet files that ask for far more memory than they have bytes."""
 
+import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from processes import python
+from source_cases import opened
 
+from crate_mae.sources import parquet as tables
 from crate_mae.sources.address import open_source
 from crate_mae.sources.images import Sample
+from crate_mae.sources.parquet_pages import dictionary_bytes
 
 READ = """
 import resource, sys
@@ -56,6 +61,46 @@ def test_sound_files_are_read_whatever_their_encoding(
         source = open_source(f"parquet:{path}")
         assert len(source) == 20
         assert all(isinstance(entry, Sample) for entry in source.samples())
+
+
+def test_rows_are_many_where_the_dictionary_is_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writers name the dictionary among a chunk's encodings even where they soon gave it up."""
+    images = [bytes([n % 256, n // 256]) * 1000 for n in range(400)]
+    pq.write_table(
+        pa.table({"image": images}), tmp_path / "x.parquet",
+        dictionary_pagesize_limit=4000, write_batch_size=2, compression="none",
+    )  # fmt: skip
+    monkeypatch.setattr(tables, "BATCH_BYTES", 200_000)
+    steps: list[int] = []
+    monkeypatch.setattr(tables, "check_growth", lambda _packed, unpacked, _: steps.append(unpacked))
+    source = opened(f"parquet:{tmp_path}")
+    assert source.encoded(399) == images[399]  # type: ignore[attr-defined]
+    assert 5 < len(steps) < 50
+    assert max(b - a for a, b in pairwise([0, *steps])) < 250_000
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_the_size_of_a_dictionary_is_that_of_its_page(tmp_path: Path, compression: str) -> None:
+    value = pa.DictionaryArray.from_arrays(
+        pa.array([0, 1, 2] * 50, pa.int32()), pa.array([bytes(1000), bytes(500), b"x"], pa.binary())
+    )
+    plain = pa.array([bytes([n]) * 10 for n in range(150)])
+    table, path = pa.table({"image": value, "plain": plain}), tmp_path / "x.parquet"
+    pq.write_table(table, path, compression=compression, use_dictionary=["image"])
+    with pq.ParquetFile(path) as file, path.open("rb") as raw:
+        group = file.metadata.row_group(0)
+        lengths = 3 * 4 + 1501  # a plain byte array has its length before it
+        assert dictionary_bytes(group.column(0), raw) == lengths
+        assert dictionary_bytes(group.column(1), raw) == sys.maxsize
+    with path.open("r+b") as raw:
+        raw.seek(group.column(0).dictionary_page_offset)
+        raw.write(b"\x15\x00")  # a data page
+        assert dictionary_bytes(group.column(0), raw) == sys.maxsize
+        raw.seek(group.column(0).dictionary_page_offset)
+        raw.write(b"\xff\xff")
+        assert dictionary_bytes(group.column(0), raw) == sys.maxsize
 
 
 def test_a_page_that_was_changed_is_told_by_its_checksum(

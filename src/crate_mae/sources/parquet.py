@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,8 @@ from crate_mae.sources.labels import (
     label_column,
     usual_label,
 )
-from crate_mae.sources.splits import select_shards
+from crate_mae.sources.parquet_pages import dictionary_bytes
+from crate_mae.sources.splits import SPLIT_KEYS, select_shards
 
 MAX_PARQUET_BYTES = 8 * 1024**3
 BATCH_BYTES = 64 << 20
@@ -93,10 +94,18 @@ def open_parquet(rest: str, split: str | None, reading: Reading = AS_USUAL) -> P
     source.found = Found(
         splits=chosen.splits,
         passed_over=passed + passed_over("files outside the splits", rest_names),
+        notes=(*chosen.notes, *_unread_splits(chosen.files[0])),
         could_be_labelled=why is not None and not reading.unlabelled,
         no_labels=why,
     )
     return source
+
+
+def _unread_splits(file: Path) -> Iterator[str]:
+    """That a column may tell splits: splits are read off the names of files alone."""
+    for name in pq.read_schema(file).names:
+        if name.lower() in SPLIT_KEYS:
+            yield f"the column {name} may tell splits: it is not read, and all rows are taken"
 
 
 def _read_parquet(
@@ -109,7 +118,7 @@ def _read_parquet(
     """The source, and why it has no labels where it has none."""
     schema = pq.read_schema(files[0])
     image, label, class_names, why = _find_columns(schema, reading, address)
-    columns = [image] if label is None else [image, label.partition(".")[0]]
+    columns = [image] if label is None else [image, _top(label, schema)]
     images: list[pa.Array] = []
     labels: list[pa.Array] = []
     rows = dict.fromkeys(names, 0)
@@ -131,10 +140,15 @@ def _read_parquet(
     return source, found.why_none
 
 
+def _top(path: str, schema: pa.Schema) -> str:
+    """The column of that name, else the column of records that `column.part` is a part of."""
+    return path if path in schema.names else path.partition(".")[0]
+
+
 def _nested(batch: pa.RecordBatch, path: str, address: str) -> pa.Array:
     """The column of that name, or the part of a column of records that `column.part` names."""
-    name, _, part = (path, "", "") if path in batch.schema.names else path.partition(".")
-    column = batch.column(name)
+    name = _top(path, batch.schema)
+    part, column = path.removeprefix(name).removeprefix("."), batch.column(name)
     if not part:
         return column
     try:
@@ -166,11 +180,11 @@ def _batches(
     budget = MAX_PARQUET_BYTES
     for name, file in files.items():
         unpacked, packed = 0, file.stat().st_size
-        with pq.ParquetFile(file, page_checksum_verification=True) as table:
+        with file.open("rb") as raw, pq.ParquetFile(file, page_checksum_verification=True) as table:
             for column in columns:
                 _check_column(table.schema_arrow, schema, column, f"{address}, {name}")
             for group in range(table.num_row_groups):
-                rows = _rows_at_once(table, group, columns)
+                rows = _rows_at_once(table, group, columns, raw)
                 for batch in table.iter_batches(
                     batch_size=rows, row_groups=[group], columns=columns
                 ):
@@ -182,7 +196,7 @@ def _batches(
                     yield name, batch
 
 
-def _rows_at_once(table: pq.ParquetFile, group: int, columns: Sequence[str]) -> int:
+def _rows_at_once(table: pq.ParquetFile, group: int, columns: Sequence[str], raw: IO[bytes]) -> int:
     """Rows of a row group whose values stay within BATCH_BYTES, whatever they are.
 
     A value in a dictionary is stored once and may stand in every row: the number of rows alone then
@@ -191,10 +205,11 @@ def _rows_at_once(table: pq.ParquetFile, group: int, columns: Sequence[str]) -> 
     about, most = table.metadata.row_group(group), 1
     for index in range(about.num_columns):
         chunk = about.column(index)
-        if chunk.path_in_schema.split(".")[0] in columns:
-            check_memory(chunk.total_uncompressed_size, f"the values of {chunk.path_in_schema}")
+        path = chunk.path_in_schema
+        if any(path == column or path.startswith(f"{column}.") for column in columns):
+            check_memory(chunk.total_uncompressed_size, f"the values of {path}")
             if any("DICTIONARY" in encoding for encoding in chunk.encodings):
-                most = max(most, chunk.total_uncompressed_size)
+                most = max(most, min(chunk.total_uncompressed_size, dictionary_bytes(chunk, raw)))
     first = next(iter(table.iter_batches(batch_size=1, row_groups=[group], columns=columns)), None)
     most = max(most, 1 if first is None else first.nbytes)
     return max(1, min(256, BATCH_BYTES // most))
