@@ -213,3 +213,39 @@ def test_pages_of_another_size_or_type_are_counted(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.stack(read), values[[0, 2, 0, 1]])
     (entry,) = source.found.passed_over
     assert str(entry) == "5 pages of another size or type than the first (a.tif 2, b.tif 3)"
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 7])
+@pytest.mark.parametrize("white", [False, True])
+def test_few_bits_go_from_black_to_white(tmp_path: Path, bits: int, white: bool) -> None:
+    """As Pillow has them, which reads the first page."""
+    values = RNG.integers(0, 1 << bits, (3, 6, 8), np.uint8)
+    path = tmp_path / "x.tif"
+    photometric = "miniswhite" if white else "minisblack"
+    tifffile.imwrite(path, values, bitspersample=bits, photometric=photometric)
+    source = opened(f"tiff:{path}")
+    read = np.stack([source.load(index).image.numpy()[0] for index in range(3)])
+    expected = np.rint(values * (255 / ((1 << bits) - 1))).astype(np.uint8)
+    np.testing.assert_array_equal(read, 255 - expected if white else expected)
+    if bits in (1, 2, 4):
+        np.testing.assert_array_equal(read[0], decode_image(path, "x")[0].numpy())
+
+
+def test_numbers_of_a_palette_become_its_colours(tmp_path: Path) -> None:
+    values = RNG.integers(0, 256, (2, 3, 6, 7), np.uint8)
+    path, colours = tmp_path / "x.tif", RNG.integers(0, 65536, (3, 256)).astype(np.uint16)
+    tifffile.imwrite(path, values, photometric="palette", colormap=colours)
+    source = opened(f"tiff:{path}")
+    assert len(source) == 6
+    assert source.facts(0).mode == "3 x uint8"
+    read = np.stack([source.load(index).image.numpy() for index in range(6)])
+    pages = values.reshape(6, 6, 7)
+    np.testing.assert_array_equal(read, (colours >> 8)[:, pages].transpose(1, 0, 2, 3))
+    np.testing.assert_array_equal(read[0], decode_image(path, "x").numpy())
+
+
+def test_a_file_without_a_page_is_told(tmp_path: Path) -> None:
+    (tmp_path / "x.tif").write_bytes(b"II*\0\0\0\0\0")
+    source = opened(f"tiff:{tmp_path}")
+    with pytest.raises(UnreadableImage, match=r"x\.tif: .*no page"):
+        source.load(0)

@@ -92,24 +92,39 @@ def decode_labels(data: ImageData, name: str) -> Tensor:
     """The upright numbers (H, W), int64, that the pixels of a mask stand for.
 
     Palette entries and grey levels are taken as they are, of 16 bits the highest as 255. Colours
-    are 1, black is 0, and the cream (224, 224, 192) in which PASCAL VOC draws its void is 255.
+    are 1, black and what is transparent are 0, and the cream (224, 224, 192) in which PASCAL VOC
+    draws its void is 255.
     Raises UnreadableImage as `decode_image`.
     """
     try:
         with _opened(data, name) as image:
             image.load()
             check_size(image.size, name)
-            numbered = image.mode in {"1", "L", "P", "I"} or image.mode.startswith("I;16")
-            flat = image if numbered else without_alpha(image).convert("RGB")
+            flat = _flat_mask(image)
             array = upright(image, flat)
     except tiff.NotForPillowError as fault:
         raise UnreadableImage(name, f"{fault}, which is no mask: save it as PNG") from fault
-    if numbered:
+    if flat.mode != "RGB":
         numbers = torch.from_numpy(array.astype(np.int64))
         return torch.where(numbers == 65535, 255, numbers)
     colours = torch.from_numpy(array.astype(np.int64))
     void = (colours == torch.tensor(_VOID_COLOUR)).all(dim=-1)
     return torch.where(void, 255, (colours != 0).any(dim=-1).long())
+
+
+def _flat_mask(image: Image.Image) -> Image.Image:
+    """A mask in a mode of numbers, or in RGB; what is transparent is 0."""
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in {"1", "I"} or image.mode.startswith("I;16"):
+        return image
+    if image.mode not in {"L", "LA", "P"}:
+        return without_alpha(image, over="black").convert("RGB")
+    flat = image.getchannel("L") if image.mode == "LA" else image.copy()
+    if image.has_transparency_data:
+        alpha = image.convert("RGBA").getchannel("A")
+        flat.paste(0, mask=alpha.point(lambda value: 255 * (value == 0)))
+    return flat
 
 
 def probe_image(data: ImageData, name: str) -> ImageFacts:

@@ -126,8 +126,8 @@ def orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def without_alpha(image: Image.Image) -> Image.Image:
-    """The image in mode L, RGB, I, I;16* or F, with any transparency laid over white."""
+def without_alpha(image: Image.Image, over: str = "white") -> Image.Image:
+    """The image in mode L, RGB, I, I;16* or F, with any transparency laid over a colour."""
     mode = image.mode
     if mode in {"F", "I"} or mode.startswith("I;16"):
         return image
@@ -137,7 +137,7 @@ def without_alpha(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image.convert("L" if grey else "RGB")
     colours = image.convert("LA" if grey else "RGBA")
-    page = Image.new("L" if grey else "RGB", image.size, "white")
+    page = Image.new("L" if grey else "RGB", image.size, over)
     page.paste(colours.convert(page.mode), mask=colours.getchannel("A"))
     return page
 

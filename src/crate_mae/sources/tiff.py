@@ -116,7 +116,7 @@ def read_page(page: Any, what: str) -> np.ndarray:
 
 
 def scaled(planes: np.ndarray, page: Any) -> np.ndarray:
-    """The values with white at the top, and with 9 to 15 bits brought to 16.
+    """The values with white at the top; 1 to 7 bits brought to 8, 9 to 15 divided to [0, 1].
 
     Photometric interpretation 0, WhiteIsZero, counts from white to black.
     """
@@ -126,6 +126,8 @@ def scaled(planes: np.ndarray, page: Any) -> np.ndarray:
         if planes.dtype.kind == "f":
             raise ValueError("floats in which 0 is white have no known scale")
         planes = np.asarray((1 << bits) - 1 - planes.astype(np.int64), planes.dtype)
+    if bits < 8:
+        return np.rint(planes * (255 / ((1 << bits) - 1))).astype(np.uint8)
     if 8 < bits < 16:
         return np.asarray(planes.astype(np.float32) / np.float32((1 << bits) - 1))
     return planes

@@ -16,6 +16,8 @@ from crate_mae.sources.images import ImageFacts, Sample, UnreadableImage
 from crate_mae.sources.tiff import SUFFIXES, check_extent, scaled, tifffile_module
 
 _CHANNELS = "CS"
+_PALETTE = 3
+"""The photometric interpretation of numbers that stand for colours."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,8 @@ def _series(file: Any) -> tuple[list[Any], int]:
         page = series.keyframe
         return series.axes, series.shape, np.dtype(series.dtype), page.bitspersample
 
+    if not file.series:
+        raise ValueError("it holds no page")
     first, *rest = file.series
     alike = [first, *(series for series in rest if layout(series) == layout(first))]
     return alike, sum(_count(series) for series in rest if layout(series) != layout(first))
@@ -141,15 +145,27 @@ def _series(file: Any) -> tuple[list[Any], int]:
 def _sizes(series: Any) -> tuple[int, int, int]:
     """(Channels, height, width) of every image in a series."""
     sizes = dict(zip(series.axes, series.shape, strict=True))
-    channels = int(np.prod([sizes[axis] for axis in sizes if axis in _CHANNELS], dtype=int))
-    return channels, sizes["Y"], sizes["X"]
+    channels = math.prod(sizes[axis] for axis in sizes if axis in _CHANNELS)
+    return channels * (1 if _palette(series) is None else 3), sizes["Y"], sizes["X"]
+
+
+def _palette(series: Any) -> np.ndarray | None:
+    """The colours (3, n) of the numbers that a series holds; None where it holds values."""
+    page = series.keyframe
+    if int(page.photometric) != _PALETTE or page.colormap is None:
+        return None
+    return np.asarray(np.asarray(page.colormap) >> 8, np.uint8)
 
 
 def _count(series: Any) -> int:
     """The images in a series; one where it holds no pictures."""
     if not {"Y", "X"} <= set(series.axes):
         return 1
-    return int(series.size) // max(1, math.prod(_sizes(series)))
+    return math.prod(
+        size
+        for axis, size in zip(series.axes, series.shape, strict=True)
+        if axis not in f"YX{_CHANNELS}"
+    )
 
 
 def _layout_of(path: Path) -> Stack:
@@ -168,18 +184,22 @@ def _images_of(path: Path, changed: int) -> np.ndarray:  # noqa: ARG001 - a part
     with tifffile_module("a TIFF").TiffFile(path) as file:
         alike, _ = _series(file)
         dtype, (channels, height, width) = np.dtype(alike[0].dtype), _sizes(alike[0])
-        check_extent(height, width, len(alike) * int(alike[0].size) * dtype.itemsize)
-        if dtype.kind not in "uf":
+        values = len(alike) * _count(alike[0]) * channels * height * width
+        check_extent(height, width, values * dtype.itemsize)
+        if dtype.kind not in "ufb":
             raise ValueError(f"pixels of type {dtype} have no known scale: save as floats")
         images = [_images_in(series).reshape(-1, channels, height, width) for series in alike]
     return np.concatenate(images)
 
 
 def _images_in(series: Any) -> np.ndarray:
-    """The planes (N, H, W) of a series, the channels of an image beside each other."""
+    """The planes of a series, channels of an image beside each other; for palettes the colours."""
     array = np.asarray(series.asarray())
     array = array.transpose(sorted(range(array.ndim), key=lambda at: _rank(series.axes[at])))
-    return scaled(array.reshape(-1, *array.shape[-2:]), series.keyframe)
+    planes, palette = array.reshape(-1, *array.shape[-2:]), _palette(series)
+    if palette is not None:
+        return np.moveaxis(palette[:, planes], 0, 1)
+    return scaled(planes, series.keyframe)
 
 
 def _rank(axis: str) -> int:
