@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from source_cases import names_of, opened
 
 from crate_mae.evaluation.features import Features
 from crate_mae.evaluation.neighbours import FeatureSpace, near_duplicates, pictures
@@ -111,3 +112,34 @@ def test_what_has_no_neighbours() -> None:
     space = FeatureSpace(features(torch.eye(3)))
     with pytest.raises(ValueError, match="at least one neighbour"):
         space.nearest_to(features(torch.eye(3)), 0)
+
+
+def test_another_image_of_the_same_name_is_a_neighbour() -> None:
+    """As of two folders that both have a `1.png`."""
+    values = torch.randn(9, 4, generator=torch.Generator().manual_seed(1))
+    space = FeatureSpace(features(values))
+    asked = features(torch.stack([values[3], values[3]]), ["image3", "image5"])
+    same, other = space.nearest_to(asked, 8)
+    assert 3 not in [pair.second for pair in same]
+    assert other[0].second == 3
+    assert 5 in [pair.second for pair in other]
+
+
+def test_images_of_any_range_are_compared_and_shown_over_it(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    stack = generator.uniform(0, 4000, (6, 8, 8)).astype(np.float32)
+    stack[5] = stack[1] * 0.99
+    np.save(tmp_path / "x.npy", stack)
+    source = opened(f"npy:{tmp_path / 'x.npy'}")
+    prepared = Preprocess(
+        size=(8, 8), channels=1, mean=(2000,), std=(1000,), low=(0,), high=(4000,)
+    )
+    values = torch.randn(6, 5, generator=torch.Generator().manual_seed(3))
+    values[5] = values[1] + 1e-3  # alike in truth
+    values[4] = values[0] + 1e-3  # alike to the features alone
+    space = FeatureSpace(features(values, names_of(source)))
+    (pair,) = near_duplicates(space, source, prepared)
+    assert (pair.first, pair.second) == (1, 5)
+    assert pair.pixels == pytest.approx(np.sqrt(np.mean((stack[1] * 0.01 / 4000) ** 2)), rel=1e-3)
+    shown = torch.stack(pictures(source, space.features, prepared, [0, 1, 2]))
+    np.testing.assert_allclose(shown[:, 0].numpy(), stack[:3] / 4000, atol=1e-5)

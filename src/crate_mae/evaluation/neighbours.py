@@ -7,11 +7,12 @@ set): raw features share a large mean, beside which all images look alike.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from crate_mae.batches.prepared import prepared_batches
-from crate_mae.batches.transforms import denormalise
+from crate_mae.batches.transforms import displayed
 from crate_mae.common.progress import Progress
 from crate_mae.evaluation.features import Features
 from crate_mae.evaluation.knn import nearest
@@ -22,9 +23,11 @@ from crate_mae.sources.base import ImageSource, subset
 DUPLICATE_SIMILARITY = 0.95
 """Similarity from which two images are looked at as near-duplicates."""
 DUPLICATE_PIXELS = 0.08
-"""Root mean square difference of their pixels, on the [0, 1] scale, up to which they are."""
+"""Root mean square difference of their pixels, as a share of their range, up to which they are."""
 OUTLIER_NEIGHBOURS = 10
 """Nearest images over which an image's similarity is averaged, to find those that have none."""
+SAME_SIMILARITY = 0.9999
+"""Similarity from which an image of the same name is the same image, whatever rounding does."""
 CANDIDATES = 8
 """Nearest images of each that may be its near-duplicates."""
 ROWS = 1024
@@ -40,7 +43,7 @@ class Alike:
     similarity: float
     """From -1 to 1."""
     pixels: float | None = None
-    """Root mean square difference of the prepared pixels on the [0, 1] scale, where measured."""
+    """Root mean square difference of the prepared pixels as a share of their range, if measured."""
 
 
 class FeatureSpace:
@@ -64,8 +67,8 @@ class FeatureSpace:
     def nearest_to(self, queries: Features, count: int) -> list[list[Alike]]:
         """For each query (`first`) the `count` most similar images of the set, nearest first.
 
-        An image of the same name is the query itself, and is left out. Raises ValueError for a
-        count below 1.
+        An image of the same name and the same features is the query itself, and is left out.
+        Raises ValueError for a count below 1.
         """
         if count < 1:
             raise ValueError(f"at least one neighbour has to be asked for, not {count}")
@@ -77,7 +80,7 @@ class FeatureSpace:
                 for similarity, index in zip(
                     values[row].tolist(), indices[row].tolist(), strict=True
                 )
-                if self.features.names[index] != name
+                if self.features.names[index] != name or similarity < SAME_SIMILARITY
             ]
             found.append(pairs[:count])
         return found
@@ -141,7 +144,8 @@ def near_duplicates(
     """Pairs of images that are alike by features and by their pixels, most similar first.
 
     `source` are the images that the features of `space` are of. Of at most `most` pairs at least so
-    similar, those whose pixels differ by at most `pixels` (root mean square, [0, 1] scale) stay.
+    similar, those whose pixels differ by at most `pixels` (root mean square, as a share of the
+    range that `pictures` shows) stay.
     """
     candidates = space.similar_pairs(similarity, progress)[:most]
     wanted = sorted({row for pair in candidates for row in (pair.first, pair.second)})
@@ -162,10 +166,13 @@ def near_duplicates(
 def pictures(
     source: ImageSource, features: Features, preprocess: Preprocess, rows: Sequence[int]
 ) -> list[Tensor]:
-    """Images (C, H, W) on the [0, 1] scale, as the model gets them, of rows of features."""
+    """Images (C, H, W), as the model gets them, of rows of features, for drawing.
+
+    They are in [0, 1] over one range: that of the preprocessing, wider where an image leaves it.
+    """
     if not rows:
         return []
     places = {source.name(index): index for index in range(len(source))}
     chosen = subset(source, [places[features.names[row]] for row in rows])
     batches = prepared_batches(chosen, preprocess, batch_size=64, broken=[])
-    return [image.clamp(0, 1) for b in batches for image in denormalise(b.images, preprocess)]
+    return list(displayed(torch.cat([batch.images for batch in batches]), preprocess))
