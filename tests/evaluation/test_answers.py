@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from crate_mae.cli import VERBS
 from crate_mae.evaluation.answers import (
-    RULES,
     Answer,
     Place,
+    Rule,
     answers_text,
     beside_baselines,
     classifier_answers,
@@ -35,7 +35,7 @@ def line(subject: str, accuracy: float, low: float, high: float, **more: Any) ->
 
 def rules(answers: list[Answer]) -> dict[str, bool | None]:
     """What was said, by rule."""
-    assert all(answer.rule in RULES for answer in answers)
+    assert all(answer.rule in get_args(Rule) for answer in answers)
     return {answer.rule: answer.good for answer in answers}
 
 
@@ -83,6 +83,48 @@ def test_the_next_command_is_one_that_can_be_typed() -> None:
         _, verb, *words = shlex.split(command)
         assert verb in VERBS
         assert "runs/my model" in words or "imagefolder:my pictures" in words
+
+
+@pytest.mark.parametrize("method", ["probe", "knn"])
+@pytest.mark.parametrize("base", ["random baseline", "raw pixels"])
+def test_what_is_open_is_not_called_worse(method: str, base: str) -> None:
+    name = {"probe": "linear probe", "knn": "nearest neighbours"}[method]
+    model = line("model", 0.7, 0.65, 0.75) | {"method": method}
+    cases = {
+        (0.66, 0.6, 0.72): f"no clear difference. That is not shown to be better with {name}: try",
+        (0.9, 0.85, 0.95): "Not better than the same network untrained: try other layers"
+        if base == "random baseline"
+        else f"Raw pixels do better with {name}: try fine-tuning",
+    }
+    for numbers, told in cases.items():
+        rows = [model, line(base, *numbers) | {"method": method}]
+        (answer,) = beside_baselines(rows, method)
+        assert told in answer.text
+        if base == "random baseline":
+            assert f"`crate-mae {method} WEIGHTS ADDRESS --after all`" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("more", "grid", "fit"),
+    [
+        ({"solver": "exact"}, "grid, `--penalties`.", "try a stronger penalty, `--penalties`."),
+        ({"solver": "sgd"}, "grid, `--learning-rates`, `--weight-decays`.",
+         "try a lower rate, `--learning-rates`."),
+        ({"method": "knn"}, "grid, `--k`, `--temperatures`.", None),
+    ],
+)  # fmt: skip
+def test_the_options_that_are_advised_belong_to_the_method(
+    more: dict[str, str], grid: str, fit: str | None
+) -> None:
+    found = feature_answers(
+        [
+            line("model", 0.7, 0.65, 0.75, on_edge=["it is the largest"], converged=fit is None)
+            | more
+        ]
+    )
+    texts = {answer.rule: answer.text for answer in found}
+    assert texts["edge"].endswith(f"it is the largest: try a wider {grid}")
+    assert fit is None or texts["not converged"].endswith(fit)
 
 
 def test_what_a_test_can_tell() -> None:

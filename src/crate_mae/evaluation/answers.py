@@ -8,7 +8,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from crate_mae.common.values import is_finite
 from crate_mae.evaluation.comparison import BASELINES, LONG_NAMES, PlainRow, headline, interval
@@ -32,39 +32,61 @@ UNEVEN = 0.05
 BY_HEART = 0.1
 """Training loss, as a share of guessing, below which the labels are known by heart."""
 
-RULES: dict[str, str] = {
-    "few steps": "from scratch our smallest recipes need thousands of steps to pass one colour",
-    "hardly completed": "one colour needs no network: an error near it is that of no learning",
-    "completed": "below the error of one colour the network predicts something of the picture",
-    "structure": "below the error of each patch's true mean, structure within patches is predicted",
-    "untrained": "a random network's features are far above chance, so only the difference counts",
-    "pixels": "what pixels alone do needs no network at all",
-    "majority": "always answering the most frequent class needs no image",
-    "small test": "differences smaller than the interval are chance",
-    "uneven": "a frequent class can carry the accuracy while rare ones are missed",
-    "edge": "a better setting may lie beyond the last one tried",
-    "not converged": "an unfinished fit is not the minimum that the table speaks of",
-    "hardly learned": "a loss near that of guessing means that the weights have hardly moved",
-    "by heart": "labels known by heart and missed on new images are too few or too alike",
-    "ellipse": "photographers centre what they take: a fixed ellipse knows nothing of the image",
-    "few images": "few images are seen so often that they are learned, not what they show",
-    "uneven classes": "accuracy then mostly tells how the frequent class is recognised",
-    "one class": "a probe or classifier needs two classes to tell apart",
-    "next": "what comes after looking at the data is a plan that fits the machine",
-    "other losses": "at another mask ratio, patch or image set a loss is of something else",
-    "best run": "of two runs whose intervals overlap, the next test may favour the other",
-    "not measured": "losses of pixels do not tell how features do",
-    "brightness": "where objects are brighter or darker than the rest, one threshold finds them",
-}
-"""Why each rule is one."""
+Rule = Literal[
+    # from scratch our smallest recipes need thousands of steps to pass one colour
+    "few steps",
+    # one colour needs no network: an error near it is that of no learning
+    "hardly completed",
+    # below the error of one colour the network predicts something of the picture
+    "completed",
+    # below the error of each patch's true mean, structure within patches is predicted
+    "structure",
+    # a random network's features are far above chance, so only the difference counts
+    "untrained",
+    # what pixels alone do needs no network at all
+    "pixels",
+    # always answering the most frequent class needs no image
+    "majority",
+    # differences smaller than the interval are chance
+    "small test",
+    # a frequent class can carry the accuracy while rare ones are missed
+    "uneven",
+    # a better setting may lie beyond the last one tried
+    "edge",
+    # an unfinished fit is not the minimum that the table speaks of
+    "not converged",
+    # a loss near that of guessing means that the weights have hardly moved
+    "hardly learned",
+    # labels known by heart and missed on new images are too few or too alike
+    "by heart",
+    # photographers centre what they take: a fixed ellipse knows nothing of the image
+    "ellipse",
+    # few images are seen so often that they are learned, not what they show
+    "few images",
+    # accuracy then mostly tells how the frequent class is recognised
+    "uneven classes",
+    # a probe or classifier needs two classes to tell apart
+    "one class",
+    # what comes after looking at the data is a plan that fits the machine
+    "next",
+    # at another mask ratio, patch or image set a loss is of something else
+    "other losses",
+    # of two runs whose intervals overlap, the next test may favour the other
+    "best run",
+    # losses of pixels do not tell how features do
+    "not measured",
+    # where objects are brighter or darker than the rest, one threshold finds them
+    "brightness",
+]
+"""What a sentence goes by; beside each, why it is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """One sentence about numbers."""
 
-    rule: str
-    """Its key in `RULES`."""
+    rule: Rule
+    """What it goes by."""
     text: str
     good: bool | None
     """True for what was hoped for, False for what was not, None where it cannot be told."""
@@ -151,26 +173,26 @@ def beside_baselines(
             f"{_name(method)}: {model['accuracy']:.1%}, {abs(gap):.1f} points"
             f" {'above' if gap >= 0 else 'below'} {other} ({base['accuracy']:.1%}){sure}."
         )
-        rule = "untrained" if other == "random baseline" else "pixels"
+        rule: Rule = "untrained" if other == "random baseline" else "pixels"
         if not better:
-            text += f" {_not_better(rule, place)}"
+            text += f" {_not_better(rule, method, place, known=better is False)}"
         found.append(Answer(rule=rule, text=text, good=better))
     return found
 
 
-def _not_better(rule: str, place: Place) -> str:
+def _not_better(rule: Rule, method: str, place: Place, *, known: bool) -> str:
+    unknown = f"That is not shown to be better with {_name(method).lower()}"
     if rule == "untrained":
         plan = place.command("plan", "own-images", "--data.source", place.address, "--within", "8h")
-        layers = place.command("probe", place.weights, place.address, "--after", "all")
-        return (
-            "Not better than the same network untrained: try other layers,"
-            f" {layers}, or longer training, {plan}."
-        )
+        layers = place.command(method, place.weights, place.address, "--after", "all")
+        says = "Not better than the same network untrained" if known else unknown
+        return f"{says}: try other layers, {layers}, or longer training, {plan}."
     finetune = place.command(
         "finetune", place.weights, "--config", "finetune-few-labels",
         "--data.source", place.address,
     )  # fmt: skip
-    return f"Raw pixels do as well with a linear classifier: try fine-tuning, {finetune}."
+    says = f"Raw pixels do better with {_name(method).lower()}" if known else unknown
+    return f"{says}: try fine-tuning, {finetune}."
 
 
 def clearly_better(model: Mapping[str, Any], base: Mapping[str, Any]) -> bool | None:
@@ -193,7 +215,7 @@ def _beside_majority(row: PlainRow, method: str) -> list[Answer]:
 
 
 def _of_the_test(row: PlainRow, method: str, place: Place) -> list[Answer]:
-    found = []
+    found, sgd = [], row.get("solver") == "sgd"
     ends, count = interval(row), row.get("num_test")
     if ends is not None and ends[1] - ends[0] > WIDE:
         text = (
@@ -210,17 +232,21 @@ def _of_the_test(row: PlainRow, method: str, place: Place) -> list[Answer]:
         )
         found.append(Answer(rule="uneven", text=text, good=False))
     if row.get("converged") is False:
-        text = f"{_name(method)}: the fit did not converge: try a stronger penalty or lower rate."
+        remedy = "a lower rate, `--learning-rates`" if sgd else "a stronger penalty, `--penalties`"
+        text = f"{_name(method)}: the fit did not converge: try {remedy}."
         found.append(Answer(rule="not converged", text=text, good=False))
     edges = row.get("on_edge")
     if isinstance(edges, list) and edges:
-        text = f"{_name(method)}: {', '.join(map(str, edges))}: try a wider grid, {_wider(method)}."
+        grid = _wider(method, sgd=sgd)
+        text = f"{_name(method)}: {', '.join(map(str, edges))}: try a wider grid, {grid}."
         found.append(Answer(rule="edge", text=text, good=None))
     return found
 
 
-def _wider(method: str) -> str:
-    return "`--penalties`" if method == "probe" else "`--k`, `--temperatures`"
+def _wider(method: str, *, sgd: bool) -> str:
+    if method == "knn":
+        return "`--k`, `--temperatures`"
+    return "`--learning-rates`, `--weight-decays`" if sgd else "`--penalties`"
 
 
 def _majority(row: PlainRow) -> str:
