@@ -95,3 +95,30 @@ def test_folders_are_read(tmp_path: Path) -> None:
         read_runs([tmp_path / "a"])
     with pytest.raises(FileNotFoundError, match="no folder"):
         read_runs([tmp_path / "a", tmp_path / "none"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "marked"),
+    [
+        ({"optim__base_lr": 2e-3}, {"0.2*", "0.3*"}),
+        ({"masking__ratio": 0.5}, set()),
+        ({"simdino__eps": 0.5}, set()),
+        ({"objective__gamma": 0.1}, {"0.2*"}),
+    ],
+)
+def test_the_lowest_loss_is_marked_where_losses_are_of_the_same(
+    settings: dict[str, Any], marked: set[str]
+) -> None:
+    table = compared([made("a", 0.3), made("b", 0.2, **settings)]).table()
+    assert {word for word in table.split() if word[1:].endswith("*")} == marked
+
+
+def test_what_could_not_be_measured_is_told() -> None:
+    first, second = made("runs/a", 0.3), made("runs/b", 0.3)
+    first.problems.append("Left out, probe and nearest neighbours: digits has no labels.")
+    found = compared([first, second])
+    assert "runs/a: Left out, probe and nearest neighbours: digits has no labels." in found.table()
+    (missing,) = [answer.text for answer in found.answers() if answer.rule == "not measured"]
+    assert "of 1 runs" in missing
+    assert "runs/b" in missing
+    assert found.to_dict()["problems"] == [first.problems, []]

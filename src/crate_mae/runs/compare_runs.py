@@ -11,16 +11,20 @@ from crate_mae.common.text import count_text
 from crate_mae.common.values import is_finite
 from crate_mae.evaluation.answers import Answer, answers_text, clearly_better
 from crate_mae.evaluation.comparison import LONG_NAMES, NAMES, headline, interval
-from crate_mae.runs.contents import Run, comparison_rows, read_run
+from crate_mae.runs.contents import NOT_EVALUATED, Run, comparison_rows, read_run
 
 LEFT_OUT = ("name", "record.", "data.workers", "data.cache_gib", "trainer.")
 """Settings that do not change what is learned, and so are not set beside each other."""
 OTHER_LOSSES = (
-    "masking.", "model.norm_pix_loss", "model.patch_size", "model.image_size", "model.channels",
-    "data.source", "data.split", "data.val_source", "data.val_split", "data.val_share",
-    "data.val_limit", "data.mean", "data.std", "data.limit",
+    "method", "masking.", "simdino.", "model.norm_pix_loss", "model.patch_size",
+    "model.image_size", "model.channels", "data.source", "data.split", "data.val_source",
+    "data.val_split", "data.val_share", "data.val_limit", "data.mean", "data.std", "data.limit",
 )  # fmt: skip
-"""Settings after which validation losses are of other patches, pixels or images."""
+"""Settings after which validation losses are of other patches, pixels, images or views."""
+OTHER_TRAINING_LOSSES = (
+    *OTHER_LOSSES, "objective.", "data.augment.", "optim.label_smoothing", "optim.drop_path",
+)  # fmt: skip
+"""The same of training losses, which are of augmented images and may hold further terms."""
 MISSING = object()
 
 
@@ -47,12 +51,20 @@ class ComparedRuns:
         columns = {"run": [Cell(text=str(run.folder)) for run in self.runs]}
         for key, values in self.differing.items():
             columns[key] = [Cell(text=_value_text(value)) for value in values]
+        unmarked = [
+            name
+            for name, settings in (
+                ("training loss", OTHER_TRAINING_LOSSES), ("validation loss", OTHER_LOSSES)
+            )
+            if self._differing(settings)
+        ]  # fmt: skip
         for name, key, form in (
             ("steps", "steps", "{:,.0f}"), ("training loss", "train/loss", "{:.4g}"),
             ("validation loss", "val/loss", "{:.4g}"), ("probe", "probe", "{:.2%}"),
             ("kNN", "knn", "{:.2%}"), ("test", "test", "{:.2%}"),
         ):  # fmt: skip
-            columns[name] = _cells([values[key] for values in numbers], form)
+            marked = name not in unmarked
+            columns[name] = _cells([values[key] for values in numbers], form, marked=marked)
         parameters = [values["parameters"] for values in numbers]
         columns["parameters"] = [
             Cell(text="" if count is None else count_text(int(count)), value=count)
@@ -69,6 +81,7 @@ class ComparedRuns:
 
     def _notes(self) -> list[str]:
         same = "" if self.differing else "no setting differs"
+        problems = [f"{run.folder}: {problem}" for run in self.runs for problem in run.problems]
         spread = []
         if self.only_seeds_differ:
             for name, key in (("probe", "probe"), ("kNN", "knn"), ("test", "test")):
@@ -77,12 +90,15 @@ class ComparedRuns:
                     spread.append(
                         f"{name} over {len(found)} seeds: {fmean(found):.2%} ± {stdev(found):.2%}"
                     )
-        return [note for note in [same, *spread] if note]
+        return [note for note in [same, *spread, *problems] if note]
+
+    def _differing(self, settings: tuple[str, ...]) -> list[str]:
+        return [key for key in self.differing if key.startswith(settings)]
 
     def answers(self) -> list[Answer]:
         """What may be said of the best run, by each accuracy, and of losses."""
         found = []
-        other = [key for key in self.differing if key.startswith(OTHER_LOSSES)]
+        other = self._differing(OTHER_LOSSES)
         if other:
             text = (
                 f"Validation losses are of different things ({', '.join(other)} differs): compare"
@@ -125,6 +141,7 @@ class ComparedRuns:
             "differing": self.differing,
             "numbers": self.numbers(),
             "answers": [answer.text for answer in self.answers()],
+            "problems": [run.problems for run in self.runs],
         }
 
 
@@ -178,13 +195,14 @@ def _numbers(run: Run) -> dict[str, float | None]:
 
 
 def _lacks(run: Run, numbers: dict[str, float | None]) -> bool:
-    return not run.is_classifier and any(numbers[method] is None for method in NAMES)
+    told = any(NOT_EVALUATED in problem for problem in run.problems)
+    return not told and not run.is_classifier and any(numbers[m] is None for m in NAMES)
 
 
-def _cells(values: Sequence[float | None], form: str) -> list[Cell]:
+def _cells(values: Sequence[float | None], form: str, *, marked: bool) -> list[Cell]:
     known = [value for value in values if value is not None]
     mark = None
-    if len(known) > 1 and form.endswith(("%}", "g}")):
+    if marked and len(known) > 1 and form.endswith(("%}", "g}")):
         mark = max(known) if form.endswith("%}") else min(known)
     return [
         Cell(text="") if value is None

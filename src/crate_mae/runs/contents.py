@@ -16,6 +16,8 @@ from crate_mae.whitebox.table import Measurement, read_table
 EVALUATION, RECONSTRUCTION, ANALYSIS = "evaluation.json", "reconstruction.json", "analysis"
 SHEET = "reconstruction.png"
 STALE = "measured on other weights than those that lie in the run folder now"
+NOT_EVALUATED = "probe and nearest neighbours"
+"""What a problem calls what could not be measured of a run's features."""
 MAX_BYTES = 256 << 20
 MAX_TEXT = 256 << 10
 """Of a text that is shown whole; beyond that its end is left out, and the page says so."""

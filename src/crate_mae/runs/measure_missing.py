@@ -9,18 +9,27 @@ from crate_mae.analysis import RANDOM, analyse_models, open_models
 from crate_mae.batches.config import VALIDATION_SEED
 from crate_mae.common.files import write_atomically
 from crate_mae.common.progress import StartProgress
+from crate_mae.evaluation.backbones import load_backbone, load_masked_autoencoder
 from crate_mae.evaluation.compare import compare_models
 from crate_mae.evaluation.reconstruction import reconstruct_source
 from crate_mae.evaluation.rows import comparison_table
 from crate_mae.figures.reconstruction_sheet import draw_reconstruction
 from crate_mae.models.classifier import Pool
-from crate_mae.runs.contents import ANALYSIS, EVALUATION, RECONSTRUCTION, SHEET, Run, read_results
+from crate_mae.runs.contents import (
+    ANALYSIS,
+    EVALUATION,
+    NOT_EVALUATED,
+    RECONSTRUCTION,
+    SHEET,
+    Run,
+    read_results,
+)
 from crate_mae.sources.address import open_pair, open_source
 from crate_mae.sources.base import ImageSource, random_subset
 from crate_mae.sources.found import Reading
 from crate_mae.sources.inputs import varied_choice
 from crate_mae.sources.splits import split_off
-from crate_mae.weights.weights_folder import load_autoencoder, load_model, weights_hash
+from crate_mae.weights.weights_folder import weights_hash
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +67,15 @@ def complete_run(
         try:
             work()
         except (OSError, ValueError, RuntimeError, ImportError) as error:
-            run.problems.append(f"Left out, {what}: {_reason(error)}")
+            problem = f"Left out, {what}: {_reason(error)}"
+            run.problems += [] if problem in run.problems else [problem]
 
     if not run.is_classifier:
         if run.is_masked and not _is_current(run, run.reconstruction, SHEET):
             attempt("reconstructions", lambda: _reconstruct(run, device))
         if not _is_current(run, run.evaluation, EVALUATION, limit=limit, test_limit=test_limit):
             most = (limit or MAX_TRAIN, test_limit or MAX_TEST)
-            attempt("probe and nearest neighbours", lambda: _evaluate(run, *most, device, progress))
+            attempt(NOT_EVALUATED, lambda: _evaluate(run, *most, device, progress))
     if not _is_current(run, run.layer_facts or None, ANALYSIS):
         attempt("layer analysis", lambda: _analyse(run, device, progress))
     read_results(run)
@@ -83,7 +93,7 @@ def _reconstruct(run: Run, device: str) -> None:
     images = held_out(run, PICTURES, choose=varied_choice)
     if (run.folder / SHEET).exists() and "sha256" not in (run.reconstruction or {}):
         raise FileExistsError(_not_ours(run, SHEET))
-    model = load_autoencoder(run.folder).to(device)
+    model = load_masked_autoencoder(run.folder).to(device)
     kind, ratio = run.setting("masking.kind"), run.number("masking.ratio")
     result, names = reconstruct_source(model, images.source, kind=kind, ratio=ratio)
     _check_unchanged(run, sha256)
@@ -112,7 +122,7 @@ def _evaluate(
     if (run.folder / EVALUATION).exists() and (old is None or not {"sha256", "rows"} <= set(old)):
         raise FileExistsError(_not_ours(run, EVALUATION))
     sha256 = weights_hash(run.folder)
-    model = load_model(run.folder).to(device)
+    model = load_backbone(run.folder)[0].to(device)
     train, test = labelled_pair(run, limit=limit, test_limit=test_limit)
     pools: tuple[Pool, ...] = ("cls",) if run.is_simdino else ("mean",)  # what its loss is of
     rows = compare_models(model, train, test, pools=pools, progress=progress)
