@@ -20,7 +20,6 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from speed.loading import generated_sources
 
 from crate_mae.batches.prepared import prepared_batches, reading_workers, stretches
 from crate_mae.cli.options import new_file
@@ -31,6 +30,7 @@ from crate_mae.evaluation.feature_files import load_features
 from crate_mae.evaluation.features import extract_features, pooled_features
 from crate_mae.sources.address import open_source
 from crate_mae.sources.base import ImageSource, random_subset
+from speed.loading import generated_sources
 
 BATCH = 256
 
