@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crate_mae.cli.early import FEATURE_FILES, check_words, is_feature_file
+from crate_mae.cli.early import FEATURE_FILES, PARTS, check_words, is_feature_file
 from crate_mae.cli.options import (
     CommandParser,
     add_after,
@@ -25,6 +25,7 @@ from crate_mae.cli.options import (
     single,
     verb_parser,
 )
+from crate_mae.common.files import check_file_target
 
 if TYPE_CHECKING:
     from crate_mae.evaluation.extracting import PartExtractor
@@ -75,17 +76,18 @@ def extract(argv: list[str]) -> int:
     given = extract_parser().read(argv)
     check_words(given)
     in_parts = _wants_parts(given)
+    if not in_parts:
+        check_file_target(given.out, FEATURE_FILES, what="features", overwrite=given.overwrite)
     if given.workers is not None and given.workers < 0:
         raise ValueError(f"--workers must be at least 0, not {given.workers}")
 
-    from crate_mae.evaluation.feature_files import check_target
+    if not in_parts:
+        return _extract_file(given, _extractor(given))
+
     from crate_mae.evaluation.feature_parts import check_parts_target
 
-    if in_parts:
-        check_parts_target(given.out)
-        return _extract_parts(given, _extractor(given))
-    check_target(given.out, overwrite=given.overwrite)
-    return _extract_file(given, _extractor(given))
+    check_parts_target(given.out)
+    return _extract_parts(given, _extractor(given))
 
 
 def merge_parser() -> CommandParser:
@@ -102,6 +104,9 @@ def merge_parser() -> CommandParser:
 def merge(argv: list[str]) -> int:
     """The exit status of `crate-mae merge`."""
     given = merge_parser().read(argv)
+    check_file_target(given.out, FEATURE_FILES, what="features", overwrite=given.overwrite)
+    if not is_feature_file(given.folder, folder=True):
+        raise FileNotFoundError(f"{given.folder} holds no parts of features: there is no {PARTS}")
 
     from crate_mae.evaluation.feature_files import merge_parts
 
