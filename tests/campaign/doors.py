@@ -34,6 +34,7 @@ from crate_mae.evaluation.features import extract_features
 from crate_mae.publish.card import check_card, licence_of
 from crate_mae.runs.contents import read_run
 from crate_mae.sources.address import open_source
+from crate_mae.sources.base import ImageSource
 from crate_mae.sources.images import Sample
 from crate_mae.training.pretrain import pretrain
 from crate_mae.training.resuming import check_checkpoint, check_resumable
@@ -189,6 +190,7 @@ def sound_files(folder: Path) -> Path:
     (folder / "run" / "run.lock").write_text(json.dumps(about))
     _images(folder)
     digits = open_source("digits", limit=40)
+    assert isinstance(digits, ImageSource)
     save_features(
         extract_features(model, digits), folder / "features.safetensors",
         preprocess=model.preprocess, weights_hash="0" * 64,

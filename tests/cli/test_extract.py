@@ -90,7 +90,7 @@ def test_what_a_folder_says_of_itself(here: Path, capsys: pytest.CaptureFixture[
     assert "wrote 3 parts of f: features of 19 images, 1 passed over" in told.out
     assert "complete; one file of it: crate-mae merge f --out features.safetensors" in told.out
     assert "passed over: summer/05.jpg (not an image in a known format" in told.err
-    assert "summer/05.jpg,not an image" in (here / "f" / "_unreadable.csv").read_text()
+    assert 'summer/05.jpg,"not an image' in (here / "f" / "_unreadable.csv").read_text()
     manifest = json.loads((here / "f" / "_manifest.json").read_text())
     assert manifest["weights_sha256"] == weights_hash("runs/demo")
     assert manifest["address"] == "imagefolder:pictures"

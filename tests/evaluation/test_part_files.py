@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -172,7 +173,7 @@ def schema(element: bool = False) -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=element) for name, kind in fields.items()])
 
 
-def foreign(path: Path, count: int, *, nulls: bool = False, **options: object) -> None:
+def foreign(path: Path, count: int, *, nulls: bool = False, **options: Any) -> None:
     """A file of so many rows that says the facts of a part, written with other options."""
     columns: dict[str, list[object]] = {
         "index": list(range(count)), "name": ["n" * 9] * count, "label": [0] * count,
@@ -193,9 +194,7 @@ def foreign(path: Path, count: int, *, nulls: bool = False, **options: object) -
         ({}, "checksum"),
     ],
 )
-def test_what_could_grow_is_refused(
-    tmp_path: Path, options: dict[str, object], message: str
-) -> None:
+def test_what_could_grow_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     """A hundred thousand equal rows in a few kilobytes are told before they are unpacked."""
     path = tmp_path / "p.parquet"
     foreign(path, 100_000 if options else 4, **options)
