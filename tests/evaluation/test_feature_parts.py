@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mutations import mutated
 from part_cases import SETTINGS
 
 from crate_mae.evaluation.feature_files import load_facts, load_features, load_pair, merge_parts
@@ -198,6 +199,24 @@ def test_manifests_of_others_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(ValueError, match="no manifest of ours"):
         load_features(tmp_path)
+
+
+def test_a_changed_manifest_is_refused_or_read_as_it_was(tmp_path: Path) -> None:
+    filled(tmp_path)
+    path, whole = tmp_path / MANIFEST, load_features(tmp_path)
+    sound, refused = path.read_bytes(), 0
+    for number in range(200):
+        path.write_bytes(mutated(sound, f"manifest {number}"))
+        try:
+            found = load_features(tmp_path)
+        except ValueError:
+            refused += 1
+            continue
+        assert torch.equal(found.values, whole.values)
+        assert (found.names, found.pool, found.class_names) == (
+            whole.names, whole.pool, whole.class_names,
+        )  # fmt: skip
+    assert refused > 100
 
 
 def test_claims_take_no_memory(tmp_path: Path) -> None:

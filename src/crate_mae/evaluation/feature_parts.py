@@ -61,7 +61,7 @@ class FeatureParts:
         try:
             values = read_json_object(path, max_bytes=MAX_MANIFEST_BYTES)
             return cls(folder, PartSettings.from_dict(values))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise ValueError(f"{path} is no manifest of ours: {error}") from error
 
     @classmethod
