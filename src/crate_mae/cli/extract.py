@@ -45,7 +45,7 @@ def extract_parser() -> CommandParser:
     add_image_size(parser)
     add_batch_size(parser, 256)
     parser.add_argument(
-        "--out", required=True, metavar="FILE|FOLDER",
+        "--out", required=True, metavar="FILE",
         help=".safetensors, .npz or .parquet; without a suffix: a folder of parquet parts, for any"
         " number of images, where the same command goes on when it was stopped",
     )  # fmt: skip
