@@ -212,7 +212,7 @@ def _opened(path: Path) -> Iterator["pq.ParquetFile"]:
         with pq.ParquetFile(path) as file:
             yield file
     except Exception as error:  # of a library that reads damaged files
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"{path} is no whole part of features ({reason}): move it away and extract again"
         ) from error
