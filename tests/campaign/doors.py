@@ -28,11 +28,13 @@ from crate_mae.common.folder_lock import holder_of
 from crate_mae.dense.basis_files import load_basis, save_basis
 from crate_mae.dense.token_maps import token_map
 from crate_mae.dense.token_pca import fit_token_map
+from crate_mae.evaluation.extracting import extract_parts
 from crate_mae.evaluation.feature_files import load_features, save_features
 from crate_mae.evaluation.features import extract_features
 from crate_mae.publish.card import check_card, licence_of
 from crate_mae.runs.contents import read_run
 from crate_mae.sources.address import open_source
+from crate_mae.sources.base import ImageSource
 from crate_mae.sources.images import Sample
 from crate_mae.training.pretrain import pretrain
 from crate_mae.training.resuming import check_checkpoint, check_resumable
@@ -107,7 +109,7 @@ def run(path: Path) -> str:
 
 
 def features(path: Path) -> str:
-    """A digest of a file of features."""
+    """A digest of a file of features, or of a folder of parts."""
     found = load_features(path)
     return digest(found.values, found.labels, found.names, found.class_names)
 
@@ -152,6 +154,10 @@ DOORS = (
                    "log.txt", "command.txt")),
     Door(name="recipe", file="recipe.yaml", read=lambda path: digest(load_settings(path))),
     Door(name="features", file="features.safetensors", read=features, told=True),
+    Door(name="features, part", file="parts/part-00001.parquet", told=True,
+         read=lambda path: features(path.parent)),
+    Door(name="features, manifest", file="parts/_manifest.json", told=True,
+         read=lambda path: features(path.parent)),
     Door(name="basis", file="basis.safetensors", read=basis, told=True),
     Door(name="card", file="README.md", read=card),
     Door(name="lock", file="run/run.lock", read=lock),
@@ -184,10 +190,12 @@ def sound_files(folder: Path) -> Path:
     (folder / "run" / "run.lock").write_text(json.dumps(about))
     _images(folder)
     digits = open_source("digits", limit=40)
+    assert isinstance(digits, ImageSource)
     save_features(
         extract_features(model, digits), folder / "features.safetensors",
         preprocess=model.preprocess, weights_hash="0" * 64,
     )  # fmt: skip
+    extract_parts(model, digits, folder / "parts", part_size=20, weights_hash="0" * 64)
     pixels = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     save_basis(
         fit_token_map(token_map(model, pixels))[0], folder / "basis.safetensors", weights_hash=None

@@ -1,20 +1,33 @@
-"""Images of a source as model input, batch by batch, in order: nothing random, nothing masked."""
+"""Images of a source as model input, batch by batch, in order: nothing random, nothing masked.
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+Processes may read ahead while a batch is computed (`workers`); what comes out is the same.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from crate_mae.batches.broken import listed, readable
-from crate_mae.batches.transforms import prepare
+from crate_mae.batches.transforms import fit, normalise
 from crate_mae.common.progress import Progress
 from crate_mae.models.config import Preprocess
-from crate_mae.sources.base import Source
-from crate_mae.sources.images import to_channels
+from crate_mae.sources.base import ImageSource, Source
+from crate_mae.sources.images import Sample, UnreadableImage, to_channels
 
 UNLABELLED = -1
+AHEAD = 2
+"""Stretches that each worker has read, or is reading, before they are asked for."""
+FEW_STRETCHES = 4
+"""Up to so many are read in turn: processes take longer to start than they would save."""
+SHARED_MEMORY = Path("/dev/shm")
+"""Where workers hand over tensors; containers often have little of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +39,33 @@ class PreparedBatch:
     labels: Tensor
     """(B,) int64, -1 for an image without a label."""
     names: list[str]
+    indices: list[int]
+    """The number of each image in the source."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """What was read of a stretch of a source; fitted to the model's size, not yet normalised."""
+
+    images: Tensor | None = None
+    """(B, C, H, W), uint8 as long as all images are; None where none can be read."""
+    labels: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+    broken: list[tuple[str, str]] = field(default_factory=list)
+    """Name and reason of the images that cannot be read."""
+
+    def prepared(self, preprocess: Preprocess) -> PreparedBatch | None:
+        """The readable images as model input; None where there are none."""
+        if self.images is None:
+            return None
+        whole = self.images.dtype == torch.uint8
+        return PreparedBatch(
+            images=normalise(self.images, preprocess) if whole else self.images,
+            labels=torch.tensor(self.labels),
+            names=self.names,
+            indices=self.indices,
+        )
 
 
 def prepared_batches(
@@ -35,30 +75,148 @@ def prepared_batches(
     batch_size: int,
     broken: list[tuple[str, str]],
     progress: Progress | None = None,
+    workers: int = 0,
 ) -> Iterator[PreparedBatch]:
     """Batches of the readable images of a source; (name, reason) of others go into `broken`.
 
-    `progress` hears how many of how many images are done. Raises ValueError for a batch size below
-    1 and, at the end, when no image could be read.
+    `progress` hears how many of how many images are done. So many `workers` read ahead, of a source
+    whose images have numbers. Raises ValueError for a batch size below 1 and, at the end, when no
+    image could be read.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     total = len(source)
+    cuts = stretches(range(total), batch_size)
+    if isinstance(source, ImageSource):
+        read = read_stretches(source, preprocess, cuts, workers=workers)
+    else:
+        read = _in_turn(source, preprocess, batch_size)
     done = found = 0
-    entries = source.samples()
-    while batch := list(islice(entries, batch_size)):
-        samples = list(readable(batch, broken))
-        if samples:
-            images = [to_channels(sample.image, preprocess.channels) for sample in samples]
-            labels = [UNLABELLED if sample.label is None else sample.label for sample in samples]
-            yield PreparedBatch(
-                images=prepare(images, preprocess),
-                labels=torch.tensor(labels),
-                names=[sample.name for sample in samples],
-            )
-        done, found = done + len(batch), found + len(samples)
+    for stretch in read:
+        broken += stretch.broken
+        batch = stretch.prepared(preprocess)
+        if batch is not None:
+            yield batch
+        done += len(stretch.names) + len(stretch.broken)
+        found += len(stretch.names)
         if progress is not None:
             progress(done, total)
     if not found:
         reasons = f": {listed(broken)}" if broken else ""
         raise ValueError(f"none of the {total} images of {source.address} can be read{reasons}")
+
+
+def stretches(images: range, batch_size: int) -> list[range]:
+    """A range of images cut into stretches of a batch; ValueError for a batch size below 1."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    return [images[first : first + batch_size] for first in range(0, len(images), batch_size)]
+
+
+def read_stretches(
+    source: ImageSource, preprocess: Preprocess, cuts: Sequence[range], *, workers: int = 0
+) -> Iterator[Stretch]:
+    """Each stretch of a source, read, in order; with workers, ahead of being asked for.
+
+    Raises ValueError for images whose channels do not fit the model.
+    """
+    reader = _Reader(source, preprocess, cuts)
+    if workers < 1:
+        yield from map(reader.read, cuts)
+        return
+    loader = DataLoader(
+        reader,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=AHEAD,
+        collate_fn=cast("Any", _as_it_is),
+        generator=torch.Generator(),  # the global one stays as it was
+    )
+    for stretch in loader:
+        if isinstance(stretch, Exception):
+            raise stretch
+        yield stretch
+
+
+def reading_workers(source: Source, preprocess: Preprocess, cuts: Sequence[range]) -> int:
+    """How many processes should read ahead of a model: none where reading is little work.
+
+    Images have to be decoded, and be many. On a GPU's machine it is a worker a core, up to 8, else
+    one for every two cores, which the model needs too. Fewer where shared memory is too small.
+    """
+    if not (isinstance(source, ImageSource) and source.decodes) or len(cuts) <= FEW_STRETCHES:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    wanted = min(8, cores or 1) if torch.cuda.is_available() else max(1, min(8, (cores or 1) // 2))
+    height, width = preprocess.size
+    stretch = 4 * preprocess.channels * height * width * max(map(len, cuts))
+    return min(wanted, _shared_memory() // (2 * stretch * (AHEAD + 1)))
+
+
+class _Reader(Dataset[Any]):
+    """Stretches of a source by their place; what is wrong with images as a value.
+
+    A loader would add the traceback of its worker to the message.
+    """
+
+    def __init__(self, source: ImageSource, preprocess: Preprocess, cuts: Sequence[range]) -> None:
+        self.source, self.preprocess, self.cuts = source, preprocess, cuts
+
+    def __len__(self) -> int:
+        return len(self.cuts)
+
+    def __getitem__(self, place: int) -> Stretch | Exception:
+        try:
+            return self.read(self.cuts[place])
+        except (ValueError, OSError) as error:
+            return error
+
+    def read(self, cut: range) -> Stretch:
+        """The images of a stretch."""
+        return _fitted(map(self.source.read, cut), cut.start, self.preprocess)
+
+
+def _in_turn(source: Source, preprocess: Preprocess, batch_size: int) -> Iterator[Stretch]:
+    """Stretches of a source that can only be read one image after the other."""
+    entries, first = source.samples(), 0
+    while batch := list(islice(entries, batch_size)):
+        yield _fitted(batch, first, preprocess)
+        first += len(batch)
+
+
+def _fitted(
+    entries: Iterable[Sample | UnreadableImage], first: int, preprocess: Preprocess
+) -> Stretch:
+    """What was read of a stretch that begins with that image."""
+    found = Stretch()
+    images = []
+    for index, entry in enumerate(entries, start=first):
+        for sample in readable([entry], found.broken):
+            images.append(fit(to_channels(sample.image, preprocess.channels), preprocess.size))
+            found.labels.append(UNLABELLED if sample.label is None else sample.label)
+            found.names.append(sample.name)
+            found.indices.append(index)
+    if not images:
+        return found
+    if any(image.dtype != torch.uint8 for image in images):
+        # Stacking would turn bytes into floats without scaling them.
+        images = [normalise(image, preprocess) for image in images]
+    return Stretch(
+        images=torch.stack(images),
+        labels=found.labels,
+        names=found.names,
+        indices=found.indices,
+        broken=found.broken,
+    )
+
+
+def _shared_memory() -> int:
+    """Bytes that workers may hand over at a time; plenty where the system has no such place."""
+    try:
+        room = os.statvfs(SHARED_MEMORY)
+    except (OSError, AttributeError):
+        return 1 << 40
+    return room.f_bavail * room.f_frsize
+
+
+def _as_it_is(stretch: Any) -> Any:
+    """The stretch itself, where a loader would make tensors of its lists."""
+    return stretch

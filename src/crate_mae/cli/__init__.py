@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import crate_mae
-from crate_mae.cli import draw, evaluate, features, inspect, train, weights
+from crate_mae.cli import draw, evaluate, extract, features, inspect, train, weights
 from crate_mae.common.escaping import STANDARD_OUTPUT_NAME, EscapingFilter, escaping_output
 from crate_mae.common.files import FULL_DISK, NotWrittenError
 
@@ -158,10 +158,15 @@ CHAPTERS: dict[str, dict[str, Verb]] = {
             evaluate.knn,
         ),
     },
-    "features": {
+    "extract": {
         "extract": Verb(
-            "features of images, for your own use", features.extract_parser, features.extract
+            "features of images, for your own use", extract.extract_parser, extract.extract
         ),
+        "merge": Verb(
+            "one file of features out of a folder of parts", extract.merge_parser, extract.merge
+        ),
+    },
+    "features": {
         "map": Verb(
             "features of a labelled set in the plane", features.map_parser, features.map_features
         ),

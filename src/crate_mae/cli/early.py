@@ -21,6 +21,8 @@ from crate_mae.weights.shipped import check_weights_name
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 """Variables that number the processes of a run; only the first of them finds no folder yet."""
 FEATURE_FILES = (".safetensors", ".npz", ".parquet")
+PARTS = "_manifest.json"
+"""What a folder of parts of features holds."""
 
 
 def check_run_words(verb: str, words: Sequence[str]) -> None:
@@ -75,12 +77,19 @@ def check_words(given: argparse.Namespace, *, picture: bool = False, folder: boo
     if folder and not overwrite:
         check_new_folder(given.out)
     weights = getattr(given, "weights", None)
-    if weights is not None and Path(weights).suffix.lower() not in FEATURE_FILES:
+    if weights is not None and not is_feature_file(weights):
         check_weights_name(weights)
     for name in ("images", "address", "data"):
         named = getattr(given, name, None) or ()
         for one in [named] if isinstance(named, str) else named:
             check_address(one)
+
+
+def is_feature_file(name: str, *, folder: bool = False) -> bool:
+    """Whether a name is that of features: a file or, with `folder` alone, a folder of parts."""
+    if (Path(name) / PARTS).is_file():
+        return True
+    return not folder and Path(name).suffix.lower() in FEATURE_FILES
 
 
 def check_address(address: str) -> None:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from crate_mae.cli.early import FEATURE_FILES, check_words
+from crate_mae.cli.early import check_words, is_feature_file
 from crate_mae.cli.options import (
     CommandParser,
     Names,
@@ -115,7 +115,7 @@ def knn(argv: list[str]) -> int:
 def _comparing_parser(verb: str, summary: str) -> CommandParser:
     parser = verb_parser(verb, summary)
     add_weights(
-        parser, ", ViT-MAE folder of transformers; or training features of `crate-mae extract`"
+        parser, ", ViT-MAE folder of transformers; or training features that extract has written"
     )
     parser.add_argument("address", help="labelled images, such as parquet:PATH; or test features")
     parser.add_argument(
@@ -172,7 +172,7 @@ def _measure(
     seeds = tuple(range(given.seed, given.seed + count))
     baselines = _baselines(given)
     measures = {method: partial(measure, device=device_of(given.device))}
-    of_files = Path(given.weights).suffix.lower() in FEATURE_FILES
+    of_files = is_feature_file(given.weights)
     subject = _files(given) if of_files else _images(given, facts_wanted=output.wants_json)
     values: dict[str, Any] = {}
     if output.wants_json:
@@ -321,10 +321,10 @@ def _files(given: argparse.Namespace) -> Subject:
     from crate_mae.evaluation.feature_files import load_pair
 
     train, test = Path(given.weights), Path(given.address)
-    if test.suffix.lower() not in FEATURE_FILES:
+    if not is_feature_file(given.address):
         raise ValueError(
-            f"{train} holds training features, so {test} should hold test features (.safetensors):"
-            " extract both, with two commands"
+            f"{train} holds training features, so {test} should hold test features (.safetensors,"
+            " or a folder of parts): extract both, with two commands"
         )
     known, unknown, facts = load_pair(train, test)
 

@@ -1,4 +1,4 @@
-"""Verbs that take features out and look at them: extract, map, neighbours."""
+"""Verbs that look at features: map, neighbours."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,6 @@ from crate_mae.cli.options import (
     add_image_size,
     add_images,
     add_json,
-    add_overwrite,
     add_part,
     add_picture_target,
     add_pool,
@@ -34,79 +33,6 @@ if TYPE_CHECKING:
     from crate_mae.sources.base import ImageSource
 
 POOLS = ("cls", "mean", "both")
-
-
-def extract_parser() -> CommandParser:
-    """The parser of `crate-mae extract`."""
-    parser = verb_parser("extract", "Features of images, with names, labels and preprocessing.")
-    add_weights(parser, ", ViT-MAE folder")
-    add_images(parser)
-    add_pool(parser, (*POOLS, "tokens"))
-    add_after(parser)
-    add_image_size(parser)
-    add_batch_size(parser, 256)
-    parser.add_argument(
-        "--out", required=True, metavar="FILE", help=".safetensors, .npz or .parquet"
-    )
-    add_overwrite(parser)
-    parser.add_argument(
-        "--engine",
-        default="torch",
-        choices=["torch", "onnx", "openvino"],
-        help="what computes them; the others are for CPUs, checked before they start (torch)",
-    )
-    add_device(parser)
-    return parser
-
-
-def extract(argv: list[str]) -> int:
-    """The exit status of `crate-mae extract`."""
-    given = extract_parser().read(argv)
-    check_words(given)
-
-    from crate_mae.evaluation.backbones import at_size, load_backbone
-    from crate_mae.evaluation.feature_files import check_target, save_features
-    from crate_mae.evaluation.features import extract_features
-
-    pool = single(given.pool, "mean")
-    check_target(given.out, overwrite=given.overwrite)
-    source = opened_images(given)
-    device = None
-    model: Backbone
-    if given.engine == "torch":
-        model, sha256 = load_backbone(given.weights)
-        at_size(model, given.image_size)
-        device = device_of(given.device)
-    else:
-        from crate_mae.export.engines import engine_for
-        from crate_mae.weights.weights_folder import weights_hash
-
-        if single(given.after, None) is not None:
-            raise ValueError(f"engine {given.engine} gives features after the last layer alone")
-        if given.image_size is not None:
-            raise ValueError(f"engine {given.engine} takes images of the model's own size alone")
-        place = None if given.device == "auto" else given.device
-        model = engine_for(given.weights, given.engine, device=place)
-        sha256 = weights_hash(given.weights)
-    features = extract_features(
-        model,
-        source,
-        device=device,
-        pool=pool,
-        layer=single(given.after, None),
-        batch_size=given.batch_size,
-        progress=counter_for("features"),
-    )
-    save_features(
-        features,
-        given.out,
-        preprocess=model.preprocess,
-        weights_hash=sha256,
-        overwrite=given.overwrite,
-    )
-    report_unreadable(features.unreadable)
-    print(f"wrote {given.out}: {tuple(features.values.shape)} float32, pool {pool}")
-    return 0
 
 
 def map_parser() -> CommandParser:

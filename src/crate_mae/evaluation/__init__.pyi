@@ -8,10 +8,13 @@ from .backbones import load_masked_autoencoder as load_masked_autoencoder
 from .backbones import random_baseline as random_baseline
 from .compare import compare_features as compare_features
 from .compare import compare_models as compare_models
+from .extracting import extract_parts as extract_parts
 from .feature_files import load_features as load_features
+from .feature_files import merge_parts as merge_parts
 from .feature_files import save_features as save_features
 from .feature_map import FeatureMap as FeatureMap
 from .feature_map import project_features as project_features
+from .feature_parts import FeatureParts as FeatureParts
 from .features import Features as Features
 from .features import extract_all as extract_all
 from .features import extract_features as extract_features

@@ -1,6 +1,7 @@
 """Feature files: rows, names, labels and how they were made.
 
-Written as safetensors and, for other programs, as npz or parquet; read as safetensors alone.
+Written as safetensors and, for other programs, as npz or parquet; read as safetensors alone, and
+out of folders of parts.
 """
 
 import hashlib
@@ -71,10 +72,15 @@ def save_features(
 
 
 def load_features(path: str | Path) -> Features:
-    """The features of a .safetensors file that `save_features` wrote.
+    """The features of a .safetensors file that `save_features` wrote, or of a folder of parts.
 
-    Raises FileNotFoundError, and ValueError for another suffix and for files that it did not write.
+    Raises FileNotFoundError, and ValueError for another suffix, for files that it did not write,
+    and for a folder that is not complete.
     """
+    if Path(path).is_dir():
+        from crate_mae.evaluation.feature_parts import load_parts
+
+        return load_parts(path)
     values, labels, names, facts = _read(Path(path))
     class_names = facts["class_names"]
     return Features(
@@ -88,12 +94,35 @@ def load_features(path: str | Path) -> Features:
     )
 
 
+def merge_parts(folder: str | Path, path: str | Path, *, overwrite: bool = False) -> Features:
+    """The features of a complete folder of parts, which `path` now holds as `save_features` does.
+
+    They are in memory meanwhile. Raises as `check_target`, before anything is read, and as
+    `load_features`.
+    """
+    path = check_target(path, overwrite=overwrite)
+    facts = load_facts(folder)
+    found = load_features(folder)
+    save_features(
+        found,
+        path,
+        preprocess=Preprocess.from_dict(facts["preprocess"]),
+        weights_hash=facts["weights_sha256"],
+        overwrite=overwrite,
+    )
+    return found
+
+
 def load_facts(path: str | Path) -> dict[str, Any]:
-    """How the features of a file were made.
+    """How the features of a file, or of a folder of parts, were made.
 
     Keys: `pool`, `layer`, `shape`, `class_names`, `preprocess`, `weights_sha256`, `unreadable`,
     `format`.
     """
+    if Path(path).is_dir():
+        from crate_mae.evaluation.feature_parts import FeatureParts
+
+        return FeatureParts.open(path).about()
     return _read(Path(path))[3]
 
 

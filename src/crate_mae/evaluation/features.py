@@ -10,7 +10,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from crate_mae.batches.prepared import UNLABELLED, prepared_batches
+from crate_mae.batches.prepared import (
+    UNLABELLED,
+    prepared_batches,
+    reading_workers,
+    stretches,
+)
 from crate_mae.common.progress import Progress
 from crate_mae.evaluation.backbones import Layers, checked_layers, evaluating
 from crate_mae.models.backbone import Backbone
@@ -53,6 +58,7 @@ def extract_features(
     layer: int | None = None,
     batch_size: int = 256,
     device: str | torch.device | None = None,
+    workers: int | None = None,
     progress: Progress | None = None,
 ) -> Features:
     """Features of every readable image of a source, prepared as the model's training images were.
@@ -66,6 +72,7 @@ def extract_features(
         layers=(layer,),
         batch_size=batch_size,
         device=device,
+        workers=workers,
         progress=progress,
     )
     return next(iter(found.values()))
@@ -79,6 +86,7 @@ def extract_all(
     layers: Layers = (None,),
     batch_size: int = 256,
     device: str | torch.device | None = None,
+    workers: int | None = None,
     progress: Progress | None = None,
 ) -> dict[Key, Features]:
     """Features {(layer, pool): rows} of a source for every asked layer and pool, in one pass.
@@ -87,7 +95,27 @@ def extract_all(
     the final norm; None or -1 is the default: all layers and the final norm; "all" is everything.
     Deterministic. The model runs in eval mode where it is, or is moved to `device` first; its
     training flags are put back. `progress` hears how many of how many images are done.
+    So many `workers`, as many as suit the machine and the images unless given, read images while
+    others are computed; the features are the same.
     Raises ValueError for an unknown pool or layer and when no image can be read.
+    """
+    encode = pooled_features(model, pools=pools, layers=layers)
+    if device is not None:
+        model.to(device)
+    with evaluating(model):
+        found = _collect(source, model.preprocess, encode, batch_size, progress, workers)
+    wanted = checked_layers(model, layers)
+    return {(i, pool): _part(found, i, pool) for i in wanted for pool in pools}
+
+
+def pooled_features(
+    model: Backbone, *, pools: Sequence[FeaturePool], layers: Layers
+) -> Callable[[Tensor], dict[Key, Tensor]]:
+    """A function that gives the rows {(layer, pool): (B, ...)} of prepared images (B, C, H, W).
+
+    They are float32 on the CPU, whatever the model is and wherever it lies. Where "both" is asked
+    for, "cls" and "mean" are halves of it and not given. The model should be in eval mode.
+    Raises ValueError for an unknown pool or layer.
     """
     unknown = [pool for pool in pools if pool not in get_args(FeaturePool)]
     if unknown or not pools:
@@ -96,17 +124,15 @@ def extract_all(
     wanted = checked_layers(model, layers)
     # The class token and the mean are halves of both: one memory holds all three.
     kept = [pool for pool in pools if "both" not in pools or pool not in ("cls", "mean")]
-    if device is not None:
-        model.to(device)
-    place = next(model.parameters()).device  # of an exported encoder: those it was made from
 
     def encode(images: Tensor) -> dict[Key, Tensor]:
-        states = model.layer_tokens(images.to(place), wanted)
-        return {(i, pool): _pooled(states[i], pool) for i in wanted for pool in kept}
+        place = next(model.parameters()).device  # of an exported encoder: its original's
+        with torch.inference_mode():
+            states = model.layer_tokens(images.to(place), wanted)
+            rows = {(i, pool): _pooled(states[i], pool) for i in wanted for pool in kept}
+            return {key: row.float().cpu() for key, row in rows.items()}
 
-    with evaluating(model):
-        found = _collect(source, model.preprocess, encode, batch_size, progress)
-    return {(i, pool): _part(found, i, pool) for i in wanted for pool in pools}
+    return encode
 
 
 def _pooled(tokens: Tensor, pool: str) -> Tensor:
@@ -157,18 +183,25 @@ def _collect(
     encode: Callable[[Tensor], dict[Key, Tensor]],
     batch_size: int,
     progress: Progress | None,
+    workers: int | None = None,
 ) -> dict[Key, Features]:
     total = len(source)
+    if workers is None:
+        workers = reading_workers(source, preprocess, stretches(range(total), batch_size))
     values: dict[Key, Tensor] = {}
     filled = 0
     names: list[str] = []
     labels: list[Tensor] = []
     unreadable: list[tuple[str, str]] = []
     for batch in prepared_batches(
-        source, preprocess, batch_size=batch_size, broken=unreadable, progress=progress
+        source,
+        preprocess,
+        batch_size=batch_size,
+        broken=unreadable,
+        progress=progress,
+        workers=workers,
     ):
-        with torch.inference_mode():
-            rows = {key: row.float().cpu() for key, row in encode(batch.images).items()}
+        rows = encode(batch.images)
         if not filled:  # one allocation: joining pieces at the end would need twice the memory
             values = {key: torch.empty((total, *row.shape[1:])) for key, row in rows.items()}
         for key, row in rows.items():

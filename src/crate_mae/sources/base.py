@@ -102,6 +102,9 @@ class Source(ABC):
 class ImageSource(Source):
     """Images that can be asked for by number; `load` decodes, everything else avoids it."""
 
+    decodes: bool = False
+    """Whether every image is decoded by itself: work that several processes can share."""
+
     @abstractmethod
     def load(self, index: int) -> Sample:
         """The decoded image with label and name; raises UnreadableImage."""
@@ -164,6 +167,8 @@ class LabelledSource(ImageSource):
 
 class EncodedSource(LabelledSource):
     """Images that are files, or bytes of files, and are decoded each time they are loaded."""
+
+    decodes = True
 
     @abstractmethod
     def encoded(self, index: int) -> ImageData:
@@ -253,6 +258,7 @@ class _Subset(ImageSource):
             source = source._source
         self.address, self.split = source.address, source.split
         self.class_names, self.found = source.class_names, source.found
+        self.decodes = source.decodes
         self._source, self._indices = source, indices
 
     def __len__(self) -> int:

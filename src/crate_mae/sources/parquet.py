@@ -1,7 +1,9 @@
 """Images in a column of parquet files."""
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,15 +47,15 @@ class ParquetSource(EncodedSource):
         super().__init__(address, split, labels, class_names)
         self._column = encoded
         self._shard_names = [name for name, _ in shards]
-        self._ends = np.cumsum([rows for _, rows in shards])
+        self._ends = list(accumulate(rows for _, rows in shards))
         self._sizes: list[int | None] | None = None
 
     def __len__(self) -> int:
         return len(self._column)
 
     def name(self, index: int) -> str:
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        row = index - (int(self._ends[shard - 1]) if shard else 0)
+        shard = bisect_right(self._ends, index)
+        row = index - (self._ends[shard - 1] if shard else 0)
         return f"{self._shard_names[shard]}/{row:06d}"
 
     def encoded(self, index: int) -> bytes:

@@ -47,9 +47,9 @@ class UnreadableImage(Exception):  # noqa: N818 - it is also handed on as a valu
 
 
 def upright(image: Image.Image, flat: Image.Image) -> np.ndarray:
-    """The values of a flattened image, turned as the metadata of the image tell."""
+    """The values of a flattened image, turned as its metadata tell; not to be written to."""
     turn = _UPRIGHT.get(orientation(image))
-    return np.array(flat if turn is None else flat.transpose(turn))
+    return np.asarray(flat if turn is None else flat.transpose(turn))
 
 
 def pixels_of(image: Image.Image, name: str) -> Tensor:
@@ -152,10 +152,10 @@ def scaled(array: np.ndarray, mode: str, name: str) -> Tensor:
                 f"integers from {low} to {high} do not fit 16 bits; save it as 16-bit or float",
             )
         array = array.astype(np.float32) / np.float32(65535)
-    if not np.isfinite(array).all():
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise UnreadableImage(name, "it holds values that are not finite")
-    planes = array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
-    return torch.from_numpy(np.ascontiguousarray(planes))
+    planes = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    return torch.from_numpy(np.array(planes, order="C"))
 
 
 def _luma(image: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ class Renumbered(ImageSource):
         self, source: ImageSource, class_names: Sequence[str] | None, numbers: Sequence[int]
     ) -> None:
         self.address, self.split, self.found = source.address, source.split, source.found
+        self.decodes = source.decodes
         self.class_names = None if class_names is None else tuple(class_names)
         self._source, self._numbers = source, tuple(numbers)
 

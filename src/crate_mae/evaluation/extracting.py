@@ -1,0 +1,251 @@
+"""Features of any number of images into a folder of parts, in constant memory.
+
+`PartExtractor` holds model and images and computes one part after another; one process does all
+parts with it, or every process of a job array or cluster some of them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from crate_mae.batches.prepared import Stretch, read_stretches, reading_workers, stretches
+from crate_mae.common.progress import Progress
+from crate_mae.evaluation.backbones import at_size, evaluating, load_backbone
+from crate_mae.evaluation.feature_parts import FeatureParts, check_parts_target, is_parts_folder
+from crate_mae.evaluation.features import FeaturePool, pooled_features
+from crate_mae.evaluation.part_files import PartFacts, PartRows, write_part
+from crate_mae.evaluation.part_settings import PART_SIZE, Part, PartSettings, parts_of
+from crate_mae.models.backbone import Backbone
+from crate_mae.sources.base import ImageSource
+from crate_mae.sources.found import AS_USUAL, Reading
+from crate_mae.sources.inputs import open_images
+
+
+class PartExtractor:
+    """Computes parts of the features of a source: model and images once, then any parts of them.
+
+    `weights_hash` names the weights, `engine` what runs them. Raises ValueError for an unknown pool
+    or layer.
+    """
+
+    def __init__(
+        self,
+        model: Backbone,
+        source: ImageSource,
+        *,
+        weights_hash: str | None,
+        pool: FeaturePool = "mean",
+        layer: int | None = None,
+        engine: str = "torch",
+        batch_size: int = 256,
+        device: str | torch.device | None = None,
+        workers: int | None = None,
+    ) -> None:
+        if device is not None:
+            model.to(device)
+        self.model, self.source = model, source
+        self.weights_hash, self.engine = weights_hash, engine
+        self.pool, self.layer = pool, None if layer == -1 else layer
+        self.batch_size, self.workers = batch_size, workers
+        self._encode = pooled_features(model, pools=(pool,), layers=(layer,))
+        stretches(range(0), batch_size)  # raises for a batch size below 1
+
+    def settings(self, *, shards: int = 1, part_size: int = PART_SIZE) -> PartSettings:
+        """What stands in the parts that this computes; reads names and sizes of all images."""
+        source = self.source
+        parts_of(len(source), shards, part_size)  # raises before long work
+        prepared = self.model.preprocess
+        with evaluating(self.model):
+            row = self._rows(torch.zeros(1, prepared.channels, *prepared.size))
+        return PartSettings(
+            weights_sha256=self.weights_hash,
+            engine=self.engine,
+            pool=self.pool,
+            layer=self.layer,
+            preprocess=prepared.to_dict(),
+            row_shape=tuple(row.shape[1:]),
+            class_names=source.class_names,
+            address=source.address,
+            split=source.split,
+            fingerprint=source.fingerprint(),
+            images=len(source),
+            shards=shards,
+            part_size=part_size,
+        )
+
+    def write(
+        self, folder: FeatureParts, parts: Sequence[Part], progress: Progress | None = None
+    ) -> Iterator[PartFacts]:
+        """What each of these parts says of itself, once it is written into the folder.
+
+        The images of later batches and parts are read while a batch is computed. `progress` hears
+        how many of the images of these parts are done. Whatever stops it leaves whole parts.
+        """
+        cuts = [stretches(range(part.start, part.stop), self.batch_size) for part in parts]
+        every = [cut for part in cuts for cut in part]
+        prepared, workers = self.model.preprocess, self.workers
+        if workers is None:
+            workers = reading_workers(self.source, prepared, every)
+        read = read_stretches(self.source, prepared, every, workers=workers)
+        total, done = sum(map(len, every)), 0
+
+        def told(entries: Iterator[Stretch]) -> Iterator[Stretch]:
+            nonlocal done
+            for entry in entries:
+                yield entry
+                done += len(entry.names) + len(entry.broken)
+                if progress is not None:
+                    progress(done, total)
+
+        for part, own in zip(parts, cuts, strict=True):
+            unreadable: list[tuple[str, str]] = []
+            yield write_part(
+                folder.path(part),
+                self._batches(told(islice(read, len(own))), unreadable),
+                PartFacts(
+                    settings=folder.settings.digest,
+                    number=part.number,
+                    start=part.start,
+                    stop=part.stop,
+                ),
+                unreadable,
+                row_shape=folder.settings.row_shape,
+                labelled=folder.labelled,
+            )
+
+    def _batches(
+        self, read: Iterator[Stretch], unreadable: list[tuple[str, str]]
+    ) -> Iterator[PartRows]:
+        for stretch in read:
+            unreadable += stretch.broken
+            batch = stretch.prepared(self.model.preprocess)
+            if batch is None:
+                continue
+            with evaluating(self.model):
+                rows = self._rows(batch.images)
+            yield PartRows(
+                indices=batch.indices,
+                names=batch.names,
+                labels=batch.labels.tolist(),
+                values=rows,
+            )
+
+    def _rows(self, images: torch.Tensor) -> torch.Tensor:
+        (rows,) = self._encode(images).values()
+        return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """Which features are wanted, in plain values that any process of any machine can open."""
+
+    weights: str
+    images: tuple[str, ...]
+    """One data address, or image files and folders."""
+    split: str | None = None
+    limit: int | None = None
+    reading: Reading = AS_USUAL
+    pool: FeaturePool = "mean"
+    layer: int | None = None
+    image_size: tuple[int, int] | None = None
+    batch_size: int = 256
+    workers: int | None = None
+
+    def open(self, device: str | torch.device | None = None) -> PartExtractor:
+        """What computes them, with weights and images open.
+
+        Raises what `load_backbone`, `at_size` and `open_images` raise.
+        """
+        source = open_images(self.images, split=self.split, limit=self.limit, reading=self.reading)
+        model, sha256 = load_backbone(self.weights)
+        return PartExtractor(
+            at_size(model, self.image_size),
+            source,
+            weights_hash=sha256,
+            pool=self.pool,
+            layer=self.layer,
+            batch_size=self.batch_size,
+            device=device,
+            workers=self.workers,
+        )
+
+
+Shard = tuple[int, int]
+"""Which shard, from 0, of how many."""
+
+
+def begin_parts(
+    extractor: PartExtractor,
+    folder: str | Path,
+    *,
+    shard: Shard | None = None,
+    part_size: int | None = None,
+) -> tuple[FeatureParts, list[Part]]:
+    """(The folder, new or gone on with, the parts that are missing), of one shard or of all.
+
+    What is not given is taken from parts that are there: so a folder of many shards is completed
+    without naming one. Raises what `FeatureParts.begin` and `FeatureParts.missing` raise, and
+    ValueError for a shard that does not exist.
+    """
+    number, shards = (None, None) if shard is None else checked_shard(shard)
+    there = FeatureParts.open(folder).settings if is_parts_folder(folder) else None
+    if shards is None:
+        shards = 1 if there is None else there.shards
+    if part_size is None:
+        part_size = PART_SIZE if there is None else there.part_size
+    parts = FeatureParts.begin(folder, extractor.settings(shards=shards, part_size=part_size))
+    return parts, parts.missing(number)
+
+
+def extract_parts(
+    model: Backbone,
+    source: ImageSource,
+    folder: str | Path,
+    *,
+    weights_hash: str | None = None,
+    pool: FeaturePool = "mean",
+    layer: int | None = None,
+    shard: Shard | None = None,
+    part_size: int | None = None,
+    batch_size: int = 256,
+    device: str | torch.device | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> FeatureParts:
+    """The folder of parts that holds the features of a source, or of one shard of it.
+
+    As `extract_features`, but a batch at a time is in memory, beside the source itself. Parts that
+    are there with the same settings stay, and missing ones are computed: so it goes on where it was
+    stopped, and shards may run at once, on all machines that share the folder.
+    Raises what `check_parts_target` and `begin_parts` raise.
+    """
+    check_parts_target(folder)
+    extractor = PartExtractor(
+        model,
+        source,
+        weights_hash=weights_hash,
+        pool=pool,
+        layer=layer,
+        batch_size=batch_size,
+        device=device,
+        workers=workers,
+    )
+    parts, missing = begin_parts(extractor, folder, shard=shard, part_size=part_size)
+    for _ in extractor.write(parts, missing, progress):
+        pass
+    parts.write_unreadable(None if shard is None else shard[0])
+    return parts
+
+
+def checked_shard(shard: Shard) -> Shard:
+    """The shard; ValueError for one that does not exist."""
+    number, shards = shard
+    if not 0 <= number < shards:
+        raise ValueError(
+            f"shard {number}/{shards} does not exist: they are numbered from 0, so that the last"
+            f" of {max(shards, 1)} is {max(shards, 1) - 1}/{max(shards, 1)}"
+        )
+    return shard
