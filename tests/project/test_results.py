@@ -164,6 +164,47 @@ def test_the_losses_by_epoch_are_those_that_were_logged(name: str) -> None:
     assert int(table[0][-1]) == len(losses)
 
 
+def test_what_the_coding_rate_does_is_what_was_measured() -> None:
+    section = section_of(APPENDIX, "### Ten more epochs, with and without the coding rate")
+    (table,) = tables_of(section)
+    with (RECORDS / "cifar10-continued-layers.csv").open(newline="") as file:
+        layers = list(csv.DictReader(file))
+
+    def of_layer(model: str, measure: str, point: str, layer: int = 1) -> float:
+        place = {"model": model, "side": "encoder", "layer": str(layer), "point": point}
+        wanted = {**place, "measure": measure}.items()
+        (row,) = [row for row in layers if wanted <= row.items()]
+        return float(row["mean"])
+
+    for name, (_, loss, probe, knn, zeros, rate) in zip(
+        ("with-term", "without-term"), table[1:], strict=True
+    ):
+        stem = f"cifar10-continued-{name}"
+        with (RECORDS / f"{stem}-metrics.csv").open(newline="") as file:
+            shows(loss, [float(r["val/loss"]) for r in csv.DictReader(file) if r["val/loss"]][-1])
+        for cell, kind in ((probe, "probe"), (knn, "knn")):
+            (row,) = [row for row in rows_of(f"{stem}-{kind}") if row["subject"] == "model"]
+            shows_accuracy(cell, row)
+        shows(zeros, of_layer(name, "zero_fraction", "sparsify"), 100)
+        shows(rate, of_layer(name, "coding_rate", "sparsify"))
+    told = " ".join(section.split())
+    fall, rise = (
+        of_layer(name, "lasso_fall", "sparsify") for name in ("with-term", "without-term")
+    )
+    assert f"falls there by {100 * fall:.0f} %" in told
+    assert f"rises by {-100 * rise:.0f} %" in told
+    for name, words in (
+        ("with-term", "as before, by {:.0f} and {:.0f} %"),
+        ("without-term", "without the term {:.0f} and {:.0f} %"),
+    ):
+        falls = [
+            1 - of_layer(name, "subspace_coding_rate", "compress", layer)
+            / of_layer(name, "subspace_coding_rate", "input", layer)
+            for layer in (0, 1)
+        ]  # fmt: skip
+        assert words.format(*(100 * fall for fall in falls)) in told
+
+
 def test_the_probe_by_layer_is_that_of_its_record() -> None:
     (table,) = [t for t in tables_of(APPENDIX) if t[0][0] == "encoder layers passed"]
     rows = [row for row in rows_of("cifar10-probe-layers") if row["subject"] == "model"]
