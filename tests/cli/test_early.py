@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from training_runs import small_config, write_recipe
 
+from crate_mae.cli import main
 from crate_mae.cli.early import check_run_folder, check_run_words, check_words
 
 HEAVY = ("torch", "lightning", "matplotlib", "numpy", "jsonargparse")
@@ -80,6 +82,26 @@ def test_other_processes_of_a_run_find_its_folder(
         check_run_folder(str(tmp_path))
     monkeypatch.setenv("LOCAL_RANK", "1")
     check_run_folder(str(tmp_path))
+
+
+def test_a_run_killed_before_its_settings_starts_again_with_the_same_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    recipe = write_recipe(small_config(), tmp_path / "recipe.yaml")
+    words = ["pretrain", "--config", str(recipe), f"--out={folder}", "--stop-after", "1"]
+    (folder / "log.txt").write_text("begun\n")
+    assert main(words) == 1, "a log alone may be anybody's"
+    (folder / "run.lock").write_text("")
+    (folder / "command.txt").write_text("crate-mae pretrain\n")
+    (folder / ".config.yaml.01234567.1.partial").write_text("half")
+    with pytest.raises(SystemExit):
+        main(["pretrain", f"--resume={folder}"])
+    assert "start it again with the words" in capsys.readouterr().err
+    assert main(words) == 143
+    assert (folder / "log.txt").read_text().startswith("begun\n")
+    assert main(words) == 1, "now it is a run"
 
 
 def test_what_is_there_is_let_through(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from crate_mae.cli.options import (
     verb_parser,
     whole_numbers,
 )
+from crate_mae.common.files import user_path
 
 if TYPE_CHECKING:
     from crate_mae.evaluation.compare import Baseline, ComparedModel, Measure
@@ -320,7 +321,7 @@ def _files(given: argparse.Namespace) -> Subject:
     from crate_mae.evaluation.compare import compare_features
     from crate_mae.evaluation.feature_files import load_pair
 
-    train, test = Path(given.weights), Path(given.address)
+    train, test = user_path(given.weights), user_path(given.address)
     if test.suffix.lower() not in FEATURE_FILES:
         raise ValueError(
             f"{train} holds training features, so {test} should hold test features (.safetensors):"

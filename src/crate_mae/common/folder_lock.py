@@ -20,7 +20,7 @@ from time import monotonic, sleep, time
 from typing import Any
 
 from crate_mae.common.files import writing
-from crate_mae.common.litter import process_is_gone
+from crate_mae.common.litter import is_litter, process_is_gone
 from crate_mae.common.text import duration
 
 fcntl: Any
@@ -29,7 +29,8 @@ try:
 except ImportError:  # Windows: the holder's process number has to do
     fcntl = None
 
-LOCK = "run.lock"
+LOCK, LOG, COMMAND = "run.lock", "log.txt", "command.txt"
+"""What a run writes into its folder before its settings."""
 BEAT_SECONDS = 10.0
 """How often a holder shows that it lives."""
 WATCH_SECONDS = 45.0
@@ -109,6 +110,23 @@ def holder_of(folder: Path) -> tuple[Holder, bool] | None:
         alive = age < WATCH_SECONDS if gone is None else not gone
         return holder, alive or _is_locked(path)
     return None
+
+
+def is_unborn(folder: Path) -> bool:
+    """Whether a folder is empty, or holds what a run leaves that was killed before its settings.
+
+    Only what is ours counts: the lock that it held, its log, its command line.
+    """
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir() if not is_litter(path.name)}
+    return not names or (LOCK in names and names <= {LOCK, LOG, COMMAND})
+
+
+def unborn_hint(folder: Path) -> str:
+    """What to do about a folder without settings, to be added to a sentence; "" if not unborn."""
+    again = "; nothing of a run was written yet: start it again with the words it was started with"
+    return f"{again}, without --resume" if is_unborn(folder) else ""
 
 
 def seconds_alive() -> float:

@@ -63,7 +63,7 @@ def load_basis(path: str | Path, *, weights_hash: str | None = None) -> TokenBas
     Raises FileNotFoundError when there is no file, and ValueError for one that it did not write
     and, given a `weights_hash`, for one whose tokens came from other weights.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:

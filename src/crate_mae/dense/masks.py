@@ -36,7 +36,7 @@ def mask_files(source: ImageSource, folder: str | Path) -> dict[str, Path]:
     outside the folder, is no image, has another size, or would serve two images. Only headers are
     read.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder} with masks")
     found: dict[str, Path] = {}

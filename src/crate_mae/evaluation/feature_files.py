@@ -75,7 +75,7 @@ def load_features(path: str | Path) -> Features:
 
     Raises FileNotFoundError, and ValueError for another suffix and for files that it did not write.
     """
-    values, labels, names, facts = _read(Path(path))
+    values, labels, names, facts = _read(user_path(path))
     class_names = facts["class_names"]
     return Features(
         values=values,
@@ -94,7 +94,7 @@ def load_facts(path: str | Path) -> dict[str, Any]:
     Keys: `pool`, `layer`, `shape`, `class_names`, `preprocess`, `weights_sha256`, `unreadable`,
     `format`.
     """
-    return _read(Path(path))[3]
+    return _read(user_path(path))[3]
 
 
 def load_pair(train: str | Path, test: str | Path) -> tuple[Features, Features, dict[str, Any]]:

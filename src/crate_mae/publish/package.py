@@ -151,7 +151,7 @@ def write_folder(package: Package, folder: str | Path) -> Path:
 
 
 def _text(path: str | Path) -> str:
-    file = Path(path)
+    file = user_path(path)
     if not file.is_file():
         raise FileNotFoundError(f"there is no text file {file}")
     if file.stat().st_size > MAX_TEXT_BYTES:

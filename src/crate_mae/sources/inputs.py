@@ -65,7 +65,7 @@ def open_images(
         raise ValueError(f"split {split!r} needs a data address, not files or folders")
     paths: list[Path] = []
     for given in inputs:
-        path = Path(given)
+        path = user_path(given)
         if not path.exists():
             if is_address(given):
                 raise ValueError(f"{given} is a data address: name it alone, without other images")
