@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from crate_mae.batches.data_module import ImageDataModule
 from crate_mae.batches.labelled import LabelledBatches
 from crate_mae.batches.opening import TooFewImagesError
+from crate_mae.common.files import user_path
 from crate_mae.common.progress import progress_bar
 from crate_mae.evaluation.backbones import as_classifier, build_classifier, load_backbone
 from crate_mae.models.backbone import Backbone, ImageClassifier
@@ -67,7 +68,7 @@ def finetune(
     settings, weights or data that do not fit, FolderInUseError when another process writes to
     `folder`, NonFiniteError, TooManyBrokenImagesError.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if resume and config.model is None:
         recorded = load_config_values(folder).get("model")
         config = replace(config, model=ModelConfig.from_dict(recorded) if recorded else None)

@@ -15,6 +15,7 @@ from crate_mae.batches.crops import CropBatches
 from crate_mae.batches.data_module import BatchKind, ImageDataModule
 from crate_mae.batches.masked import MaskedBatches
 from crate_mae.batches.opening import TooFewImagesError
+from crate_mae.common.files import user_path
 from crate_mae.common.progress import progress_bar
 from crate_mae.evaluation.answers import FEW_STEPS
 from crate_mae.evaluation.backbones import build_autoencoder
@@ -68,7 +69,7 @@ def pretrain(
     fit, FolderInUseError when another process writes to `folder`, NonFiniteError when training
     breaks down, TooManyBrokenImagesError.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     check_origin(config, init_from, resume=resume)
     changes = check_start(config, folder, resume=resume, again="--init-from")
     origin = None if init_from is None else starting_tensors(config, init_from)
