@@ -65,6 +65,21 @@ def test_no_public_name_is_that_of_a_module_beside_it(face: str) -> None:
     assert not any(isinstance(getattr(package, name), ModuleType) for name in public_names(face))
 
 
+def test_what_nothing_here_uses_is_written_about() -> None:
+    """A name that only users and tests can use is of no use to users who never hear of it."""
+    pages = "\n".join(path.read_text("utf-8") for path in DOCUMENTS)
+    modules = {path: path.read_text("utf-8") for path in PACKAGE.rglob("*.py")}
+    unheard = []
+    for face in FACES:
+        for name in public_names(face):
+            home = re.compile(rf"^(?:class|def) {name}\b|^{name}(?:: [^=\n]+)? = ", re.MULTILINE)
+            used = re.compile(rf"\b{name}\b")
+            elsewhere = any(used.search(t) for t in modules.values() if not home.search(t))
+            if not elsewhere and not re.search(rf"\b{name}\b", pages):
+                unheard.append(f"{face}.{name}")
+    assert not unheard
+
+
 def test_faces_are_loaded_on_first_use() -> None:
     heavy = ("torch", "numpy", "lightning", "matplotlib", "PIL", "sklearn", "huggingface_hub")
     code = f"import sys, {', '.join(FACES)}; print([m for m in {heavy!r} if m in sys.modules])"

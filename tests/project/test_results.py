@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pages import PAGES, ROOT, section_of, tables_of
 
+import operator_cost
 from crate_mae.weights.shipped import SHIPPED
 from few_labels import PLACE, table_lines
 from quality_tables import as_markdown
@@ -186,6 +187,18 @@ def test_the_table_of_few_labels_is_that_of_its_record() -> None:
     shown, end, _ = rest.partition(f"<!-- /{PLACE} -->")
     assert end
     assert shown.strip() == "\n".join(table_lines(record(BENCHMARKS / name)))
+    assert f"../benchmarks/results/{name}" in page
+
+
+def test_the_table_of_operators_is_that_of_its_record() -> None:
+    page = (ROOT / "docs" / "family.md").read_text("utf-8")
+    name = "operator-cost-amd-epyc-2-cores-2026-11-29.json"
+    _, _, rest = page.partition(f"<!-- {operator_cost.PLACE} -->\n")
+    shown, end, _ = rest.partition(f"<!-- /{operator_cost.PLACE} -->")
+    assert end
+    kept = record(BENCHMARKS / name)
+    assert shown.strip() == "\n".join(operator_cost.page_lines(kept))
+    assert (kept["dim"], kept["heads"], kept["batch"], kept["threads"]) == (768, 12, 1, 1)
     assert f"../benchmarks/results/{name}" in page
 
 

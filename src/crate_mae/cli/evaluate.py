@@ -311,12 +311,15 @@ def _vitmae(
 
 
 def _files(given: argparse.Namespace) -> Subject:
-    options = ("train_split", "test_address", "test_split", "limit", "test_limit")
-    for name in (*options, "image_key", "label_key", "pool", "after", "vitmae", "image_size"):
-        if getattr(given, name) is not None:
-            raise ValueError(
-                f"{_option(name)} is for images: features are already fixed in their files"
-            )
+    options: tuple[str, ...] = ("train_split", "test_address", "test_split", "limit", "test_limit")
+    options += ("image_key", "label_key", "pool", "after", "vitmae", "image_size")
+    asked = [name for name in options if getattr(given, name) is not None]
+    asked += ["follow_links"] if given.follow_links else []
+    asked += ["baselines"] if given.baselines not in (None, ("none",)) else []
+    if asked:
+        raise ValueError(
+            f"{_option(asked[0])} is for images: features are already fixed in their files"
+        )
 
     from crate_mae.evaluation.compare import compare_features
     from crate_mae.evaluation.feature_files import load_pair

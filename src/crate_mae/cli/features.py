@@ -86,7 +86,7 @@ def extract(argv: list[str]) -> int:
         if given.image_size is not None:
             raise ValueError(f"engine {given.engine} takes images of the model's own size alone")
         place = None if given.device == "auto" else given.device
-        model = engine_for(given.weights, given.engine, device=place)
+        model = engine_for(given.weights, given.engine, images=source, device=place)
         sha256 = weights_hash(given.weights)
     features = extract_features(
         model,

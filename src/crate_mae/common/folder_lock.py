@@ -4,6 +4,8 @@ The lock is the operating system's (`flock`), on a file in the folder: it is gon
 which the process is, and network file systems pass it on between hosts where they are set up to.
 Some are not, or let every host lock for itself. So the holder also touches the file every few
 seconds, and whoever finds the file of another host watches it for a while before taking over.
+
+Windows has no such lock: there nothing is held, which is said in the log.
 """
 
 import contextlib
@@ -26,7 +28,7 @@ from crate_mae.common.text import duration
 fcntl: Any
 try:
     import fcntl
-except ImportError:  # Windows: the holder's process number has to do
+except ImportError:  # Windows
     fcntl = None
 
 LOCK, LOG, COMMAND = "run.lock", "log.txt", "command.txt"
@@ -73,9 +75,14 @@ class Holder:
 def holding(folder: Path) -> Iterator[None]:
     """A context in which this process alone writes to a folder, which is there already.
 
-    Raises FolderInUseError naming the holder, and OSError where no lock file can be made.
+    Without locks in the system (Windows) that is not looked at, which the log says. Raises
+    FolderInUseError naming the holder, and OSError where no lock file can be made.
     """
     path = folder / LOCK
+    if fcntl is None:
+        logger.warning("this system has no locks: see to it that nobody else writes to %s", folder)
+        yield
+        return
     descriptor = _locked(path, folder)
     forked = os.getpid()
     # A forked worker would keep the lock after this process was killed: it closes its copy.
@@ -153,7 +160,7 @@ def _locked(path: Path, folder: Path) -> int:
                 continue
             former = _read(path)
             if former is not None and former.gone is False and not _is_own(former):
-                if fcntl is None or not _is_locked(path):  # a second lock must be refused
+                if not _is_locked(path):  # a second lock must be refused
                     _refuse(path, folder)
             elif former is not None and former.gone is None and not watched:
                 _watch(path, folder, former)
@@ -175,8 +182,6 @@ def _locked(path: Path, folder: Path) -> int:
 
 def _try_lock(descriptor: int) -> bool:
     """Whether the lock is ours now, or locks do not exist there."""
-    if fcntl is None:
-        return True
     for attempt in range(5):  # whoever asks who holds it, holds it for an instant
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -190,8 +195,6 @@ def _try_lock(descriptor: int) -> bool:
 
 def _is_locked(path: Path) -> bool:
     """Whether some process has locked the file."""
-    if fcntl is None:
-        return False
     with contextlib.suppress(OSError), path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

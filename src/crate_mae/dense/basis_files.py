@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from crate_mae.common.files import check_file_target, replacing
+from crate_mae.common.files import check_file_target, replacing, user_path
 from crate_mae.dense.token_maps import TokenKind
 from crate_mae.dense.token_pca import MAX_COMPONENTS, Foreground, TokenBasis
 from crate_mae.models.config import MAX_DIM

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from crate_mae.batches.transforms import fit
+from crate_mae.common.files import user_path
 from crate_mae.sources.base import ImageSource
 from crate_mae.sources.found import NO_LABELS, Reading
 from crate_mae.sources.images import (

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crate_mae.common.files import check_file_target, replacing
+from crate_mae.common.files import check_file_target, replacing, user_path
 from crate_mae.evaluation.features import Features
 from crate_mae.models.config import Preprocess
 from crate_mae.weights.tensors import check_safetensors, write_safetensors

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from crate_mae.common.files import read_json_object
+from crate_mae.common.files import read_json_object, user_path
 from crate_mae.common.values import is_finite
 from crate_mae.evaluation.backbones import describe_weights
 from crate_mae.publish.redact import public_address, public_values

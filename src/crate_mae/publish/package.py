@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crate_mae.common.files import check_new_folder
+from crate_mae.common.files import check_new_folder, user_path
 from crate_mae.publish.card import (
     check_card,
     licence_of,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from crate_mae.common.files import user_path
 from crate_mae.sources.address import is_address, open_source
 from crate_mae.sources.base import EncodedSource, ImageSource, random_subset, subset
 from crate_mae.sources.folders import list_files, size_of
