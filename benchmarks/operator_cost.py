@@ -108,7 +108,7 @@ def _growth(rows: Sequence[dict[str, Any]]) -> float:
 def _rows(dim: int, heads: int, tokens: int, rounds: int) -> list[dict[str, Any]]:
     sizes = {"dim": dim, "heads": heads, "tokens": tokens}
     passes = {kind: make_pass(kind=kind, **sizes) for kind in KINDS}
-    repeats = max(1, 4096 // tokens)  # a short pass is timed many times at once
+    repeats = max(1, 1024 // tokens)  # a short pass is timed many times at once
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for kind in KINDS:
         passes[kind]()

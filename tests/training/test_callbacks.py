@@ -124,7 +124,7 @@ def test_the_second_interrupt_ends_at_once_with_130(tmp_path: Path) -> None:
         "from crate_mae.training.masked_completion import MaskedCompletion as Module\n"
         "step = Module.training_step\n"
         "def slow(self, *rest):\n"
-        f"    time.sleep({PATIENCE} if self.global_step == 6 else 0)\n"
+        f"    time.sleep({2 * PATIENCE} if self.global_step == 6 else 0)\n"
         "    return step(self, *rest)\n"
         "Module.training_step = slow\n"
         f"sys.argv = ['crate-mae', 'pretrain', '--config', {str(recipe)!r},"
@@ -142,12 +142,10 @@ def test_the_second_interrupt_ends_at_once_with_130(tmp_path: Path) -> None:
             assert run.poll() is None
             assert time.monotonic() < until
             time.sleep(0.01)
-        second = time.monotonic()
         run.send_signal(signal.SIGINT)
         output, _ = run.communicate(timeout=PATIENCE)
     finally:
         run.kill()
-    assert time.monotonic() - second < PATIENCE / 10
     assert run.returncode == 130, output
     assert "interrupted" in output
     assert "Traceback" not in output
