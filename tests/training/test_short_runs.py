@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import PATIENCE
-from training_runs import command_line, small_config, small_finetune, write_recipe
+from training_runs import small_config, small_finetune, two_processes, write_recipe
 
 from crate_mae.batches.config import DataConfig
 from crate_mae.batches.data_module import ImageDataModule
@@ -103,9 +102,7 @@ def test_two_processes_with_too_few_images_train_the_same_smaller_batches(tmp_pa
         trainer=TrainerConfig(accelerator="cpu", devices=2, strategy="ddp"),
     )
     recipe = write_recipe(config, tmp_path / "recipe.yaml")
-    run = command_line("pretrain", "--config", recipe, "--out", tmp_path / "run")
-    output, _ = run.communicate(timeout=PATIENCE)
-    assert run.returncode == 0, output
+    output = two_processes("pretrain", "--config", recipe, "--out", tmp_path / "run")
     assert "batch 8 (2 devices x 1 accumulated x 4), 4 steps x 2 epochs" in output
     assert load_config_values(tmp_path / "run")["optim"]["batch_size"] == 8
 
