@@ -138,10 +138,11 @@ def test_an_encoder_alone_is_made_shallower_and_its_crops_stay_whole() -> None:
     assert found.reasons[0] == "2 layers in place of 4: more steps of a shallower model"
     _, _, *words = shlex.split(found.command("cifar10-simdino", SIMDINO))
     assert parse_pretrain(words)[0] == found.plan.config
-    assert simdino(60).plan.config.model.patch_hw == (8, 8)
     # Crops of 20 pixels hold no patches of 6 or of 8.
-    kept = simdino(60, "--simdino.crops.local_size", "20").plan.config.model
-    assert (kept.depth, kept.patch_hw) == (2, (4, 4))
+    for words, side in (((), 8), (("--simdino.crops.local_size", "20"), 4)):
+        model = simdino(60, *words).plan.config.model
+        assert model is not None
+        assert (model.depth, model.patch_hw) == (2, (side, side))
 
 
 def test_settings_that_a_smaller_model_would_break_keep_it_as_it_is() -> None:

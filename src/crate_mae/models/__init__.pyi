@@ -38,6 +38,7 @@ from .masks import num_kept as num_kept
 from .masks import random_mask as random_mask
 from .mssa import MSSA as MSSA
 from .mssa import Attention as Attention
+from .operators import OVERCOMPLETE as OVERCOMPLETE
 from .operators import PUBLISHED as PUBLISHED
 from .operators import Operators as Operators
 from .operators import operators_of as operators_of

@@ -153,3 +153,5 @@ SPARSE_STEPS: dict[
 """Of encoder and decoder, by the name that `ModelConfig.sparse_kind` has."""
 PUBLISHED = Operators(attention=_mssa, sparse=_ista, synthesis=_synthesis)
 """The paper's layers."""
+OVERCOMPLETE = Operators(attention=_mssa, sparse=_overcomplete, synthesis=_overcomplete)
+"""More atoms than dimensions, not of the paper: `config.overcomplete` of them a dimension."""
