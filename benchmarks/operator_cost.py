@@ -35,7 +35,10 @@ PLACE = "operator-cost"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status of the command."""
-    given = _parser().parse_args(arguments)
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.docs is not None and given.record is None and given.json is None:
+        parser.error("--docs names the record: give --json or --record")
     if given.record is not None:
         record = json.loads(given.record.read_text("utf-8"))
     else:
@@ -43,9 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         record = measured(given.dim, given.heads, given.tokens, given.rounds)
         if target is not None:
             write_atomically(target, json.dumps(record, indent=1) + "\n")
-    content = "\n".join(page_lines(record))
-    print(content)
+    lines = page_lines(record)
+    print("\n".join(lines))
     if given.docs is not None:
+        content = "\n".join([*lines, "", record_link((given.record or given.json).name)])
         filled = between_markers(given.docs.read_text("utf-8"), PLACE, content, str(given.docs))
         if filled is None:
             raise ValueError(f"{given.docs} lacks <!-- {PLACE} --> and <!-- /{PLACE} -->")
@@ -98,6 +102,11 @@ def page_lines(record: dict[str, Any]) -> list[str]:
         span = f"From {counts[-2]:,} to {counts[-1]:,} tokens processor time grows"
         lines += ["", f"{span}: {', '.join(grown)}."]
     return lines
+
+
+def record_link(name: str) -> str:
+    """The line of a page that leads to the record of this name."""
+    return f"[Record](../benchmarks/results/{name}), made by `benchmarks/operator_cost.py`."
 
 
 def _growth(rows: Sequence[dict[str, Any]]) -> float:

@@ -6,7 +6,7 @@ from statistics import median
 
 import pytest
 
-from operator_cost import KINDS, PLACE, main, make_pass, page_lines
+from operator_cost import KINDS, PLACE, main, make_pass, page_lines, record_link
 
 SMALL = ["--dim", "24", "--heads", "3", "--tokens", "64,128", "--rounds", "2"]
 
@@ -31,12 +31,17 @@ def test_a_record_is_made_and_goes_into_the_page(
     assert exact["ratio"]["median"] == pytest.approx(median(ratios))
     lines = page_lines(record)
     assert page.read_text("utf-8") == "\n".join(
-        ["Before.", "", f"<!-- {PLACE} -->", "", *lines, "", f"<!-- /{PLACE} -->", "", "After.", ""]
+        [
+            *("Before.", "", f"<!-- {PLACE} -->", "", *lines, "", record_link("record.json"), ""),
+            *(f"<!-- /{PLACE} -->", "", "After.", ""),
+        ]
     )
     assert capsys.readouterr().out.splitlines() == lines
     page.write_text(f"<!-- {PLACE} -->\n<!-- /{PLACE} -->\n")
     assert main(["--record", str(target), "--docs", str(page)]) == 0
     assert lines[2] in page.read_text("utf-8")
+    with pytest.raises(SystemExit):
+        main([*SMALL, "--docs", str(page)])
 
 
 def test_the_table_holds_medians_spans_and_growth() -> None:
