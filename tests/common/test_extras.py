@@ -44,7 +44,17 @@ def test_the_core_loads_decodes_and_encodes() -> None:
 def without(*extras: str) -> str:
     """Code after which no package can be imported but those of the core and of these extras."""
     missing = sorted(package for package, extra in EXTRA_OF.items() if extra not in extras)
-    return f"import sys; sys.modules.update(dict.fromkeys({missing!r}))\n"
+    return (
+        f"import sys; sys.modules.update(dict.fromkeys({missing!r}))\n"
+        # Some libraries ask the installer's records what there is.
+        "import importlib.metadata as records\n"
+        "known = records.distribution\n"
+        "def distribution(name):\n"
+        f"    if name.lower() in {[*missing, 'scikit-learn']!r}:\n"
+        "        raise records.PackageNotFoundError(name)\n"
+        "    return known(name)\n"
+        "records.distribution = distribution\n"
+    )
 
 
 def test_the_extra_train_alone_trains(tmp_path: Path) -> None:

@@ -139,8 +139,8 @@ def test_an_encoder_alone_is_made_shallower_and_its_crops_stay_whole() -> None:
     _, _, *words = shlex.split(found.command("cifar10-simdino", SIMDINO))
     assert parse_pretrain(words)[0] == found.plan.config
     # Crops of 20 pixels hold no patches of 6 or of 8.
-    for words, side in (((), 8), (("--simdino.crops.local_size", "20"), 4)):
-        model = simdino(60, *words).plan.config.model
+    for crops, side in (("24", 8), ("20", 4)):
+        model = simdino(60, "--simdino.crops.local_size", crops).plan.config.model
         assert model is not None
         assert (model.depth, model.patch_hw) == (2, (side, side))
 
