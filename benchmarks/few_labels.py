@@ -3,10 +3,11 @@
 python benchmarks/few_labels.py --set NAME=ADDRESS ... --model NAME=WEIGHTS ... --json FILE
 
 For every set and model: a linear probe with all, 100, 20 and 5 labels a class (mean and standard
-deviation over draws of the labels), and nearest neighbours with all. Beside them: the first model
-untrained, raw pixels (reduced to 16 px), and histograms of oriented gradients (scikit-image). Rows
-are written as they come; what stands in FILE already is not measured again. With --docs the table
-also goes between the markers of a Markdown page.
+deviation over draws of the labels), and nearest neighbours with all. Beside them: each model
+untrained, raw pixels (reduced to 16 px), and histograms of oriented gradients (scikit-image). Each
+row names the set's address without its path, how many images there were, and the SHA-256 of the
+weights. Rows are written as they come; what stands in FILE already is not measured again. With
+--docs the table also goes between the markers of a Markdown page.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from crate_mae.evaluation.knn import nearest_neighbours
 from crate_mae.evaluation.metrics import few_shot
 from crate_mae.evaluation.probe import linear_probe
 from crate_mae.models.backbone import Backbone
+from crate_mae.publish.redact import public_address
 from crate_mae.sources.address import open_source
 from crate_mae.sources.base import ImageSource
 from tables import between_markers, rule_below
@@ -54,17 +56,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     record = _begun(given.json)
     for set_name, address in given.sets:
         train, test = (_source(address, split) for split in ("train", "test"))
-        for subject, describe in _subjects(given.models, given.image_size, set_name):
+        for subject in _subjects(given.models, given.image_size, set_name):
             done = {(row["set"], row["subject"], row["size"]) for row in record["rows"]}
-            size = given.image_size if describe.__name__ == "described" else None
-            if (set_name, subject, size) in done:
+            if (set_name, subject.name, subject.size) in done:
                 continue
-            rows = list(_rows(describe(train), describe(test)))
+            known, unknown = subject.describe(train), subject.describe(test)
+            facts = {
+                "set": set_name,
+                "address": public_address(address),
+                "train_images": len(known.names),
+                "test_images": len(unknown.names),
+                "subject": subject.name,
+                "size": subject.size,
+                "weights_sha256": subject.sha256,
+            }
+            rows = list(_rows(known, unknown))
             for row in rows:
-                logger.info("%s, %s: %s", set_name, subject, row)
-            record["rows"] += [
-                {"set": set_name, "subject": subject, "size": size, **row} for row in rows
-            ]
+                logger.info("%s, %s: %s", set_name, subject.name, row)
+            record["rows"] += [{**facts, **row} for row in rows]
             write_atomically(given.json, json.dumps(record, indent=1) + "\n")
     print("\n".join(table_lines(record)))
     if given.docs is not None:
@@ -109,10 +118,21 @@ def _source(address: str, split: str) -> ImageSource:
     return cast("ImageSource", open_source(address, split=split))
 
 
+class Subject(NamedTuple):
+    """What is measured."""
+
+    name: str
+    describe: Describe
+    size: int | None = None
+    """Side in px that was asked for; None for its own."""
+    sha256: str | None = None
+    """Of the weights file; None without one."""
+
+
 def _subjects(
     models: Sequence[tuple[str, str]], size: int | None, set_name: str
-) -> Iterator[tuple[str, Describe]]:
-    """Name and way to features of each; `{set}` in weights stands for the set's name."""
+) -> Iterator[Subject]:
+    """What is measured on a set, in turn; `{set}` in weights stands for the set's name."""
 
     def of(model: Backbone) -> Describe:
         if size is not None:
@@ -128,11 +148,11 @@ def _subjects(
         if not Path(path).exists() and "/" in path:
             logger.info("%s is not there: passed over", path)
             continue
-        model, _ = load_backbone(path)
-        yield name, of(model)
-        yield f"{name}, untrained", of(model.untrained(0))
-    yield f"raw pixels, {PIXELS} px", _pixels
-    yield f"HOG, {GRADIENTS} px", _gradients
+        model, sha256 = load_backbone(path)
+        yield Subject(name, of(model), size, sha256)
+        yield Subject(f"{name}, untrained", of(model.untrained(0)), size)
+    yield Subject(f"raw pixels, {PIXELS} px", _pixels)
+    yield Subject(f"HOG, {GRADIENTS} px", _gradients)
 
 
 def _pixels(source: ImageSource) -> Features:

@@ -1,11 +1,17 @@
 """What timm's own tests do not ask: names, weights, stochastic depth, scripts of any batch."""
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from pages import ROOT, code_of
 
 from crate_mae.models.config import PRESETS
+from crate_mae.weights.one_folder import unsupported_by_timm
 from crate_mae.weights.shipped import SHIPPED
-from crate_mae.weights.weights_folder import load_model
+from crate_mae.weights.weights_folder import load_model, save_model
 
 timm = pytest.importorskip("timm")
 ours = pytest.importorskip("crate_mae.timm")
@@ -15,7 +21,7 @@ def test_every_preset_and_shipped_model_is_registered() -> None:
     names = timm.list_models(module=ours.MODULE)
     for preset, config in PRESETS.items():
         stem = f"crate_mae_{preset.replace('-', '_')}_patch"
-        expected = 0 if ours.unsupported(config) else 1
+        expected = 0 if unsupported_by_timm(config) else 1
         assert sum(name.startswith(stem) for name in names) == expected
         if not expected:
             with pytest.raises(ValueError, match="timm's vision transformers have no"):
@@ -35,6 +41,20 @@ def test_shipped_weights_give_our_features(name: str) -> None:
     assert timm.data.resolve_model_data_config(model)["std"] == list(
         load_model(name).preprocess.std
     )
+
+
+def test_the_examples_read_the_weights_of_a_folder(tmp_path: Path) -> None:
+    expected = load_model("cifar10-shallow")
+    folder = save_model(expected, tmp_path / "weights")
+    in_docstring = "".join(re.findall(r"^ {4}(.*\n)", ours.__doc__, re.MULTILINE))
+    on_page = code_of((ROOT / "docs" / "libraries.md").read_text("utf-8"))[0]
+    images = torch.rand(2, 3, 32, 32)
+    for code in (in_docstring, on_page):
+        scope: dict[str, Any] = {}
+        exec(code.replace("FOLDER", str(folder)), scope)
+        with torch.inference_mode():
+            found = scope["model"].eval().forward_features(images)
+            assert (found - expected.encode(images)).abs().max() <= 1e-5
 
 
 def test_channels_classes_sizes_and_pools() -> None:

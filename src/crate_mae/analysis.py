@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from crate_mae.common.environment import environment
+from crate_mae.common.files import user_path
 from crate_mae.common.progress import StartProgress
 from crate_mae.common.text_tables import aligned
 from crate_mae.figures.layer_curves import (
@@ -47,7 +48,7 @@ def check_analysis_folder(folder: str | Path, *, overwrite: bool = False) -> Pat
     Raises FileExistsError for a file and for a folder with content, unless `overwrite` is set and
     the content is an older analysis alone.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; an analysis is a folder")
     content = {item.name for item in folder.iterdir()} if folder.exists() else set()

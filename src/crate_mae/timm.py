@@ -4,7 +4,9 @@
     import crate_mae.timm
 
     model = timm.create_model("crate_mae_base_patch16_224", num_classes=10)
-    model = timm.create_model("local-dir:FOLDER")  # a weights folder of this package
+    model = timm.create_model("local-dir:FOLDER", pretrained=True)  # a weights folder
+
+Without `pretrained=True` timm draws fresh weights, of a folder, too, and says nothing.
 
 Needs `pip install "crate-mae[timm]"`; nothing else of the package imports it.
 """
@@ -33,7 +35,7 @@ from crate_mae.models.config import IMAGENET_MEAN, IMAGENET_STD, PRESETS, ModelC
 from crate_mae.models.initial_values import INITIAL_VALUES
 from crate_mae.models.operators import operators_of
 from crate_mae.models.patches import sincos_positions
-from crate_mae.weights.one_folder import timm_cfg
+from crate_mae.weights.one_folder import timm_cfg, unsupported_by_timm
 from crate_mae.weights.shipped import CONFIG, PREPROCESS, SHIPPED, TENSORS
 
 PREFIX = "crate_mae"
@@ -81,7 +83,7 @@ class CrateTransformer(VisionTransformer):
     It has all that timm's own have: pools, image sizes, pruning, features of layers, groups for
     layer decay. Positions are a buffer, computed for any grid in the coordinates of the
     configuration's own. `img_size`, `patch_size` and `in_chans` may differ from it.
-    Raises ValueError for a configuration that is `unsupported`.
+    Raises ValueError for a configuration that is `unsupported_by_timm`.
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class CrateTransformer(VisionTransformer):
         dtype: Any = None,
         **kwargs: Any,
     ) -> None:
-        if foreign := unsupported(config):
+        if foreign := unsupported_by_timm(config):
             raise ValueError(f"timm's vision transformers have no {', '.join(foreign)}")
         place = torch.get_default_device() if device is None else torch.device(device)
 
@@ -191,16 +193,6 @@ class CrateTransformer(VisionTransformer):
         return placed
 
 
-def unsupported(config: ModelConfig) -> list[str]:
-    """Fields and values of a configuration that timm's vision transformers cannot have."""
-    wanted = {"embedding": "conv", "positions": "sincos", "head_norm": "tokens"}
-    return [
-        f"{name} {getattr(config, name)!r}"
-        for name, value in wanted.items()
-        if getattr(config, name) != value
-    ]
-
-
 def checkpoint_filter_fn(
     state_dict: Mapping[str, Tensor],
     model: nn.Module,  # noqa: ARG001 - timm's signature
@@ -277,7 +269,7 @@ def _all_models() -> tuple[dict[str, ModelConfig], dict[str, dict[str, Any]]]:
     models |= {
         _preset_name(preset, config): config
         for preset, config in PRESETS.items()
-        if not unsupported(config)
+        if not unsupported_by_timm(config)
     }
     facts = {
         name: timm_cfg(config, _imagenet(config), num_classes=1000)

@@ -224,7 +224,7 @@ def test_every_command_of_the_matrix_is_understood(tmp_path: Path) -> None:
     ) * len(matrix.seeds)
 
 
-@pytest.mark.parametrize("name", ["quality-gpu", "quality-overcomplete"])
+@pytest.mark.parametrize("name", ["quality-gpu", "quality-objective", "quality-overcomplete"])
 def test_the_other_matrices_are_understood_too(tmp_path: Path, name: str) -> None:
     matrix = load_matrix(HERE / f"{name}.yaml")
     for model in matrix.models:
@@ -237,7 +237,8 @@ def test_the_other_matrices_are_understood_too(tmp_path: Path, name: str) -> Non
         for name, words in commands.items()
         if "pretrain" in words
     }
-    runs = len(matrix.models) * (len(matrix.rates) + len(matrix.seeds)) + len(matrix.variants)
+    searched = 0 if matrix.search is None else len(matrix.rates)
+    runs = len(matrix.models) * (searched + len(matrix.seeds)) + len(matrix.variants)
     assert len(found) == runs
     for variant, changes in matrix.variants.items():
         assert ("altered.py" in commands[f"ablations/{variant}"][1]) == ("alter" in changes)

@@ -208,6 +208,11 @@ def test_verbose_shows_every_grid_and_mistakes(
         (["knn", "a.safetensors", "digits"], "should hold test features"),
         (["knn", "a.safetensors", "b.safetensors"], "there is no file a.safetensors"),
         (["knn", "a.safetensors", "b.safetensors", "--pool", "cls"], "--pool is for images"),
+        (["knn", "a.safetensors", "b.safetensors", "--follow-links"], "--follow-links is for imag"),
+        (
+            ["probe", "a.safetensors", "b.safetensors", "--baselines", "random"],
+            "--baselines is for images",
+        ),
         (["knn", "a.npz", "b.npz"], "extract them again with --out a.safetensors"),
     ],
 )

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from processes import PATIENCE
 
+from crate_mae.common import litter
 from crate_mae.common.files import replacing, replacing_tree
 from crate_mae.common.litter import OLD, beside, is_litter, sweep, sweep_below
 
@@ -71,6 +73,21 @@ def test_litter_of_another_host_goes_after_a_day(tmp_path: Path) -> None:
     old.write_text("")
     os.utime(old, (1, 1))
     assert sweep(tmp_path / "a") == [old]
+
+
+def test_where_processes_cannot_be_asked_own_litter_goes_after_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_while_writing(tmp_path / "x", tmp_path / "y")
+    left = names(tmp_path)
+    monkeypatch.setattr(litter, "ASKS", False)
+    monkeypatch.delattr(os, "kill")  # on Windows it would interrupt the process that it asks
+    assert sweep(tmp_path / "x") == []
+    assert sweep_below(tmp_path) == []
+    assert names(tmp_path) == left
+    for name in left:
+        os.utime(tmp_path / name, (1, 1))
+    assert {path.name for path in sweep_below(tmp_path)} == left
 
 
 def test_an_old_folder_whose_successor_never_came_is_moved_back(tmp_path: Path) -> None:

@@ -1,23 +1,29 @@
 """Exported models run in their own runtimes and give what PyTorch gives."""
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from model_cases import tiny
+from PIL import Image
 
 import crate_mae.export.exporting as subject
+from crate_mae.cli import main
 from crate_mae.export.engines import engine_for
 from crate_mae.export.exporting import export_model
 from crate_mae.export.form import LinearISTA, export_form
+from crate_mae.export.int8_loss import measure_int8_loss
 from crate_mae.export.runtimes import FORMATS, check_installed, load_exported
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.ista import ISTA
 from crate_mae.models.masks import draw_mask
+from crate_mae.sources.arrays import ArraySource
 from crate_mae.weights.weights_folder import load_model, save_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # exporters warn of their own insides
@@ -144,6 +150,81 @@ def test_engines_give_the_features_of_torch(engine: str, tmp_path: Path) -> None
         encoder.layer_tokens(images, [1])
     with pytest.raises(ValueError, match="computes on the CPU"):
         engine_for(name, engine, device="cuda")
+
+
+@pytest.mark.parametrize("engine", [installed("onnx"), installed("openvino")])
+def test_extract_takes_any_number_of_channels_and_of_images(engine: str, tmp_path: Path) -> None:
+    name = weights(tmp_path, channels=5)
+    np.save(tmp_path / "bands.npy", np.random.default_rng(0).random((2, 5, 16, 24), np.float32))
+    words = ["extract", name, f"npy:{tmp_path / 'bands.npy'}", "--pool", "cls"]
+    for kind in ("torch", engine):
+        assert main([*words, "--engine", kind, "--out", str(tmp_path / f"{kind}.npz")]) == 0
+    found, expected = (np.load(tmp_path / f"{kind}.npz")["values"] for kind in (engine, "torch"))
+    assert found.shape == (2, 24)
+    assert np.abs(found - expected).max() <= 1e-4
+
+
+def test_as_many_images_are_compared_as_were_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = weights(tmp_path)
+    values = np.random.default_rng(0).random((70, 3, 16, 24), np.float32)
+    np.save(tmp_path / "images.npy", values)
+    given = ["--images", f"npy:{tmp_path / 'images.npy'}"]
+    for words, count in (([*given, "--limit", "70"], 70), (given, 8), (["--limit", "10"], 10)):
+        out = tmp_path / f"exported-{count}"
+        assert main(["export", name, "--format", "pt2", "--out", str(out), *words]) == 0
+        assert json.loads((out / "export.json").read_text())["compared_images"] == count
+        assert f"on {count} images" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="limit must be at least 1"):
+        export_model(name, tmp_path / "none", format="pt2", limit=0)
+    with pytest.raises(SystemExit):
+        main(["export", name, "--format", "pt2", "--out", "new", "--split", "test"])
+    assert "--split, --image-key and --label-key choose from --images" in capsys.readouterr().err
+
+
+def test_the_last_batch_is_compared_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error in one image of many is found, wherever it stands."""
+    run = FORMATS["pt2"].run
+
+    def wrong_for_the_last(file: Path) -> Any:
+        whole = run(file)
+
+        def changed(inputs: list[torch.Tensor]) -> torch.Tensor:
+            found = whole(inputs).clone()
+            found[inputs[0].mean(dim=(1, 2, 3)) > 5] += 1e-3
+            return found
+
+        return changed
+
+    images = np.random.default_rng(0).random((70, 3, 16, 24), np.float32)
+    images[69] += 10
+    monkeypatch.setitem(FORMATS, "pt2", replace(FORMATS["pt2"], run=wrong_for_the_last))
+    source = ArraySource("array", images, prefix="image")
+    name = weights(tmp_path)
+    with pytest.raises(RuntimeError, match="other numbers than PyTorch"):
+        export_model(name, tmp_path / "out", format="pt2", images=source, limit=70)
+    assert export_model(name, tmp_path / "out", format="pt2", images=source, limit=69).images == 69
+
+
+@pytest.mark.skipif(find_spec("onnxruntime") is None, reason="no ONNX Runtime")
+def test_the_loss_of_eight_bits_counts_what_was_tested(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 6)):
+        for name, low in (("dark", 0), ("light", 128)):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(low, low + 128, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    (tmp_path / "images" / "test" / "dark" / "0.png").write_bytes(b"no image")
+    done = export_model("cifar10-shallow", tmp_path / "small", format="onnx", int8=True)
+    address = f"imagefolder:{tmp_path / 'images'}"
+    loss = measure_int8_loss("cifar10-shallow", done.folder, address)
+    assert loss.tested == 11
+    assert "11 test images" in loss.sentence()
 
 
 @pytest.mark.skipif(find_spec("onnxruntime") is None, reason="no ONNX Runtime")

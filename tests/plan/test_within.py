@@ -1,5 +1,6 @@
 """Runs that fit a time: what is chosen, from the speed of a machine that is made up."""
 
+import shlex
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from crate_mae.common.peak_memory import PeakMemory
 from crate_mae.plan.plan import RunPlan, plan_run
 from crate_mae.plan.plan_text import fitting_text
 from crate_mae.plan.recipe import parse_recipe
-from crate_mae.plan.within import ENOUGH, TRAINING_SHARE, FittingRun, run_within
+from crate_mae.plan.within import AIM, ENOUGH, TRAINING_SHARE, FittingRun, run_within
 from crate_mae.training.config import FinetuneConfig, PretrainConfig
 from crate_mae.training.parse import parse_pretrain
 
@@ -56,9 +57,9 @@ def hours_of(found: FittingRun) -> float:
 
 
 def test_a_day_becomes_an_hour_by_fewer_layers() -> None:
-    whole = machine(2e11)(parse_recipe("own-images", PUBLISHED), images=9000)
-    assert whole.hours > 8
-    found = fitted(3600)
+    whole = machine(4e10)(parse_recipe("own-images", PUBLISHED), images=9000)
+    assert whole.hours > 40
+    found = fitted(3600, speed=4e10)
     model = found.plan.config.model
     assert model is not None
     assert (model.depth, model.decoder_depth) == (2, 2)
@@ -77,7 +78,7 @@ def test_a_day_becomes_an_hour_by_fewer_layers() -> None:
 
 def test_minutes_take_larger_patches_too() -> None:
     for seconds, side in ((600, 12), (300, 16)):
-        model = fitted(seconds).plan.config.model
+        model = fitted(seconds, speed=4e10).plan.config.model
         assert model is not None
         assert (model.depth, model.patch_hw) == (2, (side, side))
 
@@ -88,11 +89,12 @@ def test_enough_time_keeps_the_recipe() -> None:
     assert found.reasons == ["the recipe as it is"]
     few = fitted(1e7, images=200)  # few images need more epochs
     assert set(few.settings) == {"optim.epochs", "optim.warmup_epochs"}
-    assert 20_000 <= few.plan.schedule.steps < 21_000
+    assert AIM == 2000
+    assert AIM <= few.plan.schedule.steps < 1.05 * AIM
 
 
 def test_the_command_makes_that_run() -> None:
-    found = fitted(3600)
+    found = fitted(3600, speed=4e10)
     _, verb, *words = found.command("own-images", PUBLISHED).split()
     assert verb == "pretrain"
     assert parse_pretrain(words)[0] == found.plan.config
@@ -100,9 +102,59 @@ def test_the_command_makes_that_run() -> None:
 
 def test_a_fixed_model_changes_its_epochs_alone() -> None:
     config = parse_recipe("own-images", PUBLISHED)
-    found = run_within(config, 600, images=9000, plan=machine(2e11), fixed_model=True)
+    found = run_within(config, 600, images=9000, plan=machine(4e10), fixed_model=True)
     assert not any(key.startswith("model.") for key in found.settings)
-    assert any("fewer than the 5,000" in reason for reason in found.reasons)
+    assert any("fewer than the 1,000" in reason for reason in found.reasons)
+
+
+def test_the_recipe_as_it_is_keeps_its_model_where_a_thousand_steps_fit() -> None:
+    config = parse_recipe("own-images")
+    whole = machine(1e10)(config, images=900)
+    each = 3600 * whole.hours / whole.schedule.steps
+    kept = run_within(config, 1010 * each / TRAINING_SHARE, images=900, plan=machine(1e10))
+    assert kept.plan.config.model == config.model
+    assert kept.plan.schedule.steps >= ENOUGH[False] == 1000
+    assert set(kept.settings) == {"optim.epochs", "optim.warmup_epochs"}
+    short = run_within(config, 900 * each / TRAINING_SHARE, images=900, plan=machine(1e10))
+    assert short.plan.config.model == config.model, "it is as small as it gets"
+    assert any("fewer than the 1,000" in reason for reason in short.reasons)
+
+
+SIMDINO = [
+    "--model.image_size", "48", "--model.depth", "4", "--data.source", "digits",
+    "--simdino.crops.local_size", "24",
+]  # fmt: skip
+
+
+def simdino(seconds: float, *words: str) -> FittingRun:
+    config = parse_recipe("cifar10-simdino", [*SIMDINO, *words])
+    return run_within(config, seconds, images=9000, plan=machine(1e11))
+
+
+def test_an_encoder_alone_is_made_shallower_and_its_crops_stay_whole() -> None:
+    found = simdino(600)
+    assert found.settings["model.depth"] == 2
+    assert "model.decoder_depth" not in found.settings
+    assert found.reasons[0] == "2 layers in place of 4: more steps of a shallower model"
+    _, _, *words = shlex.split(found.command("cifar10-simdino", SIMDINO))
+    assert parse_pretrain(words)[0] == found.plan.config
+    # Crops of 20 pixels hold no patches of 6 or of 8.
+    for crops, side in (("24", 8), ("20", 4)):
+        model = simdino(60, "--simdino.crops.local_size", crops).plan.config.model
+        assert model is not None
+        assert (model.depth, model.patch_hw) == (2, (side, side))
+
+
+def test_settings_that_a_smaller_model_would_break_keep_it_as_it_is() -> None:
+    deep = fitted(600, "--objective.gamma", "0.1", "--objective.layer", "5", speed=4e10)
+    model = deep.plan.config.model
+    assert model is not None
+    assert model.depth == 6, "the layer that is trained on stays"
+    # Squares of two patches do not divide a grid of 5 x 5.
+    words = ["--model.image_size", "80", "--masking.square", "2"]
+    squares = fitted(100, *words, speed=4e10).plan.config.model
+    assert squares is not None
+    assert (squares.depth, squares.patch_hw) == (2, (8, 8))
 
 
 def test_a_supervised_run_gets_its_epochs() -> None:

@@ -65,6 +65,27 @@ def test_no_public_name_is_that_of_a_module_beside_it(face: str) -> None:
     assert not any(isinstance(getattr(package, name), ModuleType) for name in public_names(face))
 
 
+def names_in_use() -> set[str]:
+    """Every name that code of the package mentions, apart from where it is defined."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+                found.add(node.id)
+            elif isinstance(node, ast.Attribute):
+                found.add(node.attr)
+            elif isinstance(node, ast.ImportFrom):
+                found |= {alias.name for alias in node.names}
+    return found
+
+
+def test_what_nothing_here_uses_is_written_about() -> None:
+    """A name that only users and tests can use is of no use to users who never hear of it."""
+    pages = "\n".join(path.read_text("utf-8") for path in DOCUMENTS)
+    heard = names_in_use() | set(re.findall(r"\w+", pages))
+    assert not [f"{face}.{name}" for face in FACES for name in set(public_names(face)) - heard]
+
+
 def test_faces_are_loaded_on_first_use() -> None:
     heavy = ("torch", "numpy", "lightning", "matplotlib", "PIL", "sklearn", "huggingface_hub")
     code = f"import sys, {', '.join(FACES)}; print([m for m in {heavy!r} if m in sys.modules])"

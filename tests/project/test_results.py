@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pages import PAGES, ROOT, section_of, tables_of
 
+import operator_cost
 from crate_mae.weights.shipped import SHIPPED
 from few_labels import PLACE, table_lines
 from quality_tables import as_markdown
@@ -228,6 +229,21 @@ def test_the_table_of_few_labels_is_that_of_its_record() -> None:
     assert end
     assert shown.strip() == "\n".join(table_lines(record(BENCHMARKS / name)))
     assert f"../benchmarks/results/{name}" in page
+
+
+def test_the_table_of_operators_is_that_of_its_record_or_there_is_none() -> None:
+    page = (ROOT / "docs" / "family.md").read_text("utf-8")
+    _, _, rest = page.partition(f"<!-- {operator_cost.PLACE} -->\n")
+    shown, end, _ = rest.partition(f"<!-- /{operator_cost.PLACE} -->")
+    assert end
+    if not shown.strip():
+        assert "operator-cost-" not in page
+        return
+    (name,) = re.findall(r"results/(operator-cost-[\w.-]+\.json)", shown)
+    kept = record(BENCHMARKS / name)
+    lines = [*operator_cost.page_lines(kept), "", operator_cost.record_link(name)]
+    assert shown.strip() == "\n".join(lines)
+    assert (kept["dim"], kept["heads"], kept["batch"], kept["threads"]) == (768, 12, 1, 1)
 
 
 # -- everywhere else ----------------------------------------------------------------------------

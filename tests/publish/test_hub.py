@@ -380,6 +380,19 @@ def test_a_classifier_is_called_one(tmp_path: Path) -> None:
     assert "predicts" not in card.text
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"positions": "learned"}, {"embedding": "norm-linear-norm"}, {"head_norm": "pooled"}],
+)
+def test_only_what_timm_can_build_is_called_its_own(changes: Any, tmp_path: Path) -> None:
+    plain = card_of(package_of(save_model(digits_model(), tmp_path / "plain")))
+    assert {"timm", "safetensors"} <= set(plain.metadata["tags"])
+    model = CrateMAE(replace(digits_model().config, **changes))
+    other = card_of(package_of(save_model(model, tmp_path / "other")))
+    assert "timm" not in other.metadata["tags"]
+    assert other.metadata.get("library_name") == "transformers"
+
+
 def test_layers_that_are_not_the_papers_are_called_so(tmp_path: Path) -> None:
     config = replace(digits_model(0).config, overcomplete=2)
     text = card_of(package_of(save_model(CrateMAE(config), tmp_path / "weights"))).text

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -127,7 +128,7 @@ def two_processes(*words: str | Path) -> str:
     return "".join(outputs)
 
 
-def wait_for_lines(run: CommandLine, folder: Path, count: int) -> None:
+def wait_for_lines(run: CommandLine | subprocess.Popen[str], folder: Path, count: int) -> None:
     """Return once a run has logged so many lines and saved a checkpoint; it must not end before."""
     log, last = folder / "metrics.jsonl", folder / "checkpoints" / "last.ckpt"
     given_up = time.monotonic() + PATIENCE

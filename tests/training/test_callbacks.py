@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +16,6 @@ import torch
 from processes import PATIENCE
 from training_runs import (
     assert_same_run,
-    command_line,
     small_config,
     small_finetune,
     wait_for_lines,
@@ -115,18 +116,41 @@ def test_the_second_interrupt_ends_at_once_with_130(tmp_path: Path) -> None:
     config = small_config(
         optim=OptimConfig(epochs=5000, batch_size=32, base_lr=1e-2, warmup_epochs=1)
     )
-    recipe = write_recipe(config, tmp_path / "recipe.yaml")
-    run = command_line("pretrain", "--config", recipe, "--out", tmp_path / "run")
-    wait_for_lines(run, tmp_path / "run", 6)
-    for _ in range(200):
-        if run.poll() is not None:
-            break
+    recipe, folder = write_recipe(config, tmp_path / "recipe.yaml"), tmp_path / "run"
+    # The seventh step takes for ever, so that the first wish cannot be granted before the second.
+    code = (
+        "import sys, time\n"
+        "from crate_mae.__main__ import main\n"
+        "from crate_mae.training.masked_completion import MaskedCompletion as Module\n"
+        "step = Module.training_step\n"
+        "def slow(self, *rest):\n"
+        f"    time.sleep({2 * PATIENCE} if self.global_step == 6 else 0)\n"
+        "    return step(self, *rest)\n"
+        "Module.training_step = slow\n"
+        f"sys.argv = ['crate-mae', 'pretrain', '--config', {str(recipe)!r},"
+        f" '--out', {str(folder)!r}]\n"
+        "sys.exit(main())\n"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        wait_for_lines(run, folder, 6)
         run.send_signal(signal.SIGINT)
-        time.sleep(0.005)
-    output, _ = run.communicate(timeout=PATIENCE)
-    assert run.returncode in (130, 143), output  # 143: the first was honoured before the second
+        until = time.monotonic() + PATIENCE
+        while "saving after this batch" not in (folder / "log.txt").read_text("utf-8"):
+            assert run.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        run.send_signal(signal.SIGINT)
+        output, _ = run.communicate(timeout=PATIENCE)
+    finally:
+        run.kill()
+    assert run.returncode == 130, output
+    assert "interrupted" in output
     assert "Traceback" not in output
-    assert ("interrupted" in output) == (run.returncode == 130)
+    saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert 0 < saved["global_step"] <= 6, "the last checkpoint is whole"
 
 
 def test_the_first_signal_is_a_wish_and_the_second_interrupt_an_end() -> None:

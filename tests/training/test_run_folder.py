@@ -13,11 +13,10 @@ from processes import PATIENCE
 from training_runs import command_line, small_config, wait_for_lines, write_recipe
 
 from crate_mae.cli import main
-from crate_mae.common.folder_lock import LOCK, FolderInUseError
+from crate_mae.common.folder_lock import LOCK, FolderInUseError, is_unborn
 from crate_mae.common.litter import beside
 from crate_mae.training.config import OptimConfig
 from crate_mae.training.pretrain import pretrain
-from crate_mae.training.run_folder import is_unborn
 
 ENDLESS = small_config(optim=OptimConfig(epochs=5000, batch_size=32, base_lr=1e-2, warmup_epochs=1))
 

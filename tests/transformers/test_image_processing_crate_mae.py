@@ -9,6 +9,7 @@ from PIL import Image
 
 from crate_mae.batches.transforms import prepare
 from crate_mae.models.config import Preprocess
+from crate_mae.sources.arrays import array_pixels
 from crate_mae.sources.images import decode_image, to_channels
 from crate_mae.weights.one_folder import processor_keys
 
@@ -50,3 +51,33 @@ def test_arrays_of_either_order_and_several_images() -> None:
     found = processor([array, array.transpose(2, 0, 1).copy()], return_tensors="pt").pixel_values
     assert found.shape == (2, 3, 16, 24)
     assert (found - expected).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32, np.float64, np.bool_])
+def test_arrays_of_other_types_have_the_scale_of_the_package(dtype: type, as_tensor: bool) -> None:
+    processor = ours.CrateMAEImageProcessor(**processor_keys(PREPARED[3]))
+    whole = np.random.default_rng(2).integers(0, 65536, (20, 31, 3)).astype(np.uint16)
+    array = whole if dtype is np.uint16 else (whole / 65535 * 2 - 0.5).astype(dtype)
+    expected = prepare([array_pixels(np.moveaxis(array, -1, 0), "x")], PREPARED[3])
+    for given in (array, array.transpose(2, 0, 1).copy()):
+        image = torch.from_numpy(given) if as_tensor else given
+        found = processor(image, return_tensors="pt").pixel_values
+        assert (found - expected).abs().max() <= 1e-6
+
+
+def test_arrays_of_foreign_byte_order_and_backward_steps() -> None:
+    processor = ours.CrateMAEImageProcessor(**processor_keys(PREPARED[3]))
+    whole = np.random.default_rng(3).integers(0, 65536, (20, 31, 3)).astype(np.uint16)
+    expected = processor(whole, return_tensors="pt").pixel_values
+    foreign = processor(whole.astype(">u2"), return_tensors="pt").pixel_values
+    assert torch.equal(foreign, expected)
+    mirrored = processor(whole[:, ::-1], return_tensors="pt").pixel_values
+    assert torch.equal(mirrored, processor(whole[:, ::-1].copy(), return_tensors="pt").pixel_values)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint32, np.int8])
+def test_integers_without_a_scale_are_refused(dtype: type) -> None:
+    processor = ours.CrateMAEImageProcessor(**processor_keys(PREPARED[3]))
+    with pytest.raises(ValueError, match=f"type {np.dtype(dtype)} have no known scale: give uint8"):
+        processor(np.ones((20, 31, 3), dtype), return_tensors="pt")

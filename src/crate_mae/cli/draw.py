@@ -27,6 +27,7 @@ from crate_mae.cli.options import (
     whole_numbers,
 )
 from crate_mae.common.escaping import printable
+from crate_mae.common.files import user_path
 
 
 def reconstruct_parser() -> CommandParser:
@@ -182,7 +183,7 @@ def _query(text: str) -> str | tuple[int, ...]:
 
 
 def _numbered(out: str, count: int) -> list[Path]:
-    path = Path(out)
+    path = user_path(out)
     if count == 1:
         return [path]
     return [path.with_stem(f"{path.stem}-{number}") for number in range(1, count + 1)]
@@ -346,7 +347,7 @@ def segment(argv: list[str]) -> int:
 
     check_figure_target(given.out, overwrite=given.overwrite)
     output = Output(given.json)
-    if output.path is not None and output.path.absolute() == Path(given.out).absolute():
+    if output.path is not None and output.path.absolute() == user_path(given.out).absolute():
         parser.error("--out and --json name one file: give each its own")
     source = opened_images(given)
     settings = SegmentSettings(

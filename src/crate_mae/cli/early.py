@@ -14,7 +14,9 @@ from crate_mae.common.files import (
     PATH_SCHEMES,
     check_file_target,
     check_new_folder,
+    user_path,
 )
+from crate_mae.common.folder_lock import is_unborn, unborn_hint
 from crate_mae.common.hints import option_value, refuse_arguments
 from crate_mae.weights.shipped import check_weights_name
 
@@ -36,10 +38,9 @@ def check_run_words(verb: str, words: Sequence[str]) -> None:
         refuse_arguments(
             f"crate-mae {verb}", "--resume continues in its own folder; leave --out out", ()
         )
-    if resume and not (Path(resume) / "config.yaml").is_file():
-        refuse_arguments(
-            f"crate-mae {verb}", f"{resume} is no run folder: it has no config.yaml", ()
-        )
+    if resume and not (user_path(resume) / "config.yaml").is_file():
+        told = f"{resume} is no run folder: it has no config.yaml{unborn_hint(user_path(resume))}"
+        refuse_arguments(f"crate-mae {verb}", told, ())
     if out and not resume:
         check_run_folder(out)
     for option in ("--data.source", "--data.val_source", "--data.test_source"):
@@ -55,10 +56,13 @@ def check_run_words(verb: str, words: Sequence[str]) -> None:
 
 
 def check_run_folder(out: str) -> None:
-    """Raise FileExistsError for a folder that holds something, as the main process finds it."""
-    folder = Path(out)
+    """Raise FileExistsError for a folder that is taken, as the main process finds it.
+
+    One that a run left which was killed before its settings is not.
+    """
+    folder = user_path(out)
     first = all(os.environ.get(name, "0") == "0" for name in RANKS)
-    if first and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if first and folder.exists() and not is_unborn(folder):
         raise FileExistsError(
             f"{folder} exists and is never overwritten; continue it with --resume {folder}, or"
             " name another folder with --out"
@@ -87,7 +91,7 @@ def check_words(given: argparse.Namespace, *, picture: bool = False, folder: boo
 
 def is_feature_file(name: str, *, folder: bool = False) -> bool:
     """Whether a name is that of features: a file or, with `folder` alone, a folder of parts."""
-    if (Path(name) / PARTS).is_file():
+    if (user_path(name) / PARTS).is_file():
         return True
     return not folder and Path(name).suffix.lower() in FEATURE_FILES
 
@@ -96,6 +100,6 @@ def check_address(address: str) -> None:
     """Raise FileNotFoundError for an address of a path where there is nothing."""
     scheme, colon, rest = address.partition(":")
     if colon and scheme in PATH_SCHEMES and rest:
-        path = Path(rest).expanduser()
+        path = user_path(rest)
         if not path.exists():
             raise FileNotFoundError(f"{address}: there is no file or folder {path}")

@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crate_mae.cli.early import check_words, is_feature_file
@@ -26,6 +25,7 @@ from crate_mae.cli.options import (
     verb_parser,
     whole_numbers,
 )
+from crate_mae.common.files import user_path
 
 if TYPE_CHECKING:
     from crate_mae.evaluation.compare import Baseline, ComparedModel, Measure
@@ -310,17 +310,20 @@ def _vitmae(
 
 
 def _files(given: argparse.Namespace) -> Subject:
-    options = ("train_split", "test_address", "test_split", "limit", "test_limit")
-    for name in (*options, "image_key", "label_key", "pool", "after", "vitmae", "image_size"):
-        if getattr(given, name) is not None:
-            raise ValueError(
-                f"{_option(name)} is for images: features are already fixed in their files"
-            )
+    options: tuple[str, ...] = ("train_split", "test_address", "test_split", "limit", "test_limit")
+    options += ("image_key", "label_key", "pool", "after", "vitmae", "image_size")
+    asked = [name for name in options if getattr(given, name) is not None]
+    asked += ["follow_links"] if given.follow_links else []
+    asked += ["baselines"] if given.baselines not in (None, ("none",)) else []
+    if asked:
+        raise ValueError(
+            f"{_option(asked[0])} is for images: features are already fixed in their files"
+        )
 
     from crate_mae.evaluation.compare import compare_features
     from crate_mae.evaluation.feature_files import load_pair
 
-    train, test = Path(given.weights), Path(given.address)
+    train, test = user_path(given.weights), user_path(given.address)
     if not is_feature_file(given.address):
         raise ValueError(
             f"{train} holds training features, so {test} should hold test features (.safetensors,"

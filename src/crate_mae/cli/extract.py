@@ -175,7 +175,7 @@ def _extractor(given: argparse.Namespace) -> "PartExtractor":
         raise ValueError(f"engine {given.engine} takes images of the model's own size alone")
     source = opened_images(given)
     place = None if given.device == "auto" else given.device
-    model: Backbone = engine_for(given.weights, given.engine, device=place)
+    model: Backbone = engine_for(given.weights, given.engine, images=source, device=place)
     return PartExtractor(
         model,
         source,

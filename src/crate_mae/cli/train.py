@@ -166,7 +166,7 @@ def plan(argv: list[str]) -> int:
         fitting = run_within(
             config, given.within, images=given.num_images, fixed_model=fixed, progress=tell
         )
-        run = Path(given.config)
+        run = user_path(given.config)
         recipe = str(run / "config.yaml") if run.is_dir() else given.config
         command = fitting.command(recipe, settings)
         output.say(fitting_text(fitting, command))
@@ -240,7 +240,7 @@ def compare(argv: list[str]) -> int:
     """The exit status of `crate-mae compare`."""
     given = compare_parser().read(argv)
     check_words(given, picture=True)
-    missing = [run for run in given.runs if not (Path(run) / "config.yaml").is_file()]
+    missing = [run for run in given.runs if not (user_path(run) / "config.yaml").is_file()]
     if missing:
         raise FileNotFoundError(f"{missing[0]} is no run folder: it has no config.yaml")
     output = Output(given.json)

@@ -237,9 +237,10 @@ def export(argv: list[str]) -> int:
         parser.error("one file hides one share of the patches: --mask-ratio takes one here")
     if given.int8 and given.what != "encode":
         parser.error("--int8 is measured by a probe of features: export --what encode")
+    if not given.images and (given.split or given.image_key or given.label_key):
+        parser.error("--split, --image-key and --label-key choose from --images: give these, too")
 
     from crate_mae.export.exporting import describe_export, export_model
-    from crate_mae.export.int8_loss import measure_int8_loss
 
     output = Output(given.json)
     exported = export_model(
@@ -250,6 +251,7 @@ def export(argv: list[str]) -> int:
         mask_ratio=given.mask_ratio[0],
         int8=given.int8,
         images=opened_images(given) if given.images else None,
+        limit=given.limit,
     )
     output.say(describe_export(exported))
     facts: dict[str, Any] = {
@@ -258,6 +260,8 @@ def export(argv: list[str]) -> int:
         "int8_loss": None,
     }
     if given.int8:
+        from crate_mae.export.int8_loss import measure_int8_loss
+
         loss = measure_int8_loss(
             given.weights, exported.folder, given.probe or "digits", progress=counter_for
         )

@@ -4,6 +4,8 @@ The lock is the operating system's (`flock`), on a file in the folder: it is gon
 which the process is, and network file systems pass it on between hosts where they are set up to.
 Some are not, or let every host lock for itself. So the holder also touches the file every few
 seconds, and whoever finds the file of another host watches it for a while before taking over.
+
+Windows has no such lock: there nothing is held, which is said in the log.
 """
 
 import contextlib
@@ -20,16 +22,17 @@ from time import monotonic, sleep, time
 from typing import Any
 
 from crate_mae.common.files import writing
-from crate_mae.common.litter import process_is_gone
+from crate_mae.common.litter import is_litter, process_is_gone
 from crate_mae.common.text import duration
 
 fcntl: Any
 try:
     import fcntl
-except ImportError:  # Windows: the holder's process number has to do
+except ImportError:  # Windows
     fcntl = None
 
-LOCK = "run.lock"
+LOCK, LOG, COMMAND = "run.lock", "log.txt", "command.txt"
+"""What a run writes into its folder before its settings."""
 BEAT_SECONDS = 10.0
 """How often a holder shows that it lives."""
 WATCH_SECONDS = 45.0
@@ -72,9 +75,14 @@ class Holder:
 def holding(folder: Path) -> Iterator[None]:
     """A context in which this process alone writes to a folder, which is there already.
 
-    Raises FolderInUseError naming the holder, and OSError where no lock file can be made.
+    Without locks in the system (Windows) that is not looked at, which the log says. Raises
+    FolderInUseError naming the holder, and OSError where no lock file can be made.
     """
     path = folder / LOCK
+    if fcntl is None:
+        logger.warning("this system has no locks: see to it that nobody else writes to %s", folder)
+        yield
+        return
     descriptor = _locked(path, folder)
     forked = os.getpid()
     # A forked worker would keep the lock after this process was killed: it closes its copy.
@@ -111,6 +119,23 @@ def holder_of(folder: Path) -> tuple[Holder, bool] | None:
     return None
 
 
+def is_unborn(folder: Path) -> bool:
+    """Whether a folder is empty, or holds what a run leaves that was killed before its settings.
+
+    Only what is ours counts: the lock that it held, its log, its command line.
+    """
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir() if not is_litter(path.name)}
+    return not names or (LOCK in names and names <= {LOCK, LOG, COMMAND})
+
+
+def unborn_hint(folder: Path) -> str:
+    """What to do about a folder without settings, to be added to a sentence; "" if not unborn."""
+    again = "; nothing of a run was written yet: start it again with the words it was started with"
+    return f"{again}, without --resume" if is_unborn(folder) else ""
+
+
 def seconds_alive() -> float:
     """Seconds since this process began; 0 where the system does not tell."""
     try:
@@ -135,7 +160,7 @@ def _locked(path: Path, folder: Path) -> int:
                 continue
             former = _read(path)
             if former is not None and former.gone is False and not _is_own(former):
-                if fcntl is None or not _is_locked(path):  # a second lock must be refused
+                if not _is_locked(path):  # a second lock must be refused
                     _refuse(path, folder)
             elif former is not None and former.gone is None and not watched:
                 _watch(path, folder, former)
@@ -157,8 +182,6 @@ def _locked(path: Path, folder: Path) -> int:
 
 def _try_lock(descriptor: int) -> bool:
     """Whether the lock is ours now, or locks do not exist there."""
-    if fcntl is None:
-        return True
     for attempt in range(5):  # whoever asks who holds it, holds it for an instant
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -172,8 +195,6 @@ def _try_lock(descriptor: int) -> bool:
 
 def _is_locked(path: Path) -> bool:
     """Whether some process has locked the file."""
-    if fcntl is None:
-        return False
     with contextlib.suppress(OSError), path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

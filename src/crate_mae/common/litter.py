@@ -18,6 +18,8 @@ from time import time
 PARTIAL, OLD = "partial", "old"
 FOREIGN_SECONDS = 24 * 3600.0
 """How long litter of another host is left alone: whether its process lives cannot be asked."""
+ASKS = os.name != "nt"
+"""Whether a process can be asked whether it lives: on Windows a signal 0 would interrupt it."""
 
 _PATTERN = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})\.(?P<pid>\d{1,10})\.(partial|old)")
 
@@ -53,7 +55,9 @@ def is_litter(name: str) -> bool:
 
 
 def process_is_gone(pid: int) -> bool:
-    """Whether this host has no process of that number."""
+    """Whether this host has no process of that number; False where that cannot be asked."""
+    if not ASKS:
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -70,7 +74,7 @@ def _stale(folder: Path, name: str | None = None) -> Iterator[Path]:
             if found is None or (name is not None and found["name"] != name):
                 continue
             with contextlib.suppress(OSError):
-                own = found["host"] == _host()
+                own = ASKS and found["host"] == _host()
                 age = time() - entry.stat(follow_symlinks=False).st_mtime
                 if process_is_gone(int(found["pid"])) if own else age > FOREIGN_SECONDS:
                     yield Path(entry.path)

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from crate_mae.common.files import check_file_target, replacing
+from crate_mae.common.files import check_file_target, replacing, user_path
 from crate_mae.dense.token_maps import TokenKind
 from crate_mae.dense.token_pca import MAX_COMPONENTS, Foreground, TokenBasis
 from crate_mae.models.config import MAX_DIM
@@ -63,7 +63,7 @@ def load_basis(path: str | Path, *, weights_hash: str | None = None) -> TokenBas
     Raises FileNotFoundError when there is no file, and ValueError for one that it did not write
     and, given a `weights_hash`, for one whose tokens came from other weights.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crate_mae.common.files import check_file_target, replacing
+from crate_mae.common.files import check_file_target, replacing, user_path
 from crate_mae.evaluation.features import Features
 from crate_mae.models.config import Preprocess
 from crate_mae.weights.tensors import check_safetensors, write_safetensors
@@ -77,11 +77,12 @@ def load_features(path: str | Path) -> Features:
     Raises FileNotFoundError, and ValueError for another suffix, for files that it did not write,
     and for a folder that is not complete.
     """
-    if Path(path).is_dir():
+    path = user_path(path)
+    if path.is_dir():
         from crate_mae.evaluation.feature_parts import load_parts
 
         return load_parts(path)
-    values, labels, names, facts = _read(Path(path))
+    values, labels, names, facts = _read(path)
     class_names = facts["class_names"]
     return Features(
         values=values,
@@ -119,11 +120,12 @@ def load_facts(path: str | Path) -> dict[str, Any]:
     Keys: `pool`, `layer`, `shape`, `class_names`, `preprocess`, `weights_sha256`, `unreadable`,
     `format`.
     """
-    if Path(path).is_dir():
+    path = user_path(path)
+    if path.is_dir():
         from crate_mae.evaluation.feature_parts import FeatureParts
 
         return FeatureParts.open(path).about()
-    return _read(Path(path))[3]
+    return _read(path)[3]
 
 
 def load_pair(train: str | Path, test: str | Path) -> tuple[Features, Features, dict[str, Any]]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from crate_mae.batches.transforms import ROUNDING, denormalise, fit, prepare, value_range
+from crate_mae.common.files import user_path
 from crate_mae.common.randomness import keyed_generator
 from crate_mae.evaluation.backbones import evaluating
 from crate_mae.models.backbone import MaskedAutoencoder
@@ -349,7 +350,7 @@ def pixel_mask(path: str | Path, config: ModelConfig) -> Tensor:
     half of it is bright. Raises FileNotFoundError, and ValueError for a file that is no image or
     that removes no patch or every patch.
     """
-    file = Path(path)
+    file = user_path(path)
     if not file.is_file():
         raise FileNotFoundError(f"there is no mask file {path}")
     try:

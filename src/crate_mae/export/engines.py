@@ -11,6 +11,7 @@ from crate_mae.export.exporting import export_model
 from crate_mae.export.runtimes import load_exported
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.crate_encoder import CrateEncoder
+from crate_mae.sources.base import ImageSource
 from crate_mae.weights.weights_folder import load_model
 
 ENGINES = ("torch", "onnx", "openvino")
@@ -52,17 +53,24 @@ class ExportedEncoder(nn.Module):
         return self.original.untrained(seed)
 
 
-def engine_for(weights: str | Path, engine: str, *, device: str | None = None) -> ExportedEncoder:
+def engine_for(
+    weights: str | Path,
+    engine: str,
+    *,
+    images: ImageSource | None = None,
+    device: str | None = None,
+) -> ExportedEncoder:
     """The encoder of weights in an engine other than torch, exported and checked on the way.
 
-    Raises ValueError for an engine that is not known and for a device other than the CPU; else as
-    `export_model`.
+    It is checked on the first of `images`, or, without any, on squares of two photographs, which
+    models of 1 or 3 channels take. Raises ValueError for an engine that is not known and for a
+    device other than the CPU; else as `export_model`.
     """
     if engine not in ENGINES or engine == "torch":
         raise ValueError(f"engine must be one of {', '.join(ENGINES[1:])}, not {engine!r}")
     if device is not None and torch.device(device).type != "cpu":
         raise ValueError(f"engine {engine} computes on the CPU: leave out --device {device}")
     with tempfile.TemporaryDirectory() as place:
-        done = export_model(weights, Path(place) / "exported", format=engine)
+        done = export_model(weights, Path(place) / "exported", format=engine, images=images)
         # The runtime holds all of it from here on: the file may go.
         return ExportedEncoder(load_model(weights), done.folder)

@@ -29,6 +29,10 @@ FACTS = "export.json"
 TOLERANCE = 1e-4
 """How far outputs of the runtime may lie from ours, absolutely."""
 CHECKED_IMAGES = 8
+"""How many images the outputs are compared on, unless more are asked for."""
+FEWEST_IMAGES = 3
+"""One alone and two together: fewer could not tell that the file takes any number of images."""
+AT_A_TIME = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,29 +56,34 @@ def export_model(
     mask_ratio: float = 0.75,
     int8: bool = False,
     images: ImageSource | None = None,
+    limit: int = CHECKED_IMAGES,
 ) -> Exported:
     """What became of writing a model into a new folder, for a program that has no PyTorch.
 
     The file takes any number of images of the model's size, prepared as `export.json` beside it
     says; "reconstruct" also takes masks, which keep as many patches as `mask_ratio` leaves. ISTA is
-    written as the linear map that it is. The result is run in the format's own runtime on 8
-    `images` (squares of two photographs) in batches of two sizes and compared with PyTorch.
+    written as the linear map that it is. The result is run in the format's own runtime on the first
+    `limit` readable `images` (squares of two photographs, 12 at most) in batches of several sizes
+    and compared with PyTorch; one or two images are joined by their mirror images.
 
     `int8` (ONNX alone) rounds matrices to eight bits, with the identity of ISTA kept outside: its
     difference is told and not judged, as it says little of what features are worth; `probe` does.
 
-    Raises ValueError for a task that the model cannot do and for a format that is not known,
+    Raises ValueError for a task that the model cannot do, for a format that is not known and where
+    no image can be read,
     ModuleNotFoundError for packages that are missing, FileExistsError for a folder with content,
     and RuntimeError where the runtime's outputs lie more than 1e-4 from ours: nothing stays then.
     """
     check_installed(format)
     if int8 and format != "onnx":
         raise ValueError(f"int8 is for format onnx, not {format}")
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1, not {limit}")
     target = check_new_folder(folder)
     model = load_model(weights)
     kept = _kept(model, mask_ratio) if what == "reconstruct" else None
     ours = _task(model, what, kept)
-    inputs, names = _real_inputs(model, what, mask_ratio, images)
+    inputs, names = _real_inputs(model, what, mask_ratio, images, limit)
     chosen = FORMATS[format]
     with replacing_folder(target) as fresh:
         form = _task(export_form(model, identity_outside=int8), what, kept)
@@ -140,16 +149,22 @@ def _task(model: Any, what: What, kept: int | None) -> nn.Module:
 
 
 def _real_inputs(
-    model: CrateMAE | CrateEncoder, what: What, mask_ratio: float, images: ImageSource | None
+    model: CrateMAE | CrateEncoder,
+    what: What,
+    mask_ratio: float,
+    images: ImageSource | None,
+    limit: int,
 ) -> tuple[list[Tensor], list[str]]:
-    source = photograph_squares() if images is None else images
     channels = model.config.channels
     if images is None and channels not in (1, 3):
         raise ValueError(f"there are no photographs of {channels} channels: give images (--images)")
-    samples = readable(islice(source.samples(), CHECKED_IMAGES), [])
+    source = photograph_squares() if images is None else images
+    samples = islice(readable(source.samples(), []), limit)
     found = [to_channels(sample.image, channels) for sample in samples]
-    if len(found) < 3:
-        raise ValueError(f"{len(found)} images are too few to compare on: give 3 or more")
+    if not found:
+        raise ValueError("no image can be read to compare on: give others")
+    while len(found) < FEWEST_IMAGES:
+        found.append(found[-1].flip(-1))
     batch = prepare(found, model.preprocess)
     if what != "reconstruct":
         return [batch], ["images"]
@@ -159,10 +174,11 @@ def _real_inputs(
 
 
 def _difference(ours: nn.Module, chosen: Format, file: Path, inputs: list[Tensor]) -> float:
-    """The largest difference over a single image and all others together; infinite for NaN."""
+    """The largest difference over a single image and all others in batches; infinite for NaN."""
     run = chosen.run(file)
     largest = 0.0
-    for part in (slice(0, 1), slice(1, None)):
+    starts = range(1, len(inputs[0]), AT_A_TIME)
+    for part in (slice(0, 1), *(slice(start, start + AT_A_TIME) for start in starts)):
         some = [value[part].contiguous() for value in inputs]
         with torch.inference_mode():
             expected = ours.eval()(*some)

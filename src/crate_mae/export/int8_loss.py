@@ -51,7 +51,7 @@ def measure_int8_loss(
     probes are fitted anew, on features of their own precision.
     """
     train, test = open_pair(address)
-    accuracies = []
+    scores = []
     model = load_model(weights)
     for subject, name in ((model, "float32"), (ExportedEncoder(model, folder), "int8")):
         rows = [
@@ -63,5 +63,8 @@ def measure_int8_loss(
             )
             for part in (train, test)
         ]
-        accuracies.append(linear_probe(rows[0], rows[1]).accuracy)
-    return Int8Loss(address=address, tested=len(test), float32=accuracies[0], int8=accuracies[1])
+        scores.append(linear_probe(rows[0], rows[1]))
+    whole, rounded = scores
+    return Int8Loss(
+        address=address, tested=whole.num_test, float32=whole.accuracy, int8=rounded.accuracy
+    )

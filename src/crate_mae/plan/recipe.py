@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from crate_mae.batches.config import VALIDATION_SEED, DataConfig, LabelledDataConfig
 from crate_mae.batches.opening import check_first_image
+from crate_mae.common.files import user_path
 from crate_mae.common.hints import option_value
 from crate_mae.evaluation.backbones import load_backbone
 from crate_mae.models.config import ModelConfig
@@ -35,7 +35,7 @@ def parse_recipe(name: str, words: Sequence[str] = ()) -> RunSettings:
     FileNotFoundError for an unknown recipe, with the nearest name, and ValueError for a file
     without settings; faults in settings end the process with status 2 and a message.
     """
-    path = Path(name)
+    path = user_path(name)
     if path.is_dir() and (path / CONFIG).is_file():
         file, values = path / CONFIG, load_config_values(path)
     else:
@@ -51,7 +51,7 @@ def check_whole_command(config: RunSettings, words: Sequence[str], *, resume: bo
     """Raise what the run itself would raise for its folder and the weights that it starts from."""
     out = option_value(words, "--out")
     if out is not None and not resume:
-        check_start(config, Path(out), resume=False, again="--init-from")
+        check_start(config, user_path(out), resume=False, again="--init-from")
     if isinstance(config, PretrainConfig):
         init_from = option_value(words, "--init-from")
         check_origin(config, init_from)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from crate_mae.batches.config import DataConfig
+from crate_mae.evaluation.answers import FEW_STEPS
 from crate_mae.models.config import ModelConfig
 from crate_mae.plan.amounts import disk_use, schedule
 from crate_mae.plan.plan import RunPlan, plan_run, validates
@@ -16,11 +17,12 @@ from crate_mae.training.run_folder import changed_keys
 TRAINING_SHARE = 0.8
 """Of the time, what optimiser steps may take: decoding, validation, saving and a machine that is
 busy with other things take the rest."""
-ENOUGH = {True: 500, False: 5000}
+ENOUGH = {True: 500, False: FEW_STEPS}
 """Optimiser steps worth making a model smaller for; fewer with labels (True), where weights are
-mostly there already. Masked, our runs of 5,000 steps are the shortest with useful features."""
-AIM = {True: 2000, False: 20_000}
-"""Optimiser steps up to which more epochs are added, where the recipe has fewer."""
+mostly there already. Without them, what is below is called very short."""
+AIM = 2000
+"""Optimiser steps up to which more epochs are added, where the recipe has fewer: the rule of thumb
+of docs/recipes.md."""
 WARMUP_SHARE = 0.05
 """Warm-up as a share of the epochs, where they are changed."""
 SHALLOW = 2
@@ -65,10 +67,11 @@ def run_within(
     """The run of a recipe that takes at most so many seconds on this machine.
 
     Real steps are measured. As long as the recipe's own model has enough steps in that time, it is
-    kept; otherwise it becomes shallower, then has larger patches. Epochs fill the time up to what
-    is worth it. With `fixed_model`, or an architecture that comes with weights, only epochs change.
-    `plan` is what plans, `plan_run` but for tests. Raises ValueError where nothing can be measured
-    and when not even an epoch of some images fits; and what planning raises.
+    kept; otherwise it becomes shallower, then has larger patches, as far as its other settings
+    allow. Epochs fill the time up to what is worth it. With `fixed_model`, or an architecture that
+    comes with weights, only epochs change. `plan` is what plans, `plan_run` but for tests. Raises
+    ValueError where nothing can be measured and when not even an epoch of some images fits; and
+    what planning raises.
     """
     supervised = isinstance(config, FinetuneConfig)
     enough, room = ENOUGH[supervised], TRAINING_SHARE * seconds
@@ -76,7 +79,7 @@ def run_within(
     first = _step_seconds(found)
     before = config = found.adapted  # with a batch that the images fill
     if room / first < enough and isinstance(before, PretrainConfig) and not fixed_model:
-        models = list(_smaller(before.model))
+        models = list(_smaller(before))
         whole = planned_run(before).flops(1)
         for model in models:
             smaller = replace(before, model=model)
@@ -106,7 +109,7 @@ def _filled(before: RunSettings, config: RunSettings, found: RunPlan, seconds: f
         data = replace(data, limit=limit + _held_out(data, limit))
         per_epoch = limit // optim.batch_size
         reasons.append(f"{limit:,} of {count:,} images, as all of them would not be seen twice")
-    wanted = max(optim.epochs, -(-AIM[supervised] // per_epoch))
+    wanted = max(optim.epochs, -(-AIM // per_epoch))
     epochs = max(1, min(wanted, steps // per_epoch))
     if epochs != optim.epochs:
         reasons.append(
@@ -155,13 +158,15 @@ def _step_seconds(found: RunPlan) -> float:
     return 3600 * found.hours / found.schedule.steps
 
 
-def _smaller(model: ModelConfig) -> Iterator[ModelConfig]:
-    """The same model shallower, then with larger patches, each time less work."""
-    depths: dict[str, Any] = {
-        "depth": min(SHALLOW, model.depth), "decoder_depth": min(SHALLOW, model.decoder_depth)
-    }  # fmt: skip
+def _smaller(config: PretrainConfig) -> Iterator[ModelConfig]:
+    """The model of a run shallower, then with larger patches, each time less work."""
+    model = config.model
+    depths: dict[str, Any] = {"depth": min(SHALLOW, model.depth)}
+    if config.method == "masked":
+        depths["decoder_depth"] = min(SHALLOW, model.decoder_depth)
     shallow = replace(model, **depths)
-    if shallow != model:
+    if shallow != model and _allowed(config, shallow):
+        model = shallow
         yield shallow
     for factor in (3, 4):  # of halves: patches of 1.5 and 2 times the side
         patch = tuple(side * factor // 2 for side in model.patch_hw)
@@ -170,7 +175,21 @@ def _smaller(model: ModelConfig) -> Iterator[ModelConfig]:
         # Fewer than five patches a side would leave nothing to tell where things are.
         many = all(size // side >= 5 for size, side in zip(model.image_hw, patch, strict=True))
         if whole and divides and many:
-            yield replace(shallow, patch_size=(patch[0], patch[1]))
+            larger = replace(model, patch_size=(patch[0], patch[1]))
+            if _allowed(config, larger):
+                yield larger
+
+
+def _allowed(config: PretrainConfig, model: ModelConfig) -> bool:
+    """Whether the other settings of a run go together with a model: masks, layers, local crops."""
+    try:
+        replace(config, model=model)
+    except ValueError:
+        return False
+    if config.method == "masked":
+        return True
+    sides = zip(config.simdino.crops.local_hw, model.patch_hw, strict=True)
+    return all(size % side == 0 for size, side in sides)
 
 
 def _of_the_model(before: RunSettings, after: RunSettings) -> Iterator[str]:
@@ -178,10 +197,11 @@ def _of_the_model(before: RunSettings, after: RunSettings) -> Iterator[str]:
     if old is None or new is None or old == new:
         return
     if (old.depth, old.decoder_depth) != (new.depth, new.decoder_depth):
-        yield (
-            f"{new.depth} + {new.decoder_depth} layers in place of {old.depth} +"
-            f" {old.decoder_depth}: more steps of a shallower model"
+        alone = isinstance(after, PretrainConfig) and after.method != "masked"
+        depth, former = (
+            f"{m.depth}" if alone else f"{m.depth} + {m.decoder_depth}" for m in (new, old)
         )
+        yield f"{depth} layers in place of {former}: more steps of a shallower model"
     if old.patch_hw != new.patch_hw:
         (old_rows, old_columns), (rows, columns) = old.patch_hw, new.patch_hw
         yield (

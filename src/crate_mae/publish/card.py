@@ -24,7 +24,7 @@ from crate_mae.evaluation.comparison import (
 from crate_mae.models.config import ModelConfig
 from crate_mae.publish.facts import RECIPE, Facts
 from crate_mae.publish.redact import address_and_split, hub_dataset
-from crate_mae.weights.one_folder import CLASSES
+from crate_mae.weights.one_folder import CLASSES, unsupported_by_timm
 
 _LOADING = re.compile(
     r'(    from crate_mae import load_model\n    model = load_model\(")(.+)("\)\n)'
@@ -53,12 +53,14 @@ def card_data(
     """
     trained_on = hub_dataset(named_values_at(facts.metrics, "data").get("source"))
     kind = facts.weights["model"]
+    config = ModelConfig.from_dict(facts.weights["config"])
+    in_timm = kind in CLASSES and not unsupported_by_timm(config)
     return ModelCardData(
         license=licence,
         library_name="transformers" if kind in CLASSES else "crate-mae",
         pipeline_tag=TASK[kind],
         tags=[
-            TAG[kind], "crate", "crate-mae", *(["timm"] if kind in CLASSES else []), "white-box",
+            TAG[kind], "crate", "crate-mae", *(["timm"] if in_timm else []), "white-box",
             "safetensors",
         ],
         datasets=[trained_on] if trained_on else None,

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from crate_mae.common.files import read_json_object
+from crate_mae.common.files import read_json_object, user_path
 from crate_mae.common.values import is_finite
 from crate_mae.evaluation.backbones import describe_weights
 from crate_mae.publish.redact import public_address, public_values
@@ -78,7 +78,7 @@ def gather(weights: str | Path, results: Sequence[str | Path] = ()) -> Facts:
         run = read_run(folder.parent)
         recipe = public_values(run.config, near=run.folder)
         metrics, left_out = _of_run(run, folder.name, sha256)
-    rows = [row for path in results for row in _rows_of(Path(path), sha256)]
+    rows = [row for path in results for row in _rows_of(user_path(path), sha256)]
     if rows:
         metrics = {**metrics, "rows": rows}
     metrics = {"sha256": sha256, "parameters": described["parameters"], **metrics}

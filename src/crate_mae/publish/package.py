@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from crate_mae.common.files import check_new_folder
+from crate_mae.common.files import check_new_folder, user_path
 from crate_mae.publish.card import (
     check_card,
     licence_of,
@@ -151,7 +151,7 @@ def write_folder(package: Package, folder: str | Path) -> Path:
 
 
 def _text(path: str | Path) -> str:
-    file = Path(path)
+    file = user_path(path)
     if not file.is_file():
         raise FileNotFoundError(f"there is no text file {file}")
     if file.stat().st_size > MAX_TEXT_BYTES:

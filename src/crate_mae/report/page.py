@@ -52,7 +52,7 @@ def write_report(
     for name, count in (("limit", limit), ("test_limit", test_limit)):
         if count is not None and count < 1:
             raise ValueError(f"{name} must be at least 1, not {count}")
-    folder = Path(folder)
+    folder = user_path(folder)
     run = read_run(folder)
     target = check_target(folder / NAME if out is None else out)
     if measure:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crate_mae.common.files import user_path
 from crate_mae.common.values import is_finite, is_number
 from crate_mae.evaluation.backbones import describe_weights
 from crate_mae.training.metrics_log import JSONL, read_metrics
@@ -120,7 +121,7 @@ def read_run(folder: str | Path) -> Run:
     Raises FileNotFoundError when the folder is no run and ValueError when its settings are damaged;
     anything else that cannot be read becomes one of the `problems`.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; name the folder of a run")
     run = Run(folder=folder, config=load_config_values(folder), config_text="")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from crate_mae.common.files import user_path
 from crate_mae.sources.address import is_address, open_source
 from crate_mae.sources.base import EncodedSource, ImageSource, random_subset, subset
 from crate_mae.sources.folders import list_files, size_of
@@ -65,7 +66,7 @@ def open_images(
         raise ValueError(f"split {split!r} needs a data address, not files or folders")
     paths: list[Path] = []
     for given in inputs:
-        path = Path(given)
+        path = user_path(given)
         if not path.exists():
             if is_address(given):
                 raise ValueError(f"{given} is a data address: name it alone, without other images")

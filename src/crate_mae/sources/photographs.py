@@ -1,7 +1,6 @@
 """Two natural photographs that scikit-learn brings along, and squares cut out of them."""
 
 import torch
-from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from crate_mae.sources.arrays import ArraySource
@@ -12,6 +11,8 @@ PHOTOGRAPHS = ("china", "flower")
 
 def photograph(name: str) -> Tensor:
     """A photograph (3, 427, 640) uint8: "china" (a temple) or "flower"."""
+    from sklearn.datasets import load_sample_image
+
     return torch.from_numpy(load_sample_image(f"{name}.jpg").copy()).permute(2, 0, 1)
 
 

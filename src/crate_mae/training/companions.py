@@ -42,6 +42,12 @@ LOST = 36.0
 """Seconds without a sign of life after which a process counts as lost."""
 DEAF = 30.0
 """Seconds that a process may leave a signal unanswered while it waits for others."""
+GLANCE = 0.5
+"""Seconds between two looks at whether it is over."""
+GRACE = 2 * BEAT
+"""Seconds that a process which is about to say the same, or to end well, gets to do so."""
+LAST_WORDS = 2.0
+"""Seconds that telling the others may take at the end: the store may be gone."""
 
 _LOST_WORDS = (
     "gloo", "nccl", "connection closed", "connection reset", "connection refused", "timed out",
@@ -245,15 +251,14 @@ class _Watch:
     # -- what follows -------------------------------------------------------------------------
 
     def _judge(self) -> None:
-        while not self._done.wait(0.5):
+        while not self._done.wait(GLANCE):
             verdict, silent = self._verdict, monotonic() - self._answered
             if verdict is None and self._failed is not None and silent > 3 * BEAT:
                 verdict = f"rank 0 does not answer any more ({self._failed})"
             if verdict is None and silent > LOST:
                 verdict = f"rank 0 has not answered for {duration(silent)}"
             if verdict is not None:
-                # Whoever is about to say the same, or to end well, gets a moment to do so.
-                if not self._done.wait(2 * BEAT):
+                if not self._done.wait(GRACE):
                     self._end(verdict, 1)
                 return
             asked = self._stop.unanswered()
@@ -280,7 +285,7 @@ class _Watch:
         os._exit(status)
 
     def _tell(self, entries: dict[str, str]) -> None:
-        """Set entries of the store, or give up after two seconds: it may be gone."""
+        """Set entries of the store, or give up after `LAST_WORDS`."""
 
         def tell() -> None:
             with contextlib.suppress(Exception):
@@ -289,7 +294,7 @@ class _Watch:
 
         telling = threading.Thread(target=tell, daemon=True, name="last words")
         telling.start()
-        telling.join(2.0)
+        telling.join(LAST_WORDS)
 
 
 def _client(address: str, port: int) -> Store:

@@ -3,6 +3,7 @@
 import logging
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from torch.utils.data import Dataset
 
 from crate_mae.batches.data_module import ImageDataModule
 from crate_mae.batches.labelled import LabelledBatches
-from crate_mae.batches.opening import TooFewImagesError
+from crate_mae.common.files import user_path
 from crate_mae.common.progress import progress_bar
 from crate_mae.evaluation.backbones import as_classifier, build_classifier, load_backbone
 from crate_mae.models.backbone import Backbone, ImageClassifier
@@ -38,7 +39,7 @@ from crate_mae.training.session import (
     batch_per_device,
     training_environment,
 )
-from crate_mae.training.short_runs import fitted_to_images
+from crate_mae.training.short_runs import opened_to_fit
 
 logger = logging.getLogger(__name__)
 
@@ -67,14 +68,14 @@ def finetune(
     settings, weights or data that do not fit, FolderInUseError when another process writes to
     `folder`, NonFiniteError, TooManyBrokenImagesError.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if resume and config.model is None:
         recorded = load_config_values(folder).get("model")
         config = replace(config, model=ModelConfig.from_dict(recorded) if recorded else None)
     origin = None
     if config.weights is not None and not (resume and last_step(folder) is not None):
         origin, _ = load_backbone(config.weights)
-    asked, config = config, resolved(config, origin)
+    config = resolved(config, origin)
     changes = check_start(config, folder, resume=resume, again="--weights")
     with (
         continuing(folder, config.data.source) if resume else nullcontext(),
@@ -94,29 +95,17 @@ def finetune(
         preprocess = recorded_preprocess(folder) if resume else None
         if preprocess is None and origin is not None:
             preprocess = replace(origin.preprocess, size=config.image_hw or origin.preprocess.size)
-        data = _data_module(config, images, preprocess, session.world_size)
-        try:
-            data.open()
-        except TooFewImagesError as error:
-            shares = session.world_size * config.trainer.accumulate
-            smaller = fitted_to_images(asked, error.images, shares)
-            if resume or smaller is asked:
-                raise
-            return finetune(
-                smaller,
-                folder,
-                stop_after=stop_after,
-                command=command,
-                dataset=dataset,
-                test_dataset=test_dataset,
-            )
+        make = partial(
+            _data_module, images=images, preprocess=preprocess, world_size=session.world_size
+        )
+        config, data = opened_to_fit(config, make, world_size=session.world_size, resume=resume)
         data.keep_on(session.device)
         seed_everything(config.seed, verbose=False)
         model = _classifier(config, origin, images.class_names)
         model.preprocess = data.preprocess
         module = _module(config, model, session)
         with session.recording(
-            data, facts=images.facts(), resume=resume, changes=changes, command=command
+            config, data, facts=images.facts(), resume=resume, changes=changes, command=command
         ):
             if is_main_process():
                 _announce(config, images, data)
@@ -207,6 +196,7 @@ def check_pairs(config: FinetuneConfig, batch: int) -> None:
 
 def _data_module(
     config: FinetuneConfig,
+    *,
     images: LabelledImages,
     preprocess: Preprocess | None,
     world_size: int,

@@ -19,6 +19,7 @@ from crate_mae.batches.config import (
     Masking,
     SupervisedAugment,
 )
+from crate_mae.common.files import user_path
 from crate_mae.common.hints import did_you_mean, option_names, option_value, refuse_arguments
 from crate_mae.common.yaml_files import check_yaml
 from crate_mae.models.config import PRESETS, ModelConfig
@@ -192,7 +193,7 @@ def _parse(
                 if given.out is not None:
                     raise ValueError("--resume continues in its own folder; leave --out out")
                 load_config_values(given.resume)
-                recorded = Path(given.resume) / "config.yaml"
+                recorded = user_path(given.resume) / "config.yaml"
                 given = parser.parse_args(["--config", str(recorded), *arguments])
             return given, build(given)
         except (ValueError, OSError) as error:
@@ -217,7 +218,7 @@ def architecture(name: str) -> ModelConfig:
     """
     if name in PRESETS:
         return PRESETS[name]
-    path = Path(name)
+    path = user_path(name)
     if path.is_dir():
         values = load_config_values(path)
     else:
@@ -243,11 +244,10 @@ def _with_recipe_files(arguments: list[str], parser: SettingsParser) -> list[str
         if not value:
             continue
         try:
-            if Path(value).is_file():
-                load_settings(Path(value))  # what is wrong with it is said of the file, by name
-            if Path(value).exists():
-                continue
-            path = str(recipe(value))
+            file = user_path(value)
+            if file.is_file():
+                load_settings(file)  # what is wrong with it is said of the file, by name
+            path = str(file if file.exists() else recipe(value))
         except (ValueError, OSError) as error:
             parser.error(str(error))
         if joined:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from crate_mae.batches.crops import CropBatches
 from crate_mae.batches.data_module import BatchKind, ImageDataModule
 from crate_mae.batches.masked import MaskedBatches
-from crate_mae.batches.opening import TooFewImagesError
+from crate_mae.common.files import user_path
 from crate_mae.common.progress import progress_bar
 from crate_mae.evaluation.answers import FEW_STEPS
 from crate_mae.evaluation.backbones import build_autoencoder
@@ -35,7 +35,7 @@ from crate_mae.training.session import (
     batch_per_device,
     training_environment,
 )
-from crate_mae.training.short_runs import fitted_to_images
+from crate_mae.training.short_runs import opened_to_fit
 from crate_mae.training.starting_weights import check_origin, starting_tensors
 from crate_mae.training.training_module import TrainingModule
 
@@ -68,7 +68,7 @@ def pretrain(
     fit, FolderInUseError when another process writes to `folder`, NonFiniteError when training
     breaks down, TooManyBrokenImagesError.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     check_origin(config, init_from, resume=resume)
     changes = check_start(config, folder, resume=resume, again="--init-from")
     origin = None if init_from is None else starting_tensors(config, init_from)
@@ -84,40 +84,22 @@ def pretrain(
             stop_after=stop_after,
         )
         stack.enter_context(session)
-        data = ImageDataModule(
-            config.data,
-            model=config.model,
-            kind=_batches(config),
-            batch_size=batch_per_device(config, session.world_size),
-            accumulate=config.trainer.accumulate,
-            world_size=session.world_size,
-            seed=config.seed,
-            dataset=dataset,
-            val_dataset=val_dataset,
-            preprocess=recorded_preprocess(folder) if resume else None,
-            progress=progress_bar if is_main_process() else None,
-            whole_steps=config.looks_ahead,
-        )
-        try:
-            data.open()
-        except TooFewImagesError as error:
-            shares = session.world_size * config.trainer.accumulate
-            smaller = fitted_to_images(config, error.images, shares)
-            if resume or smaller is config:
-                raise
-            return pretrain(
-                smaller,
-                folder,
-                init_from=init_from,
-                stop_after=stop_after,
-                command=command,
+        config, data = opened_to_fit(
+            config,
+            partial(
+                _data_module,
+                world_size=session.world_size,
                 dataset=dataset,
                 val_dataset=val_dataset,
-            )
+                preprocess=recorded_preprocess(folder) if resume else None,
+            ),
+            world_size=session.world_size,
+            resume=resume,
+        )
         data.keep_on(session.device)
         seed_everything(config.seed, verbose=False)
         module = _module(config, origin, data.preprocess, session)
-        with session.recording(data, resume=resume, changes=changes, command=command):
+        with session.recording(config, data, resume=resume, changes=changes, command=command):
             if is_main_process():
                 _warn_of_few_steps(config, data)
             finished = session.fit(module, data, resume=resume)
@@ -133,6 +115,30 @@ def model_of(
         cast("nn.Module", model).load_state_dict(origin)
     model.preprocess = preprocess
     return model
+
+
+def _data_module(
+    config: PretrainConfig,
+    *,
+    world_size: int,
+    dataset: Dataset[Any] | ImageSource | None,
+    val_dataset: Dataset[Any] | ImageSource | None,
+    preprocess: Preprocess | None,
+) -> ImageDataModule:
+    return ImageDataModule(
+        config.data,
+        model=config.model,
+        kind=_batches(config),
+        batch_size=batch_per_device(config, world_size),
+        accumulate=config.trainer.accumulate,
+        world_size=world_size,
+        seed=config.seed,
+        dataset=dataset,
+        val_dataset=val_dataset,
+        preprocess=preprocess,
+        progress=progress_bar if is_main_process() else None,
+        whole_steps=config.looks_ahead,
+    )
 
 
 def _batches(config: PretrainConfig) -> BatchKind:

@@ -7,9 +7,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from crate_mae.batches.assembly import Batch, SourceBatches
+from crate_mae.common.extras import with_command
 from crate_mae.evaluation.backbones import evaluating
 from crate_mae.evaluation.reconstruction import reconstruct
-from crate_mae.figures.reconstruction_sheet import draw_reconstruction
 from crate_mae.training.masked_completion import MaskedCompletion
 
 logger = logging.getLogger(__name__)
@@ -32,10 +32,13 @@ class Reconstructions(Callback):
         try:
             self.draw(trainer, pl_module, f"epoch-{epoch:04d}.png", f"epoch {epoch}")
         except Exception as error:  # whatever drawing stumbles over, training goes on
+            error = with_command(error) if isinstance(error, ImportError) else error
             logger.warning("no reconstruction drawn at epoch %d: %s", epoch, error)
 
     def draw(self, trainer: Trainer, module: LightningModule, name: str, title: str) -> None:
-        """Write one sheet."""
+        """Write one sheet; ImportError where matplotlib is missing."""
+        from crate_mae.figures.reconstruction_sheet import draw_reconstruction
+
         assert isinstance(module, MaskedCompletion)
         batch = self._batch(trainer)
         if batch is None:

@@ -13,9 +13,9 @@ import yaml
 
 from crate_mae.common.environment import environment
 from crate_mae.common.escaping import EscapingFilter, printable
-from crate_mae.common.files import PATH_SCHEMES, write_atomically, writing
-from crate_mae.common.folder_lock import LOCK, holding
-from crate_mae.common.litter import is_litter, sweep_below
+from crate_mae.common.files import PATH_SCHEMES, user_path, write_atomically, writing
+from crate_mae.common.folder_lock import COMMAND, LOG, holding, is_unborn, unborn_hint
+from crate_mae.common.litter import sweep_below
 from crate_mae.common.yaml_files import read_yaml
 from crate_mae.models.config import Preprocess
 from crate_mae.training.callbacks import LAST, expect_nodes, is_main_process
@@ -25,7 +25,7 @@ from crate_mae.training.resuming import DATA, check_checkpoint, check_resumable,
 
 logger = logging.getLogger(__name__)
 
-CONFIG, COMMAND, LOG = "config.yaml", "command.txt", "log.txt"
+CONFIG = "config.yaml"
 FREE_ON_RESUME = (
     "name:", "record.", "trainer.accelerator:", "trainer.devices:", "trainer.num_nodes:",
     "trainer.strategy:", "trainer.compile:", "trainer.recompute:", "trainer.deterministic:",
@@ -86,17 +86,6 @@ def _filled(
     return found
 
 
-def is_unborn(folder: Path) -> bool:
-    """Whether a folder is empty, or holds what a run leaves that was killed before its settings.
-
-    Only what is ours counts: the lock that it held, its log, its command line.
-    """
-    if not folder.is_dir():
-        return False
-    names = {path.name for path in folder.iterdir() if not is_litter(path.name)}
-    return not names or (LOCK in names and names <= {LOCK, LOG, COMMAND})
-
-
 @contextmanager
 def written_alone(folder: Path) -> Iterator[None]:
     """A context in which no other process writes to a run folder; it is made where it is missing.
@@ -130,8 +119,8 @@ def continuing(folder: Path, source: str) -> Iterator[None]:
             yield
         except FileNotFoundError as error:
             scheme, _, path = source.partition(":")
-            lost = path and not Path(path).expanduser().exists()
-            if scheme in PATH_SCHEMES and lost and not Path(path).expanduser().is_absolute():
+            lost = path and not user_path(path).exists()
+            if scheme in PATH_SCHEMES and lost and not user_path(path).is_absolute():
                 raise FileNotFoundError(
                     f"{error}. The run names its images relative to where it was started: resume it"
                     f" from there, or tell where they are now, with --data.source"
@@ -142,11 +131,11 @@ def continuing(folder: Path, source: str) -> Iterator[None]:
 
 def load_config_values(run: str | Path) -> dict[str, Any]:
     """The nested values of a run folder's configuration; FileNotFoundError when it is no run."""
-    path = Path(run) / CONFIG
+    path = user_path(run) / CONFIG
     if not path.is_file():
-        unborn = "; nothing of a run was written yet: start it again with the words it was started"
-        more = f"{unborn} with, without --resume" if is_unborn(Path(run)) else ""
-        raise FileNotFoundError(f"{run} is no run folder: it has no {CONFIG}{more}")
+        raise FileNotFoundError(
+            f"{run} is no run folder: it has no {CONFIG}{unborn_hint(user_path(run))}"
+        )
     return load_settings(path)
 
 

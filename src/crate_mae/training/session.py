@@ -131,6 +131,7 @@ class Session:
     @contextmanager
     def recording(
         self,
+        config: RunConfig,
         data: ImageDataModule,
         *,
         resume: bool,
@@ -141,8 +142,10 @@ class Session:
         """A context in which the run folder is there, written by this run alone, and its log open.
 
         Configuration, command, environment and what is known of the data (with `facts`) are written
-        first; `changes` since the run began are logged.
+        first; `changes` since the run began are logged. `config` is the one that the session was
+        made with, or one of another batch and rate, of which the Trainer knows nothing.
         """
+        self.config = config
         # A resumed run holds its folder already.
         with nullcontext() if resume else written_alone(self.folder), log_file(self.folder):
             with self._stop:

@@ -1,9 +1,12 @@
 """What a recipe becomes where there are too few images for it: adapted, and said."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
+from crate_mae.batches.data_module import ImageDataModule
+from crate_mae.batches.opening import TooFewImagesError
 from crate_mae.training.config import RunConfig
 
 STEPS_AN_EPOCH = 4
@@ -37,3 +40,24 @@ def fitted_to_images(config: ConfigT, images: int, shares: int) -> ConfigT:
         images, old.batch_size, batch, new.base_lr, old.peak_lr, new.peak_lr,
     )  # fmt: skip
     return replace(config, optim=new)
+
+
+def opened_to_fit(
+    config: ConfigT, make: Callable[[ConfigT], ImageDataModule], *, world_size: int, resume: bool
+) -> tuple[ConfigT, ImageDataModule]:
+    """(A configuration whose batch the images fill, what loads them so, open).
+
+    `make` makes that of a configuration; it is asked again where `fitted_to_images` changes it. A
+    run that is resumed is never changed. Raises what opening raises.
+    """
+    data = make(config)
+    try:
+        data.open()
+    except TooFewImagesError as error:
+        shares = world_size * config.trainer.accumulate
+        smaller = fitted_to_images(config, error.images, shares)
+        if resume or smaller is config:
+            raise
+        config, data = smaller, make(smaller)
+        data.open()
+    return config, data

@@ -24,8 +24,9 @@ class CrateMAEImageProcessor(TorchvisionBackend):
     """Scales an image until it just covers `size`, keeps the centre, and normalises it.
 
     Bicubic with antialiasing; nothing is squashed. Grey becomes colour or colour grey as
-    `image_mean` has three values or one; transparency lies over white; 16 bit and floats are taken
-    by their full range. Arrays are (C, H, W) or (H, W, C).
+    `image_mean` has three values or one; transparency lies over white. 8 and 16 bits are divided by
+    their full range; floats are taken as they are, whatever `do_rescale` says. Arrays and tensors
+    are (C, H, W) or (H, W, C). Raises ValueError for other integers, which have no known scale.
     """
 
     size: ClassVar = {"height": 224, "width": 224}
@@ -56,16 +57,12 @@ class CrateMAEImageProcessor(TorchvisionBackend):
         if isinstance(image, Image.Image):
             pixels = pixels_of(image, "image")
         else:
-            pixels = torch.from_numpy(image) if isinstance(image, np.ndarray) else image
-            if pixels.ndim == 2:
-                pixels = pixels[None]
-            else:
-                order = input_data_format or infer_channel_dimension_format(
-                    pixels, num_channels=tuple({1, 3, channels})
-                )
-                if order == ChannelDimension.LAST:
-                    pixels = pixels.permute(2, 0, 1)
-        pixels = pixels if pixels.dtype == torch.uint8 else pixels.float()
+            pixels = _on_a_known_scale(image)
+            order = input_data_format or infer_channel_dimension_format(
+                pixels, num_channels=tuple({1, 3, channels})
+            )
+            if order == ChannelDimension.LAST:
+                pixels = pixels.permute(2, 0, 1)
         return to_channels(pixels.contiguous().to(device), channels)
 
     def _preprocess(
@@ -90,6 +87,24 @@ class CrateMAEImageProcessor(TorchvisionBackend):
                 pixels = (pixels - mean.to(pixels.device)) / std.to(pixels.device)
             prepared.append(pixels)
         return BatchFeature(data={"pixel_values": prepared}, tensor_type=return_tensors)
+
+
+def _on_a_known_scale(values: np.ndarray | Tensor) -> Tensor:
+    """Pixels of an array or tensor: bytes as they are, 16 bits as [0, 1], floats as float32.
+
+    Raises ValueError for other integers.
+    """
+    if isinstance(values, np.ndarray):  # torch takes neither foreign byte order nor backward steps
+        values = torch.from_numpy(np.array(values, values.dtype.newbyteorder("="), order="C"))
+    if values.dtype == torch.uint8:
+        return values
+    if values.dtype == torch.uint16:
+        return values.float() / 65535
+    if values.is_floating_point() or values.dtype == torch.bool:
+        return values.float()
+    raise ValueError(
+        f"pixels of type {str(values.dtype)[6:]} have no known scale: give uint8, uint16, or floats"
+    )
 
 
 __all__ = ["CrateMAEImageProcessor"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crate_mae.common.files import read_json_object
+from crate_mae.common.files import read_json_object, user_path
 from crate_mae.models.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, Preprocess
 from crate_mae.vitmae.model import ViTMAE, position_tables, sizes_of, transformers_library
 from crate_mae.weights.shipped import CONFIG, PREPROCESS, TENSORS
@@ -40,7 +40,7 @@ def save_vitmae(
         write_safetensors(read_safetensors(fresh / TENSORS), fresh / TENSORS)  # with a checksum
         text = json.dumps(model.preprocess.to_dict(), indent=2) + "\n"
         (fresh / PREPROCESS).write_text(text, encoding="utf-8")
-    return Path(folder)
+    return user_path(folder)
 
 
 def load_vitmae(folder: Path, described: dict[str, Any]) -> ViTMAE:

@@ -75,7 +75,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises FileNotFoundError, ValueError for files that hold anything but plain tensors, and for
     families whose layers this package does not have, with the reason.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.suffix == ".npz":
         if not path.is_file():
             raise FileNotFoundError(f"no checkpoint file at {path}")

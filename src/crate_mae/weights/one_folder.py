@@ -77,6 +77,16 @@ def timm_cfg(config: ModelConfig, preprocess: Preprocess, *, num_classes: int) -
     }
 
 
+def unsupported_by_timm(config: ModelConfig) -> list[str]:
+    """Fields and values of a configuration that timm's vision transformers cannot have."""
+    wanted = {"embedding": "conv", "positions": "sincos", "head_norm": "tokens"}
+    return [
+        f"{name} {getattr(config, name)!r}"
+        for name, value in wanted.items()
+        if getattr(config, name) != value
+    ]
+
+
 def _transformers_keys(described: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
     keys = {
         "model_type": MODEL_TYPE,

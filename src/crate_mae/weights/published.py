@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from crate_mae.common.file_kinds import file_kind
-from crate_mae.common.files import check_new_folder
+from crate_mae.common.files import check_new_folder, user_path
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import IMAGENET_MEAN, IMAGENET_STD, PRESETS, ModelConfig, Preprocess
 from crate_mae.models.patches import sincos_positions
@@ -226,7 +226,7 @@ def published_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]
     `.pth` files have none), for files that hold anything but plain tensors and values, for entries
     that are no tensors, and for tensors that claim more values than they hold.
     """
-    loaded: Any = source if isinstance(source, Mapping) else _read(Path(source))
+    loaded: Any = source if isinstance(source, Mapping) else _read(user_path(source))
     for wrapper in ("model", "teacher", "state_dict", "module"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]

@@ -244,8 +244,8 @@ def _patch(values: int, facts: ClassifierFacts) -> tuple[int, tuple[int, int]]:
         patch = (side, side)
     if patch[0] * patch[1] * channels != values:
         raise ValueError(
-            f"a patch holds {values} values, which is not {channels} channels of"
-            f" {patch[0]} x {patch[1]} pixels: give patch_size and channels"
+            f"a patch holds {values} values by to_patch_embedding.2.weight, which is not {channels}"
+            f" channels of {patch[0]} x {patch[1]} pixels: give patch_size and channels"
         )
     return channels, patch
 
@@ -257,7 +257,9 @@ def _image(patches: int, patch: tuple[int, int], facts: ClassifierFacts) -> tupl
         return size if isinstance(size, tuple) else (size, size)
     side = math.isqrt(max(patches, 0))
     if side * side != patches or not patches:
-        raise ValueError(f"{patches} patches are no square grid: give image_size")
+        raise ValueError(
+            f"pos_embedding has {patches} patches, which are no square grid: give image_size"
+        )
     return side * patch[0], side * patch[1]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crate_mae.common.files import read_json_object
+from crate_mae.common.files import read_json_object, user_path
 from crate_mae.models.config import MAX_CLASSES, MAX_DEPTH, MAX_DIM
 from crate_mae.models.depict import SegmentationDecoder
 from crate_mae.weights.published_classifiers import FOREIGN
@@ -78,7 +78,7 @@ def save_decoder(
     with replacing_folder(folder, overwrite=overwrite) as fresh:
         write_safetensors(tensors, fresh / TENSORS)
         (fresh / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-    return Path(folder)
+    return user_path(folder)
 
 
 def load_decoder(folder: str | Path) -> SegmentationDecoder:
@@ -86,7 +86,7 @@ def load_decoder(folder: str | Path) -> SegmentationDecoder:
 
     Raises FileNotFoundError when a file is missing and ValueError for damaged ones.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     check_complete(folder, (TENSORS, CONFIG))
     described = read_json_object(folder / CONFIG)
     if described.get("model") != KIND or described.get("format") != FORMAT:

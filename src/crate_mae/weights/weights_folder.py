@@ -124,7 +124,7 @@ def save_described(
         (fresh / PREPROCESS).write_bytes(_json(preprocess.to_dict()))
         for name, values in (others or {}).items():
             (fresh / name).write_bytes(_json(values))
-    return Path(folder)
+    return user_path(folder)
 
 
 @contextlib.contextmanager
@@ -133,7 +133,7 @@ def replacing_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator
 
     Raises FileExistsError as `save_model` does. When the block raises, nothing has changed.
     """
-    folder = Path(folder).resolve()  # a link stays, what it names is written
+    folder = user_path(folder).resolve()  # a link stays, what it names is written
     _check_free(folder, overwrite=overwrite)
     with replacing_tree(folder) as fresh:
         yield fresh
