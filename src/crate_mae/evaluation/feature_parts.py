@@ -276,7 +276,7 @@ def all_rows(parts: FeatureParts) -> Iterator[PartRows]:
 
 def is_parts_folder(path: str | Path) -> bool:
     """Whether a path is a folder that says it holds parts of features."""
-    return (Path(path) / MANIFEST).is_file()
+    return (user_path(path) / MANIFEST).is_file()
 
 
 def _create(path: Path, text: str) -> None:
