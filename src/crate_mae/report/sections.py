@@ -17,7 +17,7 @@ from crate_mae.runs.measure_missing import ANALYSED, PICTURES
 HASHED = (
     "config.yaml", "data.json", "metrics.jsonl", "summary.json", EVALUATION, RECONSTRUCTION,
     "analysis/layers.json", "weights/model.safetensors", "weights/config.json",
-    "weights/preprocess.json", "weights-best/model.safetensors",
+    "weights/preprocess.json", "weights-best/model.safetensors", "segmentation.png",
 )  # fmt: skip
 PACKAGES = ("torch", "torchvision", "lightning", "numpy", "safetensors", "scikit-learn")
 

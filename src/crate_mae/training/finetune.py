@@ -228,7 +228,8 @@ def _announce(
         f"from {config.weights}" if config.weights is not None else "from scratch",
     )  # fmt: skip
     optim, ema = config.optim, config.optim.ema
-    if optim.layer_decay < 1 and config.model is not None:
+    frozen = config.task == "segment" and config.segment.freeze
+    if optim.layer_decay < 1 and config.model is not None and not frozen:
         lowest = optim.peak_lr * optim.layer_decay ** (config.model.depth + 1)
         logger.info("learning rates from %.3g (embedding) to %.3g (head)", lowest, optim.peak_lr)
     steps = data.num_samples // optim.batch_size * optim.epochs
