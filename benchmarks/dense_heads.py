@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         config = _config(given, encoder, head)
         folder = given.runs / f"{encoder.replace(', ', '-')}-{head}"
-        finetune(config, folder, resume=folder.exists())
+        if not finetune(config, folder, resume=folder.exists()).finished:
+            return 143  # asked to stop: what was saved goes on with the same command
         record["rows"].append({"encoder": encoder, "head": head, **_trained(folder, given)})
         _keep(record, given.json)
     if WITHOUT_LABELS not in {row["encoder"] for row in record["rows"]}:

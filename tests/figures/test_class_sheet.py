@@ -10,7 +10,7 @@ from figure_cases import holds, panels, pixels, texts
 from crate_mae.figures.class_sheet import class_colours, draw_classes
 from crate_mae.models.mask_classes import VOID, MaskClasses
 
-CLASSES = MaskClasses(values=(0, 1), names=("ground", "pet"))
+CLASSES = MaskClasses(values=(0, 1), names=("_$ground", "pet"))
 
 
 @pytest.mark.usefixtures("svg_words")
@@ -25,7 +25,7 @@ def test_panels_and_words(tmp_path: Path) -> None:
         caption="Whose they are.",
     )  # fmt: skip
     words = texts(path)
-    for expected in ("told", "truth", "errors", "ground", "pet", "88% right", "nothing counts",
+    for expected in ("told", "truth", "errors", "_$ground", "pet", "88% right", "nothing counts",
                      "Whose they are."):  # fmt: skip
         assert expected in words, expected
     assert panels(path) == 2 * 4

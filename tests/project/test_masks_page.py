@@ -1,4 +1,4 @@
-"""The section on training on masks: its commands run, one after the other; its table is measured."""
+"""The section on training on masks: its commands run, its table is what was measured."""
 
 import json
 import re
@@ -69,5 +69,5 @@ def test_its_table_is_what_was_measured() -> None:
         for head in ("linear", "depict-cross", "depict-self"):
             row = by_place[encoder, head]
             assert f"{row['steps']} steps" in SECTION
-            values = [value for value in row["iou"].values()]
+            values = list(row["iou"].values())
             assert row["mean_iou"] == pytest.approx(sum(values) / len(values), abs=1e-3)

@@ -14,8 +14,10 @@ from crate_mae.common.files import (
     PATH_SCHEMES,
     check_file_target,
     check_new_folder,
+    user_path,
 )
 from crate_mae.common.hints import option_value, refuse_arguments
+from crate_mae.models.mask_classes import COLUMN
 from crate_mae.weights.shipped import check_weights_name
 
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
@@ -44,6 +46,9 @@ def check_run_words(verb: str, words: Sequence[str]) -> None:
         address = option_value(words, option)
         if address:
             check_address(address)
+    for option in ("--segment.masks", "--segment.val_masks", "--segment.test_masks"):
+        masks = option_value(words, option)
+        check_masks(None if masks == "null" else masks)
     given = [option_value(words, option) for option in ("--init-from", "--weights")]
     if verb == "finetune" and words and not words[0].startswith("-"):
         given.append(words[0])
@@ -77,10 +82,17 @@ def check_words(given: argparse.Namespace, *, picture: bool = False, folder: boo
     weights = getattr(given, "weights", None)
     if weights is not None and Path(weights).suffix.lower() not in FEATURE_FILES:
         check_weights_name(weights)
+    check_masks(getattr(given, "masks", None))
     for name in ("images", "address", "data"):
         named = getattr(given, name, None) or ()
         for one in [named] if isinstance(named, str) else named:
             check_address(one)
+
+
+def check_masks(masks: str | None) -> None:
+    """Raise FileNotFoundError for a folder of masks that is not there."""
+    if masks and not masks.startswith(COLUMN) and not user_path(masks).is_dir():
+        raise FileNotFoundError(f"there is no folder {masks} with masks")
 
 
 def check_address(address: str) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from crate_mae.batches.transforms import fit
-from crate_mae.models.mask_classes import MOST_CLASSES, VOID
+from crate_mae.common.files import user_path
+from crate_mae.models.mask_classes import COLUMN, MOST_CLASSES, VOID
 from crate_mae.sources.base import ImageSource
 from crate_mae.sources.found import NO_LABELS, Reading
 from crate_mae.sources.images import (
@@ -19,8 +20,6 @@ from crate_mae.sources.images import (
     probe_image,
 )
 
-COLUMN = "column:"
-"""What stands before the name of a column where masks are named."""
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".pgm")
 
 
@@ -51,7 +50,7 @@ def mask_files(source: ImageSource, folder: str | Path) -> dict[str, Path]:
     outside the folder, is no image, has another size, or would serve two images. Only headers are
     read.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder} with masks")
     found: dict[str, Path] = {}

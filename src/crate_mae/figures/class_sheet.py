@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from crate_mae.figures.sheet import Sheet, channels_note, checked_names, drawable
+from crate_mae.figures.sheet import Sheet, channels_note, checked_names, drawable, shortened
 from crate_mae.figures.style import check_figure_target, save_figure
 from crate_mae.models.mask_classes import VOID, MaskClasses
 
@@ -68,12 +69,21 @@ def draw_classes(
         sheet.label(row, labels[row], right)
         sheet.panel(row, 0, image)
         sheet.panel(row, 1, _coloured(found, image, palette))
-    named = list(zip(classes.names, palette, strict=True))[:NAMED]
-    figure.legend(
-        handles=[Patch(facecolor=tuple(colour), label=name) for name, colour in named],
-        loc="upper right", fontsize=8, frameon=False, ncols=1, handlelength=1.0,
-    )  # fmt: skip
+    _name_colours(figure, classes.names, palette)
     return save_figure(figure, path)
+
+
+def _name_colours(figure: Figure, names: Sequence[str], palette: np.ndarray) -> None:
+    """A legend at the upper right; names may hold what matplotlib takes for formulas or hides."""
+    count = min(len(names), NAMED)
+    handles = [Patch(facecolor=tuple(colour)) for colour in palette[:count]]
+    legend = figure.legend(
+        handles=handles, labels=[str(number) for number in range(count)], loc="upper right",
+        fontsize=8, frameon=False, handlelength=1.0,
+    )  # fmt: skip
+    for text, name in zip(legend.get_texts(), names, strict=False):
+        text.set_parse_math(False)
+        text.set_text(shortened(name, 12))
 
 
 def class_colours(count: int) -> np.ndarray:

@@ -6,6 +6,8 @@ from typing import Any
 
 from crate_mae.models.limits import MAX_DIM
 
+COLUMN = "column:"
+"""What stands before the name of a column where masks are named."""
 VOID = 255
 """The class number of pixels that do not count; in masks, the value that usually says so."""
 MOST_PIXEL_CLASSES = VOID
