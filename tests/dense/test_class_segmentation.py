@@ -77,7 +77,8 @@ def test_numbers_of_a_set_by_loops(shapes: Path) -> None:
     plain = json.loads(json.dumps(found.to_dict()))
     assert plain["score"]["iou"]["dark"] == found.score.iou[2]
     bare = segment_classes(model, source)
-    assert bare.score is bare.truth is None
+    assert bare.score is None
+    assert bare.truth is None
     assert bare.predicted.equal(found.predicted), "nothing looks at the truth"
     assert "mean IoU" not in bare.table()
 

@@ -152,7 +152,7 @@ def test_a_frozen_encoder_stays_as_it_is(shapes: Path, tmp_path: Path, head: str
         ({"vitmae": "configuration"}, "not on a ViT-MAE's"),
     ):
         with pytest.raises(ValueError, match=message):
-            replace(config, **wrong)  # type: ignore[arg-type]
+            replace(config, **wrong)
 
 
 def test_a_head_is_kept_or_replaced(whole: Path, shapes: Path, tmp_path: Path) -> None:

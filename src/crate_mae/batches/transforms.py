@@ -127,7 +127,7 @@ def dense_fit(image: Tensor, mask: Tensor, *, size: tuple[int, int]) -> tuple[Te
 
     The identity when sizes agree.
     """
-    if mask.shape == size:
+    if (mask.shape[0], mask.shape[1]) == size:
         return fit(image, size), mask
     scaled = covering_size((mask.shape[0], mask.shape[1]), size)
     part: Tensor = tv.center_crop(_nearest(mask, scaled)[None], list(size))

@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crate_mae.cli.early import check_words
 from crate_mae.cli.options import (
@@ -341,7 +341,7 @@ def segment(argv: list[str]) -> int:
         "--threshold": given.threshold is not None,
     }
     by_attention = {"--heads": given.heads is not None, "--mass": given.mass is not None}
-    method = given.method or "pca"
+    method: Any = given.method or "pca"
     strange = by_attention if method == "pca" else by_pca
     if any(strange.values()):
         named = ", ".join(flag for flag, used in strange.items() if used)

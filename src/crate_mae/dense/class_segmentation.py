@@ -34,6 +34,7 @@ from crate_mae.evaluation.pixel_scores import PixelScore, pixel_counts
 from crate_mae.models.config import Preprocess
 from crate_mae.models.depict import CrateSegmenter, head_name
 from crate_mae.models.mask_classes import VOID, MaskClasses
+from crate_mae.sources.address import few
 from crate_mae.sources.base import ImageSource
 from crate_mae.sources.images import Sample, to_channels
 
@@ -91,6 +92,10 @@ class ClassSegmentation:
                 f" ({self.classes.names[self.score.majority]}) gives {trivial.mean_iou:.4f} and"
                 f" {trivial.accuracy:.4f}"
             )
+            there = self.score.counts.sum(dim=1).tolist()
+            absent = [n for n, pixels in zip(self.classes.names, there, strict=True) if not pixels]
+            if absent:
+                lines.append(f"no true pixels of {few(absent)}")
         if self.ignored:
             lines.append(f"{self.ignored:.1%} of the pixels do not count")
         return "\n".join(lines)

@@ -97,7 +97,7 @@ class SegmentationDecoder(nn.Module):
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a positive whole number, not {value!r}")
         self.form = form
-        self.sizes = {
+        self.sizes: dict[str, Any] = {
             "dim": dim, "num_classes": num_classes, "form": form, "num_layers": num_layers,
             "num_heads": num_heads, "head_dim": head_dim, "cross_head_dim": cross_head_dim,
         }  # fmt: skip

@@ -41,7 +41,6 @@ from crate_mae.training.short_runs import fitted_to_images
 from crate_mae.training.supervised_module import SupervisedModule
 
 Images = LabelledImages | DenseImages
-SupervisedTask = ClassifyTask | SegmentTask
 TASKS: dict[str, Any] = {"classify": ClassifyTask(), "segment": SegmentTask()}
 """What the runs of each task do differently, by its name in the settings."""
 
@@ -203,25 +202,22 @@ def _data_module(
     )
 
 
-def _module(
-    config: FinetuneConfig, task: SupervisedTask, model: Any, session: Session
-) -> SupervisedModule:
+def _module(config: FinetuneConfig, task: Any, model: Any, session: Session) -> SupervisedModule:
     if config.trainer.recompute:
         model.recompute_layers()
     if config.trainer.compile:
         cast("nn.Module", model).compile()
-    return task.module(
+    module: SupervisedModule = task.module(
         model,
         optim=config.optim,
         seed=config.seed,
         last_checkpoint=session.last_checkpoint,
         stop_wanted=session.stop_wanted,
     )
+    return module
 
 
-def _announce(
-    config: FinetuneConfig, task: SupervisedTask, images: Images, data: ImageDataModule
-) -> None:
+def _announce(config: FinetuneConfig, task: Any, images: Images, data: ImageDataModule) -> None:
     logger.info(
         "%s; %d images validate, %d test at the end; %s",
         task.announcement(images), 0 if images.val is None else len(images.val), len(images.test),

@@ -333,8 +333,8 @@ def _construct(described: dict[str, Any], config: ModelConfig) -> CrateMAE | Cra
             class_names=None if names is None else tuple(map(str, names)),
         )
     if kind == CrateSegmenter.kind:
-        head, classes = read_head(_section(described, "segmenter"), dim=config.dim)
-        return CrateSegmenter(Encoder(config), head, classes=classes)
+        decoder, classes = read_head(_section(described, "segmenter"), dim=config.dim)
+        return CrateSegmenter(Encoder(config), decoder, classes=classes)
     known = ", ".join(
         each.kind for each in (CrateMAE, CrateEncoder, CrateClassifier, CrateSegmenter)
     )
