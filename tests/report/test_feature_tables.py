@@ -46,6 +46,7 @@ def test_the_page_of_a_run_on_masks(run: Path, tmp_path: Path) -> None:
     assert "depict-cross" in text
     assert "&lt;dark&gt;" in text
     assert "<dark>" not in text
+    assert f"crate-mae segment {run} imagefolder:" in text
     page = read_page(made.path)
     assert any("the classes of their pixels" in str(image["alt"]) for image in page.images)
     assert any("Validation mean IoU" in cell for cell in text.split("<"))

@@ -25,6 +25,7 @@ from crate_mae.models.depict import CrateSegmenter
 from crate_mae.models.mask_classes import VOID
 from crate_mae.training.config import FinetuneConfig, FinetuneOptimConfig, TrainerConfig
 from crate_mae.training.finetune import finetune
+from crate_mae.training.parse import parse_finetune
 from crate_mae.training.segmentation import Segmentation, image_losses
 from crate_mae.weights.weights_folder import load_model, save_model
 
@@ -276,6 +277,18 @@ def test_settings_that_contradict_each_other(
         main(["finetune", "--from-scratch", "debug", "--task", "segment", *words])
     assert left.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_settings_come_back_from_the_file_of_a_run(tmp_path: Path) -> None:
+    config = small_segment(
+        "digits", "m", classes=[0, 3], class_names=["a", "b"], ignore=[], head="depict-self"
+    )
+    recipe = write_recipe(config, tmp_path / "config.yaml")
+    assert parse_finetune(["--config", str(recipe)])[0] == config
+    words = ["--segment.classes", "2", "--segment.ignore", "[7, 9]", "--segment.freeze", "true"]
+    changed, _ = parse_finetune(["--config", str(recipe), *words, "--optim.drop_path", "0"])
+    assert (changed.segment.classes, changed.segment.ignore) == (2, [7, 9])
+    assert changed.segment.choice.of([0, 1, 7], beside_void=False).ignored == (7, 9)
 
 
 def test_masks_have_no_meaning_for_classes_of_images() -> None:

@@ -424,6 +424,11 @@ class FinetuneConfig(RunConfig):
                 "segment.freeze leaves the encoder as it is: set optim.drop_path to 0, which leaves"
                 " steps of it out"
             )
+        if self.segment.freeze and self.trainer.strategy == "fsdp":
+            raise ValueError(
+                "segment.freeze trains a part of the weights, which are not sharded by themselves:"
+                " not trainer.strategy fsdp"
+            )
 
     @property
     def image_hw(self) -> tuple[int, int] | None:
