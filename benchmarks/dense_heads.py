@@ -160,7 +160,7 @@ def _untrained(given: argparse.Namespace) -> list[dict[str, Any]]:
     model = load_model(given.weights)
     source = counted_source(given.source, "test")
     found = segment_images(model, source, SegmentSettings(), masks=given.masks)
-    reference = load_model(given.runs / f"frozen-{HEADS[0]}" / "weights")
+    reference = load_model(given.runs / f"frozen-{given.heads[0]}" / "weights")
     assert isinstance(reference, CrateSegmenter)
     test = dense_source(source, given.masks, reference.classes)
     size = model.preprocess.size
