@@ -49,7 +49,8 @@ def test_its_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -
     assert "mean IoU" in next(line for line in told.splitlines() if line.startswith("run "))
     for name in ("14.png", "15.png"):
         (made,) = (workplace / "told").rglob(name)
-        assert Image.open(made).size == (90, 70)
+        with Image.open(made) as mask:
+            assert mask.size == (90, 70)
     assert (workplace / "told.png").stat().st_size > 1000
 
 

@@ -197,7 +197,10 @@ def whole_image_classes(model: CrateSegmenter, image: Tensor) -> Tensor:
     preprocess = model.preprocess
     image = to_channels(image, preprocess.channels)
     size = (image.shape[1], image.shape[2])
-    scaled = resized(image, covering_size(size, preprocess.size))
+    whole = covering_size(size, preprocess.size)
+    scaled = resized(image, whole)
+    rows, columns = (-(-s // p) for s, p in zip(whole, model.config.patch_hw, strict=True))
+    model.encoder.expect_grid((rows, columns))  # another one for every proportion: no news
     place = next(model.parameters()).device
     with evaluating(model), torch.inference_mode():
         scores = model(normalised_batch([scaled], preprocess).to(place)).cpu()
