@@ -145,6 +145,9 @@ def test_a_frozen_encoder_stays_as_it_is(shapes: Path, tmp_path: Path, head: str
     for key, value in before.encoder.state_dict().items():
         assert torch.equal(after.encoder.state_dict()[key], value), key
     assert after.preprocess == before.preprocess
+    assert not finetune(config, tmp_path / "cut", stop_after=2).finished
+    assert finetune(config, tmp_path / "cut", resume=True).finished
+    assert_same_run(tmp_path / "run", tmp_path / "cut")
     free = replace(config, segment=replace(config.segment, freeze=False))
     finetune(free, tmp_path / "free")
     moved = load_model(tmp_path / "free").encoder.state_dict()
