@@ -72,6 +72,7 @@ def test_a_recipe_says_how_large_its_model_is(path: Path) -> None:
         ("finetune-mae", 1_281_167), ("finetune-cifar10", 50_000), ("finetune-cifar100", 50_000),
         ("finetune-flowers102", 1_020), ("finetune-pets", 3_680),
         ("finetune-cifar10-small", 49_000), ("finetune-few-labels", 300),
+        ("finetune-segment", 271),
     ],
 )  # fmt: skip
 def test_a_supervised_recipe_says_how_many_steps_it_takes(name: str, images: int) -> None:
@@ -119,13 +120,19 @@ def test_a_supervised_recipe_builds_and_takes_a_step(path: Path, tmp_path: Path)
     config, _ = parse_finetune(["--config", str(path)])
     for folder in ("cats", "dogs"):
         random_images(tmp_path / "images" / folder, 4, (40, 36))
+        if config.task == "segment":
+            random_masks(tmp_path / "masks" / folder, 4, (40, 36))
+    if config.task == "segment":
+        segment = replace(config.segment, masks=str(tmp_path / "masks"))
+        config = replace(config, segment=segment, evaluate="last")
     model = ModelConfig(
         image_size=32, patch_size=8, dim=16, depth=2, num_heads=2, decoder_num_heads=2
     )
     summary = finetune(small_supervised_step(config, model, tmp_path / "images"), tmp_path / "run")
     assert summary.step == 1
     assert np.isfinite(summary.metrics["train/loss"])
-    assert "test/accuracy" in summary.metrics
+    measured = "test/mean_iou" if config.task == "segment" else "test/accuracy"
+    assert measured in summary.metrics
 
 
 def random_images(folder: Path, count: int, size: tuple[int, int]) -> None:
@@ -135,6 +142,15 @@ def random_images(folder: Path, count: int, size: tuple[int, int]) -> None:
     for index in range(count):
         pixels = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{index}.png")
+
+
+def random_masks(folder: Path, count: int, size: tuple[int, int]) -> None:
+    """Write that many random masks of two classes, which serve images of the same names."""
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(1)
+    for index in range(count):
+        values = generator.integers(0, 2, size, dtype=np.uint8)
+        Image.fromarray(values).save(folder / f"{index}.png")
 
 
 def small_supervised_step(

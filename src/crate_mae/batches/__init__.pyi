@@ -6,6 +6,7 @@ from .config import Masking as Masking
 from .config import SupervisedAugment as SupervisedAugment
 from .crops import CropBatches as CropBatches
 from .data_module import ImageDataModule as ImageDataModule
+from .dense import DenseBatches as DenseBatches
 from .labelled import LabelledBatches as LabelledBatches
 from .masked import MaskedBatches as MaskedBatches
 from .prepared import prepared_batches as prepared_batches

@@ -22,11 +22,13 @@ class CachedSource(ImageSource):
         self.broken: list[tuple[str, str]] = []
         self._indices: list[int] = []
         self._labels: list[int | None] = []
+        self._masks: list[Tensor | None] = []
         images: list[Tensor] = []
         for index, sample in enumerate(source.samples()):
             if isinstance(sample, Sample):
                 images.append(sample.image)
                 self._labels.append(sample.label)
+                self._masks.append(sample.mask)
                 self._indices.append(index)
             else:
                 self.broken.append((sample.name, sample.reason))
@@ -46,7 +48,12 @@ class CachedSource(ImageSource):
 
     def load(self, index: int) -> Sample:
         """The sample of an index, from memory."""
-        return Sample(image=self._images[index], label=self.label(index), name=self.name(index))
+        return Sample(
+            image=self._images[index],
+            label=self.label(index),
+            name=self.name(index),
+            mask=self._masks[index],
+        )
 
     def name(self, index: int) -> str:
         """The name of an image."""

@@ -9,6 +9,7 @@ from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
+from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tv
 
@@ -89,10 +90,80 @@ def fit(image: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = image.shape[-2:]
     if (height, width) == size:
         return image
-    scale = max(size[0] / height, size[1] / width)
-    scaled = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
-    centre: Tensor = tv.center_crop(_resized(image, scaled), list(size))
+    scaled = covering_size((height, width), size)
+    centre: Tensor = tv.center_crop(resized(image, scaled), list(size))
     return _within_range(centre, image)
+
+
+def covering_size(image_hw: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an image, scaled so that it just covers `size`."""
+    scale = max(size[0] / image_hw[0], size[1] / image_hw[1])
+    return max(size[0], round(image_hw[0] * scale)), max(size[1], round(image_hw[1] * scale))
+
+
+def dense_transform(
+    augment: Augment, size: tuple[int, int]
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """A transform of an image (C, H, W) and its mask (H, W) to (C, *size) and `size`, both alike.
+
+    Images change as by `training_transform`; masks take the nearest value, and edges are
+    reflected in both. It draws from torch's global generator.
+    """
+    steps: list[v2.Transform] = []
+    crop = None
+    if augment.kind == "resized_crop":
+        crop = v2.RandomResizedCrop(size, scale=(augment.min_scale, 1.0))
+    elif augment.kind == "pad_crop":
+        padding = min(augment.padding, size[0] - 1, size[1] - 1)
+        steps.append(v2.RandomCrop(size, padding=padding, padding_mode="reflect"))
+    if augment.flip:
+        steps.append(v2.RandomHorizontalFlip())
+    further = v2.Compose(steps) if steps else None
+    return partial(_changed_alike, crop=crop, size=size, further=further)
+
+
+def dense_fit(image: Tensor, mask: Tensor, *, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """An image (C, H, W) as `fit` gives it, and the same part of its mask (H, W), nearest values.
+
+    The identity when sizes agree.
+    """
+    if (mask.shape[0], mask.shape[1]) == size:
+        return fit(image, size), mask
+    scaled = covering_size((mask.shape[0], mask.shape[1]), size)
+    part: Tensor = tv.center_crop(_nearest(mask, scaled)[None], list(size))
+    return fit(image, size), part[0]
+
+
+def _changed_alike(
+    image: Tensor,
+    mask: Tensor,
+    *,
+    crop: v2.RandomResizedCrop | None,
+    size: tuple[int, int],
+    further: v2.Transform | None,
+) -> tuple[Tensor, Tensor]:
+    if crop is None:
+        image, mask = dense_fit(image, mask, size=size)
+    else:
+        place = crop.make_params([image])
+        mask = _nearest(tv.crop(mask[None], **place)[0], size)
+        image = _within_range(resized(tv.crop(image, **place), size), image)
+    if further is None:
+        return image, mask
+    image, mask = further(tv_tensors.Image(image), tv_tensors.Mask(mask[None]))
+    return image.as_subclass(Tensor), mask[0].as_subclass(Tensor)
+
+
+def _nearest(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """A mask (H, W) of another size, each pixel the value at its own centre.
+
+    torchvision's own way with masks, "nearest", takes the value at the pixel's upper left corner:
+    the mask would lie half a pixel beside its image.
+    """
+    resized: Tensor = tv.resize(
+        mask[None], list(size), interpolation=InterpolationMode.NEAREST_EXACT
+    )
+    return resized[0]
 
 
 def normalise(images: Tensor, preprocess: Preprocess) -> Tensor:
@@ -179,10 +250,10 @@ def changed_by_type(image: Tensor, of_bytes: v2.Transform, of_floats: v2.Transfo
 
 def _cropped(image: Tensor, crop: v2.RandomResizedCrop, size: tuple[int, int]) -> Tensor:
     part = tv.crop(image, **crop.make_params([image]))
-    return _within_range(_resized(part, size), image)
+    return _within_range(resized(part, size), image)
 
 
-def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     """An image (C, H, W) of another size (C, *size), bicubic with antialiasing.
 
     Torch cannot make images that are one pixel wide of images of another height: most values come

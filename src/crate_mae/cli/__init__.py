@@ -127,7 +127,7 @@ CHAPTERS: dict[str, dict[str, Verb]] = {
             train.pretrain,
         ),
         "finetune": Verb(
-            "train a classifier, from pre-trained weights or from scratch",
+            "train a classifier, or on masks, from weights or from scratch",
             train.finetune_parser,
             train.finetune,
         ),
@@ -189,7 +189,9 @@ CHAPTERS: dict[str, dict[str, Verb]] = {
             "tokens in the colours of their principal components", draw.pca_parser, draw.pca
         ),
         "segment": Verb(
-            "foreground without labels, drawn and measured", draw.segment_parser, draw.segment
+            "classes of pixels by a trained head, or foreground without labels",
+            draw.segment_parser,
+            draw.segment,
         ),
     },
     "inspect": {

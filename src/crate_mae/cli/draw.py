@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from crate_mae.cli.early import check_words
 from crate_mae.cli.options import (
@@ -28,6 +29,10 @@ from crate_mae.cli.options import (
 )
 from crate_mae.common.escaping import printable
 from crate_mae.common.files import user_path
+
+if TYPE_CHECKING:
+    from crate_mae.models.depict import CrateSegmenter
+    from crate_mae.sources.base import ImageSource
 
 
 def reconstruct_parser() -> CommandParser:
@@ -285,7 +290,9 @@ def pca(argv: list[str]) -> int:
 def segment_parser() -> CommandParser:
     """The parser of `crate-mae segment`."""
     parser = verb_parser(
-        "segment", "Foreground without labels, from tokens or attention; with masks, its IoU."
+        "segment",
+        "Classes of pixels, by a head that was trained on masks; else foreground without labels,"
+        " from tokens or attention. With masks, its IoU.",
     )
     add_weights(parser)
     add_images(parser)
@@ -297,11 +304,17 @@ def segment_parser() -> CommandParser:
     )  # fmt: skip
     parser.add_argument(
         "--ignore", type=_ignored, metavar="VALUE|none",
-        help="value of mask pixels that do not count (255, where masks number classes)",
+        help="value of mask pixels that do not count (255, where masks number classes; with a"
+        " trained head, those of its training)",
     )  # fmt: skip
     parser.add_argument(
-        "--method", default="pca", choices=["pca", "attention"], help="what is cut (pca)"
-    )
+        "--masks-out", metavar="FOLDER",
+        help="trained head: a new folder for a PNG of classes for every image, at its own size",
+    )  # fmt: skip
+    parser.add_argument(
+        "--method", choices=["pca", "attention"],
+        help="find foreground without labels, by cutting this (pca; with a trained head, none)",
+    )  # fmt: skip
     _add_tokens(parser, "; attention: the layer that attends (-1)")
     _add_foreground_options(parser, "pca: ")
     parser.add_argument(
@@ -329,18 +342,21 @@ def segment(argv: list[str]) -> int:
         "--threshold": given.threshold is not None,
     }
     by_attention = {"--heads": given.heads is not None, "--mass": given.mass is not None}
-    strange = by_attention if given.method == "pca" else by_pca
+    method: Any = given.method or "pca"
+    strange = by_attention if method == "pca" else by_pca
     if any(strange.values()):
         named = ", ".join(flag for flag, used in strange.items() if used)
-        parser.error(f"{named} does not belong to --method {given.method}")
-    by_tokens = given.method == "pca"
+        parser.error(f"{named} does not belong to --method {method}")
+    by_tokens = method == "pca"
     place = _token_place(parser, given) if by_tokens else single(given.layers, None)
     if given.ignore is not None and given.masks is None:
         parser.error("--ignore is about masks: name them by --masks")
-    if given.limit is None and given.masks is None:
+    if given.limit is None and given.masks is None and given.masks_out is None:
         given.limit = 8
 
+    from crate_mae.common.files import check_new_folder
     from crate_mae.dense.segment_source import SegmentSettings, segment_images
+    from crate_mae.evaluation.backbones import as_segmenter
     from crate_mae.figures.style import check_figure_target
     from crate_mae.figures.token_sheets import draw_segmentation
     from crate_mae.weights.weights_folder import load_model, weights_hash
@@ -349,9 +365,26 @@ def segment(argv: list[str]) -> int:
     output = Output(given.json)
     if output.path is not None and output.path.absolute() == user_path(given.out).absolute():
         parser.error("--out and --json name one file: give each its own")
+    if given.masks_out is not None:
+        check_new_folder(given.masks_out)
+    model = load_model(given.weights)
+    segmenter = as_segmenter(model) if given.method is None else None
+    if segmenter is not None:
+        unsupervised = {**by_pca, **by_attention, "--layers": given.layers is not None,
+                        "--stride": given.stride is not None}  # fmt: skip
+        if used := [flag for flag, value in unsupervised.items() if value]:
+            parser.error(
+                f"{', '.join(used)} is about foreground without labels, and {given.weights} has a"
+                " trained head: give --method pca or attention, too, or leave it out"
+            )
+    elif given.masks_out is not None:
+        parser.error("--masks-out is for weights with a trained head, and without --method")
     source = opened_images(given)
+    model = model.to(device_of(given.device))
+    if segmenter is not None:
+        return _segment_by_head(segmenter, source, given, output)
     settings = SegmentSettings(
-        method=given.method,
+        method=method,
         layer=place,
         kind=given.tensor or "tokens",
         each=given.per_image,
@@ -362,14 +395,13 @@ def segment(argv: list[str]) -> int:
         size=given.image_size,
         stride=given.stride,
     )
-    model = load_model(given.weights).to(device_of(given.device))
     found = segment_images(
         model,
         source,
         settings,
         masks=given.masks,
         ignore=given.ignore,
-        progress=counter_for(given.method),
+        progress=counter_for(method),
     )
     report_unreadable(found.unreadable)
     path = draw_segmentation(
@@ -384,6 +416,46 @@ def segment(argv: list[str]) -> int:
     output.say(found.table())
     output.write({"weights_sha256": weights_hash(given.weights), **found.to_dict()})
     output.say(f"wrote {path}")
+    return 0
+
+
+def _segment_by_head(
+    model: "CrateSegmenter", source: "ImageSource", given: argparse.Namespace, output: Output
+) -> int:
+    """The exit status of `crate-mae segment` with weights that have a trained head."""
+    from crate_mae.dense.class_masks import dense_source, with_ignored
+    from crate_mae.dense.class_segmentation import SHOWN, save_class_masks, segment_classes
+    from crate_mae.evaluation.backbones import at_size
+    from crate_mae.figures.class_sheet import draw_classes
+    from crate_mae.weights.weights_folder import weights_hash
+
+    at_size(model, given.image_size)
+    measured = source
+    if given.masks is not None:
+        classes = model.classes
+        if given.ignore is not None:
+            classes = with_ignored(classes, given.ignore)
+        measured = dense_source(source, given.masks, classes)
+    found = segment_classes(model, measured, progress=counter_for("segmenting"))
+    report_unreadable(found.unreadable)
+    path = draw_classes(
+        found.shown,
+        found.predicted,
+        given.out,
+        classes=found.classes,
+        truth=found.truth,
+        names=found.names[:SHOWN],
+        caption=found.words(),
+        overwrite=given.overwrite,
+    )
+    output.say(found.table())
+    output.write({"weights_sha256": weights_hash(given.weights), **found.to_dict()})
+    output.say(f"wrote {path}")
+    if given.masks_out is not None:
+        count = save_class_masks(
+            model, source, given.masks_out, progress=counter_for("writing masks")
+        )
+        output.say(f"wrote {count} masks to {given.masks_out}")
     return 0
 
 

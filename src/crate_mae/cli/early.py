@@ -18,6 +18,7 @@ from crate_mae.common.files import (
 )
 from crate_mae.common.folder_lock import is_unborn, unborn_hint
 from crate_mae.common.hints import option_value, refuse_arguments
+from crate_mae.models.mask_classes import COLUMN
 from crate_mae.weights.shipped import check_weights_name
 
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
@@ -47,6 +48,9 @@ def check_run_words(verb: str, words: Sequence[str]) -> None:
         address = option_value(words, option)
         if address:
             check_address(address)
+    for option in ("--segment.masks", "--segment.val_masks", "--segment.test_masks"):
+        masks = option_value(words, option)
+        check_masks(None if masks == "null" else masks)
     given = [option_value(words, option) for option in ("--init-from", "--weights")]
     if verb == "finetune" and words and not words[0].startswith("-"):
         given.append(words[0])
@@ -83,6 +87,7 @@ def check_words(given: argparse.Namespace, *, picture: bool = False, folder: boo
     weights = getattr(given, "weights", None)
     if weights is not None and not is_feature_file(weights):
         check_weights_name(weights)
+    check_masks(getattr(given, "masks", None))
     for name in ("images", "address", "data"):
         named = getattr(given, name, None) or ()
         for one in [named] if isinstance(named, str) else named:
@@ -94,6 +99,12 @@ def is_feature_file(name: str, *, folder: bool = False) -> bool:
     if (user_path(name) / PARTS).is_file():
         return True
     return not folder and Path(name).suffix.lower() in FEATURE_FILES
+
+
+def check_masks(masks: str | None) -> None:
+    """Raise FileNotFoundError for a folder of masks that is not there."""
+    if masks and not masks.startswith(COLUMN) and not user_path(masks).is_dir():
+        raise FileNotFoundError(f"there is no folder {masks} with masks")
 
 
 def check_address(address: str) -> None:

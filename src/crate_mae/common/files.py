@@ -152,9 +152,10 @@ def replacing_tree(folder: Path) -> Iterator[Path]:
             fresh.mkdir()
             yield fresh
             mode = fresh.stat().st_mode & 0o666
-            for path in fresh.iterdir():
-                path.chmod(mode)
-                flush_file(path)
+            for path in fresh.rglob("*"):
+                if path.is_file():
+                    path.chmod(mode)
+                    flush_file(path)
             _swap(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

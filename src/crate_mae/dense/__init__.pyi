@@ -1,5 +1,10 @@
 from .attention import AttentionMaps as AttentionMaps
 from .attention import attention_maps as attention_maps
+from .class_masks import DenseSource as DenseSource
+from .class_masks import dense_source as dense_source
+from .class_segmentation import ClassSegmentation as ClassSegmentation
+from .class_segmentation import save_class_masks as save_class_masks
+from .class_segmentation import segment_classes as segment_classes
 from .layout import Layout as Layout
 from .layout import layout_of as layout_of
 from .masks import TrueMasks as TrueMasks

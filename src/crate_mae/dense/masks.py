@@ -1,6 +1,6 @@
 """True masks: from a folder or a column of parquet files, with the pixels that are not to count."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from crate_mae.batches.transforms import fit
 from crate_mae.common.files import user_path
+from crate_mae.models.mask_classes import COLUMN, MOST_CLASSES, VOID
 from crate_mae.sources.base import ImageSource
 from crate_mae.sources.found import NO_LABELS, Reading
 from crate_mae.sources.images import (
@@ -19,13 +20,25 @@ from crate_mae.sources.images import (
     probe_image,
 )
 
-COLUMN = "column:"
-"""What stands before the name of a column where masks are named."""
-VOID = 255
-"""The value of pixels that are neither foreground nor background, where masks number classes."""
-MOST_CLASSES = 32
-"""Values between 0 and `VOID` up to which masks number classes; more of them are soft edges."""
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".pgm")
+
+
+def encoded_masks(source: ImageSource, masks: str | Path) -> Mapping[str, ImageData]:
+    """The mask, a file or its bytes, of every readable image of a source, by the image's name.
+
+    `masks` is a folder (`mask_files`) or "column:NAME" (`column_masks`); raises as these do.
+    """
+    if not str(masks).startswith(COLUMN):
+        return mask_files(source, masks)
+    names = []
+    for index in range(len(source)):
+        try:
+            source.facts(index)
+        except UnreadableImage:
+            continue  # passed over later, with its reason
+        names.append(source.name(index))
+    column = str(masks).removeprefix(COLUMN)
+    return dict(zip(names, column_masks(source, column, names), strict=True))
 
 
 def mask_files(source: ImageSource, folder: str | Path) -> dict[str, Path]:
@@ -113,7 +126,7 @@ def load_masks(
         marked.append(_share(labels != 0, size))
         void.append(_share(labels == value, size))
     object_share, void_share = torch.stack(marked), torch.stack(void)
-    if ignore is None and not _numbers_classes(beside):
+    if ignore is None and not numbers_classes(beside):
         void_share = torch.zeros_like(void_share)
         of_value = 0
     elif value == 0:  # black itself is void: what is left of the rest is foreground
@@ -134,7 +147,7 @@ def _share(marked: Tensor, size: tuple[int, int]) -> Tensor:
     return fit(marked[None].to(torch.uint8) * 255, size)[0].to(torch.int32)
 
 
-def _numbers_classes(counts: Tensor) -> bool:
+def numbers_classes(counts: Tensor) -> bool:
     """Whether pixels by value, 0 to 255, of masks that hold 255 beside others, number classes."""
     between = counts[1:VOID]
     few = 0 < int((between > 0).sum()) <= MOST_CLASSES

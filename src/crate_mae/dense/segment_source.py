@@ -12,7 +12,7 @@ from crate_mae.common.progress import Progress
 from crate_mae.common.text_tables import named_values
 from crate_mae.dense.attention import AttentionMaps, attention_maps, head_numbers
 from crate_mae.dense.layout import Pair, layout_of
-from crate_mae.dense.masks import COLUMN, TrueMasks, column_masks, load_masks, mask_files
+from crate_mae.dense.masks import TrueMasks, encoded_masks, load_masks
 from crate_mae.dense.segmentation import (
     Agreement,
     Segmentation,
@@ -164,20 +164,17 @@ def segment_images(
     checked_mass(settings.mass)
     if settings.method == "attention":
         check_attends(model.stacks["encoder"][0].mssa)
-    column = None
-    if masks is not None and str(masks).startswith(COLUMN):
-        column = str(masks).removeprefix(COLUMN)
-    files = None if masks is None or column is not None else mask_files(source, masks)
+    encoded = None if masks is None else encoded_masks(source, masks)
     if settings.head is not None:
         head_numbers([settings.head], model.config.num_heads)
     found = shown_images(model, source, size=settings.size, stride=settings.stride)
     size = (found.images.shape[2], found.images.shape[3])
     true: TrueMasks | None = None
-    if files is not None:
-        true = load_masks([files[name] for name in found.names], size, ignore=ignore)
-    elif column is not None:
-        encoded = column_masks(source, column, found.names)
-        true = load_masks(encoded, size, ignore=ignore, names=found.names)
+    if encoded is not None:
+        chosen = [encoded[name] for name in found.names]
+        shown = [str(mask) if isinstance(mask, Path) else name
+                 for mask, name in zip(chosen, found.names, strict=True)]  # fmt: skip
+        true = load_masks(chosen, size, ignore=ignore, names=shown)
     maps: AttentionMaps | None = None
     if settings.method == "attention":
         layer = -1 if settings.layer is None else settings.layer

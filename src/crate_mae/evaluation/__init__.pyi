@@ -27,6 +27,8 @@ from .metrics import score as score
 from .neighbours import Alike as Alike
 from .neighbours import FeatureSpace as FeatureSpace
 from .neighbours import near_duplicates as near_duplicates
+from .pixel_scores import PixelScore as PixelScore
+from .pixel_scores import pixel_counts as pixel_counts
 from .probe import ProbeResult as ProbeResult
 from .probe import linear_probe as linear_probe
 from .published_facts import MeasuredFacts as MeasuredFacts

@@ -51,6 +51,8 @@ Rule = Literal[
     "small test",
     # a frequent class can carry the accuracy while rare ones are missed
     "uneven",
+    # a rare class hardly moves a loss that is a mean over pixels
+    "missed",
     # a better setting may lie beyond the last one tried
     "edge",
     # an unfinished fit is not the minimum that the table speaks of
@@ -370,6 +372,26 @@ def smoothed_entropy(classes: int, smoothing: float) -> float:
 
 
 # -- foreground ---------------------------------------------------------------------------------
+
+
+def mask_answers(result: Mapping[str, Any]) -> list[Answer]:
+    """What a test on masks says beside one class everywhere, and of classes that are missed."""
+    found, trivial = result.get("mean_iou"), result.get("majority_mean_iou")
+    if not is_finite(found) or not is_finite(trivial):
+        return []
+    how = "above" if found > trivial else "not above"
+    everywhere = f"{_majority(result)} everywhere ({trivial:.4f})"
+    text = f"Test mean IoU {found:.4f}, {how} {everywhere}."
+    answers = [Answer(rule="majority", text=text, good=found > trivial)]
+    iou = result.get("iou")
+    missed = (
+        [str(name) for name, value in iou.items() if value == 0] if isinstance(iou, dict) else []
+    )
+    if missed:
+        more = f" and {len(missed) - 3} more" if missed[3:] else ""
+        text = f"Never told right: {', '.join(missed[:3])}{more}; train longer, or with more of it."
+        answers.append(Answer(rule="missed", text=text, good=False))
+    return answers
 
 
 def foreground_answers(

@@ -17,6 +17,9 @@ from crate_mae.models.backbone import Backbone, ImageClassifier, MaskedAutoencod
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import ModelConfig, Preprocess, size_fault
 from crate_mae.models.crate_encoder import CrateEncoder
+from crate_mae.models.depict import CrateSegmenter, HeadName, segmentation_head
+from crate_mae.models.encoder import Encoder
+from crate_mae.models.mask_classes import MaskClasses
 from crate_mae.vitmae.classifier import ViTClassifier, load_vit_classifier, save_vit_classifier
 from crate_mae.vitmae.encoder import ViTEncoder, load_vit_encoder, save_vit_encoder
 from crate_mae.vitmae.model import Match, ViTMAE, build_vitmae, vitmae_config
@@ -25,11 +28,11 @@ from crate_mae.weights.info import describe_model
 from crate_mae.weights.shipped import TENSORS
 from crate_mae.weights.tensors import check_finite
 from crate_mae.weights.weights_folder import (
-    WITH_DECODER,
     find_weights,
     kind_of,
     load_crate,
     save_model,
+    without_decoder,
 )
 
 Layers = Sequence[int | None] | Literal["all"]
@@ -44,13 +47,14 @@ class Kind:
     """The model, in eval mode, of a folder and what its `config.json` holds."""
     save: Callable[..., Path]
     """As `save_model`: (model, folder, *, overwrite, state)."""
-    role: Literal["autoencoder", "encoder", "classifier"]
+    role: Literal["autoencoder", "encoder", "classifier", "segmenter"]
 
 
 KINDS: dict[str, Kind] = {
     CrateMAE.kind: Kind(load=load_crate, save=save_model, role="autoencoder"),
     CrateEncoder.kind: Kind(load=load_crate, save=save_model, role="encoder"),
     CrateClassifier.kind: Kind(load=load_crate, save=save_model, role="classifier"),
+    CrateSegmenter.kind: Kind(load=load_crate, save=save_model, role="segmenter"),
     ViTMAE.kind: Kind(load=load_vitmae, save=save_vitmae, role="autoencoder"),
     ViTEncoder.kind: Kind(load=load_vit_encoder, save=save_vit_encoder, role="encoder"),
     ViTClassifier.kind: Kind(load=load_vit_classifier, save=save_vit_classifier, role="classifier"),
@@ -94,10 +98,8 @@ def load_masked_autoencoder(name: str | Path) -> MaskedAutoencoder:
     Raises ValueError when they hold a classifier or an encoder alone.
     """
     model, _ = load_backbone(name)
-    role = KINDS[model.kind].role
-    if role != "autoencoder":
-        held = "a classifier" if role == "classifier" else "an encoder alone"
-        raise ValueError(f"{name} holds {held}, which has no decoder; {WITH_DECODER}")
+    if KINDS[model.kind].role != "autoencoder":
+        raise ValueError(without_decoder(name, model.kind))
     return cast("MaskedAutoencoder", model)
 
 
@@ -116,6 +118,12 @@ def as_classifier(model: Backbone | None) -> ImageClassifier | None:
     """The model where it is a classifier, None where it is none or there is none."""
     is_classifier = model is not None and KINDS[model.kind].role == "classifier"
     return cast("ImageClassifier", model) if is_classifier else None
+
+
+def as_segmenter(model: Any) -> CrateSegmenter | None:
+    """The model where it tells classes of pixels, None where it does not or there is none."""
+    is_segmenter = model is not None and KINDS[model.kind].role == "segmenter"
+    return cast("CrateSegmenter", model) if is_segmenter else None
 
 
 def build_autoencoder(
@@ -167,10 +175,31 @@ def build_classifier(
     return classifier
 
 
+def build_segmenter(
+    config: ModelConfig, *, origin: Backbone | None = None, head: HeadName, classes: MaskClasses
+) -> CrateSegmenter:
+    """A segmenter on a copy of the encoder of `origin`, or from fresh weights, in training mode.
+
+    The head is always a new one; both draw from torch's global generator. Raises ValueError for an
+    origin that has no CRATE encoder.
+    """
+    if origin is None:
+        encoder = Encoder(config)
+        decoder = segmentation_head(head, dim=config.dim, num_classes=len(classes.values))
+        return CrateSegmenter(encoder, decoder, classes=classes).train()
+    if not isinstance(origin, CrateMAE | CrateEncoder):
+        raise ValueError(
+            "a segmentation head is trained on a CRATE encoder, and these weights hold a model of"
+            f" kind {origin.kind!r}"
+        )
+    return CrateSegmenter.from_pretrained(origin, head=head, classes=classes).train()
+
+
 _CLASSIFIER_OF: dict[str, Callable[..., ImageClassifier]] = {
     CrateMAE.kind: CrateClassifier.from_pretrained,
     CrateEncoder.kind: CrateClassifier.from_pretrained,
     CrateClassifier.kind: CrateClassifier.from_pretrained,
+    CrateSegmenter.kind: CrateClassifier.from_pretrained,
     ViTMAE.kind: ViTClassifier.from_pretrained,
     ViTEncoder.kind: ViTClassifier.from_pretrained,
     ViTClassifier.kind: ViTClassifier.from_pretrained,

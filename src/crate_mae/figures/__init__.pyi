@@ -1,4 +1,5 @@
 from .attention_sheet import draw_attention as draw_attention
+from .class_sheet import draw_classes as draw_classes
 from .feature_plane import draw_feature_map as draw_feature_map
 from .layer_curves import draw_layers as draw_layers
 from .layer_curves import draw_subspace_angles as draw_subspace_angles

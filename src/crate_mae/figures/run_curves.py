@@ -31,8 +31,9 @@ def draw_training(
 
     Each row of `metrics` has a "step" and any of "train/loss", "val/loss", "val/mean_colour",
     "val/patch_mean" (of masked completion), "train/accuracy", "val/accuracy" (of classification,
-    from 0 to 1), "val/probe", "val/knn", "val/effective_rank" (of features measured in training)
-    and "lr"; what is absent or not finite is left out.
+    from 0 to 1), "val/mean_iou", "val/pixel_accuracy" (of masks), "val/probe", "val/knn",
+    "val/effective_rank" (of features measured in training) and "lr"; what is absent or not finite
+    is left out.
     Raises as `check_figure_target`, and ValueError when no row has a loss.
     """
     path = check_figure_target(path, overwrite=overwrite)
@@ -44,6 +45,8 @@ def draw_training(
         for key, name, colour in (
             ("train/accuracy", "training accuracy", BLUE),
             ("val/accuracy", "validation accuracy", ORANGE),
+            ("val/mean_iou", "validation mean IoU", ORANGE),
+            ("val/pixel_accuracy", "validation pixel accuracy", GREEN),
             ("val/probe", "linear probe, held-out labels", ORANGE),
             ("val/knn", "nearest neighbours, held-out labels", GREEN),
         )

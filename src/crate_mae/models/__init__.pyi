@@ -27,9 +27,11 @@ from .ista import SparseStep as SparseStep
 from .ista import Synthesis as Synthesis
 from .layers import DecoderLayer as DecoderLayer
 from .layers import EncoderLayer as EncoderLayer
+from .linear_decoder import LinearDecoder as LinearDecoder
 from .loss import BaselineSums as BaselineSums
 from .loss import masked_mse as masked_mse
 from .loss import masked_target as masked_target
+from .mask_classes import MaskClasses as MaskClasses
 from .masks import block_mask as block_mask
 from .masks import draw_mask as draw_mask
 from .masks import grid_mask as grid_mask

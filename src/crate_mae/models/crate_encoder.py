@@ -22,12 +22,13 @@ class CrateEncoder(nn.Module):
     """How `config.json` of its weights names it."""
     match: ClassVar[None] = None
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, encoder: Encoder | None = None) -> None:
+        """A new encoder of the configuration, or one of it that is there already."""
         super().__init__()
         self.config = config
         self.preprocess = self.assumed_preprocess = Preprocess.identity(config)
         """How the training images were prepared; saved and loaded with the weights."""
-        self.encoder = Encoder(config)
+        self.encoder = Encoder(config) if encoder is None else encoder
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Features (B, 1 + L, d) of images (B, C, H, W).

@@ -7,13 +7,18 @@ docs/family.md says where paper and code differ.
 """
 
 import math
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.crate_encoder import CrateEncoder
 from crate_mae.models.encoder import Encoder
+from crate_mae.models.linear_decoder import LinearDecoder, check_fills
+from crate_mae.models.mask_classes import MaskClasses
 from crate_mae.models.patches import grid_of
 
 DecoderForm = Literal["self", "cross"]
@@ -35,8 +40,10 @@ class SubspaceStep(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.norm = nn.LayerNorm(dim, eps=1e-5)
-        self.subspaces = nn.Parameter(torch.randn(num_heads * head_dim, dim) / math.sqrt(dim))  # P
-        self.step_size = nn.Parameter(torch.randn(1))  # s
+        self.subspaces = nn.Parameter(torch.empty(num_heads * head_dim, dim))  # P
+        self.step_size = nn.Parameter(torch.empty(1))  # s
+        nn.init.normal_(self.subspaces, std=1 / math.sqrt(dim))
+        nn.init.normal_(self.step_size)
 
     def attention(self, tokens: Tensor, queries: Tensor | None = None) -> Tensor:
         """The weights of tokens (B, N, d) for each query (B, Q, d), or each other: (B, H, Q, N)."""
@@ -90,7 +97,7 @@ class SegmentationDecoder(nn.Module):
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a positive whole number, not {value!r}")
         self.form = form
-        self.sizes = {
+        self.sizes: dict[str, Any] = {
             "dim": dim, "num_classes": num_classes, "form": form, "num_layers": num_layers,
             "num_heads": num_heads, "head_dim": head_dim, "cross_head_dim": cross_head_dim,
         }  # fmt: skip
@@ -131,11 +138,7 @@ class SegmentationDecoder(nn.Module):
         Features are those after the encoder's norm, without the class token. Raises ValueError
         where their number is not that of the grid.
         """
-        if features.shape[1] != grid[0] * grid[1]:
-            raise ValueError(
-                f"{features.shape[1]} patch features do not fill a grid of {grid[0]}x{grid[1]};"
-                " leave out the class token"
-            )
+        check_fills(features, grid)
         patches, classes = self.compared(features)
         patches = patches / patches.norm(dim=-1, keepdim=True)
         classes = classes / classes.norm(dim=-1, keepdim=True)
@@ -154,27 +157,101 @@ def enlarged(scores: Tensor, patch_hw: tuple[int, int], image_hw: tuple[int, int
     return pixels[..., : image_hw[0], : image_hw[1]]
 
 
-class CrateSegmenter(nn.Module):
-    """Class scores of every pixel: a segmentation decoder on the patch features of an encoder."""
+HeadName = Literal["linear", "depict-self", "depict-cross"]
+Head = LinearDecoder | SegmentationDecoder
 
-    def __init__(self, encoder: Encoder, decoder: SegmentationDecoder) -> None:
-        super().__init__()
-        if encoder.config.dim != decoder.classes.shape[-1]:
+
+def segmentation_head(name: HeadName, *, dim: int, num_classes: int) -> Head:
+    """A new head of a kind: linear, or DEPICT's in its published sizes; ValueError for another."""
+    if name == "linear":
+        return LinearDecoder(dim=dim, num_classes=num_classes)
+    forms: dict[str, DecoderForm] = {"depict-self": "self", "depict-cross": "cross"}
+    if name not in forms:
+        raise ValueError(f"a head is linear, depict-self or depict-cross, not {name!r}")
+    return SegmentationDecoder(dim=dim, num_classes=num_classes, form=forms[name])
+
+
+def head_name(head: Head) -> HeadName:
+    """What `segmentation_head` calls heads of this kind."""
+    if isinstance(head, LinearDecoder):
+        return "linear"
+    return "depict-self" if head.form == "self" else "depict-cross"
+
+
+class CrateSegmenter(CrateEncoder):
+    """Class scores of every pixel: a segmentation head on the patch features of an encoder."""
+
+    kind: ClassVar[str] = "CrateSegmenter"
+
+    def __init__(
+        self, encoder: Encoder, decoder: Head, *, classes: MaskClasses | None = None
+    ) -> None:
+        super().__init__(encoder.config, encoder)
+        width, count = decoder.sizes["dim"], decoder.sizes["num_classes"]
+        if encoder.config.dim != width:
             raise ValueError(
                 f"the encoder's features have width {encoder.config.dim}, and the decoder is for"
-                f" {decoder.classes.shape[-1]}"
+                f" {width}"
             )
-        self.encoder, self.decoder = encoder, decoder
+        if classes is not None and len(classes.values) != count:
+            raise ValueError(f"the decoder tells {count} classes apart, not {len(classes.values)}")
+        self.decoder = decoder
+        self.classes = classes or MaskClasses.numbered(count)
+        """What the numbers of classes mean, and how masks write them."""
 
-    def forward(self, images: Tensor) -> Tensor:
+    @classmethod
+    def from_pretrained(
+        cls, model: CrateMAE | CrateEncoder, *, head: HeadName, classes: MaskClasses
+    ) -> "CrateSegmenter":
+        """A segmenter that starts from a copy of a trained model's encoder, with a new head."""
+        encoder = Encoder(model.config)
+        encoder.load_state_dict(model.encoder.state_dict())
+        count = len(classes.values)
+        decoder = segmentation_head(head, dim=model.config.dim, num_classes=count)
+        segmenter = cls(encoder, decoder, classes=classes)
+        segmenter.preprocess = model.preprocess
+        if model.preprocess is model.assumed_preprocess:
+            segmenter.assumed_preprocess = model.preprocess
+        return segmenter
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Class scores (B, C, H, W) of images (B, channels, H, W) of any size.
 
         Images whose size is no multiple of the patch are filled up with zeros below and to the
         right. Features are those after the encoder's norm, which the decoder is derived for.
+        `keep` (layers, B) multiplies each layer's MSSA step for each image: stochastic depth.
         """
-        image_hw, patch_hw = (images.shape[-2], images.shape[-1]), self.encoder.config.patch_hw
-        down, across = (-size % patch for size, patch in zip(image_hw, patch_hw, strict=True))
-        padded = F.pad(images, (0, across, 0, down))
-        features: Tensor = self.encoder(padded)
+        padded = self._padded(images)
+        return self._scores(self.encoder(padded, keep), padded, images)
+
+    def _padded(self, images: Tensor) -> Tensor:
+        size = (images.shape[-2], images.shape[-1])
+        down, across = (-s % p for s, p in zip(size, self.config.patch_hw, strict=True))
+        return F.pad(images, (0, across, 0, down))
+
+    def _scores(self, features: Tensor, padded: Tensor, images: Tensor) -> Tensor:
+        patch_hw = self.config.patch_hw
         scores: Tensor = self.decoder(features[:, 1:], grid_of(padded, patch_hw))
-        return enlarged(scores, patch_hw, image_hw)
+        return enlarged(scores, patch_hw, (images.shape[-2], images.shape[-1]))
+
+    def tensors_to_scores(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Name and value of every tensor on the way to the scores, in order of computation."""
+        padded = self._padded(images)
+        for name, tensor in self.tensors_to_features(padded):
+            yield name, tensor
+            features = tensor
+        yield "scores", self._scores(features, padded, images)
+
+    def describe_head(self) -> dict[str, Any]:
+        """What `config.json` says of the head and its classes, in plain values."""
+        sizes = {key: value for key, value in self.decoder.sizes.items() if key != "form"}
+        return {"segmenter": {"head": head_name(self.decoder), **sizes, **self.classes.facts()}}
+
+    def untrained(self, seed: int) -> "CrateSegmenter":
+        """A segmenter of the same configuration, head and classes with fresh weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            encoder, head = Encoder(self.config), type(self.decoder)(**self.decoder.sizes)
+        fresh = CrateSegmenter(encoder, head, classes=self.classes)
+        fresh.preprocess = self.preprocess
+        return fresh

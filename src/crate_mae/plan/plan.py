@@ -21,14 +21,16 @@ from crate_mae.plan.machine import Hardware, Machine, asked_hardware, this_machi
 from crate_mae.plan.probe_step import Measure, Probe, probe_step, scaled_seconds
 from crate_mae.plan.real_step import PlannedRun, RunSettings, make_step, planned_run
 from crate_mae.plan.recipe import Images, count_images
+from crate_mae.training.classify_task import check_pairs
 from crate_mae.training.config import FinetuneConfig, Precision
-from crate_mae.training.finetune import check_pairs
 from crate_mae.training.session import batch_per_device
 from crate_mae.training.short_runs import fitted_to_images
 
 TIMEOUT = 90.0  # seconds: for one measurement, on a machine that hangs or pages
 CLASSES = 1000
 """Assumed of a supervised run whose images are not here."""
+PIXEL_CLASSES = 150
+"""Assumed of a run on masks that are not here, where it does not say: ADE20K's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +145,7 @@ def plan_run(
     classes = 0
     if isinstance(config, FinetuneConfig):
         check_pairs(config, per_device)
-        classes = counted.classes or CLASSES
+        classes = counted.classes or _assumed_classes(config)
         subject = replace(subject, classes=classes)
     planned = schedule(counted.count, config.optim)
     machine = this_machine(asked)
@@ -184,6 +186,13 @@ def plan_run(
         measured=measured,
         tflops=tflops,
     )
+
+
+def _assumed_classes(config: FinetuneConfig) -> int:
+    if config.task == "classify":
+        return CLASSES
+    said = config.segment.classes
+    return PIXEL_CLASSES if said is None else said if isinstance(said, int) else len(said)
 
 
 def validates(config: RunSettings) -> bool:

@@ -38,7 +38,8 @@ def _work(plan: RunPlan) -> Iterator[Row]:
     config, (encoder, decoder) = plan.config, plan.tokens
     if isinstance(config, FinetuneConfig):
         assumed = "" if plan.images.classes else " (assumed; they change the head alone)"
-        yield "run", f"{config.name}: supervised training of {plan.classes:,} classes{assumed}"
+        of = "" if config.task == "classify" else f" of pixels, {config.segment.head} head"
+        yield "run", f"{config.name}: supervised training of {plan.classes:,} classes{of}{assumed}"
     else:
         yield "run", f"{config.name}: {_what_is_trained(config)}"
     inside = "" if decoder in (None, encoder) else f" in the encoder, {decoder:,} in the decoder"

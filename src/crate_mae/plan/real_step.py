@@ -10,12 +10,19 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from crate_mae.evaluation.backbones import build_autoencoder, build_classifier, load_backbone
+from crate_mae.evaluation.backbones import (
+    build_autoencoder,
+    build_classifier,
+    build_segmenter,
+    load_backbone,
+)
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.backbone import ImageClassifier, MaskedAutoencoder
 from crate_mae.models.coding_rate import rate_share
 from crate_mae.models.config import ModelConfig
 from crate_mae.models.cost import counted_flops, model_cost, parameter_count
+from crate_mae.models.depict import CrateSegmenter
+from crate_mae.models.mask_classes import MaskClasses
 from crate_mae.models.simdino import GLOBAL_VIEWS
 from crate_mae.training.classification import Classification
 from crate_mae.training.config import FinetuneConfig, PretrainConfig
@@ -23,11 +30,13 @@ from crate_mae.training.finetune import resolved
 from crate_mae.training.masked_completion import MaskedCompletion
 from crate_mae.training.optim import can_fuse
 from crate_mae.training.rate_term import coding_rate_of
+from crate_mae.training.segmentation import Segmentation
 from crate_mae.training.self_distillation import (
     SelfDistillation,
     self_distillation,
     view_network,
 )
+from crate_mae.training.supervised_module import SupervisedModule
 from crate_mae.training.training_module import TrainingModule
 from crate_mae.vitmae.model import vitmae_config
 
@@ -128,10 +137,11 @@ class PlannedRun:
         """The module of such a run, with fresh weights."""
         config = self.config
         if isinstance(config, FinetuneConfig):
-            classifier = self._classifier(config)
+            model = self._supervised(config)
             if config.trainer.recompute:
-                classifier.recompute_layers()
-            return Classification(classifier, optim=config.optim, seed=config.seed)
+                model.recompute_layers()
+            kind = Classification if config.task == "classify" else Segmentation
+            return kind(model, optim=config.optim, seed=config.seed)
         if config.method == "simdino":
             network = view_network(config)
             if config.trainer.recompute:
@@ -153,12 +163,17 @@ class PlannedRun:
     def _network(self) -> nn.Module:
         config = self.config
         if isinstance(config, FinetuneConfig):
-            return cast("nn.Module", self._classifier(config))
+            return cast("nn.Module", self._supervised(config))
         if config.method == "simdino":
             return view_network(config)
         return cast("nn.Module", self._autoencoder(config))
 
-    def _classifier(self, config: FinetuneConfig) -> ImageClassifier:
+    def _supervised(self, config: FinetuneConfig) -> ImageClassifier | CrateSegmenter:
+        if config.task == "segment":
+            numbered = MaskClasses.numbered(self.classes)
+            segmenter = build_segmenter(self.model, head=config.segment.head, classes=numbered)
+            segmenter.encoder.requires_grad_(not config.segment.freeze)
+            return segmenter
         return build_classifier(
             self.model,
             vitmae=config.vitmae,
@@ -193,11 +208,14 @@ class PlannedRun:
             if config.looks_ahead:
                 return {**batch, "whole_step": [batch]}  # its share of the pass that looks ahead
             return batch
+        drops = config.optim.drop_path > 0
+        keep = torch.ones(self.model.depth, images) if drops else None
+        if config.task == "segment":
+            masks = torch.zeros(images, *self.image_hw, dtype=torch.int64)
+            return {"images": pixels, "masks": masks, "keep": keep}
         targets = torch.zeros(images, dtype=torch.int64)
         if config.data.augment.mixes:
             targets = torch.full((images, self.classes), 1 / self.classes)
-        drops = config.optim.drop_path > 0
-        keep = torch.ones(self.model.depth, images) if drops else None
         return {"images": pixels, "targets": targets, "keep": keep}
 
 
@@ -245,7 +263,7 @@ def make_step(subject: PlannedRun, images: int, device: str, precision: str) -> 
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(trained, clip)
         optimizer.step()
-        if isinstance(module, Classification):
+        if isinstance(module, SupervisedModule):
             module.update_average()
         elif isinstance(module, SelfDistillation):
             module.move_teacher(module.simdino.teacher_momentum)

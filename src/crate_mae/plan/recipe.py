@@ -21,8 +21,7 @@ from crate_mae.training.config import (
     OptimConfig,
     PretrainConfig,
 )
-from crate_mae.training.finetune import check_classes
-from crate_mae.training.labelled_images import open_labelled
+from crate_mae.training.finetune import TASKS
 from crate_mae.training.parse import parse_finetune, parse_pretrain, recipe
 from crate_mae.training.run_folder import CONFIG, check_start, load_config_values, load_settings
 from crate_mae.training.starting_weights import check_origin, starting_tensors
@@ -110,10 +109,11 @@ def count_images(
     try:
         _check_present(config.data)
         if isinstance(config, FinetuneConfig):
-            images = open_labelled(config.data, seed=config.seed)
+            task = TASKS[config.task]
+            images = task.open(config, None, None)
             _check(images.train, model, size)
             if config.weights is not None and not config.new_head:
-                check_classes(load_backbone(config.weights)[0], images.class_names, config)
+                task.check_head(load_backbone(config.weights)[0], images, config)
             return Images(
                 count=len(images.train), origin=images.train.address,
                 classes=len(images.class_names),

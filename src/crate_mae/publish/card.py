@@ -35,12 +35,17 @@ TASK = {
     "CrateMAE": "image-feature-extraction",
     "CrateEncoder": "image-feature-extraction",
     "CrateClassifier": "image-classification",
+    "CrateSegmenter": "image-segmentation",
 }
 TAG = {
     "CrateMAE": "masked-autoencoder",
     "CrateEncoder": "self-supervised",
     "CrateClassifier": "image-classification",
+    "CrateSegmenter": "semantic-segmentation",
 }
+
+LISTED = 20
+"""Classes of pixels that a card names."""
 
 
 def card_data(
@@ -108,6 +113,9 @@ def results_of(facts: Facts, dataset: str | None = None) -> list[EvalResult]:
     if is_finite(test.get("accuracy")):
         task = ("image-classification", "Image classification")
         add(("accuracy", "test accuracy"), test["accuracy"], task, test.get("tested_on"))
+    if is_finite(test.get("mean_iou")):
+        task = ("image-segmentation", "Semantic segmentation")
+        add(("mean_iou", "test mean IoU"), test["mean_iou"], task, test.get("tested_on"))
     return results
 
 
@@ -142,6 +150,7 @@ def model_card(
         name=in_quotes(name),
         classifier=facts.weights["model"] == "CrateClassifier",
         encoder=facts.weights["model"] == "CrateEncoder",
+        segmenter=_segmenter(facts.weights.get("segmenter")),
         variant=" with overcomplete dictionaries (not the paper's layers)"
         if config.get("overcomplete", 1) > 1
         else "",
@@ -153,6 +162,7 @@ def model_card(
         psnr=_psnr(named_values_at(metrics, "psnr")),
         comparison=_comparison(rows) if rows else None,
         test=_test(test) if is_finite(test.get("accuracy")) else None,
+        masks=_mask_test(test) if is_finite(test.get("mean_iou")) else None,
         several_seeds=any(
             isinstance(row.get("seeds"), list) and len(row["seeds"]) > 1 for row in rows
         ),
@@ -353,6 +363,7 @@ def _validation(values: dict[str, Any]) -> dict[str, str]:
     formats = {
         "loss": ("val/loss", ".4g"),
         "accuracy": ("val/accuracy", ".2%"),
+        "mean_iou": ("val/mean_iou", ".4f"),
         "colour": ("val/mean_colour", ".4g"),
         "patch": ("val/patch_mean", ".4g"),
     }
@@ -389,6 +400,39 @@ def _test(values: dict[str, Any]) -> dict[str, str]:
         "accuracy": f"{values['accuracy']:.2%}",
         "interval": interval_text(values),
         "counts": markdown(counts_text(values)) or "counts were not recorded",
+    }
+
+
+def _mask_test(values: dict[str, Any]) -> dict[str, str]:
+    found = {
+        "mean_iou": f"{values['mean_iou']:.4f}",
+        "trivial": f"{values['majority_mean_iou']:.4f}"
+        if is_finite(values.get("majority_mean_iou"))
+        else "",
+        "accuracy": f"{values['pixel_accuracy']:.2%}"
+        if is_finite(values.get("pixel_accuracy"))
+        else "",
+        "counts": markdown(counts_text(values)) or "counts were not recorded",
+    }
+    iou = values.get("iou")
+    known = iou if isinstance(iou, dict) else {}
+    found["iou"] = ", ".join(
+        f"{markdown(name)} {value:.4f}" for name, value in list(known.items())[:LISTED]
+        if is_finite(value)
+    )  # fmt: skip
+    return found
+
+
+def _segmenter(head: Any) -> dict[str, str] | None:
+    """What a card says of a segmentation head; None for models without one."""
+    if not isinstance(head, dict):
+        return None
+    names = [markdown(name) for name in head.get("class_names") or []]
+    more = f" and {len(names) - LISTED} more" if names[LISTED:] else ""
+    return {
+        "head": markdown(head.get("head", "")),
+        "count": str(len(names)),
+        "classes": ", ".join(names[:LISTED]) + more,
     }
 
 

@@ -19,12 +19,19 @@ from crate_mae.weights.weights_folder import local_weights_folder
 RECIPE, METRICS = "recipe.yaml", "metrics.json"
 """Of a published folder, beside the weights and their card."""
 
-VALIDATION = ("val/loss", "val/mean_colour", "val/patch_mean", "val/accuracy", "test/accuracy")
+VALIDATION = (
+    "val/loss", "val/mean_colour", "val/patch_mean", "val/accuracy", "test/accuracy",
+    "val/mean_iou", "val/pixel_accuracy",
+)  # fmt: skip
 ROW_KEYS = (
     "subject", "method", "pool", "layer", "shots", "dim", "parameters", "tested_on", "accuracy",
     "interval", "std", "seeds", "chance", "num_classes", "num_train", "num_test",
 )  # fmt: skip
 TEST_KEYS = ("tested_on", "accuracy", "interval", "chance", "num_classes", "num_train", "num_test")
+MASK_KEYS = (
+    "tested_on", "mean_iou", "pixel_accuracy", "majority_mean_iou", "iou", "num_classes",
+    "num_train", "num_test",
+)  # fmt: skip
 SECTIONS: dict[str, type] = {
     "finished": bool, "steps": int, "data": dict, "versions": dict, "validation": dict,
     "psnr": dict, "rows": list, "test": dict,
@@ -140,7 +147,8 @@ def _of_run(run: Run, name: str, sha256: str) -> tuple[dict[str, Any], list[str]
     if measured is not None and measured.get("sha256") != sha256:
         left_out.append("evaluation.json was measured on other weights and is left out.")
     elif measured is not None and run.is_classifier:
-        metrics["test"] = _public(measured, TEST_KEYS, run.folder)
+        keys = MASK_KEYS if run.is_segmenter else TEST_KEYS
+        metrics["test"] = _public(measured, keys, run.folder)
     elif measured is not None:
         metrics["rows"] = [_public(row, ROW_KEYS, run.folder) for row in comparison_rows(run)]
     completed = run.reconstruction

@@ -12,6 +12,7 @@ PATH = "PATH"
 
 WEIGHTS_KEYS = ("weights", "init_from")
 SOURCE_KEYS = ("source", "val_source", "test_source", "tested_on")
+MASK_KEYS = ("masks", "val_masks", "test_masks")
 
 _SPLITS = r"(?: (train|trainval|test|val|valid|validation|all|held out))?"
 _HUB_DATASET = re.compile(rf"({HUB_NAME})(?::[\w.-]+)?", re.ASCII)
@@ -83,9 +84,9 @@ def public_weights(name: str) -> str:
 def public_values(values: Any, *, near: Path | None = None, key: Any = None) -> Any:
     """The same nested values with every text in them made public; keys stay.
 
-    Below WEIGHTS_KEYS by `public_weights` and below SOURCE_KEYS by `public_source`, since a plain
-    word is somebody's folder there; everywhere else by `public_text`. `key` is where `values`
-    stand, `near` as in `public_address`.
+    Below WEIGHTS_KEYS by `public_weights`, below SOURCE_KEYS by `public_source` and below MASK_KEYS
+    a column alone, since a plain word is somebody's folder there; everywhere else by `public_text`.
+    `key` is where `values` stand, `near` as in `public_address`.
     """
     if isinstance(values, dict):
         return {name: public_values(value, near=near, key=name) for name, value in values.items()}
@@ -93,6 +94,9 @@ def public_values(values: Any, *, near: Path | None = None, key: Any = None) -> 
         return [public_values(value, near=near, key=key) for value in values]
     if not isinstance(values, str):
         return values
+    if key in MASK_KEYS:
+        column = values.startswith("column:") and public_text(values) == values
+        return values if column else PATH
     if key in WEIGHTS_KEYS:
         return public_weights(values)
     return (public_source if key in SOURCE_KEYS else public_text)(values, near=near)

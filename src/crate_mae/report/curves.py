@@ -12,6 +12,8 @@ NAMES = {
     "val/loss": "Validation loss",
     "train/accuracy": "Training accuracy",
     "val/accuracy": "Validation accuracy",
+    "val/mean_iou": "Validation mean IoU",
+    "val/pixel_accuracy": "Validation pixel accuracy",
     "val/knn": "kNN",
     "val/probe": "Probe",
     "val/effective_rank": "Rank",
@@ -39,6 +41,7 @@ def training_data(run: Run) -> dict[str, Any]:
         reason = str(error) if run.records else "no metrics have been recorded yet"
     return {
         "classifier": run.is_classifier,
+        "segmenter": run.is_segmenter,
         "simdino": run.is_simdino,
         "normalised_patches": bool(run.setting("model.norm_pix_loss")),
         "curves": curves,

@@ -19,7 +19,9 @@ from crate_mae.report.blocks import (
     percent_cell,
     text_cell,
 )
+from crate_mae.report.pictures import figure_of
 from crate_mae.runs.contents import Run, comparison_rows
+from crate_mae.training.mask_test import SHEET
 
 MAX_CLASSES = 200
 
@@ -59,8 +61,19 @@ def class_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 
 def test_data(run: Run) -> dict[str, Any]:
-    """The test of a supervised run: its accuracy, that of each class, its mistakes."""
-    return {"stale": run.stale(run.evaluation), "tables": _test_tables(run.evaluation or {})}
+    """The test of a supervised run: its accuracy, that of each class, its mistakes; of a run on
+    masks, intersections over union and a picture."""
+    result, picture = run.evaluation or {}, None
+    if run.is_segmenter and (run.folder / SHEET).is_file():
+        text = "Test images, the classes of their pixels as told and as they are, and errors"
+        caption = f"{text}. Where the truth is white, nothing counts; errors are black."
+        picture = figure_of(run, run.folder / SHEET, alt=text, caption=caption)
+    return {
+        "stale": run.stale(run.evaluation),
+        "segmenter": run.is_segmenter,
+        "picture": picture,
+        "tables": _mask_tables(result) if run.is_segmenter else _test_tables(result),
+    }
 
 
 def mistakes_tables(result: Mapping[str, Any], caption: str) -> list[Table]:
@@ -101,6 +114,40 @@ def _test_tables(result: Mapping[str, Any]) -> list[Table]:
     if isinstance(result.get("per_class"), dict):
         tables.append(_per_class({"model": result}, "Accuracy by class"))
     return [*tables, *mistakes_tables(result, "Most frequent mistakes")]
+
+
+def _mask_tables(result: Mapping[str, Any]) -> list[Table]:
+    if not is_number(result.get("mean_iou")):
+        return []
+    rows = [
+        ("Mean IoU", number_cell(result["mean_iou"])),
+        ("Pixel accuracy", percent_cell(result.get("pixel_accuracy"))),
+        ("Most frequent class everywhere", text_cell(result.get("majority"))),
+        ("Its mean IoU", number_cell(result.get("majority_mean_iou"))),
+        ("Its pixel accuracy", percent_cell(result.get("majority_pixel_accuracy"))),
+        ("Pixels that do not count", percent_cell(result.get("ignored_share"))),
+        ("Head", text_cell(result.get("head"))),
+        ("Encoder", text_cell("as it was" if result.get("frozen") else "trained with it")),
+        ("Test images", number_cell(result.get("num_test"), ",d")),
+        ("Training images", number_cell(result.get("num_train"), ",d")),
+        ("Classes", number_cell(result.get("num_classes"), ",d")),
+        ("Tested on", text_cell(result.get("tested_on"))),
+        ("Weights of step", number_cell(result.get("step"), ",d")),
+    ]
+    tables = [named_values("The test", rows)]
+    iou, recall = result.get("iou"), result.get("recall")
+    if isinstance(iou, dict):
+        shares = recall if isinstance(recall, dict) else {}
+        names = list(iou)
+        body = [
+            [text_cell(name), number_cell(iou[name]), percent_cell(shares.get(name))]
+            for name in names[:MAX_CLASSES]
+        ]
+        left = len(names) - len(body)
+        notes = [f"{left} more classes are in evaluation.json."] if left > 0 else []
+        heads = ["Class", "IoU", "Its pixels told right"]
+        tables.append(Table(caption="By class", heads=heads, rows=body, notes=notes))
+    return tables
 
 
 def _per_class(results: Mapping[str, Mapping[str, Any]], caption: str) -> Table:

@@ -17,7 +17,7 @@ from crate_mae.runs.measure_missing import ANALYSED, PICTURES
 HASHED = (
     "config.yaml", "data.json", "metrics.jsonl", "summary.json", EVALUATION, RECONSTRUCTION,
     "analysis/layers.json", "weights/model.safetensors", "weights/config.json",
-    "weights/preprocess.json", "weights-best/model.safetensors",
+    "weights/preprocess.json", "weights-best/model.safetensors", "segmentation.png",
 )  # fmt: skip
 PACKAGES = ("torch", "torchvision", "lightning", "numpy", "safetensors", "scikit-learn")
 
@@ -122,6 +122,8 @@ def measuring_commands(run: Run) -> list[str]:
             "--out", f"{folder}-analysis",
         )
     ]  # fmt: skip
+    if run.is_segmenter:
+        return [*_segmenting(run, folder, looked_at), *lines]
     if run.is_classifier:
         return lines
     pair = [folder, address]
@@ -148,6 +150,17 @@ def measuring_commands(run: Run) -> list[str]:
         _line("knn", *pair),
         *lines,
     ]  # fmt: skip
+
+
+def _segmenting(run: Run, folder: str, address: str) -> list[str]:
+    """The command that measures the test images once more; none where no split names them."""
+    tested = run.data.get("test")
+    split = tested.get("split") if isinstance(tested, dict) else None
+    masks = run.setting("segment.test_masks") or run.setting("segment.masks")
+    if not isinstance(split, str) or "held out" in split or not isinstance(masks, str):
+        return []
+    target = f"{folder}-segmented.png"
+    return [_line("segment", folder, address, "--split", split, "--masks", masks, "--out", target)]
 
 
 def _folder(run: Run) -> str:

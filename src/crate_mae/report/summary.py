@@ -11,6 +11,7 @@ from crate_mae.evaluation.answers import (
     classifier_answers,
     completion_answers,
     feature_answers,
+    mask_answers,
     steps_answers,
 )
 from crate_mae.evaluation.comparison import BASELINES, LONG_NAMES, headline
@@ -67,6 +68,8 @@ def key_numbers(run: Run) -> list[KeyNumber]:
     loss, colour = run.last_value("val/loss"), run.last_value("val/mean_colour")
     if loss is not None:
         note = "classification, held-out images; lower is better"
+        if run.is_segmenter:
+            note = "classes of pixels, held-out images; lower is better"
         if run.is_simdino:
             note = "of SimDINO, held-out images; lower is better, and it is below 0"
         if run.is_masked:
@@ -116,6 +119,10 @@ def _probe_numbers(run: Run) -> list[KeyNumber]:
 
 def _test_number(run: Run) -> list[KeyNumber]:
     test = run.evaluation or {}
+    if run.is_segmenter and is_number(test.get("mean_iou")):
+        trivial = test.get("majority_mean_iou")
+        note = f"most frequent class {trivial:.4f}" if is_number(trivial) else ""
+        return [KeyNumber(label="test mean IoU", value=f"{test['mean_iou']:.4f}", note=note)]
     if not is_number(test.get("accuracy")):
         return []
     chance = test.get("chance")
@@ -129,6 +136,8 @@ def _facts(run: Run) -> Table:
         kind = "SimDINO pre-training"
     if run.is_classifier and not run.setting("weights"):
         kind = "Supervised training from scratch"
+    if run.is_segmenter:
+        kind += ", classes of pixels"
     times = [r["time"] for r in run.records if is_number(r.get("time"))]
     rows: list[tuple[str, Any]] = [
         ("Kind", kind),
@@ -212,6 +221,8 @@ def run_answers(run: Run) -> list[Answer]:
             normalised=bool(run.setting("model.norm_pix_loss")),
         )
         return [*few, *completion, *feature_answers(comparison_rows(run), place)]
+    if run.is_segmenter:
+        return [*few, *mask_answers(run.evaluation or {})]
     smoothing = run.setting("optim.label_smoothing")
     return [
         *few,

@@ -62,9 +62,10 @@ class ComparedRuns:
             ("steps", "steps", "{:,.0f}"), ("training loss", "train/loss", "{:.4g}"),
             ("validation loss", "val/loss", "{:.4g}"), ("probe", "probe", "{:.2%}"),
             ("kNN", "knn", "{:.2%}"), ("test", "test", "{:.2%}"),
+            ("mean IoU", "mean_iou", "{:.4f}"),
         ):  # fmt: skip
             marked = name not in unmarked
-            columns[name] = _cells([values[key] for values in numbers], form, marked=marked)
+            columns[name] = _cells([values.get(key) for values in numbers], form, marked=marked)
         parameters = [values["parameters"] for values in numbers]
         columns["parameters"] = [
             Cell(text="" if count is None else count_text(int(count)), value=count)
@@ -178,6 +179,7 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _numbers(run: Run) -> dict[str, float | None]:
     rows = comparison_rows(run)
     test = (run.evaluation or {}).get("accuracy") if run.is_classifier else None
+    iou = (run.evaluation or {}).get("mean_iou") if run.is_segmenter else None
     step = run.last_value("step")
     accuracies = {
         method: None if row is None else float(row["accuracy"])
@@ -190,6 +192,7 @@ def _numbers(run: Run) -> dict[str, float | None]:
         "val/loss": run.last_value("val/loss"),
         **accuracies,
         "test": float(test) if is_finite(test) else None,
+        **({"mean_iou": float(iou)} if is_finite(iou) else {}),
         "parameters": None if run.weights is None else float(run.weights["parameters"]),
     }
 

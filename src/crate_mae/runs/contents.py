@@ -53,8 +53,13 @@ class Run:
 
     @property
     def is_classifier(self) -> bool:
-        """Whether this is a supervised run: fine-tuning, or training from scratch."""
+        """Whether this is a supervised run, of images or of pixels: fine-tuned, or from scratch."""
         return not (self.is_masked or self.is_simdino)
+
+    @property
+    def is_segmenter(self) -> bool:
+        """Whether it is a supervised run that learned classes of pixels, from masks."""
+        return self.is_classifier and self.config.get("task") == "segment"
 
     @property
     def is_masked(self) -> bool:

@@ -92,8 +92,9 @@ def open_pair(
     limit: int | None = None,
     test_limit: int | None = None,
     reading: Reading = AS_USUAL,
+    labelled: bool = True,
 ) -> tuple[ImageSource, ImageSource]:
-    """(training, test) sources of labelled images.
+    """(training, test) sources of images, which have labels unless `labelled` is False.
 
     Without a test address the test split of the same address is used, else its validation split;
     of an address without either a random fifth is held out. That fifth and what limits leave are
@@ -102,19 +103,21 @@ def open_pair(
     may lack some. Raises ValueError for unlabelled images, streams, and test images of classes that
     the training images do not have.
     """
-    train = labelled_source(address, train_split, reading)
+    opened = labelled_source if labelled else counted_source
+    train = opened(address, train_split, reading)
     if test_address is not None or test_split is not None:
-        test = labelled_source(test_address or address, test_split, reading)
+        test = opened(test_address or address, test_split, reading)
     else:
         for split in ("test", "validation"):
             try:
-                test = labelled_source(address, split, reading)
+                test = opened(address, split, reading)
                 break
             except NoSuchSplitError:
                 continue
         else:
             train, test = split_off(train, TEST_SHARE, CHOICE_SEED)
-    test = with_classes_of(train, test, "test")
+    if labelled:
+        test = with_classes_of(train, test, "test")
     if limit is not None:
         train = random_subset(train, limit, CHOICE_SEED)
     if test_limit is not None:
@@ -133,11 +136,17 @@ def open_pair(
 
 def labelled_source(address: str, split: str | None, reading: Reading = AS_USUAL) -> ImageSource:
     """The labelled images at an address; ValueError for a stream and for images without labels."""
+    source = counted_source(address, split, reading)
+    if source.class_names is None:
+        raise ValueError(without_labels(source))
+    return source
+
+
+def counted_source(address: str, split: str | None, reading: Reading = AS_USUAL) -> ImageSource:
+    """The images at an address, with labels or without; ValueError for a stream."""
     source = open_source(address, split=split, reading=reading)
     if not isinstance(source, ImageSource):
         raise ValueError(f"{address} is a stream; a probe needs images that can be counted")
-    if source.class_names is None:
-        raise ValueError(without_labels(source))
     return source
 
 

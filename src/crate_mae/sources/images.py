@@ -57,6 +57,8 @@ class Sample:
     """(C, H, W), uint8 or float32."""
     label: int | None
     name: str
+    mask: Tensor | None = None
+    """(H, W) uint8, the class number of every pixel; None where pixels have no classes."""
 
 
 def decode_image(data: ImageData, name: str) -> Tensor:
@@ -96,6 +98,33 @@ def decode_labels(data: ImageData, name: str) -> Tensor:
     draws its void is 255.
     Raises UnreadableImage as `decode_image`.
     """
+    values = _mask_values(data, name)
+    if values.ndim == 2:
+        return values
+    void = (values == torch.tensor(_VOID_COLOUR)).all(dim=-1)
+    return torch.where(void, 255, (values != 0).any(dim=-1).long())
+
+
+def decode_class_values(data: ImageData, name: str) -> Tensor:
+    """The upright values (H, W), int64, of a mask that numbers classes, as `decode_labels`.
+
+    Grey levels that were saved as colours are grey levels. Other colours are no numbers, and which
+    class each would be is not known: raises UnreadableImage for them, too.
+    """
+    values = _mask_values(data, name)
+    if values.ndim == 2:
+        return values
+    if bool((values != values[..., :1]).any()):
+        raise UnreadableImage(
+            name,
+            "it holds colours, which are no numbers of classes: save masks with a palette, or as"
+            " grey levels",
+        )
+    return values[..., 0]
+
+
+def _mask_values(data: ImageData, name: str) -> Tensor:
+    """The upright values of a mask: numbers (H, W), or colours (H, W, 3), int64."""
     try:
         with _opened(data, name) as image:
             image.load()
@@ -104,12 +133,8 @@ def decode_labels(data: ImageData, name: str) -> Tensor:
             array = upright(image, flat)
     except tiff.NotForPillowError as fault:
         raise UnreadableImage(name, f"{fault}, which is no mask: save it as PNG") from fault
-    if flat.mode != "RGB":
-        numbers = torch.from_numpy(array.astype(np.int64))
-        return torch.where(numbers == 65535, 255, numbers)
-    colours = torch.from_numpy(array.astype(np.int64))
-    void = (colours == torch.tensor(_VOID_COLOUR)).all(dim=-1)
-    return torch.where(void, 255, (colours != 0).any(dim=-1).long())
+    values = torch.from_numpy(array.astype(np.int64))
+    return values if flat.mode == "RGB" else torch.where(values == 65535, 255, values)
 
 
 def _flat_mask(image: Image.Image) -> Image.Image:

@@ -12,4 +12,5 @@ from .objectives import SimDINOConfig as SimDINOConfig
 from .parse import build_config as build_config
 from .parse import build_finetune_config as build_finetune_config
 from .parse import recipe as recipe
+from .segment_config import SegmentConfig as SegmentConfig
 from .session import RunSummary as RunSummary

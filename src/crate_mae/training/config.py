@@ -8,6 +8,7 @@ from crate_mae.batches.config import Augment, DataConfig, LabelledDataConfig, Ma
 from crate_mae.models.classifier import Pool
 from crate_mae.models.config import ModelConfig
 from crate_mae.training.objectives import ObjectiveConfig, SimDINOConfig
+from crate_mae.training.segment_config import SegmentConfig
 from crate_mae.vitmae.model import Match
 
 SHORT_WARMUP = 0.1
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Method = Literal["masked", "simdino"]
+Task = Literal["classify", "segment"]
 SECTIONS: dict[str, tuple[str, ...]] = {
     "masked": ("masking", "objective"),
     "simdino": ("simdino",),
@@ -339,6 +341,8 @@ class FinetuneConfig(RunConfig):
     """Name of the run; its folder is runs/NAME unless --out says otherwise."""
     seed: int = 0
     """Fixes initial weights, few-shot choice, data order, augmentation and dropped steps."""
+    task: Task = "classify"
+    """What is learned: the class of each image, or ("segment") that of each pixel, from masks."""
     weights: str | None = None
     """Weights folder, run folder, shipped model or Hub repository; null to train from scratch."""
     model: ModelConfig | None = None
@@ -351,9 +355,11 @@ class FinetuneConfig(RunConfig):
     pool: Pool = "mean"
     """What the head sees: the mean of the patch tokens or the class token (cls)."""
     new_head: bool = False
-    """Replace the head of weights that are a classifier already."""
+    """Replace the head of weights that have one for the task already."""
     evaluate: Literal["last", "best"] = "last"
     """Weights that are tested: those of the last epoch, or of the best one on held-out images."""
+    segment: SegmentConfig = field(default_factory=SegmentConfig)
+    """Masks, classes and head; of task segment."""
     data: LabelledDataConfig = field(default_factory=LabelledDataConfig)
     """The images."""
     optim: FinetuneOptimConfig = field(default_factory=FinetuneOptimConfig)
@@ -372,6 +378,56 @@ class FinetuneConfig(RunConfig):
         if self.optim.ema is not None and self.trainer.strategy == "fsdp":
             raise ValueError(
                 "optim.ema needs whole weights on each device: not trainer.strategy fsdp"
+            )
+        if self.task not in get_args(Task):
+            raise ValueError(f"task must be one of {', '.join(get_args(Task))}, not {self.task!r}")
+        if self.task == "segment":
+            self._check_segment()
+        elif self.segment != SegmentConfig():
+            raise ValueError(
+                f"the section segment has no meaning with task {self.task}: leave it out, or set"
+                " task to segment"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested values, as YAML holds them, without the section of another task."""
+        values = super().to_dict()
+        return {k: v for k, v in values.items() if k != "segment" or self.task == "segment"}
+
+    def _check_segment(self) -> None:
+        """Raise ValueError for what is about classes of whole images, and without masks."""
+        self.segment.masks_of("train")
+        augment, data = self.data.augment, self.data
+        of_images = {
+            "data.augment.rand_augment": augment.rand_augment > 0,
+            "data.augment.erasing": augment.erasing > 0,
+            "data.augment.mixup": augment.mixup > 0,
+            "data.augment.cutmix": augment.cutmix > 0,
+            "data.shots": data.shots is not None,
+            "data.share": data.share is not None,
+            "data.label_key": data.label_key is not None,
+            "data.on_device": data.on_device,
+            "pool": self.pool != "mean",
+        }
+        if strange := [name for name, given in of_images.items() if given]:
+            raise ValueError(
+                f"{', '.join(strange)} is about classes of images, and task segment learns those of"
+                " pixels: leave it out (data.limit takes fewer images)"
+            )
+        if self.vitmae is not None:
+            raise ValueError(
+                "a segmentation head is trained on a CRATE encoder, not on a ViT-MAE's: leave"
+                " vitmae out, or start from other weights"
+            )
+        if self.segment.freeze and self.optim.drop_path:
+            raise ValueError(
+                "segment.freeze leaves the encoder as it is: set optim.drop_path to 0, which leaves"
+                " steps of it out"
+            )
+        if self.segment.freeze and self.trainer.strategy == "fsdp":
+            raise ValueError(
+                "segment.freeze trains a part of the weights, which are not sharded by themselves:"
+                " not trainer.strategy fsdp"
             )
 
     @property

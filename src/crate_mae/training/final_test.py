@@ -94,8 +94,13 @@ def conclude_with_test(
 
 
 def evaluation_text(folder: Path) -> str:
-    """What `evaluation.json` of a run says, as lines of text: accuracy, classes, mistakes."""
+    """What `evaluation.json` of a run says, as lines of text: accuracy, classes, mistakes.
+
+    Of a run on masks: mean intersection over union, and that of classes.
+    """
     found = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
+    if "mean_iou" in found:
+        return _mask_text(found)
     low, high = found["interval"]
     named = f" ({found['majority']})" if found.get("majority") else ""
     lines = [
@@ -117,4 +122,19 @@ def evaluation_text(folder: Path) -> str:
     mistakes = [f"{m['true']} as {m['predicted']} ({m['count']})" for m in found["top_confusions"]]
     if mistakes:
         lines.append("most frequent mistakes: " + ", ".join(mistakes[:3]))
+    return "\n".join(lines)
+
+
+def _mask_text(found: dict[str, Any]) -> str:
+    """What `evaluation.json` of a run on masks says, as lines of text."""
+    lines = [
+        f"test mean IoU {found['mean_iou']:.4f}, pixel accuracy {found['pixel_accuracy']:.2%} on"
+        f" {found['num_test']} images of {found['tested_on']}, {found['weights']} at step"
+        f" {found['step']}; everywhere the most frequent class ({found['majority']}) gives"
+        f" {found['majority_mean_iou']:.4f} and {found['majority_pixel_accuracy']:.2%}"
+    ]
+    measured = {name: iou for name, iou in found["iou"].items() if iou is not None}
+    ranked = sorted(measured.items(), key=lambda item: item[1])
+    shown = ranked if len(ranked) <= 8 else [*ranked[:3], *ranked[-3:]]
+    lines.append("IoU by class: " + ", ".join(f"{name} {iou:.4f}" for name, iou in shown))
     return "\n".join(lines)

@@ -1,30 +1,27 @@
-"""Supervised training of a classifier, from pre-trained weights or from nothing."""
+"""Supervised training, from pre-trained weights or from nothing: of images, or of pixels."""
 
 import logging
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from lightning.pytorch import seed_everything
 from torch import nn
 from torch.utils.data import Dataset
 
-from crate_mae.batches.data_module import ImageDataModule
-from crate_mae.batches.labelled import LabelledBatches
+from crate_mae.batches.data_module import BatchKind, ImageDataModule
 from crate_mae.common.files import user_path
 from crate_mae.common.progress import progress_bar
-from crate_mae.evaluation.backbones import as_classifier, build_classifier, load_backbone
-from crate_mae.models.backbone import Backbone, ImageClassifier
+from crate_mae.evaluation.backbones import load_backbone
+from crate_mae.models.backbone import Backbone
 from crate_mae.models.config import ModelConfig, Preprocess, size_fault
 from crate_mae.sources.base import ImageSource
-from crate_mae.training.callbacks import Monitor, is_main_process
-from crate_mae.training.classification import Classification
+from crate_mae.training.callbacks import is_main_process
+from crate_mae.training.classify_task import ClassifyTask
 from crate_mae.training.config import FinetuneConfig
-from crate_mae.training.final_test import conclude_with_test
-from crate_mae.training.labelled_images import LabelledImages, open_labelled
+from crate_mae.training.dense_images import DenseImages
+from crate_mae.training.labelled_images import LabelledImages
 from crate_mae.training.run_folder import (
     changed_keys,
     check_start,
@@ -33,6 +30,7 @@ from crate_mae.training.run_folder import (
     load_config_values,
     recorded_preprocess,
 )
+from crate_mae.training.segment_task import SegmentTask
 from crate_mae.training.session import (
     RunSummary,
     Session,
@@ -40,6 +38,11 @@ from crate_mae.training.session import (
     training_environment,
 )
 from crate_mae.training.short_runs import opened_to_fit
+from crate_mae.training.supervised_module import SupervisedModule
+
+Images = LabelledImages | DenseImages
+TASKS: dict[str, Any] = {"classify": ClassifyTask(), "segment": SegmentTask()}
+"""What the runs of each task do differently, by its name in the settings."""
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +59,14 @@ def finetune(
 ) -> RunSummary:
     """How a supervised run ended; everything else is in the run folder.
 
-    It starts from `config.weights`, an autoencoder or a classifier, or else from a freshly drawn
-    `config.model`. `resume` continues the run in `folder` exactly where it was, without those
-    weights. `stop_after` saves and leaves after so many optimiser steps. Python datasets of
-    (image, label) pairs replace the sources of the configuration, both together.
+    It starts from `config.weights`, of any kind, or else from a freshly drawn `config.model`, and
+    trains what `config.task` names: a classifier, or a segmenter on masks. `resume` continues the
+    run in `folder` exactly where it was, without those weights. `stop_after` saves and leaves after
+    so many optimiser steps. Python datasets of (image, label) pairs replace the sources of a
+    classifier's configuration, both together.
 
     Where there are fewer images than a batch, batch and rate are adapted (`fitted_to_images`). At
-    the end the test images are classified once and `evaluation.json` is written. Everything is
+    the end the test images are used once and `evaluation.json` is written. Everything is
     checked before anything is written. Raises FileExistsError when `folder` is taken,
     FileNotFoundError when there is nothing to resume or there are no weights, ValueError for
     settings, weights or data that do not fit, FolderInUseError when another process writes to
@@ -76,6 +80,7 @@ def finetune(
     if config.weights is not None and not (resume and last_step(folder) is not None):
         origin, _ = load_backbone(config.weights)
     config = resolved(config, origin)
+    task = TASKS[config.task]
     changes = check_start(config, folder, resume=resume, again="--weights")
     with (
         continuing(folder, config.data.source) if resume else nullcontext(),
@@ -83,36 +88,36 @@ def finetune(
         Session(
             config,
             folder,
-            monitor=Monitor(metric="val/accuracy", higher_is_better=True),
+            monitor=task.monitor,
             stop_after=stop_after,
         ) as session,
     ):
-        images = open_labelled(
-            config.data, seed=config.seed, dataset=dataset, test_dataset=test_dataset
-        )
+        images = task.open(config, dataset, test_dataset)
         if origin is not None and not config.new_head:
-            check_classes(origin, images.class_names, config)
+            task.check_head(origin, images, config)
         preprocess = recorded_preprocess(folder) if resume else None
         if preprocess is None and origin is not None:
             preprocess = replace(origin.preprocess, size=config.image_hw or origin.preprocess.size)
-        make = partial(
-            _data_module, images=images, preprocess=preprocess, world_size=session.world_size
-        )
-        config, data = opened_to_fit(config, make, world_size=session.world_size, resume=resume)
+
+        def data_of(asked: FinetuneConfig) -> ImageDataModule:
+            kind = task.batches(asked, images, batch_per_device(asked, session.world_size))
+            return _data_module(asked, images, kind, preprocess, session)
+
+        config, data = opened_to_fit(config, data_of, world_size=session.world_size, resume=resume)
         data.keep_on(session.device)
         seed_everything(config.seed, verbose=False)
-        model = _classifier(config, origin, images.class_names)
+        model = task.model(config, origin, images)
         model.preprocess = data.preprocess
-        module = _module(config, model, session)
+        module = _module(config, task, model, session)
         with session.recording(
             config, data, facts=images.facts(), resume=resume, changes=changes, command=command
         ):
             if is_main_process():
-                _announce(config, images, data)
+                _announce(config, task, images, data)
             finished = session.fit(module, data, resume=resume)
             test = {}
             if finished and is_main_process():
-                test = conclude_with_test(config, folder, images, session.device)
+                test = task.conclude(config, folder, images, session.device)
         return session.summary(finished=finished, further=test)
 
 
@@ -160,64 +165,24 @@ def resolved(config: FinetuneConfig, origin: Backbone | None) -> FinetuneConfig:
     return replace(config, model=model)
 
 
-def check_classes(origin: Backbone, names: tuple[str, ...], config: FinetuneConfig) -> None:
-    """Raise ValueError for weights of a classifier of other classes or another pool."""
-    classifier = as_classifier(origin)
-    if classifier is None:
-        return
-    if classifier.pool != config.pool:
-        raise ValueError(
-            f"the head of {config.weights} was trained on pool {classifier.pool!r}, not"
-            f" {config.pool!r}: set pool, or new_head=true for another head"
-        )
-    known, count = classifier.class_names, classifier.head.out_features
-    if known != names if known is not None else count != len(names):
-        raise ValueError(
-            f"{config.weights} is a classifier of {count} classes"
-            f" ({_shortened(known)}), the images have {len(names)} ({_shortened(names)}): set"
-            " new_head=true for another head, or start from pre-trained weights"
-        )
-
-
-def _shortened(names: tuple[str, ...] | None) -> str:
-    if names is None:
-        return "without names"
-    return ", ".join(names[:3]) + (", ..." if names[3:] else "")
-
-
-def check_pairs(config: FinetuneConfig, batch: int) -> None:
-    """Raise ValueError where images are mixed in pairs and a batch on a device is odd."""
-    if config.data.augment.mixes and batch % 2:
-        raise ValueError(
-            f"mixup and cutmix take images in pairs: {batch} per device and batch is odd; change"
-            " optim.batch_size, or switch off data.augment.mixup and data.augment.cutmix"
-        )
-
-
 def _data_module(
     config: FinetuneConfig,
-    *,
-    images: LabelledImages,
+    images: Images,
+    kind: BatchKind,
     preprocess: Preprocess | None,
-    world_size: int,
+    session: Session,
 ) -> ImageDataModule:
     assert config.model is not None
-    batch, augment = batch_per_device(config, world_size), config.data.augment
-    check_pairs(config, batch)
     # Which images they are has been decided: nothing more is cut or held out.
     loading = replace(config.data, limit=None, val_limit=None, val_share=0.0)
     return ImageDataModule(
         loading,
         model=config.model,
-        kind=LabelledBatches(
-            augment=augment,
-            num_classes=len(images.class_names),
-            drop_path=config.optim.drop_path,
-        ),
+        kind=kind,
         size=None if preprocess is None else preprocess.size,
-        batch_size=batch,
+        batch_size=batch_per_device(config, session.world_size),
         accumulate=config.trainer.accumulate,
-        world_size=world_size,
+        world_size=session.world_size,
         seed=config.seed,
         dataset=images.train,
         val_dataset=images.val,
@@ -226,51 +191,30 @@ def _data_module(
     )
 
 
-def _classifier(
-    config: FinetuneConfig, origin: Backbone | None, class_names: tuple[str, ...]
-) -> ImageClassifier:
-    """The classifier of a configuration, on a copy of the encoder of `origin` when there is one."""
-    assert config.model is not None
-    model = build_classifier(
-        config.model,
-        origin=origin,
-        vitmae=config.vitmae,
-        seed=config.seed,
-        num_classes=len(class_names),
-        pool=config.pool,
-        class_names=class_names,
-    )
-    known = as_classifier(origin)
-    if known is not None and not config.new_head:
-        model.head.load_state_dict(known.head.state_dict())
-    return model
-
-
-def _module(config: FinetuneConfig, model: ImageClassifier, session: Session) -> Classification:
+def _module(config: FinetuneConfig, task: Any, model: Any, session: Session) -> SupervisedModule:
     if config.trainer.recompute:
         model.recompute_layers()
     if config.trainer.compile:
         cast("nn.Module", model).compile()
-    return Classification(
+    module: SupervisedModule = task.module(
         model,
         optim=config.optim,
         seed=config.seed,
         last_checkpoint=session.last_checkpoint,
         stop_wanted=session.stop_wanted,
     )
+    return module
 
 
-def _announce(config: FinetuneConfig, images: LabelledImages, data: ImageDataModule) -> None:
-    counts = torch.bincount(images.train_labels, minlength=len(images.class_names))
+def _announce(config: FinetuneConfig, task: Any, images: Images, data: ImageDataModule) -> None:
     logger.info(
-        "%d classes with %d to %d training images each; %d images validate, %d test at the end;"
-        " %s",
-        len(images.class_names), int(counts.min()), int(counts.max()),
-        0 if images.val is None else len(images.val), len(images.test),
+        "%s; %d images validate, %d test at the end; %s",
+        task.announcement(images), 0 if images.val is None else len(images.val), len(images.test),
         f"from {config.weights}" if config.weights is not None else "from scratch",
     )  # fmt: skip
     optim, ema = config.optim, config.optim.ema
-    if optim.layer_decay < 1 and config.model is not None:
+    frozen = config.task == "segment" and config.segment.freeze
+    if optim.layer_decay < 1 and config.model is not None and not frozen:
         lowest = optim.peak_lr * optim.layer_decay ** (config.model.depth + 1)
         logger.info("learning rates from %.3g (embedding) to %.3g (head)", lowest, optim.peak_lr)
     steps = data.num_samples // optim.batch_size * optim.epochs

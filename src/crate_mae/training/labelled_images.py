@@ -143,6 +143,13 @@ def _validation(config: LabelledDataConfig, train: ImageSource, test: ImageSourc
     val = with_classes_of(train, val, "validation")
     if config.val_limit is not None and config.val_limit < len(val):
         val = random_subset(val, config.val_limit, CHOICE_SEED)
+    check_apart(val, train=train, test=test)
+    labels_of(val)
+    return val
+
+
+def check_apart(val: ImageSource, *, train: ImageSource, test: ImageSource) -> None:
+    """Raise ValueError where validation images would be training or test images."""
     for other, what in ((test, "test"), (train, "training")):
         same = val.split == other.split or "all" in (val.split, other.split)
         if val.address == other.address and same:
@@ -150,8 +157,6 @@ def _validation(config: LabelledDataConfig, train: ImageSource, test: ImageSourc
                 f"validation images would be {what} images ({val.address} {val.split}): name"
                 " another data.val_split, or data.val_share to hold out training images"
             )
-    labels_of(val)
-    return val
 
 
 def _warn_of_missing(labels: Tensor, names: tuple[str, ...]) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-NOT_DECAYED = ("class_token", "mask_token", "cls_token", "positions", "temperature", "offsets")
+NOT_DECAYED = (
+    "class_token", "mask_token", "cls_token", "positions", "temperature", "offsets", "classes",
+)  # fmt: skip
 """Names of parameters of two dimensions or more that are no matrices: tokens, in our models and in
-those of transformers, learned positions, and ToST's temperatures."""
+those of transformers, learned positions, ToST's temperatures, DEPICT's class embeddings."""
 
 
 def can_fuse(device_type: str, precision: str) -> bool:

@@ -34,6 +34,7 @@ from crate_mae.training.config import (
 )
 from crate_mae.training.objectives import ObjectiveConfig, SimDINOConfig
 from crate_mae.training.run_folder import load_config_values, load_settings
+from crate_mae.training.segment_config import SegmentConfig
 from crate_mae.training.starting_weights import with_starting_architecture
 
 ConfigT = TypeVar("ConfigT")
@@ -101,8 +102,8 @@ def finetune_parser() -> SettingsParser:
     """The parser of every setting of FinetuneConfig, with the recipe file as --config."""
     parser = _run_parser(
         "crate-mae finetune",
-        "Supervised training of a classifier: crate-mae finetune WEIGHTS --config RECIPE ..., or"
-        " --from-scratch in place of WEIGHTS.",
+        "Supervised training of a classifier, or on masks (task segment): crate-mae finetune"
+        " WEIGHTS --config RECIPE ..., or --from-scratch in place of WEIGHTS.",
         example="finetune-mae",
     )
     parser.add_argument(
@@ -283,6 +284,7 @@ def build_finetune_config(given: Namespace) -> FinetuneConfig:
     return FinetuneConfig(
         name=given.name,
         seed=given.seed,
+        task=given.task,
         weights=given.weights,
         model=None if model is None else ModelConfig.from_dict(_values(given, "model")),
         vitmae=given.vitmae,
@@ -290,6 +292,7 @@ def build_finetune_config(given: Namespace) -> FinetuneConfig:
         pool=given.pool,
         new_head=given.new_head,
         evaluate=given.evaluate,
+        segment=SegmentConfig(**_values(given, "segment")),
         data=LabelledDataConfig(**{**data, "augment": SupervisedAugment(**data["augment"])}),
         optim=FinetuneOptimConfig(**_values(given, "optim")),
         trainer=TrainerConfig(**_values(given, "trainer")),

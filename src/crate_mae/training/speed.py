@@ -17,6 +17,7 @@ SHOWN = {
     "loss": "train/loss",
     "val": "val/loss",
     "accuracy": "val/accuracy",
+    "miou": "val/mean_iou",
     "knn": "val/knn",
     "probe": "val/probe",
     "rank": "val/effective_rank",

@@ -28,6 +28,7 @@ def describe_model(model: Backbone, *, folder: Path, sha256: str) -> dict[str, A
         "config": model.config.to_dict(),
         "preprocess": model.preprocess.to_dict(),
         "sha256": sha256,
+        **_head(model),
     }
 
 
@@ -42,9 +43,16 @@ def weights_table(facts: dict[str, Any]) -> str:
         ("finite", "yes" if facts["finite"] else "NO: some weights are not finite"),
         *((name, _text(value)) for name, value in facts["config"].items()),
         *((f"images: {name}", _text(value)) for name, value in facts["preprocess"].items()),
+        *((f"head: {name}", _text(value)) for name, value in facts.get("segmenter", {}).items()),
         ("sha256", facts["sha256"]),
     ]
     return "\n".join(named_values(rows))
+
+
+def _head(model: Backbone) -> dict[str, Any]:
+    """Head and classes of a model that tells classes of pixels, under `segmenter`; else nothing."""
+    described: dict[str, Any] = getattr(model, "describe_head", dict)()
+    return {key: value for key, value in described.items() if key == "segmenter"}
 
 
 def _count(module: Backbone | nn.Module) -> int:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from crate_mae.common.files import read_json_object, user_path
-from crate_mae.models.config import MAX_CLASSES, MAX_DEPTH, MAX_DIM
 from crate_mae.models.depict import SegmentationDecoder
 from crate_mae.weights.published_classifiers import FOREIGN
+from crate_mae.weights.segmenter_head import bounded_sizes
 from crate_mae.weights.shipped import CONFIG, TENSORS
 from crate_mae.weights.tensors import check_match, load_exactly, read_safetensors, write_safetensors
 from crate_mae.weights.weights_folder import FORMAT, check_complete, replacing_folder
@@ -97,7 +97,7 @@ def load_decoder(folder: str | Path) -> SegmentationDecoder:
     sizes = described.get("decoder")
     if not isinstance(sizes, dict) or sizes.keys() != SIZES:
         raise ValueError(f"{folder / CONFIG} must name {', '.join(sorted(SIZES))} of the decoder")
-    return _filled(_checked(sizes), read_safetensors(folder / TENSORS), str(folder), {})
+    return _filled(bounded_sizes(sizes), read_safetensors(folder / TENSORS), str(folder), {})
 
 
 SIZES = {
@@ -138,7 +138,7 @@ def _sizes(
     rows = shape(f"{net}.0.fn.proj", 2)[0]
     if head_dim < 1 or rows % head_dim:
         raise ValueError(f"{net}.0.fn.proj has {rows} rows, which are no heads of {head_dim}")
-    return _checked(
+    return bounded_sizes(
         {
             "dim": dim,
             "num_classes": num_classes,
@@ -149,15 +149,6 @@ def _sizes(
             "cross_head_dim": cross_head_dim,
         }
     )
-
-
-def _checked(sizes: dict[str, Any]) -> dict[str, Any]:
-    """The sizes themselves when nothing of them is larger than is ever built."""
-    limits = {"num_classes": MAX_CLASSES, "num_layers": MAX_DEPTH}
-    for name, value in sizes.items():
-        if name != "form" and not (type(value) is int and 0 < value <= limits.get(name, MAX_DIM)):
-            raise ValueError(f"{name} of the decoder is {value!r}")
-    return sizes
 
 
 def _filled(

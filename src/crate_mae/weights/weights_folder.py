@@ -22,6 +22,8 @@ from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import ModelConfig, Preprocess
 from crate_mae.models.crate_encoder import CrateEncoder
+from crate_mae.models.depict import CrateSegmenter
+from crate_mae.models.encoder import Encoder
 from crate_mae.weights.one_folder import (
     CLASSES,
     MODEL_TYPE,
@@ -30,6 +32,7 @@ from crate_mae.weights.one_folder import (
     for_every_library,
     processor_keys,
 )
+from crate_mae.weights.segmenter_head import read_head
 from crate_mae.weights.shipped import (
     CONFIG,
     FILES,
@@ -173,9 +176,15 @@ def load_autoencoder(folder_or_hub_id: str | Path) -> CrateMAE:
     """The CrateMAE of a weights folder; ValueError when the folder holds no decoder."""
     model = load_model(folder_or_hub_id)
     if model.kind != CrateMAE.kind:
-        held = "a classifier" if model.kind == CrateClassifier.kind else "an encoder alone"
-        raise ValueError(f"{folder_or_hub_id} holds {held}, which has no decoder; {WITH_DECODER}")
+        raise ValueError(without_decoder(folder_or_hub_id, model.kind))
     return cast("CrateMAE", model)
+
+
+def without_decoder(name: str | Path, kind: str) -> str:
+    """The words for weights of a kind that cannot complete images."""
+    held = {"Classifier": "a classifier", "Segmenter": "a segmenter"}
+    whose = next((said for end, said in held.items() if kind.endswith(end)), "an encoder alone")
+    return f"{name} holds {whose}, which has no decoder; {WITH_DECODER}"
 
 
 def find_weights(name: str | Path, *, revision: str | None = None) -> tuple[Path, dict[str, Any]]:
@@ -323,7 +332,12 @@ def _construct(described: dict[str, Any], config: ModelConfig) -> CrateMAE | Cra
             pool=head.get("pool", ""),
             class_names=None if names is None else tuple(map(str, names)),
         )
-    known = ", ".join(each.kind for each in (CrateMAE, CrateEncoder, CrateClassifier))
+    if kind == CrateSegmenter.kind:
+        decoder, classes = read_head(_section(described, "segmenter"), dim=config.dim)
+        return CrateSegmenter(Encoder(config), decoder, classes=classes)
+    known = ", ".join(
+        each.kind for each in (CrateMAE, CrateEncoder, CrateClassifier, CrateSegmenter)
+    )
     raise ValueError(f"{CONFIG} names model {kind!r}; known are {known}")
 
 
