@@ -8,6 +8,7 @@ from crate_mae.batches.config import Augment, DataConfig, LabelledDataConfig, Ma
 from crate_mae.models.classifier import Pool
 from crate_mae.models.config import ModelConfig
 from crate_mae.training.objectives import ObjectiveConfig, SimDINOConfig
+from crate_mae.training.tracker_names import TrackerName, tracker_names
 from crate_mae.vitmae.model import Match
 
 SHORT_WARMUP = 0.1
@@ -105,11 +106,15 @@ class TrainerConfig:
     memory, about a third more time, the same numbers (activation checkpointing)."""
     deterministic: bool = False
     """Only deterministic algorithms, on accelerators too."""
+    loggers: tuple[TrackerName, ...] = ("tensorboard",)
+    """Where a run can be followed beside its own files: any of tensorboard, csv, wandb, mlflow and
+    trackio, as in [tensorboard, wandb]; [] for nowhere."""
 
     def __post_init__(self) -> None:
         for name, count in (("accumulate", self.accumulate), ("num_nodes", self.num_nodes)):
             if count < 1:
                 raise ValueError(f"trainer.{name} must be at least 1, not {count}")
+        object.__setattr__(self, "loggers", tracker_names(self.loggers))
 
 
 @dataclass(frozen=True, kw_only=True)

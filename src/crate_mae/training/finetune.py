@@ -1,6 +1,7 @@
 """Supervised training of a classifier, from pre-trained weights or from nothing."""
 
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import seed_everything
+from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -39,6 +41,7 @@ from crate_mae.training.session import (
     training_environment,
 )
 from crate_mae.training.short_runs import fitted_to_images
+from crate_mae.training.trackers import check_followable
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +55,15 @@ def finetune(
     command: list[str] | None = None,
     dataset: Dataset[Any] | ImageSource | None = None,
     test_dataset: Dataset[Any] | ImageSource | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> RunSummary:
     """How a supervised run ended; everything else is in the run folder.
 
     It starts from `config.weights`, an autoencoder or a classifier, or else from a freshly drawn
     `config.model`. `resume` continues the run in `folder` exactly where it was, without those
     weights. `stop_after` saves and leaves after so many optimiser steps. Python datasets of
-    (image, label) pairs replace the sources of the configuration, both together.
+    (image, label) pairs replace the sources of the configuration, both together. `loggers` of
+    Lightning are given all that `trainer.loggers` are, beside them.
 
     Where there are fewer images than a batch, batch and rate are adapted (`fitted_to_images`). At
     the end the test images are classified once and `evaluation.json` is written. Everything is
@@ -68,6 +73,7 @@ def finetune(
     `folder`, NonFiniteError, TooManyBrokenImagesError.
     """
     folder = Path(folder)
+    check_followable(config)
     if resume and config.model is None:
         recorded = load_config_values(folder).get("model")
         config = replace(config, model=ModelConfig.from_dict(recorded) if recorded else None)
@@ -84,6 +90,7 @@ def finetune(
             folder,
             monitor=Monitor(metric="val/accuracy", higher_is_better=True),
             stop_after=stop_after,
+            loggers=loggers,
         ) as session,
     ):
         images = open_labelled(
@@ -109,6 +116,7 @@ def finetune(
                 command=command,
                 dataset=dataset,
                 test_dataset=test_dataset,
+                loggers=loggers,
             )
         data.keep_on(session.device)
         seed_everything(config.seed, verbose=False)
@@ -124,6 +132,7 @@ def finetune(
             test = {}
             if finished and is_main_process():
                 test = conclude_with_test(config, folder, images, session.device)
+                session.follow_up(test)
         return session.summary(finished=finished, further=test)
 
 

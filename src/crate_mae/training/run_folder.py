@@ -30,7 +30,7 @@ FREE_ON_RESUME = (
     "name:", "record.", "trainer.accelerator:", "trainer.devices:", "trainer.num_nodes:",
     "trainer.strategy:", "trainer.compile:", "trainer.recompute:", "trainer.deterministic:",
     "data.source:", "data.val_source:", "data.test_source:", "data.workers:", "data.cache_gib:",
-    "data.max_broken:",
+    "data.max_broken:", "trainer.loggers:",
 )  # fmt: skip
 """Settings that a resumed run may change: hardware, records, where the same data lie."""
 
