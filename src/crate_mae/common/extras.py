@@ -22,7 +22,7 @@ EXTRA_OF = {
     "openvino": "openvino",
     "wandb": "track",
     "mlflow": "track",
-    "trackio": "track",
+    "trackio": "trackio",
 }
 """The extra by the name that is imported."""
 
