@@ -255,7 +255,7 @@ def test_wandb(run: tuple[Path, dict[str, str]]) -> None:
                 for item in record.history.item
             }
             step = line.pop("trainer/global_step", None)
-            if "reconstructions" not in line:  # the picture's line, whose values are of the file
+            if "reconstructions/_type" not in line:  # the line of a picture
                 found += [
                     ((step, name), value)
                     for name, value in line.items()
