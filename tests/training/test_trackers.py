@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 import yaml
 from lightning.pytorch.loggers import CSVLogger, Logger
+from pages import ROOT, SMALL, code_of, commands_of
 from PIL import Image
+from source_cases import Write
 from training_runs import assert_same_run, small_config, small_finetune
 
+from crate_mae.cli import main
 from crate_mae.training import tracker_kinds
 from crate_mae.training.config import OptimConfig, PretrainConfig, RecordConfig, TrainerConfig
 from crate_mae.training.finetune import finetune
@@ -453,3 +456,22 @@ def test_nothing_of_a_short_run_is_lost(tmp_path: Path) -> None:
     config = followed_config(optim=OptimConfig(epochs=1, batch_size=512, warmup_epochs=0))
     pretrain(config, tmp_path / "run", loggers=[notes])
     assert notes.numbers == recorded(tmp_path / "run") != {}
+
+
+def test_the_pages_command_and_code_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Write
+) -> None:
+    page = (ROOT / "docs" / "tracking.md").read_text("utf-8")
+    for index in range(20):
+        write(f"pictures/{index}.png", (40, 50))
+    monkeypatch.chdir(tmp_path)
+    ((verb, *words),) = commands_of(page)
+    assert main([verb, *words, *SMALL, "--record.measure_epochs", "0"]) == 0
+    for made in ("tensorboard", "csv/metrics.csv", "csv/hparams.yaml", "reconstructions"):
+        assert (tmp_path / "runs" / "mine" / made).exists()
+    assert main(["pretrain", "--resume", "runs/mine", "--trainer.loggers", "[]"]) == 0
+    shutil.rmtree(tmp_path / "runs" / "mine")
+    (block,) = code_of(page)
+    one = OptimConfig(epochs=1, batch_size=32, warmup_epochs=0)
+    exec(block, {"config": followed_config(optim=one)})
+    assert list((tmp_path / "elsewhere").rglob("metrics.csv"))

@@ -114,6 +114,11 @@ class TrainerConfig:
         for name, count in (("accumulate", self.accumulate), ("num_nodes", self.num_nodes)):
             if count < 1:
                 raise ValueError(f"trainer.{name} must be at least 1, not {count}")
+        if self.strategy == "fsdp" and self.accelerator == "cpu":
+            raise ValueError(
+                "trainer.strategy fsdp shards weights over GPUs; Lightning does not do it on CPUs:"
+                " set trainer.strategy to ddp"
+            )
         object.__setattr__(self, "loggers", tracker_names(self.loggers))
 
 
