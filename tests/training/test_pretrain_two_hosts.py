@@ -86,7 +86,7 @@ def ended(*processes: subprocess.Popen[str]) -> tuple[list[int], str]:
 def test_a_run_of_two_hosts_is_stopped_on_one_and_resumed_on_both(hosts: Hosts) -> None:
     """As docs/cluster.md tells: by torchrun, and by plain variables."""
     config = small_config(
-        optim=OptimConfig(epochs=40, batch_size=32, base_lr=1e-2, warmup_epochs=1),
+        optim=OptimConfig(epochs=20, batch_size=32, base_lr=1e-2, warmup_epochs=1),
         trainer=TrainerConfig(accelerator="cpu", devices=1, num_nodes=2, strategy="ddp"),
     )
     config = replace(config, record=replace(config.record, measure_epochs=0))
