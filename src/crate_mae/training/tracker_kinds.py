@@ -166,6 +166,7 @@ class _WandB(Tracker):
         """Begin the run, or go on in the one of that id, whatever else this process tracks."""
         import wandb
 
+        mode: Any = os.environ.get("WANDB_MODE")  # W&B refuses what is none
         project = os.environ.get("WANDB_PROJECT", PROJECT)
         run = wandb.init(
             project=project,
@@ -173,7 +174,7 @@ class _WandB(Tracker):
             dir=self.folder,
             id=self.known,
             resume=None if self.known is None else "allow",
-            mode=os.environ.get("WANDB_MODE"),
+            mode=mode,
             reinit="create_new",
         )
         step = "trainer/global_step"  # as WandbLogger names it
