@@ -16,7 +16,14 @@ from crate_mae.cli import main
 from crate_mae.common.peak_memory import OutOfMemoryError, PeakMemory
 from crate_mae.models.cost import counted_flops, parameter_count
 from crate_mae.plan import machine as machines
-from crate_mae.plan.amounts import accumulation, disk_use, memory_line, schedule, training_state
+from crate_mae.plan.amounts import (
+    accumulation,
+    disk_use,
+    exchanged_bytes,
+    memory_line,
+    schedule,
+    training_state,
+)
 from crate_mae.plan.machine import Hardware, Machine, asked_hardware
 from crate_mae.plan.plan import RunPlan, plan_run
 from crate_mae.plan.plan_text import plan_text
@@ -339,6 +346,28 @@ def test_asked_hardware() -> None:
     assert Hardware(device="cuda", devices=2, nodes=1).is_here(here)
     assert not Hardware(device="cuda", devices=4, nodes=1).is_here(here)
     assert not Hardware(device="cuda", devices=2, nodes=2).is_here(here)
+
+
+@pytest.mark.parametrize(("sharded", "rounds"), [(False, 2), (True, 3)])
+@pytest.mark.parametrize("devices", [1, 2, 3, 8])
+def test_exchanged_bytes_are_those_of_a_ring_walked_by_hand(
+    devices: int, sharded: bool, rounds: int
+) -> None:
+    """In each of devices - 1 turns of a round a device passes one of as many parts on."""
+    part = 4 * 24 // devices
+    walked = sum(part for _ in range(rounds) for _ in range(devices - 1))
+    assert exchanged_bytes(24, devices=devices, sharded=sharded) == walked
+
+
+def test_what_several_devices_exchange_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--trainer.strategy", "ddp", "--no-measure", "--num-images", "1281167"]
+    small = ["--model.depth", "1", "--model.decoder_depth", "1"]
+    for nodes in ("1", "8"):
+        assert main(["plan", "imagenet1k", *words, *small, "--trainer.num_nodes", nodes]) == 0
+        out = " ".join(capsys.readouterr().out.split())
+        assert f"exchange each of {8 * int(nodes)} devices sends and receives" in out
+    assert main(["plan", "digits", "--no-measure"]) == 0
+    assert "exchange" not in capsys.readouterr().out
 
 
 # -- whole plans --------------------------------------------------------------------------------

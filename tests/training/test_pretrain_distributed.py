@@ -1,8 +1,10 @@
 """Two processes that share each batch train the model that one process trains."""
 
+import csv
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from processes import PATIENCE
 from training_runs import command_line, final_state, records, small_config, write_recipe
@@ -15,7 +17,9 @@ def test_two_gloo_processes_equal_one(tmp_path: Path) -> None:
     """Also with one validation batch more on one rank: 33 images are 17 and 16."""
     one = small_config(optim=OptimConfig(epochs=2, batch_size=32, base_lr=1e-3, warmup_epochs=1))
     one = replace(one, data=replace(one.data, limit=220, val_share=0.15))
-    two = replace(one, trainer=TrainerConfig(accelerator="cpu", devices=2, strategy="ddp"))
+    two = replace(
+        one, trainer=TrainerConfig(accelerator="cpu", devices=2, strategy="ddp", loggers=("csv",))
+    )
     recipe = write_recipe(two, tmp_path / "two.yaml")
     run = command_line("pretrain", "--config", recipe, "--out", tmp_path / "two")
     pretrain(one, tmp_path / "one")
@@ -41,3 +45,11 @@ def test_two_gloo_processes_equal_one(tmp_path: Path) -> None:
         torch.tensor(training[0]), torch.tensor(training[1]), atol=1e-4, rtol=1e-4
     )
     assert output.count("finished:") == 1, "one process speaks"
+    with (tmp_path / "two" / "csv" / "metrics.csv").open(newline="") as file:
+        followed = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert followed == training[1], "one process tracks"
+
+
+def test_sharded_weights_need_gpus() -> None:
+    with pytest.raises(ValueError, match="fsdp shards weights over GPUs"):
+        TrainerConfig(accelerator="cpu", devices=2, strategy="fsdp")

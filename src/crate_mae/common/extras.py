@@ -1,5 +1,7 @@
 """Packages that only some of the library needs, and the extra of this package that brings each."""
 
+from importlib.util import find_spec
+
 EXTRA_OF = {
     "lightning": "train",
     "jsonargparse": "train",
@@ -18,6 +20,9 @@ EXTRA_OF = {
     "onnxscript": "onnx",
     "onnxruntime": "onnx",
     "openvino": "openvino",
+    "wandb": "track",
+    "mlflow": "track",
+    "trackio": "trackio",
 }
 """The extra by the name that is imported."""
 
@@ -30,3 +35,13 @@ def with_command(error: ImportError) -> ImportError:
     command = f'pip install "crate-mae[{EXTRA_OF[package]}]"'
     told = f"this needs {package}, which is not installed: {command}"
     return ModuleNotFoundError(told, name=package)
+
+
+def check_installed(package: str) -> None:
+    """Raise ModuleNotFoundError, naming the command that brings it, where a package is missing.
+
+    Nothing is imported. A folder of its name in the working directory is no package.
+    """
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise with_command(ModuleNotFoundError(f"no module named {package}", name=package))

@@ -73,6 +73,16 @@ def training_state(parameters: int, *, average: bool = False, shards: int = 1) -
     )
 
 
+def exchanged_bytes(parameters: int, *, devices: int, sharded: bool = False) -> int:
+    """Bytes that each device sends, and as many that it receives, in an optimiser step.
+
+    A ring's all-reduce of float32 gradients: a share of (devices - 1) / devices of them twice. With
+    sharded weights (fsdp) three times: weights gathered for both passes, gradients scattered.
+    """
+    times = 3 if sharded else 2
+    return round(times * FLOAT * parameters * (devices - 1) / devices)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DiskUse:
     """Bytes that a finished run leaves on disk, and the most there are while it saves."""

@@ -13,6 +13,7 @@ from crate_mae.plan.amounts import (
     TrainingState,
     accumulation,
     disk_use,
+    exchanged_bytes,
     memory_line,
     schedule,
     training_state,
@@ -102,6 +103,15 @@ class RunPlan:
             return None
         return self.flops * self.schedule.steps / (self.tflops * 1e12 * self.asked.units) / 3600
 
+    @property
+    def exchanged(self) -> int:
+        """Bytes that each device sends, and receives, in a step; 0 on a single one."""
+        return exchanged_bytes(
+            self.parameters,
+            devices=self.asked.world,
+            sharded=self.config.trainer.strategy == "fsdp",
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; memory in bytes, time in seconds and hours."""
         left_out = ("config", "adapted")
@@ -110,7 +120,8 @@ class RunPlan:
         values["tokens"] = list(self.tokens)
         values["state"]["total"] = self.state.total
         values["disk"]["total"] = self.disk.total
-        return {**values, "hours": self.hours, "hours_at_rate": self.hours_at_rate}
+        times = {"hours": self.hours, "hours_at_rate": self.hours_at_rate}
+        return {**values, **times, "exchanged": self.exchanged}
 
 
 def plan_run(

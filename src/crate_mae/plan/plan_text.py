@@ -121,6 +121,14 @@ def _memory(plan: RunPlan) -> Iterator[Row]:
             f" on each device{shared}"
         ),
     )
+    if plan.exchanged:
+        yield (
+            "exchange",
+            (
+                f"each of {plan.asked.world} devices sends and receives"
+                f" {bytes_text(plan.exchanged)} a step (float32, in a ring)"
+            ),
+        )
     measured = plan.measured
     if measured is None:
         why = "not on an Apple GPU" if plan.machine.device == "mps" else "left out"

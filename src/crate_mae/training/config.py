@@ -9,6 +9,7 @@ from crate_mae.models.classifier import Pool
 from crate_mae.models.config import ModelConfig
 from crate_mae.training.objectives import ObjectiveConfig, SimDINOConfig
 from crate_mae.training.segment_config import SegmentConfig
+from crate_mae.training.tracker_names import TrackerName, tracker_names
 from crate_mae.vitmae.model import Match
 
 SHORT_WARMUP = 0.1
@@ -107,11 +108,20 @@ class TrainerConfig:
     memory, about a third more time, the same numbers (activation checkpointing)."""
     deterministic: bool = False
     """Only deterministic algorithms, on accelerators too."""
+    loggers: tuple[TrackerName, ...] = ("tensorboard",)
+    """Where a run can be followed beside its own files: any of tensorboard, csv, wandb, mlflow and
+    trackio, as in [tensorboard, wandb]; [] for nowhere."""
 
     def __post_init__(self) -> None:
         for name, count in (("accumulate", self.accumulate), ("num_nodes", self.num_nodes)):
             if count < 1:
                 raise ValueError(f"trainer.{name} must be at least 1, not {count}")
+        if self.strategy == "fsdp" and self.accelerator == "cpu":
+            raise ValueError(
+                "trainer.strategy fsdp shards weights over GPUs; Lightning does not do it on CPUs:"
+                " set trainer.strategy to ddp"
+            )
+        object.__setattr__(self, "loggers", tracker_names(self.loggers))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,14 @@
 """Supervised training, from pre-trained weights or from nothing: of images, or of pixels."""
 
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import seed_everything
+from lightning.pytorch.loggers import Logger
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -39,6 +41,7 @@ from crate_mae.training.session import (
 )
 from crate_mae.training.short_runs import opened_to_fit
 from crate_mae.training.supervised_module import SupervisedModule
+from crate_mae.training.trackers import check_followable
 
 Images = LabelledImages | DenseImages
 TASKS: dict[str, Any] = {"classify": ClassifyTask(), "segment": SegmentTask()}
@@ -56,6 +59,7 @@ def finetune(
     command: list[str] | None = None,
     dataset: Dataset[Any] | ImageSource | None = None,
     test_dataset: Dataset[Any] | ImageSource | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> RunSummary:
     """How a supervised run ended; everything else is in the run folder.
 
@@ -63,7 +67,8 @@ def finetune(
     trains what `config.task` names: a classifier, or a segmenter on masks. `resume` continues the
     run in `folder` exactly where it was, without those weights. `stop_after` saves and leaves after
     so many optimiser steps. Python datasets of (image, label) pairs replace the sources of a
-    classifier's configuration, both together.
+    classifier's configuration, both together. `loggers` of Lightning are given all that
+    `trainer.loggers` are, beside them.
 
     Where there are fewer images than a batch, batch and rate are adapted (`fitted_to_images`). At
     the end the test images are used once and `evaluation.json` is written. Everything is
@@ -73,6 +78,7 @@ def finetune(
     `folder`, NonFiniteError, TooManyBrokenImagesError.
     """
     folder = user_path(folder)
+    check_followable(config)
     if resume and config.model is None:
         recorded = load_config_values(folder).get("model")
         config = replace(config, model=ModelConfig.from_dict(recorded) if recorded else None)
@@ -90,6 +96,7 @@ def finetune(
             folder,
             monitor=task.monitor,
             stop_after=stop_after,
+            loggers=loggers,
         ) as session,
     ):
         images = task.open(config, dataset, test_dataset)
@@ -118,6 +125,7 @@ def finetune(
             test = {}
             if finished and is_main_process():
                 test = task.conclude(config, folder, images, session.device)
+                session.follow_up(test)
         return session.summary(finished=finished, further=test)
 
 

@@ -1,13 +1,14 @@
 """Pre-training: from a resolved configuration to a finished run folder."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -37,6 +38,7 @@ from crate_mae.training.session import (
 )
 from crate_mae.training.short_runs import opened_to_fit
 from crate_mae.training.starting_weights import check_origin, starting_tensors
+from crate_mae.training.trackers import check_followable
 from crate_mae.training.training_module import TrainingModule
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ def pretrain(
     command: list[str] | None = None,
     dataset: Dataset[Any] | ImageSource | None = None,
     val_dataset: Dataset[Any] | ImageSource | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> RunSummary:
     """How pre-training, by masks or by SimDINO, ended; everything else is in the run folder.
 
@@ -61,7 +64,7 @@ def pretrain(
     have, up to image size and channels (`starting_tensors`). Where there are fewer images than a
     batch, batch and rate are adapted (`fitted_to_images`). `stop_after` saves and leaves after so
     many optimiser steps. A Python `dataset` (images, or images with labels) replaces the source of
-    the configuration.
+    the configuration. `loggers` of Lightning are given all that `trainer.loggers` are, beside them.
 
     Everything is checked before anything is written. Raises FileExistsError when `folder` is taken,
     FileNotFoundError when there is nothing to resume, ValueError for settings or data that do not
@@ -69,6 +72,7 @@ def pretrain(
     breaks down, TooManyBrokenImagesError.
     """
     folder = user_path(folder)
+    check_followable(config)
     check_origin(config, init_from, resume=resume)
     changes = check_start(config, folder, resume=resume, again="--init-from")
     origin = None if init_from is None else starting_tensors(config, init_from)
@@ -82,6 +86,7 @@ def pretrain(
             monitor=Monitor(metric="val/loss"),
             callbacks=_callbacks(config, folder),
             stop_after=stop_after,
+            loggers=loggers,
         )
         stack.enter_context(session)
         config, data = opened_to_fit(

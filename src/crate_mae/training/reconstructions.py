@@ -11,6 +11,7 @@ from crate_mae.common.extras import with_command
 from crate_mae.evaluation.backbones import evaluating
 from crate_mae.evaluation.reconstruction import reconstruct
 from crate_mae.training.masked_completion import MaskedCompletion
+from crate_mae.training.trackers import hand_picture
 
 logger = logging.getLogger(__name__)
 
@@ -30,26 +31,29 @@ class Reconstructions(Callback):
         if not due or not trainer.is_global_zero or "FSDP" in type(trainer.strategy).__name__:
             return
         try:
-            self.draw(trainer, pl_module, f"epoch-{epoch:04d}.png", f"epoch {epoch}")
+            path = self.draw(trainer, pl_module, f"epoch-{epoch:04d}.png", f"epoch {epoch}")
         except Exception as error:  # whatever drawing stumbles over, training goes on
             error = with_command(error) if isinstance(error, ImportError) else error
             logger.warning("no reconstruction drawn at epoch %d: %s", epoch, error)
+            return
+        if path is not None:
+            hand_picture(trainer.loggers, self.folder.name, path, trainer.global_step)
 
-    def draw(self, trainer: Trainer, module: LightningModule, name: str, title: str) -> None:
-        """Write one sheet; ImportError where matplotlib is missing."""
+    def draw(self, trainer: Trainer, module: LightningModule, name: str, title: str) -> Path | None:
+        """The file of one sheet; None without images to draw, ImportError without matplotlib."""
         from crate_mae.figures.reconstruction_sheet import draw_reconstruction
 
         assert isinstance(module, MaskedCompletion)
         batch = self._batch(trainer)
         if batch is None:
-            return
+            return None
         self.folder.mkdir(exist_ok=True)
         images, mask = batch["images"].to(module.device), batch["mask"].to(module.device)
         with evaluating(module.model), torch.no_grad():
             result = reconstruct(module.model, images, mask)
-        draw_reconstruction(
-            result, self.folder / name, names=batch["names"], title=title, overwrite=True
-        )
+        path = self.folder / name
+        draw_reconstruction(result, path, names=batch["names"], title=title, overwrite=True)
+        return path
 
     def _batch(self, trainer: Trainer) -> Batch | None:
         data = trainer.datamodule  # type: ignore[attr-defined]

@@ -31,6 +31,7 @@ FREE_ON_RESUME = (
     "trainer.strategy:", "trainer.compile:", "trainer.recompute:", "trainer.deterministic:",
     "data.source:", "data.val_source:", "data.test_source:", "data.workers:", "data.cache_gib:",
     "data.max_broken:", "segment.masks:", "segment.val_masks:", "segment.test_masks:",
+    "trainer.loggers:",
 )  # fmt: skip
 """Settings that a resumed run may change: hardware, records, where the same data lie."""
 

@@ -5,8 +5,8 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import FSDPStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.distributed.fsdp import MixedPrecision
@@ -47,6 +47,7 @@ from crate_mae.training.run_folder import (
     written_alone,
 )
 from crate_mae.training.speed import Speed, progress_callbacks
+from crate_mae.training.trackers import Trackers
 from crate_mae.training.training_module import TrainingModule
 
 logger = logging.getLogger(__name__)
@@ -82,8 +83,11 @@ class Session:
         monitor: Monitor,
         callbacks: Sequence[Callback] = (),
         stop_after: int | None = None,
+        loggers: Sequence[Logger] = (),
     ) -> None:
         """Assemble the Trainer; nothing is written yet. `monitor` says which epoch is the best.
+
+        `loggers` are followed beside those of `trainer.loggers`.
 
         Raises ValueError for trainer settings that do not fit this machine.
         """
@@ -94,6 +98,8 @@ class Session:
             folder, config.record, monitor=monitor, stop_after=stop_after
         )
         self._metrics = MetricsLog(folder)
+        self._brought = tuple(loggers)
+        self._trackers: Trackers | None = None
         self._trainer = self._assembled(callbacks)
         self._companions = Companions(self._trainer.strategy, self._stop, folder)
 
@@ -147,7 +153,11 @@ class Session:
         """
         self.config = config
         # A resumed run holds its folder already.
-        with nullcontext() if resume else written_alone(self.folder), log_file(self.folder):
+        with (
+            nullcontext() if resume else written_alone(self.folder),
+            log_file(self.folder),
+            ExitStack() as stack,
+        ):
             with self._stop:
                 for change in changes:
                     logger.info("changed since this run began: %s", change)
@@ -155,6 +165,10 @@ class Session:
                     known = {**data.facts(), **facts}
                     write_facts(self.config, self.folder, known, command=command, resume=resume)
                     self._announce(data)
+                    self._trackers = stack.enter_context(
+                        Trackers(self.config, self.folder, self._brought, known, resume=resume)
+                    )
+                    self._trainer.loggers = [*self._trainer.loggers, *self._trackers.members]
             yield
 
     def fit(self, module: TrainingModule, data: ImageDataModule, *, resume: bool) -> bool:
@@ -167,6 +181,8 @@ class Session:
         checkpoint = None if step is None else self.folder / "checkpoints" / LAST
         if resume:
             self._metrics.rewind(step or 0)
+            if self._trackers is not None:
+                self._trackers.catch_up()
             logger.info("resuming %s at step %d", self.folder, step or 0)
         if checkpoint is not None:
             check_fits(checkpoint, module)
@@ -192,7 +208,16 @@ class Session:
             raise self._companions.explained(error) from error
         if is_main_process() and self._trainer.global_step == step:
             restore_weights(self.folder, module)
+        if self._trackers is not None:
+            self._trackers.finished = True
         return True
+
+    def follow_up(self, metrics: Mapping[str, float]) -> None:
+        """Hand what was measured after training to whoever follows the run."""
+        for follower in self._trainer.loggers:
+            if follower is not self._metrics:
+                follower.log_metrics(dict(metrics), self._trainer.global_step)
+                follower.save()
 
     def summary(
         self, *, finished: bool, further: Mapping[str, float] = MappingProxyType({})
@@ -219,9 +244,6 @@ class Session:
         settings, record = self.config.trainer, self.config.record
         speed = Speed(epochs=self.config.optim.epochs)
         devices = settings.devices
-        tensorboard = _Curves(
-            self.folder, name="tensorboard", version="", purge_step=last_step(self.folder)
-        )
         try:
             return Trainer(
                 accelerator=settings.accelerator,
@@ -238,7 +260,7 @@ class Session:
                 enable_checkpointing=False,
                 enable_model_summary=False,
                 default_root_dir=self.folder,  # not the working directory, where runs would meet
-                logger=[self._metrics, tensorboard],
+                logger=[self._metrics, *self._brought],
                 callbacks=[
                     self._stop, speed, *progress_callbacks(speed), *callbacks, self._checkpoints
                 ],
@@ -269,33 +291,6 @@ class Session:
         idle = torch.cuda.device_count() - used
         if torch.cuda.is_available() and idle > 0 and config.trainer.num_nodes == 1:
             logger.warning("%d GPUs stay idle; use --trainer.devices auto for all", idle)
-
-
-class _Curves(TensorBoardLogger):
-    """TensorBoard's files, a convenience: where they cannot be written, the run goes on without."""
-
-    _given_up = False
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write metrics."""
-        self._tried(super().log_metrics, metrics, step)
-
-    def save(self) -> None:
-        """Write what waits."""
-        self._tried(super().save)
-
-    def finalize(self, status: str) -> None:
-        """Write what waits, and close the files."""
-        self._tried(super().finalize, status)
-
-    def _tried(self, write: Callable[..., None], *arguments: Any) -> None:
-        if self._given_up:
-            return
-        try:
-            write(*arguments)
-        except OSError as error:
-            self._given_up = True
-            logger.warning("no more files for TensorBoard in %s: %s", self.log_dir, error)
 
 
 def batch_per_device(config: RunConfig, world_size: int) -> int:
