@@ -1,17 +1,22 @@
 """Processes that tests start."""
 
+import ctypes
 import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 PATIENCE = 600.0
 """Seconds that a process may take before a test gives it up: far more than on any machine."""
+
+_NEW_NETWORK, _NEW_NAMES = 0x40000000, 0x04000000
+"""Linux's CLONE_NEWNET and CLONE_NEWUTS."""
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
@@ -31,15 +36,21 @@ class CommandLine:
 
     The process is forked from a server that has imported the libraries, which takes most of the
     time of a short run. From there on it is a process like any other: its own number, signals,
-    exit status, environment and children.
+    exit status, environment and children. `first` is called in it before anything else.
     """
 
-    def __init__(self, words: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        words: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        first: Callable[[], object] | None = None,
+    ) -> None:
         descriptor, name = tempfile.mkstemp(prefix="command-line-", suffix=".txt")
         os.close(descriptor)
         self._output = Path(name)
         self._process = _FORKS.Process(
-            target=_command, args=(list(words), dict(environment), str(Path.cwd()), name)
+            target=_command, args=(list(words), dict(environment), str(Path.cwd()), name, first)
         )
         self._process.start()
         assert self._process.pid is not None
@@ -78,7 +89,22 @@ class CommandLine:
         return self._printed, None
 
 
-def _command(words: list[str], environment: dict[str, str], folder: str, output: str) -> None:
+def enter_host(namespace: str, name: str) -> None:
+    """Make this process one of a host: in a network namespace, with a host name of its own."""
+    library = ctypes.CDLL(None, use_errno=True)
+    with Path("/var/run/netns", namespace).open() as place:
+        if library.setns(place.fileno(), _NEW_NETWORK) or library.unshare(_NEW_NAMES):
+            raise OSError(ctypes.get_errno(), f"cannot enter {namespace}")
+    socket.sethostname(name)
+
+
+def _command(
+    words: list[str],
+    environment: dict[str, str],
+    folder: str,
+    output: str,
+    first: Callable[[], object] | None,
+) -> None:
     """What the forked process does: what `python -m crate_mae` would."""
     descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -87,5 +113,7 @@ def _command(words: list[str], environment: dict[str, str], folder: str, output:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    if first is not None:
+        first()
     sys.argv = ["crate-mae", *words]
     runpy.run_module("crate_mae", run_name="__main__", alter_sys=True)

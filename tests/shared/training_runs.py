@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from crate_mae.batches.config import (
     Masking,
     SupervisedAugment,
 )
+from crate_mae.training import companions
 from crate_mae.training.config import (
     CheckpointConfig,
     FinetuneConfig,
@@ -104,11 +106,23 @@ def write_recipe(config: PretrainConfig | FinetuneConfig, path: Path) -> Path:
     return path
 
 
-def command_line(*words: str | Path, **environment: str) -> CommandLine:
+def command_line(
+    *words: str | Path, first: Callable[[], object] | None = None, **environment: str
+) -> CommandLine:
     """`crate-mae` in a process of its own, on one thread, so that sums are in a fixed order."""
     return CommandLine(
-        [str(word) for word in words], {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        [str(word) for word in words],
+        {**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        first=first,
     )
+
+
+def lose_sooner() -> None:
+    """Let this process take others for lost after a third of the time, so that a test waits less.
+
+    That the whole time is short enough is reckoned from the constants in a test of its own.
+    """
+    companions.LOST /= 3
 
 
 def two_processes(*words: str | Path) -> str:

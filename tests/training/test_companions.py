@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from pages import ROOT
 from processes import PATIENCE, CommandLine
-from training_runs import command_line, small_config, wait_for_lines, write_recipe
+from training_runs import command_line, lose_sooner, small_config, wait_for_lines, write_recipe
 
 from crate_mae.batches.broken import TooManyBrokenImagesError
 from crate_mae.training.callbacks import StopSignals
@@ -46,10 +47,13 @@ def port() -> str:
     return free_port()
 
 
-def node(rank: int, port: str, folder: Path, recipe: Path, **more: str) -> CommandLine:
+def node(
+    rank: int, port: str, folder: Path, recipe: Path, *,
+    first: Callable[[], object] | None = None, **more: str,
+) -> CommandLine:  # fmt: skip
     """One of two nodes, on this host."""
     return command_line(
-        "pretrain", "--config", recipe, "--out", folder,
+        "pretrain", "--config", recipe, "--out", folder, first=first,
         NODE_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **more,
     )  # fmt: skip
 
@@ -174,7 +178,10 @@ def test_processes_end_within_a_minute_when_another_is_stopped(
     """SIGSTOP: it is there, its connections are open, and it says nothing. Two runs at once."""
     more = {PATIENCE_VARIABLE: "600"}
     runs = {
-        stopped: [node(rank, port, tmp_path / f"run-{stopped}", recipe, **more) for rank in (0, 1)]
+        stopped: [
+            node(rank, port, tmp_path / f"run-{stopped}", recipe, first=lose_sooner, **more)
+            for rank in (0, 1)
+        ]
         for stopped, port in enumerate((free_port(), free_port()))
     }
     try:

@@ -7,11 +7,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
-from processes import PATIENCE
-from training_runs import assert_same_run, small_config, wait_for_lines, write_recipe
+from processes import PATIENCE, CommandLine, enter_host
+from training_runs import assert_same_run, command_line, small_config, wait_for_lines, write_recipe
 
 from crate_mae.training.companions import PATIENCE_VARIABLE
 from crate_mae.training.config import OptimConfig, TrainerConfig
@@ -28,24 +29,29 @@ class Hosts:
         self.folder = folder
         self.names = [f"crate-mae-{os.getpid()}-{number}" for number in (0, 1)]
 
-    def start(self, host: int, *words: str | Path, **variables: str) -> subprocess.Popen[str]:
-        """A Python process on a host; signals reach Python itself."""
-        environment = {
-            key: value
-            for key, value in os.environ.items()
-            if key not in ("GLOO_SOCKET_IFNAME", "MASTER_ADDR", "MASTER_PORT")
-        }
+    def start(self, host: int, *words: str | Path) -> subprocess.Popen[str]:
+        """A Python process on a host."""
         named = 'hostname "$0" && exec "$@"'
         return subprocess.Popen(
             ["ip", "netns", "exec", self.names[host], "unshare", "--uts", "sh", "-c", named,
              f"host{host}", sys.executable, *map(str, words)],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.folder,
-            env={**environment, "OMP_NUM_THREADS": "1", PATIENCE_VARIABLE: "300", **variables},
+            env={**os.environ, "OMP_NUM_THREADS": "1", PATIENCE_VARIABLE: "300"},
+        )  # fmt: skip
+
+    def crate_mae(self, host: int, *words: str | Path) -> CommandLine:
+        """The command line on a host that knows by variables which of two it is."""
+        return command_line(
+            *words, first=partial(enter_host, self.names[host], f"host{host}"),
+            NODE_RANK=str(host), MASTER_ADDR=ADDRESSES[0], MASTER_PORT=PORT,
+            **{PATIENCE_VARIABLE: "300"},
         )  # fmt: skip
 
 
 @pytest.fixture
-def hosts(tmp_path: Path) -> Iterator[Hosts]:
+def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosts]:
+    for variable in ("GLOO_SOCKET_IFNAME", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(variable, raising=False)
     if os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("unshare"):
         pytest.skip("two hosts are not tried: network namespaces need root, ip and unshare")
     made = Hosts(tmp_path)
@@ -72,14 +78,14 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
-def ended(*processes: subprocess.Popen[str]) -> tuple[list[int], str]:
+def ended(*processes: subprocess.Popen[str] | CommandLine) -> tuple[list[int | None], str]:
     """Exit statuses and all that was said; nobody is left running."""
     try:
         said = [process.communicate(timeout=PATIENCE)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-            process.wait()
+            process.communicate()
     return [process.returncode for process in processes], "\n".join(said)
 
 
@@ -105,14 +111,8 @@ def test_a_run_of_two_hosts_is_stopped_on_one_and_resumed_on_both(hosts: Hosts) 
     assert statuses == [0, 0], said
     assert said.count("finished:") == 1
 
-    def by_variables(*words: str | Path) -> list[subprocess.Popen[str]]:
-        return [
-            hosts.start(
-                host, "-m", "crate_mae", "pretrain", *words,
-                NODE_RANK=str(host), MASTER_ADDR=ADDRESSES[0], MASTER_PORT=PORT,
-            )
-            for host in (0, 1)
-        ]  # fmt: skip
+    def by_variables(*words: str | Path) -> list[CommandLine]:
+        return [hosts.crate_mae(host, "pretrain", *words) for host in (0, 1)]
 
     processes = by_variables("--config", recipe, "--out", parts)
     try:

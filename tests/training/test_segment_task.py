@@ -13,8 +13,7 @@ import torch
 from data_cases import MODEL
 from mask_cases import small_segment, write_parquet, write_shapes
 from PIL import Image
-from processes import PATIENCE
-from training_runs import assert_same_run, command_line, final_state, records, write_recipe
+from training_runs import assert_same_run, final_state, records, two_processes, write_recipe
 
 from crate_mae.batches.config import LabelledDataConfig, SupervisedAugment
 from crate_mae.batches.transforms import dense_fit, prepare
@@ -208,12 +207,10 @@ def test_two_gloo_processes_and_accumulation_equal_one(shapes: Path, tmp_path: P
     one = replace(one, optim=replace(one.optim, base_lr=1e-3, ema=None))
     two = replace(one, trainer=TrainerConfig(accelerator="cpu", devices=2, strategy="ddp"))
     recipe = write_recipe(two, tmp_path / "two.yaml")
-    run = command_line("finetune", "--config", recipe, "--out", tmp_path / "two")
+    output = two_processes("finetune", "--config", recipe, "--out", tmp_path / "two")
     finetune(one, tmp_path / "one")
     parts = TrainerConfig(accelerator="cpu", devices=1, accumulate=2)
     finetune(replace(one, trainer=parts), tmp_path / "parts")
-    output, _ = run.communicate(timeout=PATIENCE)
-    assert run.returncode == 0, output
     assert output.count("finished:") == 1, "one process speaks"
     first = final_state(tmp_path / "one")
     for name in ("two", "parts"):
