@@ -48,8 +48,8 @@ def port() -> str:
 
 
 def node(
-    rank: int, port: str, folder: Path, recipe: Path, *,
-    first: Callable[[], object] | None = None, **more: str,
+    rank: int, port: str, folder: Path, recipe: Path,
+    first: Callable[[], object] | None = None, /, **more: str,
 ) -> CommandLine:  # fmt: skip
     """One of two nodes, on this host."""
     return command_line(
@@ -179,7 +179,7 @@ def test_processes_end_within_a_minute_when_another_is_stopped(
     more = {PATIENCE_VARIABLE: "600"}
     runs = {
         stopped: [
-            node(rank, port, tmp_path / f"run-{stopped}", recipe, first=lose_sooner, **more)
+            node(rank, port, tmp_path / f"run-{stopped}", recipe, lose_sooner, **more)
             for rank in (0, 1)
         ]
         for stopped, port in enumerate((free_port(), free_port()))
