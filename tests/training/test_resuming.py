@@ -1,6 +1,7 @@
 """What a resumed run needs is checked part by part, by name, before anything starts."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,29 @@ def test_parts_that_do_not_agree_are_told(run: Path, keys: tuple[Any, ...], valu
     named = str(keys[0]).replace("global_step", "loops")
     with pytest.raises(ValueError, match=named):
         check_checkpoint(run / "checkpoints" / "last.ckpt")
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its index is of the old file, its tensors are of the new one, as torch opens it twice."""
+    path, newer = run / "checkpoints" / "last.ckpt", tmp_path / "newer.ckpt"
+    shutil.copy(path, newer)
+    step = check_checkpoint(path)
+    load, calls = torch.load, []
+
+    def replaced(place: Path, **options: Any) -> Any:
+        state = load(place, **options)
+        calls.append(place)
+        if len(calls) == 1:
+            os.replace(newer, path)
+            for entry in state["optimizer_states"][0]["state"].values():
+                entry["step"] = entry["step"] + 1
+        return state
+
+    monkeypatch.setattr(torch, "load", replaced)
+    assert check_checkpoint(path) == step
+    assert len(calls) == 2
 
 
 def test_one_flipped_bit_of_the_checkpoint_is_told(run: Path) -> None:

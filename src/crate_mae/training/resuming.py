@@ -4,6 +4,7 @@ A part that is missing would not always be missed: without its counters a run wo
 step 0 with trained weights, without a word.
 """
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +37,9 @@ _PARTS: dict[str, type] = {
     "random": dict,
 }
 _COUNTERS = "epoch_loop.automatic_optimization.optim_progress"
+
+_READINGS = 5
+"""How often a checkpoint that changes while it is read is read, at most."""
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +78,30 @@ def recorded_data(folder: Path) -> dict[str, Any]:
 
 
 def check_checkpoint(path: Path) -> int:
-    """The step of a checkpoint; ValueError naming it and its part that is missing or damaged."""
+    """The step of a checkpoint; ValueError naming it and its part that is missing or damaged.
+
+    A run that still lives may replace it meanwhile, and torch opens it twice, for its index and for
+    its tensors: a file that changed while it was read is read again.
+    """
+    for _ in range(_READINGS - 1):
+        before = _identity(path)
+        with contextlib.suppress(ValueError):
+            return _step_of(path)
+        if _identity(path) == before:
+            break
+    return _step_of(path)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one of its name; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _step_of(path: Path) -> int:
     try:
         if not check_zip(path):
             raise ValueError("it is no archive of PyTorch's")
