@@ -1,7 +1,6 @@
 """What a resumed run needs is checked part by part, by name, before anything starts."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -125,7 +124,7 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(
         state = load(place, **options)
         calls.append(place)
         if len(calls) == 1:
-            os.replace(newer, path)
+            newer.replace(path)
             for entry in state["optimizer_states"][0]["state"].values():
                 entry["step"] = entry["step"] + 1
         return state
