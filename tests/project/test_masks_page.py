@@ -48,10 +48,10 @@ def test_its_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -
     assert "test mean IoU" in told
     assert "mean IoU" in next(line for line in told.splitlines() if line.startswith("run "))
     for name in ("14.png", "15.png"):
-        (made,) = (workplace / "told").rglob(name)
+        (made,) = (workplace / "predicted").rglob(name)
         with Image.open(made) as mask:
             assert mask.size == (90, 70)
-    assert (workplace / "told.png").stat().st_size > 1000
+    assert (workplace / "predicted.png").stat().st_size > 1000
 
 
 def test_its_settings_are_those_that_there_are() -> None:

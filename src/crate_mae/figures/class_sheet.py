@@ -1,4 +1,4 @@
-"""Sheets of images whose pixels have classes: what is told beside what is true."""
+"""Sheets of images whose pixels have classes: what is predicted beside what is true."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +50,7 @@ def draw_classes(
     for masks in (predicted, *([] if truth is None else [truth])):
         if masks.shape != (len(shown), *size):
             raise ValueError(f"masks {tuple(masks.shape)} do not belong to {len(shown)} images")
-    columns = ["image", "told", *(["truth", "errors"] if truth is not None else [])]
+    columns = ["image", "prediction", *(["truth", "errors"] if truth is not None else [])]
     sheet = Sheet(size, columns, rows)
     note = channels_note(shown.shape[1])
     figure = sheet.start([note] if note else [], caption)
