@@ -25,8 +25,8 @@ def test_panels_and_words(tmp_path: Path) -> None:
         caption="Whose they are.",
     )  # fmt: skip
     words = texts(path)
-    for expected in ("prediction", "truth", "errors", "_$ground", "pet", "88% right", "nothing counts",
-                     "Whose they are."):  # fmt: skip
+    for expected in ("prediction", "truth", "errors", "_$ground", "pet", "88% right",
+                     "nothing counts", "Whose they are."):  # fmt: skip
         assert expected in words, expected
     assert panels(path) == 2 * 4
     bare = draw_classes(shown, told, tmp_path / "b.svg", classes=CLASSES)
