@@ -40,6 +40,8 @@ def test_steps_touch_few_fresh_pages_and_compute_the_same() -> None:
         words = result.stdout.split()
         pages[way], losses[way] = int(words[0]), words[1]
     assert losses["keep"] == losses["default"]
+    if not pages["default"]:
+        pytest.skip("this system does not count the pages that a process touches first")
     assert pages["keep"] < 0.2 * pages["default"]
 
 
