@@ -108,7 +108,7 @@ class PlannedRun:
         assert isinstance(self.config, PretrainConfig)
         masked = model_cost(
             self.model,
-            batch=images,
+            batch=images * self.config.objective.views,
             ratio=1 - (self.config.masking.kept(self.model.grid) + 0.5) / self.model.num_patches,
             recompute=self.config.trainer.recompute,
         ).step
@@ -116,19 +116,23 @@ class PlannedRun:
 
     def _rate_flops(self, images: int, config: PretrainConfig) -> int:
         """Operations of the coding-rate term, with the pass that looks ahead where there is one."""
-        if config.objective.gamma == 0:
+        objective = config.objective
+        if objective.gamma == 0:
             return 0
-        kept = config.masking.kept(self.model.grid)
+        kept, views = config.masking.kept(self.model.grid), objective.views
         with FakeTensorMode(), torch.random.fork_rng(devices=[]):
-            per_image = (images, kept) if config.objective.features == "tokens" else (images,)
-            features = torch.empty(*per_image, self.model.dim, requires_grad=True)
+            if objective.features == "tokens":
+                rows = [images * views, kept]
+            else:
+                rows = [views, images] if views > 1 else [images]
+            features = torch.empty(*rows, self.model.dim, requires_grad=True)
             found = counted_flops(
                 lambda: torch.autograd.backward(rate_share(features, eps_squared=1.0)[0].sum())
             )
             if config.looks_ahead:
                 model = CrateMAE(self.model)
-                pixels = torch.empty(images, self.model.channels, *self.image_hw)
-                mask = torch.empty(images, self.model.num_patches, dtype=torch.bool)
+                pixels = torch.empty(views * images, self.model.channels, *self.image_hw)
+                mask = torch.empty(views * images, self.model.num_patches, dtype=torch.bool)
                 with torch.no_grad():
                     found += counted_flops(lambda: model.encode_masked(pixels, mask, kept))
         return found
@@ -187,15 +191,16 @@ class PlannedRun:
 
     def batch(self, images: int) -> dict[str, Any]:
         """A generated batch as the run's own module takes it, on the CPU."""
-        pixels = torch.randn(images, self.model.channels, *self.image_hw)
         config = self.config
+        views = config.objective.views if isinstance(config, PretrainConfig) else 1
+        pixels = torch.randn(views * images, self.model.channels, *self.image_hw)
         if isinstance(config, PretrainConfig) and config.method == "simdino":
             crops, channels = config.simdino.crops, self.model.channels
-            views = {
+            crops_of = {
                 "global_crops": torch.randn(GLOBAL_VIEWS, images, channels, *self.image_hw),
                 "local_crops": torch.randn(crops.local_views, images, channels, *crops.local_hw),
             }
-            return {**views, "whole_step": [views]} if config.looks_ahead else views
+            return {**crops_of, "whole_step": [crops_of]} if config.looks_ahead else crops_of
         if isinstance(config, PretrainConfig):
             draw = functools.partial(
                 config.masking.draw,
@@ -204,7 +209,7 @@ class PlannedRun:
                 0,
                 ratio=config.masking.step_ratio(config.seed, 0),
             )
-            batch = {"images": pixels, "mask": torch.stack([draw(i) for i in range(images)])}
+            batch = {"images": pixels, "mask": torch.stack([draw(i) for i in range(len(pixels))])}
             if config.looks_ahead:
                 return {**batch, "whole_step": [batch]}  # its share of the pass that looks ahead
             return batch

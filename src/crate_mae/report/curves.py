@@ -19,6 +19,7 @@ NAMES = {
     "val/effective_rank": "Rank",
     "train/coding_rate": "R",
     "train/largest_rate": "Max. R",
+    "train/disagreement": "Views disagree",
     "val/compression": "Compression",
     "val/expansion": "Expansion",
     "val/largest_expansion": "Largest possible expansion",

@@ -36,7 +36,7 @@ class MaskedCompletion(TrainingModule):
         self.coding_rate = coding_rate
 
     def loss(self, batch: Batch) -> Tensor:
-        """The masked loss of a batch and, where there is one, its coding-rate term."""
+        """The masked loss of a batch and, where there are such terms, coding rate and agreement."""
         output = self.model(batch["images"], mask=batch["mask"], kept=self.kept, layer=self.layer)
         loss: Tensor = output.loss
         if self.coding_rate is None:
@@ -45,6 +45,8 @@ class MaskedCompletion(TrainingModule):
         self.watch("train/masked_loss", loss.detach())
         self.watch("train/coding_rate", term.rate)
         self.watch("train/largest_rate", term.rate.new_tensor(term.largest))
+        if term.disagreement is not None:
+            self.watch("train/disagreement", term.disagreement)
         return loss + term.loss
 
     def _latent(self, batch: Any) -> Tensor:

@@ -1,4 +1,7 @@
-"""The coding-rate term of a training step, the same however the step is split."""
+"""The coding-rate term of a training step, and the agreement of views.
+
+Both are the same however the step is split.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crate_mae.models.coding_rate import largest_rate, rate_share
+from crate_mae.models.coding_rate import disagreement, largest_rate, rate_share
 from crate_mae.models.masks import take_visible
 from crate_mae.training.config import PretrainConfig
 from crate_mae.training.objectives import ObjectiveConfig
 from crate_mae.training.whole_step import WholeStep
 
 Encode = Callable[[Any], Tensor]
-"""From a batch to the latent tokens (b, 1 + V, d) of its masked images."""
+"""From a batch to the latent tokens (b, 1 + L, d) of its masked images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +25,13 @@ class RateTerm:
     """The term of one batch, a scalar tensor each."""
 
     loss: Tensor
-    """gamma (1 - R / R_max), from 0 to gamma."""
+    """gamma (1 - R / R_max), from 0 to gamma, and invariance x disagreement."""
     rate: Tensor
     """R in nats."""
     largest: float
     """R_max in nats: the largest that so many features can have."""
+    disagreement: Tensor | None
+    """1 - (mean cosine of pairs of views), from 0 to V / (V - 1); None of single views."""
 
 
 class CodingRate:
@@ -49,21 +54,35 @@ class CodingRate:
 
     def __call__(self, batch: Any, latent: Tensor, encode: Encode) -> RateTerm:
         """The term of a batch with these latent tokens; `encode` gives those of other batches."""
-        features = self.features(latent, batch["mask"])
-        if self.objective.looks_ahead:
+        objective = self.objective
+        dtype = torch.float64 if objective.float64 else torch.float32
+        features = self._by_view(latent, batch["mask"])
+        apart = disagreement(features, dtype=dtype) if self._compares_views else None
+        if objective.looks_ahead:
             features = self._whole_step(
-                batch, features, lambda part: self.features(encode(part), part["mask"])
+                batch, features, lambda part: self._by_view(encode(part), part["mask"])
             )
-        rate, share = rate_share(
-            features,
-            eps_squared=self.objective.eps_squared,
-            dtype=torch.float64 if self.objective.float64 else torch.float32,
-        )
+        if apart is not None:
+            features = features.transpose(0, 1)  # a rate of each view, over images
+        rate, share = rate_share(features, eps_squared=objective.eps_squared, dtype=dtype)
+        loss = objective.gamma * (1 - share.mean())
         return RateTerm(
-            loss=self.objective.gamma * (1 - share.mean()),
+            loss=loss if apart is None else loss + objective.invariance * apart,
             rate=rate.detach().mean(),
-            largest=largest_rate(*features.shape[-2:], eps_squared=self.objective.eps_squared),
+            largest=largest_rate(*features.shape[-2:], eps_squared=objective.eps_squared),
+            disagreement=None if apart is None else apart.detach(),
         )
+
+    @property
+    def _compares_views(self) -> bool:
+        return self.objective.views > 1 and self.objective.features != "tokens"
+
+    def _by_view(self, latent: Tensor, mask: Tensor) -> Tensor:
+        """Features, those of views of one image together: (images, views, d)."""
+        features = self.features(latent, mask)
+        if not self._compares_views:
+            return features
+        return features.view(-1, self.objective.views, features.shape[-1])
 
     def features(self, latent: Tensor, mask: Tensor) -> Tensor:
         """The features of the rate: (b, d), or (b, V, d) of each image's visible patches.
@@ -82,8 +101,8 @@ class CodingRate:
 
 
 def coding_rate_of(config: PretrainConfig) -> CodingRate | None:
-    """The coding rate that a run trains on; None where its weight is 0."""
-    if config.objective.gamma == 0:
+    """The coding rate that a run trains on; None where all weights are 0."""
+    if config.objective.gamma == 0 and config.objective.invariance == 0:
         return None
     return CodingRate(
         config.objective,
