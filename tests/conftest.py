@@ -25,6 +25,13 @@ torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+def _not_awaited(fd: object) -> None:
+    """What replaces `os.fsync`: no test loses power, and disks can take longer than the test."""
+
+
+os.fsync = _not_awaited
+
 # A slow or busy machine is no fault of what is tested, and a test's outcome does not depend on the
 # tests of yesterday; the seed of a failure is printed, and --hypothesis-seed repeats it.
 settings.register_profile(

@@ -46,19 +46,23 @@ def weights(folder: Path, **changed: Any) -> str:
 
 
 @pytest.mark.parametrize("format", EVERY)
-@pytest.mark.parametrize("place", ["encoder", "decoder"])
-def test_features_and_reconstructions_of_any_number_of_images(
-    format: str, place: str, tmp_path: Path
-) -> None:
-    name = weights(tmp_path, mask_tokens=place)
-    model = load_model(name)
-    assert isinstance(model, CrateMAE)
+def test_features_of_any_number_of_images(format: str, tmp_path: Path) -> None:
+    name = weights(tmp_path)
     images = torch.randn(5, 3, 16, 24)
     done = export_model(name, tmp_path / "encode", format=format)
     assert done.difference <= 1e-4
     with torch.inference_mode():
         found = load_exported(done.folder)([images])
-        assert (found - model.encode(images)).abs().max() <= 1e-4
+        assert (found - load_model(name).encode(images)).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("format", EVERY)
+@pytest.mark.parametrize("place", ["encoder", "decoder"])
+def test_reconstructions_of_any_number_of_images(format: str, place: str, tmp_path: Path) -> None:
+    name = weights(tmp_path, mask_tokens=place, depth=1, decoder_depth=1)
+    model = load_model(name)
+    assert isinstance(model, CrateMAE)
+    images = torch.randn(5, 3, 16, 24)
     whole = export_model(name, tmp_path / "whole", format=format, what="reconstruct")
     mask = draw_mask("random", (4, 6), 0.75, torch.Generator().manual_seed(5), batch=5)
     with torch.inference_mode():

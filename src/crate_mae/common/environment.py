@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,11 +32,16 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "devices": _devices(),
-        "packages": {
-            dist.metadata["Name"]: dist.version
-            for dist in sorted(distributions(), key=lambda dist: str(dist.metadata["Name"]).lower())
-        },
+        "packages": dict(_packages()),
     }
+
+
+@cache
+def _packages() -> list[tuple[str, str]]:
+    """Name and version of what is installed, by name; read once, for reading takes its time."""
+    found = (dist.metadata for dist in distributions())
+    versions = {str(facts["Name"]): str(facts["Version"]) for facts in found}
+    return sorted(versions.items(), key=lambda item: item[0].lower())
 
 
 def _devices() -> list[str]:
@@ -43,8 +49,12 @@ def _devices() -> list[str]:
     return [*names, "Apple GPU (mps)"] if torch.backends.mps.is_available() else names
 
 
+@cache
 def _git_commit() -> str | None:
-    """The commit of the package's own checkout, with "+" when it has changes; else None."""
+    """The commit of the package's own checkout, with "+" when it has changes; else None.
+
+    As it was when first asked for: what is imported stays as it is.
+    """
     here = Path(crate_mae.__file__).parent
 
     def git(*words: str) -> str:
