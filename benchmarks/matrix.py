@@ -340,7 +340,8 @@ def _measured(
 
 
 def _at_chosen_rate(matrix: Matrix, out: Path, model: str, settings: Settings) -> Settings:
-    return {**settings, "optim.base_lr": chosen_rate(matrix, out, model)}
+    """Settings at the rate of the search, unless they name their own."""
+    return {"optim.base_lr": chosen_rate(matrix, out, model), **settings}
 
 
 def _name(folder: Path) -> str:
