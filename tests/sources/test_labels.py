@@ -230,7 +230,7 @@ def test_arrays_of_a_test_are_never_read_unasked(
     address = f"npy:{tmp_path / 'x.npz'}"
     if default is None:
         shown = ", ".join(splits)
-        with pytest.raises(ValueError, match=f"has the splits {shown} and none called train: name"):
+        with pytest.raises(ValueError, match=f"has the splits? {shown} and none called train: name"):
             open_source(address)
     else:
         source = opened(address)

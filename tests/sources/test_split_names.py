@@ -143,7 +143,7 @@ def test_splits_that_some_classes_lack_are_told(write: Write, tmp_path: Path) ->
     source = opened(f"imagefolder:{tmp_path}")
     assert source.class_names == ("cat", "dog")
     assert source.found.notes == (
-        "not read as splits, as they do not lie right below every class: cat/test, cat/train",
+        "not read as splits, as not every class is divided into the same ones: cat/test, cat/train",
     )
 
 

@@ -9,7 +9,7 @@ from crate_mae.common.npz_members import read_header
 from crate_mae.sources.base import IMAGE_KEYS, LABEL_KEYS
 from crate_mae.sources.found import Reading
 from crate_mae.sources.labels import chosen_key
-from crate_mae.sources.split_names import TRAIN, meaning_of, split_name, words_of
+from crate_mae.sources.split_names import TRAIN, meaning_of, split_name, words_beside_split
 from crate_mae.sources.splits import (
     NoSuchSplitError,
     match_split,
@@ -122,4 +122,4 @@ def _labels(
 
 def _base(name: str) -> str:
     """The name without the words that tell a split and without numbers: `x` of `x_train`."""
-    return "_".join(word for word in words_of(name) if split_name(word) is None)
+    return "_".join(words_beside_split(name))

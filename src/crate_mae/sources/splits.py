@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from crate_mae.common.hints import did_you_mean
 from crate_mae.common.randomness import keyed_generator
 from crate_mae.sources.base import ImageSource, subset
 from crate_mae.sources.split_names import TRAIN, meaning_of, split_name
@@ -36,8 +37,11 @@ def matching_splits(split: str | None, present: Iterable[str], address: str) -> 
     for found in (spelt[:1], alike, loose):
         if found:
             return [name for name in found if _said(name, "word") != "trainval"] or found
+    if split is None:
+        raise NoSuchSplitError(none_for_training(names, address))
     there = f"its splits are {', '.join(names)}" if names else "it is not divided into splits"
-    raise NoSuchSplitError(f"{address} has no split {wanted!r}: {there}")
+    hint = did_you_mean(split, names)
+    raise NoSuchSplitError(f"{address} has no split {split!r}{hint}: {there}")
 
 
 def _said(name: str, what: Literal["word", "meaning"]) -> str | None:
@@ -61,7 +65,12 @@ def joined_name(chosen: Sequence[str]) -> tuple[str, tuple[str, ...]]:
 
 def none_for_training(present: Iterable[str], address: str) -> str:
     """What to say where no split was asked for and none of those present is for training."""
-    return f"{address} has the splits {', '.join(present)} and none called train: name one"
+    names = list(present)
+    splits = "split" if len(names) == 1 else "splits"
+    return (
+        f"{address} has the {splits} {', '.join(names)} and none called train: name one (--split;"
+        " of a run --data.split)"
+    )
 
 
 class ChosenFiles(NamedTuple):
@@ -92,7 +101,9 @@ def select_shards(
     if split is None:
         training = any(meaning_of(name) == TRAIN for name in present)
         if not training and len(groups) == 1:
-            return ChosenFiles(list(files), next(iter(groups)), present, [])
+            only = next(iter(groups))
+            told = () if only is None else (f"all files are of the split {only}: it is read",)
+            return ChosenFiles(list(files), only, present, [], told)
         if not training and None in groups:
             return ChosenFiles(groups[None], None, present, [])
         if not training:
@@ -100,13 +111,27 @@ def select_shards(
     chosen = matching_splits(split, present, address)
     name, notes = joined_name(chosen)
     kept = [file for file in files if _split_of(file.relative_to(root)) in chosen]
+    notes += _of_several(kept)
     return ChosenFiles(kept, name, present, groups.get(None, []), notes)
+
+
+def _of_several(files: Iterable[Path]) -> tuple[str, ...]:
+    """A note where files of one split are, by their names, about different things."""
+    said = {file.name: split_name(_stem(file)) for file in files}
+    about = {split.about: name for name, split in said.items() if split is not None}
+    if len(about) < 2:
+        return ()
+    shown = ", ".join(sorted(about.values())[:5]) + (", ..." if len(about) > 5 else "")
+    return (f"files of different names are read together: {shown}",)
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").rpartition(".")[0] or path.name
 
 
 def _split_of(path: Path) -> str | None:
     """The split that the file name, or else the nearest folder, carries as a word of its own."""
-    stem = path.name.removesuffix(".gz").rpartition(".")[0] or path.name
-    for part in (stem, *reversed(path.parent.parts)):
+    for part in (_stem(path), *reversed(path.parent.parts)):
         said = split_name(part)
         if said is not None:
             return said.word
