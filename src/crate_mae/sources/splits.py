@@ -4,14 +4,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from crate_mae.common.hints import did_you_mean
 from crate_mae.common.randomness import keyed_generator
 from crate_mae.sources.base import ImageSource, subset
-from crate_mae.sources.split_names import TRAIN, meaning_of, split_name
+from crate_mae.sources.split_names import TRAIN, meaning_of, split_name, words_of
 
+_TRUTH = {"1": True, "0": False, "True": True, "False": False, "true": True, "false": False}
 SPLIT_KEYS = ("split", "set", "subset", "partition", "dataset")
 """What tables call a column of splits."""
 
@@ -136,6 +138,72 @@ def _split_of(path: Path) -> str | None:
         if said is not None:
             return said.word
     return None
+
+
+# -- rows ---------------------------------------------------------------------------------------
+
+
+class ChosenRows(NamedTuple):
+    """The rows of one split, where a column tells splits."""
+
+    kept: np.ndarray | None = None
+    """(n,) bool; None for all."""
+    split: str | None = None
+    splits: tuple[str, ...] = ()
+    outside: tuple[int, ...] = ()
+    """Rows of no split, where others have one."""
+    notes: tuple[str, ...] = ()
+
+
+def split_column(columns: Iterable[str]) -> str | None:
+    """The column that may tell splits: one of `SPLIT_KEYS`, or one such as `is_train`."""
+    names = list(columns)
+    usual = {name.lower(): name for name in reversed(names)}
+    found = next((usual[key] for key in SPLIT_KEYS if key in usual), None)
+    return found or next((name for name in names if _asked(name) is not None), None)
+
+
+def _asked(column: str) -> str | None:
+    """The split whose rows are marked by a column such as `is_train` or `is_training_image`."""
+    words = words_of(column)
+    said = split_name(column) if words[:1] == ["is"] else None
+    return said.meaning if said is not None and said.about == ("is",) else None
+
+
+def split_rows(
+    column: str, values: Sequence[object], split: str | None, address: str
+) -> ChosenRows:
+    """The rows of a split, told by a column with the split of every row; as `matching_splits`.
+
+    All rows where its values are no splits; raises NoSuchSplitError then, where one is asked for.
+    """
+    words = ["" if value is None else str(value).strip() for value in values]
+    asked, distinct = _asked(column), set(words) - {""}
+    if asked is not None:
+        if not distinct <= _TRUTH.keys():
+            distinct = set()
+        else:
+            other = TRAIN if asked != TRAIN else "test"
+            words = [word and (asked if _TRUTH[word] else other) for word in words]
+            distinct = set(words) - {""}
+    said = {word: name for word in distinct if (name := split_name(word)) is not None}
+    plain = {name.meaning for name in said.values() if not name.about}
+    if not said or not (len(said) == len(distinct) or TRAIN in plain or len(plain) > 1):
+        if split is not None:
+            match_split(split, (), address)
+        few = len(distinct) < min(20, len(words)) and column.lower() in SPLIT_KEYS[:4]
+        shown = ", ".join(sorted(distinct)[:5])
+        note = f"the column {column} may tell splits, but its values ({shown}) are no names of any"
+        return ChosenRows(notes=(f"{note}: all rows are read",) if few and distinct else ())
+    chosen = matching_splits(split, said, address)
+    called, notes = joined_name(chosen)
+    return ChosenRows(
+        np.array([word in chosen for word in words]),
+        called,
+        tuple(sorted(said)),
+        tuple(row for row, word in enumerate(words) if word not in said),
+        notes,
+    )
 
 
 # -- chance -------------------------------------------------------------------------------------

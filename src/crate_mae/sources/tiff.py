@@ -133,7 +133,7 @@ def _over_white(planes: np.ndarray, *, multiplied: bool) -> np.ndarray:
     *colours, alpha = planes.astype(np.float64) / np.iinfo(planes.dtype).max
     laid = np.stack([colour if multiplied else colour * alpha for colour in colours]) + 1 - alpha
     if planes.dtype == np.uint8:
-        return np.rint(laid.clip(0, 1) * 255).astype(np.uint8)
+        return np.asarray(np.rint(laid.clip(0, 1) * 255), np.uint8)
     return np.asarray(laid, np.float32)
 
 

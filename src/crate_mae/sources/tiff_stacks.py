@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from crate_mae.common.file_kinds import file_kind
 from crate_mae.sources.arrays import array_pixels
 from crate_mae.sources.base import ImageSource, existing_path
 from crate_mae.sources.folders import FolderSource
@@ -83,10 +84,13 @@ class TiffStackSource(ImageSource):
         return file, index - (int(self._ends[file - 1]) if file else 0)
 
     def _stack(self, number: int) -> Stack:
+        path = self._files.encoded(number)
         try:
-            return _layout_of(self._files.encoded(number))
+            return _layout_of(path)
         except Exception as error:  # a decoder may raise anything
-            self._faults[number] = str(error) or type(error).__name__
+            kind = file_kind(path)
+            other = None if kind in (None, "TIFF") else f"no TIFF, but {kind}"
+            self._faults[number] = other or str(error) or type(error).__name__
             return Stack(1, 1, 1, 1, "uint8")
 
     def _others(self) -> list[PassedOver]:
