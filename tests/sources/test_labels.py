@@ -331,7 +331,7 @@ def test_forms_of_columns_that_tell_splits(
     tmp_path: Path, pictures: list[bytes], column: str, values: list[Any], train: list[int],
     test: list[int],
 ) -> None:  # fmt: skip
-    table = picture_table(pictures, label=[0, 1, 2, 3], **{column: values})
+    table = picture_table(pictures, label=[0, 1, 2, 3]).append_column(column, pa.array(values))
     pq.write_table(table, tmp_path / "x.parquet")
     address = f"parquet:{tmp_path}"
     assert labels_of(opened(address)) == train

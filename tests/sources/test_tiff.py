@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from source_cases import labels_of, opened
 
 from crate_mae.common.file_kinds import file_kind
@@ -258,7 +258,7 @@ def test_a_file_without_a_page_is_told(tmp_path: Path) -> None:
 def test_packed_values_of_the_other_byte_order(
     tmp_path: Path, dtype: type, compression: str
 ) -> None:
-    values = (DEEP[..., 0] / 7).astype(dtype)
+    values: np.ndarray = (DEEP[..., 0] / 7).astype(dtype)
     path = _write(tmp_path / "x.tif", values, byteorder=">", compression=compression)
     if dtype is np.uint32:
         with pytest.raises(UnreadableImage, match="uint32 have no known scale"):
@@ -277,8 +277,8 @@ def test_separate_grey_and_alpha_are_laid_over_white(
     tmp_path: Path, dtype: type, packed: str | None, kind: str, photometric: str
 ) -> None:
     top = np.iinfo(dtype).max
-    alpha = DEEP[..., 1].astype(dtype)
-    grey = DEEP[..., 0].astype(dtype)
+    alpha: np.ndarray = DEEP[..., 1].astype(dtype)
+    grey: np.ndarray = DEEP[..., 0].astype(dtype)
     share = alpha / top
     if kind == "assocalpha":
         grey = np.minimum(grey, alpha)
@@ -341,3 +341,33 @@ def _png(values: np.ndarray) -> bytes:
         for name, body in parts
     )
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["one", "pages", "bands"])
+def test_images_are_upright(tmp_path: Path, orientation: int, kind: str) -> None:
+    """Turned as Pillow's ImageOps turns an image of that orientation."""
+    plain = np.arange(42, dtype=np.uint8).reshape(6, 7)
+    tag = [(274, "H", 1, orientation, True)]
+    lying = Image.fromarray(plain)
+    lying.getexif()[274] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(lying))
+    values: Any = {"one": plain, "pages": np.stack([plain, plain + 1]), "bands": plain[..., None]}[
+        kind
+    ]
+    options: dict[str, Any] = {"photometric": "minisblack", "extratags": tag}
+    if kind == "bands":  # through tifffile in folders of images, too
+        values = np.repeat(values, 5, -1).astype(np.uint16)
+        options["planarconfig"] = "contig"
+    path = _write(tmp_path / "x.tif", values, **options)
+    source = opened(f"tiff:{path}")
+    scale = 65535 if kind == "bands" else 1
+    for index in range(len(source)):
+        found = source.load(index).image.numpy() * scale
+        np.testing.assert_allclose(found, np.stack([expected] * len(found)) + index, rtol=1e-5)
+    facts = source.facts(0)
+    assert (facts.height, facts.width) == expected.shape
+    if kind == "bands":
+        np.testing.assert_allclose(decode_image(path, "x")[2] * scale, expected, rtol=1e-5)
+        header = probe_image(path, "x")
+        assert (header.height, header.width) == expected.shape

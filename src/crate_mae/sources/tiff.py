@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
+from crate_mae.sources.pillow_images import SIDEWAYS
+
 if TYPE_CHECKING:
     from types import ModuleType
 
@@ -20,6 +22,7 @@ MAX_TIFF_BYTES = 4 * 1024**3
 SUFFIXES = frozenset({".tif", ".tiff", ".btf", ".tf8"})
 INSTALL = 'pip install "crate-mae[tiff]" reads it; or save it as .npy'
 
+_ORIENTATION = 274
 _WIDTH, _LENGTH, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA, _FORMAT, _COMPRESSION = (
     256, 257, 258, 262, 277, 284, 338, 339, 259,
 )  # fmt: skip
@@ -138,17 +141,19 @@ def _over_white(planes: np.ndarray, *, multiplied: bool) -> np.ndarray:
 
 
 def facts_of(data: bytes | Path, fault: str) -> tuple[str, int, int, str | None]:
-    """(Mode such as "4 x uint16", height, width, what is not read) of the first image."""
+    """(Mode such as "4 x uint16", upright height, width, what is not read) of the first image."""
     library = tifffile_module(fault)
     with _stream(data) as file, library.TiffFile(file) as tiff:
         page = tiff.pages[0]
         more = len(tiff.pages) - 1
         rest = f"{more} more page{'s' * (more > 1)} (tiff:PATH reads all)" if more else None
-        return f"{page.samplesperpixel} x {page.dtype}", page.imagelength, page.imagewidth, rest
+        size = (page.imagelength, page.imagewidth)
+        height, width = size[::-1] if orientation(page) in SIDEWAYS else size
+        return f"{page.samplesperpixel} x {page.dtype}", height, width, rest
 
 
 def read_page(page: Any, what: str) -> np.ndarray:
-    """The channels (C, H, W) of one page of tifffile; ValueError for what has no scale."""
+    """The upright channels (C, H, W) of one page of tifffile; ValueError without a scale."""
     check_extent(page.imagelength, page.imagewidth, page.nbytes)
     kind = np.dtype(page.dtype).kind
     if kind == "i" or kind not in "uf":
@@ -157,7 +162,23 @@ def read_page(page: Any, what: str) -> np.ndarray:
     if "S" in page.axes:
         array = np.moveaxis(array, page.axes.index("S"), 0)
     planes = array.reshape(-1, page.imagelength, page.imagewidth)
-    return scaled(planes, page)
+    return upright(scaled(planes, page), orientation(page))
+
+
+def orientation(page: Any) -> int:
+    """How a page of tifffile lies, as EXIF numbers it; 1 for upright or a damaged tag."""
+    tag = page.tags.get(_ORIENTATION)
+    value = 1 if tag is None else tag.value
+    return int(value) if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def upright(planes: np.ndarray, orientation: int) -> np.ndarray:
+    """Planes (..., H, W) turned as the orientation tells."""
+    if orientation in SIDEWAYS:
+        planes = planes.swapaxes(-1, -2)
+    if orientation in (3, 4, 7, 8):
+        planes = planes[..., ::-1, :]
+    return planes[..., ::-1] if orientation in (2, 3, 6, 7) else planes
 
 
 def scaled(planes: np.ndarray, page: Any) -> np.ndarray:
