@@ -297,7 +297,7 @@ def test_a_column_that_tells_splits_is_used(
         pq.write_table(picture_table(pictures, Split=WORDS, label=labels), path, row_group_size=3)
     elif kind == "npz":
         images = np.arange(4, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
-        np.savez(path, images=images, labels=labels, split=np.array(WORDS))
+        np.savez(path, images=images, labels=labels, split=np.array(WORDS, "S"))
     else:
         rows = [f"{n}.png,{WORDS[n]},{labels[n]}" for n in range(4)]
         path.write_text("\n".join(["file,split,label", *rows]))
@@ -323,7 +323,7 @@ def test_a_column_that_tells_splits_is_used(
     [
         ("is_train", [True, False, True, None], [0, 2], [1]),
         ("is_training_image", [1, 0, 0, 1], [0, 3], [1, 2]),
-        ("is_test", [1, 0, 0, 1], [1, 2], [0, 3]),
+        ("is_test", [1.0, 0.0, 0.0, 1.0], [1, 2], [0, 3]),
         ("SUBSET", ["Train", "VAL", "TRAIN", "test"], [0, 2], [3]),
     ],
 )
@@ -344,6 +344,12 @@ def test_columns_that_tell_no_split_are_told(tmp_path: Path, pictures: list[byte
     source = opened(f"parquet:{tmp_path}")
     assert len(source) == 4
     (note,) = source.found.notes
+    flags = picture_table(pictures, label=[0, 1, 0, 1], is_valid=[True, True, False, True])
+    (tmp_path / "flags").mkdir()
+    pq.write_table(flags, tmp_path / "flags" / "x.parquet")
+    sound = opened(f"parquet:{tmp_path / 'flags' / 'x.parquet'}")
+    assert (len(sound), len(sound.found.notes)) == (4, 1)
+    (tmp_path / "flags" / "x.parquet").unlink()
     assert note.startswith("the column split may tell splits, but its values (0, 1) are no names")
     with pytest.raises(ValueError, match="no split 'test': it is not divided into splits"):
         open_source(f"parquet:{tmp_path}", split="test")

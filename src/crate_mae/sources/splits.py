@@ -11,11 +11,12 @@ from torch import Tensor
 from crate_mae.common.hints import did_you_mean
 from crate_mae.common.randomness import keyed_generator
 from crate_mae.sources.base import ImageSource, subset
-from crate_mae.sources.split_names import TRAIN, meaning_of, split_name, words_of
+from crate_mae.sources.split_names import TRAIN, SplitName, meaning_of, split_name, words_of
 
-_TRUTH = {"1": True, "0": False, "True": True, "False": False, "true": True, "false": False}
 SPLIT_KEYS = ("split", "set", "subset", "partition", "dataset")
 """What tables call a column of splits."""
+_TRUTH = {**dict.fromkeys(("1", "1.0", "true", "yes"), True),
+          **dict.fromkeys(("0", "0.0", "false", "no"), False)}  # fmt: skip
 
 
 class NoSuchSplitError(ValueError):
@@ -163,11 +164,11 @@ def split_column(columns: Iterable[str]) -> str | None:
     return found or next((name for name in names if _asked(name) is not None), None)
 
 
-def _asked(column: str) -> str | None:
+def _asked(column: str) -> SplitName | None:
     """The split whose rows are marked by a column such as `is_train` or `is_training_image`."""
     words = words_of(column)
     said = split_name(column) if words[:1] == ["is"] else None
-    return said.meaning if said is not None and said.about == ("is",) else None
+    return said if said is not None and said.about == ("is",) else None
 
 
 def split_rows(
@@ -177,21 +178,14 @@ def split_rows(
 
     All rows where its values are no splits; raises NoSuchSplitError then, where one is asked for.
     """
-    words = ["" if value is None else str(value).strip() for value in values]
-    asked, distinct = _asked(column), set(words) - {""}
-    if asked is not None:
-        if not distinct <= _TRUTH.keys():
-            distinct = set()
-        else:
-            other = TRAIN if asked != TRAIN else "test"
-            words = [word and (asked if _TRUTH[word] else other) for word in words]
-            distinct = set(words) - {""}
+    words = _row_splits(column, values)
+    distinct = set(words) - {""}
     said = {word: name for word in distinct if (name := split_name(word)) is not None}
     plain = {name.meaning for name in said.values() if not name.about}
     if not said or not (len(said) == len(distinct) or TRAIN in plain or len(plain) > 1):
         if split is not None:
             match_split(split, (), address)
-        few = len(distinct) < min(20, len(words)) and column.lower() in SPLIT_KEYS[:4]
+        few = len(distinct) < min(20, len(words)) and column.lower() != "dataset"
         shown = ", ".join(sorted(distinct)[:5])
         note = f"the column {column} may tell splits, but its values ({shown}) are no names of any"
         return ChosenRows(notes=(f"{note}: all rows are read",) if few and distinct else ())
@@ -204,6 +198,24 @@ def split_rows(
         tuple(row for row, word in enumerate(words) if word not in said),
         notes,
     )
+
+
+def _row_splits(column: str, values: Sequence[object]) -> list[str]:
+    """The split of every row in words, "" where it has none; as stored where it is no such column.
+
+    `is_valid` may as well say that a row is sound, and marks nothing.
+    """
+    plain = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+             for value in values]  # fmt: skip
+    words = ["" if value is None else str(value).strip() for value in plain]
+    asked = _asked(column)
+    marks = [_TRUTH.get(word.lower()) for word in words]
+    if asked is None or asked.word == "valid":
+        return words
+    if any(mark is None and word for mark, word in zip(marks, words, strict=True)):
+        return words
+    other = TRAIN if asked.meaning != TRAIN else "test"
+    return ["" if mark is None else asked.meaning if mark else other for mark in marks]
 
 
 # -- chance -------------------------------------------------------------------------------------
