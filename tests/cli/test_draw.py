@@ -172,7 +172,7 @@ def test_images_that_cannot_be_read_are_named(capsys: pytest.CaptureFixture[str]
         ("segment runs/demo pictures --method attention --heads 5", "heads [5]"),
         ("map runs/demo pictures", "unlabelled"),
         ("map runs/demo digits --limit 4", "at least 5 images"),
-        ("map runs/demo digits --limit 20", "perplexity 30"),
+        ("map runs/demo digits --limit 20 --perplexity 30", "perplexity 30"),
         ("map no digits", "no weights"),
     ],
 )

@@ -218,3 +218,5 @@ def test_data() -> None:
     assert "dogs has 119 images, cats 30" in few[-1].text
     assert rules(data_answers(5000, {"all": 5000}, place)) == {"next": None, "one class": False}
     assert rules(data_answers(5000, None, place)) == {"next": None}
+    assert rules(data_answers(0, {"a": 0}, place)) == {"no images": False}
+    assert data_answers(1, None, place)[-1].text.startswith("1 image is few")

@@ -49,6 +49,13 @@ def test_tsne_keeps_groups_apart_and_is_repeatable() -> None:
     assert bool((found.labels[distances.argmin(1)] == found.labels).all())
 
 
+@pytest.mark.parametrize(("images", "perplexity"), [(5, "1.33"), (60, "19.7"), (100, "30")])
+def test_the_perplexity_is_less_for_few_images(images: int, perplexity: str) -> None:
+    values = torch.randn(images, 4, generator=torch.Generator().manual_seed(0))
+    found = project_features(features(values, torch.arange(images) % 2))
+    assert f"perplexity {perplexity}, " in found.settings
+
+
 def test_random_points_are_not_trusted() -> None:
     digits = torch.tensor(load_digits().data[:300]).float()
     generator = torch.Generator().manual_seed(0)

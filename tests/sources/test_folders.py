@@ -60,7 +60,7 @@ def test_flat_images_in_split_folders_are_unlabelled(write: Write, tmp_path: Pat
     write("test/1.png")
     source = opened(f"imagefolder:{tmp_path}", split="test")
     assert source.class_names is None
-    with pytest.raises(ValueError, match="no split 'train': its splits are test"):
+    with pytest.raises(ValueError, match="has the split test and none called train: name"):
         open_source(f"imagefolder:{tmp_path}")
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from source_cases import Encode, Write, labels_of, names_of, opened
 
 from crate_mae.cli import main
 from crate_mae.common import budgets
+from crate_mae.sources.address import open_source
 from crate_mae.sources.describe import describe_source
 from crate_mae.sources.found import Reading
 from crate_mae.sources.webdataset import StreamSource
@@ -229,7 +231,7 @@ def test_splits_that_lie_in_several_shards(tmp_path: Path, encode: Encode) -> No
         StreamSource(str(tmp_path), split="validation")
     (tmp_path / "1.tar").unlink()
     (tmp_path / "2.tar").unlink()
-    with pytest.raises(ValueError, match="no split 'train': its splits are test"):
+    with pytest.raises(ValueError, match="has the split test and none called train: name"):
         len(StreamSource(str(tmp_path)))
 
 
@@ -341,3 +343,46 @@ def test_pages_frames_and_profiles_are_told(tmp_path: Path) -> None:
     assert "1 images have colour profiles that are not applied (Display P3 xy (1))" in " ".join(
         report.notes
     )
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"<!DOCTYPE html><html>" + bytes(600), "a web page, not the file itself"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not the file"),
+        (b"Rar!" + bytes(600), "a rar archive: unpack it"),
+    ],
+)
+@pytest.mark.parametrize("address", ["npy:x.npy", "npy:x.npz", "parquet:x.parquet", "wds:x.tar"])
+def test_what_a_file_is_that_is_no_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, head: bytes, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(address.partition(":")[2]).write_bytes(head)
+    with pytest.raises(ValueError, match=words):
+        len(open_source(address))
+
+
+def test_labels_in_records_that_are_not_found_are_told(tmp_path: Path, encode: Encode) -> None:
+    for number, (record, words) in enumerate(
+        [
+            ({"caption": "x", "kind": "y"}, "no key called a label in .json; choose one with"),
+            ([1], "its .json member holds no record"),
+        ]
+    ):
+        path = tmp_path / f"{number}.tar"
+        _tar(path, {"1.png": encode((3, 4)), "1.json": json.dumps(record).encode()})
+        (entry,) = describe_source(StreamSource(str(path))).passed_over
+        assert words in entry.what
+        assert entry.names == (f"{number}.tar/1",)
+    reading = Reading(label_key="kind")
+    report = describe_source(StreamSource(str(tmp_path / "0.tar"), reading=reading))
+    assert report.classes == {"y": 1}
+
+
+def test_names_that_come_again_in_a_shard_are_told(tmp_path: Path, encode: Encode) -> None:
+    image = encode((3, 4))
+    _tar(tmp_path / "x.tar", {f"{n}.{kind}.png": image for kind in ("rgb", "depth") for n in "12"})
+    report = describe_source(StreamSource(str(tmp_path / "x.tar")))
+    assert report.count == 4
+    assert report.notes == ("x.tar: 2 samples come again under a name that was there before: 1, 2",)

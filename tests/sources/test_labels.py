@@ -182,12 +182,26 @@ def test_one_image_has_one_label_and_other_arrays_are_told(tmp_path: Path) -> No
     assert [str(entry) for entry in told] == ["1 arrays that may be images: x_unlabeled"]
 
 
+@pytest.mark.parametrize("column", [[-1, -1, -1, -1], [-2, None, -1, -1]])
+def test_numbers_below_zero_alone_are_no_labels(
+    tmp_path: Path, pictures: list[bytes], column: list[int | None]
+) -> None:
+    pq.write_table(picture_table(pictures, label=column), tmp_path / "x.parquet")
+    found = opened(f"parquet:{tmp_path}").found
+    assert found.no_labels == "the column label holds no class number of 0 or more"
+
+
 def test_pickled_labels_are_not_loaded_but_told(tmp_path: Path) -> None:
     pickled = np.array(["a", "b"], dtype=object)
     np.savez(tmp_path / "x.npz", images=np.zeros((2, 8, 8)), labels=pickled, allow_pickle=True)
     source = opened(f"npy:{tmp_path / 'x.npz'}")
     assert source.class_names is None
     assert "never loaded: save the labels" in str(source.found.no_labels)
+    np.save(tmp_path / "y.npy", np.zeros((2, 8, 8)))
+    np.save(tmp_path / "y_labels.npy", pickled, allow_pickle=True)
+    assert "never loaded" in str(opened(f"npy:{tmp_path / 'y.npy'}").found.no_labels)
+    with pytest.raises(ValueError, match="holds Python objects, which are never loaded"):
+        open_source(f"npy:{tmp_path / 'y_labels.npy'}")
 
 
 def test_archives_with_splits_and_other_names(tmp_path: Path) -> None:
@@ -230,7 +244,7 @@ def test_arrays_of_a_test_are_never_read_unasked(
     address = f"npy:{tmp_path / 'x.npz'}"
     if default is None:
         shown = ", ".join(splits)
-        with pytest.raises(ValueError, match=f"has the splits {shown} and none called train: name"):
+        with pytest.raises(ValueError, match=f"splits? {shown} and none called train: name"):
             open_source(address)
     else:
         source = opened(address)
@@ -271,10 +285,145 @@ def test_tables_written_on_windows(write: Write, tmp_path: Path) -> None:
     assert (names_of(source), labels_of(source)) == (["train/1.png", "train/2.png"], [0, 1])
 
 
-def test_a_column_that_may_tell_splits_is_told(tmp_path: Path, pictures: list[bytes]) -> None:
-    pq.write_table(picture_table(pictures, Split=["train", "test"] * 2), tmp_path / "x.parquet")
+WORDS = ["train", "test", "unused", "train"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "npz", "csv"])
+def test_a_column_that_tells_splits_is_used(
+    tmp_path: Path, pictures: list[bytes], write: Write, kind: str
+) -> None:
+    labels, path = [5, 4, 3, 2], tmp_path / f"x.{kind}"
+    if kind == "parquet":
+        pq.write_table(picture_table(pictures, Split=WORDS, label=labels), path, row_group_size=3)
+    elif kind == "npz":
+        images = np.arange(4, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
+        np.savez(path, images=images, labels=labels, split=np.array(WORDS, "S"))
+    else:
+        rows = [f"{n}.png,{WORDS[n]},{labels[n]}" for n in range(4)]
+        path.write_text("\n".join(["file,split,label", *rows]))
+        for number in range(4):
+            write(f"{number}.png")
+    address = f"{'npy' if kind == 'npz' else kind}:{path}"
+    train, test = opened(address), opened(address, split="Testing")
+    assert (labels_of(train), train.split) == ([5, 2], "train")
+    assert (labels_of(test), test.split) == ([4], "test")
+    assert train.found.splits == ("test", "train")
+    (entry,) = train.found.passed_over
+    assert (entry.what, entry.count) == ("rows of no split", 1)
+    where = {"parquet": "x.parquet/{:06d}", "npz": "x.npz/{:04d}", "csv": "{}.png"}[kind]
+    assert names_of(train) == [where.format(0), where.format(3)]
+    if kind == "npz":
+        assert [int(train.load(i).image.max()) for i in (0, 1)] == [0, 3]
+    with pytest.raises(ValueError, match="no split 'validation': its splits are test, train"):
+        open_source(address, split="validation")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "train", "test"),
+    [
+        ("is_train", [True, False, True, None], [0, 2], [1]),
+        ("is_training_image", [1, 0, 0, 1], [0, 3], [1, 2]),
+        ("is_test", [1.0, 0.0, 0.0, 1.0], [1, 2], [0, 3]),
+        ("SUBSET", ["Train", "VAL", "TRAIN", "test"], [0, 2], [3]),
+    ],
+)
+def test_forms_of_columns_that_tell_splits(
+    tmp_path: Path, pictures: list[bytes], column: str, values: list[Any], train: list[int],
+    test: list[int],
+) -> None:  # fmt: skip
+    table = picture_table(pictures, label=[0, 1, 2, 3]).append_column(column, pa.array(values))
+    pq.write_table(table, tmp_path / "x.parquet")
+    address = f"parquet:{tmp_path}"
+    assert labels_of(opened(address)) == train
+    assert labels_of(opened(address, split="test")) == test
+
+
+def test_columns_that_tell_no_split_are_told(tmp_path: Path, pictures: list[bytes]) -> None:
+    table = picture_table(pictures, split=[0, 0, 1, 1], label=[0, 1, 0, 1])
+    pq.write_table(table, tmp_path / "x.parquet")
+    source = opened(f"parquet:{tmp_path}")
+    assert len(source) == 4
+    (note,) = source.found.notes
+    flags = picture_table(pictures, label=[0, 1, 0, 1], is_valid=[True, True, False, True])
+    (tmp_path / "flags").mkdir()
+    pq.write_table(flags, tmp_path / "flags" / "x.parquet")
+    sound = opened(f"parquet:{tmp_path / 'flags' / 'x.parquet'}")
+    assert (len(sound), len(sound.found.notes)) == (4, 1)
+    (tmp_path / "flags" / "x.parquet").unlink()
+    assert note.startswith("the column split may tell splits, but its values (0, 1) are no names")
+    with pytest.raises(ValueError, match="no split 'test': it is not divided into splits"):
+        open_source(f"parquet:{tmp_path}", split="test")
+    (tmp_path / "x.parquet").rename(tmp_path / "train.parquet")
     (note,) = opened(f"parquet:{tmp_path}").found.notes
-    assert note == "the column Split may tell splits: it is not read, and all rows are taken"
+    assert note == (
+        "the column split may tell splits: the names of the files do, and it is not read"
+    )
+
+
+def test_further_columns_of_labels_are_told(tmp_path: Path, pictures: list[bytes]) -> None:
+    table = picture_table(pictures, Label=["a", "b"] * 2, target=[0, 1] * 2)
+    pq.write_table(table, tmp_path / "x.parquet")
+    address = f"parquet:{tmp_path}"
+    told = "labels are those of Label; target may be, too (--label-key)"
+    assert opened(address).found.notes == (told,)
+    assert opened(address, reading=Reading(label_key="target")).found.notes == ()
+
+
+def test_rows_of_a_table_that_are_not_read(write: Write, tmp_path: Path) -> None:
+    for name in ("a.png", "x/b.png", "y/b.png", "c.heic"):
+        write(name, *([b"x"] if name.endswith("heic") else []))
+    absolute = tmp_path / "a.png"
+    others = ["b.png,0", "c.heic,0", "gone.png,0", "x/b.png,2"]
+    rows = ["./a.png,0", "a.png,0", f"{absolute},1", *others]
+    (tmp_path / "t.csv").write_text("\n".join(["file, label", *rows]))
+    source = opened(f"csv:{tmp_path / 't.csv'}")
+    assert (names_of(source), labels_of(source)) == (["a.png", "x/b.png"], [0, 2])
+    told = {entry.what: entry.names for entry in source.found.passed_over}
+    assert told.pop("files of other kinds (.csv 1, .heic 1)")
+    assert told == {
+        "further rows of one image": ("a.png",),
+        "further rows of one image, with another label": (str(absolute),),
+        "rows whose file name stands for several files (give the path)": ("b.png",),
+        "rows whose file is of another kind (.heic)": ("c.heic",),
+        "rows whose file is not there": ("gone.png",),
+        "images that no row names": ("y/b.png",),
+    }
+
+
+@pytest.mark.parametrize(
+    ("cells", "names"),
+    [
+        (["1_0", "1"], ("1", "1_0")),
+        (["1e3", "2"], ("1e3", "2")),
+        (["inf", "nan"], ("inf",)),
+        (["2.0", "1"], ("0", "1", "2")),
+        ([" b", "a "], ("a", "b")),
+    ],
+)
+def test_cells_that_are_numbers_and_cells_that_are_names(
+    write: Write, tmp_path: Path, cells: list[str], names: tuple[str, ...]
+) -> None:
+    rows = [f"{n}.png,{cell}" for n, cell in enumerate(cells)]
+    for number in range(2):
+        write(f"{number}.png")
+    (tmp_path / "t.csv").write_text("\n".join(["file,label", *rows]))
+    assert opened(f"csv:{tmp_path / 't.csv'}").class_names == names
+
+
+def test_encodings_and_columns_of_tables(write: Write, tmp_path: Path) -> None:
+    write("1.png")
+    path = tmp_path / "t.csv"
+    path.write_text("file\tlabel\n1.png\tcaf\u00e9\n", "utf-16")  # as Excel's Unicode text
+    assert opened(f"csv:{path}").class_names == ("caf\u00e9",)
+    path.write_text("file,label\n1.png,caf\u00e9\n", "latin-1")
+    with pytest.raises(ValueError, match=r"not text in UTF-8 .*: save it as"):
+        open_source(f"csv:{path}")
+    path.write_text("file,label,label\n1.png,a,b\n")
+    with pytest.raises(ValueError, match="several columns called label: rename them"):
+        open_source(f"csv:{path}")
+    path.write_text("<!DOCTYPE html><html></html>")
+    with pytest.raises(ValueError, match="is a web page, not the file itself"):
+        open_source(f"csv:{path}")
 
 
 def test_rows_of_several_spellings_and_of_no_split(write: Write, tmp_path: Path) -> None:

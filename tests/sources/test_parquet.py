@@ -76,6 +76,14 @@ def test_parquet_without_images_lists_its_columns(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "x.parquet")
     with pytest.raises(ValueError, match="several image columns"):
         open_source(f"parquet:{tmp_path}")
+    for column, words in (
+        (["a.png"], "image holds paths at most: write the bytes"),
+        ([{"src": "a.png"}], "image holds paths at most: write the bytes"),
+        ([[b"a"]], "image holds lists: write one encoded image a row"),
+    ):
+        pq.write_table(pa.table({"image": column}), tmp_path / "x.parquet")
+        with pytest.raises(ValueError, match=words):
+            open_source(f"parquet:{tmp_path}")
     (tmp_path / "x.parquet").write_text("not parquet at all")
     with pytest.raises(ValueError, match="cannot be read as parquet"):
         open_source(f"parquet:{tmp_path}")

@@ -1,5 +1,6 @@
 """Names that mean a split, and names that only look so."""
 
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -7,7 +8,7 @@ import pytest
 from source_cases import Write, labels_of, names_of, opened, picture_table
 
 from crate_mae.sources.address import open_source
-from crate_mae.sources.split_names import split_folders, split_name
+from crate_mae.sources.split_names import split_folders, split_name, words_beside_split
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_splits_that_some_classes_lack_are_told(write: Write, tmp_path: Path) ->
     source = opened(f"imagefolder:{tmp_path}")
     assert source.class_names == ("cat", "dog")
     assert source.found.notes == (
-        "not read as splits, as they do not lie right below every class: cat/test, cat/train",
+        "not read as splits, as not every class is divided into the same ones: cat/test, cat/train",
     )
 
 
@@ -162,3 +163,70 @@ def test_the_spelling_that_is_asked_for_is_taken(
             write(f"images/{name}/{index}.png")
     for count, name in cases:
         assert len(opened(f"imagefolder:{tmp_path / 'images'}", split=name)) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "meaning", "rest"),
+    [
+        ("xtrain", "train", "x"), ("Xtr", "train", "x"), ("Yte", "test", "y"),
+        ("x_test", "test", "x"), ("test-dev2017", "test", ""), ("holdout", "test", ""),
+        ("训练集", "train", ""), ("测试", "test", ""), ("Trainingsdaten", "train", ""),
+        ("entraînement", "train", ""), ("tr", None, "tr"), ("texte", None, "texte"),
+        ("testimony", None, "testimony"), ("extra", None, "extra"), ("Étude", None, "étude"),
+    ],
+)  # fmt: skip
+def test_words_of_other_languages_and_of_arrays(name: str, meaning: str | None, rest: str) -> None:
+    said = split_name(name)
+    assert (None if said is None else said.meaning) == meaning
+    assert "_".join(words_beside_split(name)) == rest
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        ("train-clean train-noisy test", "train-clean train-noisy test"),
+        ("train test-dev2017", "train test-dev2017"),
+        ("训练 测试", "训练 测试"),
+        ("test_tube test", ""),  # one meaning
+        ("train_small test other", ""),  # read as classes, and told of
+    ],
+)
+def test_splits_about_different_things(folders: str, splits: str) -> None:
+    assert set(split_folders(folders.split())) == set(splits.split())
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ("fold1/a/1 fold1/b/2 fold2/a/3 fold2/b/4", "fold1, fold2 are read as classes, and each"),
+        ("s1/train/a/1 s1/train/b/2 s1/test/a/3 s2/train/a/4 s2/train/b/5", "each holds a, b"),
+        ("train/images/1 train/masks/2 test/images/3 test/masks/4", "masks beside folders of im"),
+        ("a/validation/1 b/validation/2", "not read as splits, as not every class"),
+        ("train_1 train_2 test_1", r"names of files may tell splits \(t\w+_1.png, t\w+_1.png\)"),
+        ("a/1 b/2 c/", "passed over: 1 folders without such files in or below them: c$"),
+    ],
+)
+def test_folders_that_look_like_something_else_are_told(
+    write: Write, tmp_path: Path, files: str, words: str
+) -> None:
+    for name in files.split():
+        if name.endswith("/"):
+            (tmp_path / name).mkdir()
+        else:
+            write(f"{name}.png")
+    lines = opened(f"imagefolder:{tmp_path}").found.lines()
+    assert any(re.search(words, line) for line in lines), lines
+
+
+@pytest.mark.parametrize("files", ["a/x/1 a/y/2 b/x/3", "images/1 photos/2", "a/1 b/2", "a/x/1"])
+def test_plain_folders_are_told_of_nothing(write: Write, tmp_path: Path, files: str) -> None:
+    for name in files.split():
+        write(f"{name}.png")
+    assert opened(f"imagefolder:{tmp_path}").found.lines() == []
+
+
+def test_a_word_that_is_nearly_a_split_is_corrected(write: Write, tmp_path: Path) -> None:
+    write("train/1.png")
+    write("test/1.png")
+    with pytest.raises(ValueError, match=r"no split 'trian' \(did you mean 'train'\?\)"):
+        open_source(f"imagefolder:{tmp_path}", split="trian")

@@ -1,13 +1,15 @@
 """TIFF, FITS and WebP as their formats define them, against tifffile and NumPy."""
 
 import builtins
+import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from source_cases import labels_of, opened
 
 from crate_mae.common.file_kinds import file_kind
@@ -249,3 +251,123 @@ def test_a_file_without_a_page_is_told(tmp_path: Path) -> None:
     source = opened(f"tiff:{tmp_path}")
     with pytest.raises(UnreadableImage, match=r"x\.tif: .*no page"):
         source.load(0)
+
+
+@pytest.mark.parametrize("compression", ["zlib", "lzw"])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint32])
+def test_packed_values_of_the_other_byte_order(
+    tmp_path: Path, dtype: type, compression: str
+) -> None:
+    values: np.ndarray = (DEEP[..., 0] / 7).astype(dtype)
+    path = _write(tmp_path / "x.tif", values, byteorder=">", compression=compression)
+    if dtype is np.uint32:
+        with pytest.raises(UnreadableImage, match="uint32 have no known scale"):
+            decode_image(path, "x")
+        return
+    np.testing.assert_array_equal(decode_image(path, "x").numpy()[0], values)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("packed", [None, "lzw"])
+@pytest.mark.parametrize(
+    ("kind", "photometric"),
+    [("unassalpha", "minisblack"), ("assocalpha", "minisblack"), ("unassalpha", "miniswhite")],
+)
+def test_separate_grey_and_alpha_are_laid_over_white(
+    tmp_path: Path, dtype: type, packed: str | None, kind: str, photometric: str
+) -> None:
+    top = np.iinfo(dtype).max
+    alpha: np.ndarray = DEEP[..., 1].astype(dtype)
+    grey: np.ndarray = DEEP[..., 0].astype(dtype)
+    share = alpha / top
+    if kind == "assocalpha":
+        grey = np.minimum(grey, alpha)
+        expected = grey / top + 1 - share
+    else:
+        shown = 1 - grey / top if photometric == "miniswhite" else grey / top
+        expected = shown * share + 1 - share
+    path = _write(
+        tmp_path / "x.tif", np.stack([grey, alpha]), photometric=photometric, compression=packed,
+        planarconfig="separate", extrasamples=[kind],
+    )  # fmt: skip
+    image = decode_image(path, "x")
+    found = image.numpy().astype(float) / (255 if dtype is np.uint8 else 1)
+    assert found.shape == (1, 6, 7)
+    np.testing.assert_allclose(found[0], expected, atol=1 / 255 if dtype is np.uint8 else 1e-6)
+
+
+def test_colours_multiplied_by_alpha_in_separate_planes(tmp_path: Path) -> None:
+    alpha = (DEEP[..., 3] >> 8).astype(np.uint8)
+    colours = np.minimum(np.moveaxis(DEEP[..., :3] >> 8, -1, 0).astype(np.uint8), alpha)
+    expected = colours.astype(int) + 255 - alpha
+    for factor, dtype in ((1, np.uint8), (257, np.uint16)):
+        values = (np.stack([*colours, alpha]).astype(np.uint32) * factor).astype(dtype)
+        path = _write(
+            tmp_path / f"{factor}.tif", values, photometric="rgb", planarconfig="separate",
+            extrasamples=["assocalpha"],
+        )  # fmt: skip
+        found = decode_image(path, "x").numpy().astype(int)
+        assert np.abs(found - expected).max() <= 1
+
+
+def test_bits_and_pages_that_are_not_read_are_told(tmp_path: Path) -> None:
+    rgb = _write(tmp_path / "rgb.tif", DEEP[..., :3], photometric="rgb")
+    assert probe_image(rgb, "x").unread == "the lower 8 of 16 bits (tiff:PATH reads all)"
+    halves = _write(tmp_path / "h.tif", np.zeros((3, 6, 7), np.float16), photometric="minisblack")
+    assert probe_image(halves, "x").unread == "2 more pages (tiff:PATH reads all)"
+    five = _write(tmp_path / "5.tif", np.zeros((6, 7, 5), np.uint8), photometric="rgb")
+    assert probe_image(five, "x").unread == "the last 2 of 5 channels (tiff:PATH reads all)"
+    header = b"P6 7 6 65535\n" + DEEP[..., :3].astype(">u2").tobytes()
+    assert probe_image(header, "x").unread == "the lower 8 of 16 bits (saved as .npy, all are read)"
+    assert probe_image(b"P6 7 6 255\n" + bytes(126), "x").unread is None
+    deep = _png(DEEP[..., :3])
+    np.testing.assert_array_equal(decode_image(deep, "x"), np.moveaxis(DEEP[..., :3] >> 8, -1, 0))
+    assert probe_image(deep, "x").unread == "the lower 8 of 16 bits (saved as .npy, all are read)"
+    assert probe_image(_png(DEEP[..., 0]), "x").unread is None  # grey keeps all its bits
+
+
+def _png(values: np.ndarray) -> bytes:
+    """A PNG of 16 bits, grey or RGB, written by hand: Pillow writes no such colours."""
+    height, width = values.shape[:2]
+    kind = 0 if values.ndim == 2 else 2
+    rows = b"".join(b"\x00" + row.astype(">u2").tobytes() for row in values)
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    )
+    chunks = (
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["one", "pages", "bands"])
+def test_images_are_upright(tmp_path: Path, orientation: int, kind: str) -> None:
+    """Turned as Pillow's ImageOps turns an image of that orientation."""
+    plain = np.arange(42, dtype=np.uint8).reshape(6, 7)
+    tag = [(274, "H", 1, orientation, True)]
+    lying = Image.fromarray(plain)
+    lying.getexif()[274] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(lying))
+    values: Any = {"one": plain, "pages": np.stack([plain, plain + 1]), "bands": plain[..., None]}[
+        kind
+    ]
+    options: dict[str, Any] = {"photometric": "minisblack", "extratags": tag}
+    if kind == "bands":  # through tifffile in folders of images, too
+        values = np.repeat(values, 5, -1).astype(np.uint16)
+        options["planarconfig"] = "contig"
+    path = _write(tmp_path / "x.tif", values, **options)
+    source = opened(f"tiff:{path}")
+    scale = 65535 if kind == "bands" else 1
+    for index in range(len(source)):
+        found = source.load(index).image.numpy() * scale
+        np.testing.assert_allclose(found, np.stack([expected] * len(found)) + index, rtol=1e-5)
+    facts = source.facts(0)
+    assert (facts.height, facts.width) == expected.shape
+    if kind == "bands":
+        np.testing.assert_allclose(decode_image(path, "x")[2] * scale, expected, rtol=1e-5)
+        header = probe_image(path, "x")
+        assert (header.height, header.width) == expected.shape

@@ -18,7 +18,6 @@ from training_runs import (
     assert_same_run,
     small_config,
     small_finetune,
-    wait_for_lines,
     write_recipe,
 )
 
@@ -118,13 +117,17 @@ def test_the_second_interrupt_ends_at_once_with_130(tmp_path: Path) -> None:
     )
     recipe, folder = write_recipe(config, tmp_path / "recipe.yaml"), tmp_path / "run"
     # The seventh step takes for ever, so that the first wish cannot be granted before the second.
+    # Every second step is saved before the next begins: the last checkpoint is that of the sixth.
+    begun = tmp_path / "begun"
     code = (
         "import sys, time\n"
         "from crate_mae.__main__ import main\n"
         "from crate_mae.training.masked_completion import MaskedCompletion as Module\n"
         "step = Module.training_step\n"
         "def slow(self, *rest):\n"
-        f"    time.sleep({2 * PATIENCE} if self.global_step == 6 else 0)\n"
+        "    if self.global_step == 6:\n"
+        f"        open({str(begun)!r}, 'w').close()\n"
+        f"        time.sleep({2 * PATIENCE})\n"
         "    return step(self, *rest)\n"
         "Module.training_step = slow\n"
         f"sys.argv = ['crate-mae', 'pretrain', '--config', {str(recipe)!r},"
@@ -135,9 +138,12 @@ def test_the_second_interrupt_ends_at_once_with_130(tmp_path: Path) -> None:
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        wait_for_lines(run, folder, 6)
-        run.send_signal(signal.SIGINT)
         until = time.monotonic() + PATIENCE
+        while not begun.exists():
+            assert run.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        run.send_signal(signal.SIGINT)
         while "saving after this batch" not in (folder / "log.txt").read_text("utf-8"):
             assert run.poll() is None
             assert time.monotonic() < until
@@ -150,7 +156,7 @@ def test_the_second_interrupt_ends_at_once_with_130(tmp_path: Path) -> None:
     assert "interrupted" in output
     assert "Traceback" not in output
     saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    assert 0 < saved["global_step"] <= 6, "the last checkpoint is whole"
+    assert saved["global_step"] == 6, "the last checkpoint is whole, and none is lost"
 
 
 def test_the_first_signal_is_a_wish_and_the_second_interrupt_an_end() -> None:

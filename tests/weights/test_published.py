@@ -217,8 +217,10 @@ def test_hostile_pickles_are_refused_and_not_run(new_format: bool, tmp_path: Pat
         torch.save(source, path, _use_new_zipfile_serialization=new_format)
         with pytest.raises(
             ValueError, match=r"could not be read as plain tensors.*where you trust"
-        ):
+        ) as caught:
             from_reference(path, GOLDEN_FACTS)
+        assert re.search(r"it holds code, (os|posix|nt)\.system", str(caught.value))
+        assert "weights_only" not in str(caught.value), "no advice to run it"
         assert not trace.exists()
     pickle.loads(pickle.dumps(Hostile(trace)))  # the attack does work where nothing stops it
     assert trace.exists()

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from crate_mae.models.autoencoder import CrateMAE, build_model
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import ModelConfig, Preprocess
-from crate_mae.weights.tensors import IncompleteWeightsError
+from crate_mae.weights.tensors import IncompleteWeightsError, read_safetensors
 from crate_mae.weights.weights_folder import (
     load_autoencoder,
     load_model,
@@ -375,11 +375,29 @@ def test_pickled_file_under_our_name_is_refused_unread(folder: Path, tmp_path: P
 
     for content in (pickle.dumps(Hostile()), pickle.dumps({"model": Hostile()}, protocol=0)):
         (folder / "model.safetensors").write_bytes(content)
-        with pytest.raises(ValueError, match="no complete safetensors file"):
+        with pytest.raises(ValueError, match=r"no (complete )?safetensors file"):
             load_model(folder)
         assert not trace.exists()
     pickle.loads(content)  # the attack is one that works where a file is unpickled
     assert trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "but a Git LFS pointer"),
+        (b"<!DOCTYPE html><html></html>", "but a web page, not the file itself"),
+        (b"", "no complete safetensors file: it is empty"),
+    ],
+)
+def test_what_a_file_is_that_is_no_safetensors_file(
+    content: bytes, words: str, folder: Path
+) -> None:
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        load_model(folder)
+    with pytest.raises(ValueError, match=words):
+        read_safetensors(folder / "model.safetensors")
 
 
 def rename(tensors: dict[str, Tensor]) -> None:

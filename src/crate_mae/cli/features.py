@@ -46,7 +46,9 @@ def map_parser() -> CommandParser:
     add_pool(parser, ("cls", "mean"))
     add_after(parser)
     add_image_size(parser)
-    parser.add_argument("--perplexity", type=float, metavar="X", default=30.0, help="of t-SNE (30)")
+    parser.add_argument(
+        "--perplexity", type=float, metavar="X", help="of t-SNE (30, less for few images)"
+    )
     add_seed(parser, "of t-SNE")
     add_picture_target(parser)
     add_device(parser)

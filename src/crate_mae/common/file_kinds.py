@@ -18,6 +18,7 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"%!PS", "PostScript, which is not read: save it as PNG"),
     (b"PK\x03\x04", "a zip archive: unpack it"),
     (b"\x1f\x8b", "gzip-compressed: unpack it"),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed: unpack it"),
     (b"BZh", "bzip2-compressed: unpack it"),
     (b"\xfd7zXZ\x00", "xz-compressed: unpack it"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it"),

@@ -63,6 +63,8 @@ Rule = Literal[
     "by heart",
     # photographers centre what they take: a fixed ellipse knows nothing of the image
     "ellipse",
+    # what cannot be read cannot be planned for
+    "no images",
     # few images are seen so often that they are learned, not what they show
     "few images",
     # accuracy then mostly tells how the frequent class is recognised
@@ -116,12 +118,15 @@ def answers_text(answers: Sequence[Answer]) -> str:
 
 def data_answers(readable: int, classes: Mapping[str, int] | None, place: Place) -> list[Answer]:
     """What a set of so many readable images, with labels or without, asks for next."""
+    if not readable:
+        text = "No image can be read, so there is nothing to train on: what is above says why."
+        return [Answer(rule="no images", text=text, good=False)]
     plan = place.command("plan", "own-images", "--data.source", place.address, "--within", "1h")
     found = [Answer(rule="next", text=f"To train on them in an hour: {plan}.", good=None)]
     if readable < FEW_IMAGES:
         text = (
-            f"{readable:,} images are few to learn from alone: start from a trained model,"
-            f" {place.command('weights')} lists them, with --init-from NAME."
+            f"{readable:,} image{'s are' if readable > 1 else ' is'} few to learn from alone: start"
+            f" from a trained model, {place.command('weights')} lists them, with --init-from NAME."
         )
         found.append(Answer(rule="few images", text=text, good=None))
     counts = {name: count for name, count in (classes or {}).items() if count}

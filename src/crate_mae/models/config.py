@@ -113,9 +113,9 @@ class ModelConfig:
 
     ADDED: ClassVar[frozenset[str]] = frozenset(
         {
-            "attention", "attention_skip", "compression_step", "eps_squared", "subspace_bias",
-            "sparse_step", "embedding", "positions", "layer_norm_eps", "final_norm_eps",
-            "initial_values", "head_norm",
+            "overcomplete", "attention", "attention_skip", "compression_step", "eps_squared",
+            "subspace_bias", "sparse_step", "embedding", "positions", "layer_norm_eps",
+            "final_norm_eps", "initial_values", "head_norm",
         }
     )  # fmt: skip
     """Fields that files of before do not name: their defaults are what was computed then."""

@@ -9,7 +9,7 @@ from crate_mae.common.npz_members import read_header
 from crate_mae.sources.base import IMAGE_KEYS, LABEL_KEYS
 from crate_mae.sources.found import Reading
 from crate_mae.sources.labels import chosen_key
-from crate_mae.sources.split_names import TRAIN, meaning_of, split_name, words_of
+from crate_mae.sources.split_names import TRAIN, meaning_of, split_name, words_beside_split
 from crate_mae.sources.splits import (
     NoSuchSplitError,
     match_split,
@@ -56,7 +56,7 @@ def choose_arrays(
     if reading.image_key is not None:
         image = chosen_key(reading.image_key, shapes, address, "array")
         said = split_name(image)
-        chosen, splits = (None if said is None else said.word), _splits(likely)
+        chosen, splits = (None if said is None else said.word), _said(likely)
         if split is not None and (said is None or said.meaning != meaning_of(split)):
             match_split(split, () if said is None else (said.word,), address)
     else:
@@ -66,14 +66,19 @@ def choose_arrays(
     return ArchivePart(image, label, chosen, splits, why, tuple(others))
 
 
-def _splits(names: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+def split_arrays(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """The splits that names of arrays tell, of those that may hold images."""
+    return _said({name: shape for name, shape in shapes.items() if len(shape) in (3, 4)})
+
+
+def _said(names: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     return tuple(sorted({said.word for name in names if (said := split_name(name)) is not None}))
 
 
 def _images(
     likely: Mapping[str, tuple[int, ...]], split: str | None, address: str
 ) -> tuple[str, str | None, tuple[str, ...]]:
-    splits = _splits(likely)
+    splits = _said(likely)
     candidates, chosen = list(likely), None
     if splits and (split is not None or any(meaning_of(word) == TRAIN for word in splits)):
         chosen = matching_splits(split, splits, address)[0]
@@ -122,4 +127,4 @@ def _labels(
 
 def _base(name: str) -> str:
     """The name without the words that tell a split and without numbers: `x` of `x_train`."""
-    return "_".join(word for word in words_of(name) if split_name(word) is None)
+    return "_".join(words_beside_split(name))

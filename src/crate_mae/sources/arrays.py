@@ -1,5 +1,6 @@
 """Images in arrays: `.npy` and `.npz` files, folders of them, scikit-learn's digits."""
 
+import math
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,18 +12,29 @@ import torch
 from torch import Tensor
 
 from crate_mae.common.budgets import check_growth
-from crate_mae.common.npz_members import read_member
-from crate_mae.sources.archives import ArchivePart, choose_arrays, member_shapes
+from crate_mae.common.file_kinds import file_kind
+from crate_mae.common.npz_members import read_header, read_member
+from crate_mae.sources.archives import ArchivePart, choose_arrays, member_shapes, split_arrays
 from crate_mae.sources.base import ImageSource, LabelledSource, existing_path
 from crate_mae.sources.folders import FolderSource
 from crate_mae.sources.found import AS_USUAL, Found, Reading, passed_over
 from crate_mae.sources.images import ImageFacts, Sample, UnreadableImage, decoding, max_pixels
-from crate_mae.sources.labels import Labels, class_labels
-from crate_mae.sources.splits import NoSuchSplitError, match_split
+from crate_mae.sources.labels import Labels, class_labels, whole_labels
+from crate_mae.sources.splits import (
+    ChosenRows,
+    NoSuchSplitError,
+    match_split,
+    split_column,
+    split_rows,
+)
 
 MAX_ARCHIVE_BYTES = 8 * 1024**3
 MOST_COLOURS = 4
 """Up to so many values side by side are channels, not columns of a picture."""
+
+
+class PickledError(ValueError):
+    """Raised for an array of Python objects, which would have to be unpickled."""
 
 
 class ArraySource(LabelledSource):
@@ -141,6 +153,9 @@ def open_arrays(rest: str, split: str | None, reading: Reading = AS_USUAL) -> Im
         return _open_array(path, address, reading)
     except NoSuchSplitError:
         raise
+    except zipfile.BadZipFile as error:
+        kind = file_kind(path)
+        raise ValueError(f"{address}: {f'it is {kind}' if kind else error}") from error
     except Exception as error:  # a damaged header fails in whatever way its parser does
         raise ValueError(f"{address}: {str(error) or type(error).__name__}") from error
 
@@ -161,23 +176,57 @@ def _open_array(path: Path, address: str, reading: Reading) -> ImageSource:
 
 def _open_archive(path: Path, address: str, split: str | None, reading: Reading) -> ImageSource:
     _check_archive(path)
-    part = choose_arrays(member_shapes(path), split, reading, address)
+    shapes = member_shapes(path)
+    column = split_column(name for name, shape in shapes.items() if len(shape) == 1)
+    by_rows = column is not None and split_arrays(shapes) == ()
+    part = choose_arrays(shapes, None if by_rows else split, reading, address)
     array, values = _read_archive(path, part)
-    labels = Labels(why_none=part.why_unlabelled)
+    labels, rows = Labels(why_none=part.why_unlabelled), ChosenRows()
+    count = len(_as_stack(array)[0])
     if part.label is not None:
-        labels = array_labels(values, len(_as_stack(array)[0]), f"the array {part.label}")
-    source = _array_source(path, address, array, labels, split=part.split)
+        labels = array_labels(values, count, f"the array {part.label}")
+    if by_rows and column is not None and shapes[column] == (count,):
+        rows = split_rows(column, _words(path, column), split, address)
+    elif by_rows and split is not None:
+        match_split(split, (), address)
+    source = _array_source(
+        path, address, array, labels, split=part.split or rows.split, kept=rows.kept
+    )
     others = passed_over("arrays that may be images", part.others)
-    source.found = replace(source.found, splits=part.splits, passed_over=others)
+    source.found = replace(
+        source.found,
+        splits=part.splits or rows.splits,
+        passed_over=(*others, *passed_over("rows of no split", map(str, rows.outside))),
+        notes=(*source.found.notes, *rows.notes),
+    )
     return source
 
 
+def _words(path: Path, name: str) -> list[object]:
+    """The values of a small array of an archive; none of a pickle."""
+    with zipfile.ZipFile(path) as archive:
+        values = read_member(archive, archive.getinfo(f"{name}.npy"))
+    return [] if values is None else list(values.tolist())
+
+
 def _array_source(
-    path: Path, address: str, array: np.ndarray, labels: Labels, **facts: Any
+    path: Path,
+    address: str,
+    array: np.ndarray,
+    labels: Labels,
+    *,
+    kept: np.ndarray | None = None,
+    **facts: Any,
 ) -> ArraySource:
+    """The source of the images, or of those kept."""
+    numbers, classes = None, labels.numbers
+    if kept is not None and kept.any():
+        numbers, array = np.flatnonzero(kept), _as_stack(array)[0][kept]
+        classes = None if classes is None else classes[kept]
     source = ArraySource(
-        address, array, prefix=path.name, labels=labels.numbers, class_names=labels.names, **facts
-    )
+        address, array, prefix=path.name, labels=classes, class_names=labels.names,
+        numbers=numbers, **facts,
+    )  # fmt: skip
     source.found = replace(source.found, no_labels=labels.why_none)
     return source
 
@@ -185,9 +234,7 @@ def _array_source(
 def _label_array(path: Path, count: int) -> Labels:
     try:
         values: np.ndarray | None = _map_array(path)
-    except ValueError as error:
-        if "pickle" not in str(error):
-            raise
+    except PickledError:
         values = None
     return array_labels(values, count, path.name)
 
@@ -209,7 +256,7 @@ def array_labels(values: np.ndarray | None, count: int, where: str) -> Labels:
             f"labels are {values.dtype} of shape {values.shape}, not one for each of {count} images"
         )
     if values.ndim == 1 and values.dtype.kind in "iu":
-        return Labels(np.asarray(values))
+        return whole_labels(np.asarray(values), None, where)
     return class_labels(list(values), None, where)
 
 
@@ -217,7 +264,15 @@ def _map_array(path: Path) -> np.ndarray:
     """The array of a `.npy` file, mapped; pickled objects are refused."""
     with path.open("rb") as file:
         if file.read(6) != b"\x93NUMPY":
-            raise ValueError(f"{path.name} is not a .npy file")
+            kind = file_kind(path)
+            known = f", but {kind}" if kind else ""
+            raise ValueError(f"{path.name} is not a .npy file{known}")
+        file.seek(0)
+        if read_header(file)[1].hasobject:
+            raise PickledError(
+                f"{path.name} holds Python objects, which are never loaded: save it as numbers or"
+                " with dtype=str"
+            )
     array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     return array
 
@@ -254,7 +309,10 @@ def _check_stack(array: np.ndarray) -> None:
 def _as_stack(array: np.ndarray) -> tuple[np.ndarray, str | None]:
     """(A stack of images, what a single one or a doubtful shape was taken for)."""
     if array.ndim == 2:
-        return array[None], f"shape {array.shape} is read as one grey image"
+        note = f"shape {array.shape} is read as one grey image"
+        if any(math.isqrt(n) ** 2 == n for n in (array.shape[1], array.shape[1] // 3)):
+            note += f"; for {len(array)} images, one a row, reshape it to (N, H, W) or (N, H, W, C)"
+        return array[None], note
     if array.ndim != 3:
         return array, None
     first, rows, columns = array.shape

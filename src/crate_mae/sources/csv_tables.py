@@ -1,17 +1,20 @@
 """Image files that a CSV table names, with labels and splits in its other columns."""
 
+import codecs
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+from crate_mae.common.file_kinds import file_kind
 from crate_mae.sources.base import EncodedSource, ImageSource, existing_path
 from crate_mae.sources.folders import list_files
-from crate_mae.sources.found import AS_USUAL, Found, Reading, passed_over
+from crate_mae.sources.found import AS_USUAL, Found, Reading, Tally, passed_over
 from crate_mae.sources.images import image_suffixes
-from crate_mae.sources.labels import Labels, chosen_key, class_labels, label_column
-from crate_mae.sources.split_names import meaning_of, split_name
-from crate_mae.sources.splits import SPLIT_KEYS, joined_name, match_split, matching_splits
+from crate_mae.sources.labels import Labels, chosen_key, class_labels, label_column, other_labels
+from crate_mae.sources.split_names import meaning_of
+from crate_mae.sources.splits import ChosenRows, match_split, split_column, split_rows
 
 Row = dict[str, str]
 
@@ -64,92 +67,123 @@ def open_csv(rest: str, split: str | None, reading: Reading = AS_USUAL) -> Image
             f" {', '.join(columns)}; choose one with --image-key"
         )
     label, why = label_column([c for c in columns if c != key], [], reading, address)
-    rows, part = _of_split(rows, usual, split, address)
-    chosen = part.split
-    files, _ = list_files(path.parent, image_suffixes(), address, follow_links=reading.follow_links)
-    index = _by_name(files, chosen or path.stem)
-    found: list[tuple[Row, str]] = []
-    missing: list[str] = []
-    for row in rows:
-        name = row[key].strip()
-        place = next((index[n] for n in (name, name.replace("\\", "/")) if n in index), None)
-        if place is None:
-            missing.append(row[key])
+    of_split = _of_split(columns, rows, split, address)
+    chosen = of_split.split
+    files, passed = list_files(
+        path.parent, image_suffixes(), address, follow_links=reading.follow_links
+    )
+    index, several = _by_name(files, chosen or path.stem)
+    met, named, found = Tally(), set[str](), dict[str, Row]()
+    for number, row in enumerate(rows):
+        place = _place(row[key], path.parent, index)
+        named.update(() if place is None else (place,))
+        if of_split.kept is not None and not of_split.kept[number]:
+            if number in of_split.outside:
+                met.add("rows of no split", row[key])
+        elif place is None:
+            met.add(_why_missing(row[key], path.parent, several), row[key])
+        elif place in found:
+            other = label is not None and row[label] != found[place][label]
+            met.add(f"further rows of one image{', with another label' * other}", row[key])
         else:
-            found.append((row, place))
+            found[place] = row
     if not found:
+        why = f": {met.entries()[0]}" if met.entries() else ""
         raise ValueError(
-            f"{address}: none of the files that its column {key} names"
-            f"{f', such as {missing[0]},' if missing else ''} is in {path.parent}"
+            f"{address}: none of the files that its column {key} names is in {path.parent}{why}"
         )
     labels = Labels(why_none=why)
     if label is not None:
-        labels = class_labels((_value(row[label]) for row, _ in found), None, f"column {label}")
-    names = [place for _, place in found]
-    source = CsvSource(address, chosen, path.parent, names, labels)
+        values = (_value(row[label]) for row in found.values())
+        labels = class_labels(values, None, f"column {label}")
+    source = CsvSource(address, chosen, path.parent, list(found), labels)
     why = labels.why_none
+    others = (entry for entry in passed if path.name not in entry.names or entry.count > 1)
     source.found = Found(
-        splits=part.splits,
+        splits=of_split.splits,
         passed_over=(
-            *passed_over("rows of no split", (row[key] for row in part.outside)),
-            *passed_over("rows whose file is not there", missing),
-            *passed_over("images that no row names", sorted(set(files) - set(names))),
+            *met.entries(),
+            *passed_over("images that no row names", sorted(set(files) - named)),
+            *others,
         ),
-        notes=part.notes,
+        notes=(*of_split.notes, *other_labels(columns, label, reading)),
         could_be_labelled=why is not None and not reading.unlabelled,
         no_labels=why,
     )
     return source
 
 
+def _place(name: str, root: Path, index: Mapping[str, str]) -> str | None:
+    """The listed file that a cell names: a path below root, an absolute one, a name or a stem."""
+    name = name.strip()
+    for form in (name, name.replace("\\", "/")):
+        if form in index:
+            return index[form]
+        if Path(form).is_absolute() and Path(form).is_relative_to(root.absolute()):
+            return index.get(Path(form).relative_to(root.absolute()).as_posix())
+    return None
+
+
+def _why_missing(name: str, root: Path, several: Container[str]) -> str:
+    """What to say of rows that name no file of ours."""
+    name = name.strip()
+    if name in several:
+        return "rows whose file name stands for several files (give the path)"
+    inside = name and not Path(name).is_absolute() and ".." not in Path(name).parts
+    try:
+        if inside and (root / name).is_file():
+            return f"rows whose file is of another kind ({Path(name).suffix or 'no suffix'})"
+    except (OSError, ValueError):  # a cell may hold anything
+        pass
+    return "rows whose file is not there"
+
+
+def _of_split(
+    columns: Sequence[str], rows: Sequence[Row], split: str | None, address: str
+) -> ChosenRows:
+    """The rows of the split, where a column tells splits."""
+    column = split_column(columns)
+    if column is not None:
+        return split_rows(column, [row[column] for row in rows], split, address)
+    if split is not None:
+        match_split(split, (), address)
+    return ChosenRows()
+
+
 def _read_table(path: Path, address: str) -> tuple[list[str], list[Row]]:
     """(Column names, rows); ValueError for what is no table."""
     if not path.is_file() or path.stat().st_size > MAX_CSV_BYTES:
         raise ValueError(f"{address} is no file, or larger than {MAX_CSV_BYTES} bytes")
+    kind = file_kind(path)
+    if kind not in (None, "a text file"):
+        raise ValueError(f"{address} is {kind}")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with path.open("rb") as raw:
+            wide = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as Excel writes
+        with path.open(newline="", encoding="utf-16" if wide else "utf-8-sig") as file:
             first = file.readline()
             file.seek(0)
             delimiter = max(",;\t|", key=first.count)
-            table = csv.DictReader(file, delimiter=delimiter, restval="")
-            rows = [{k: v for k, v in row.items() if k is not None} for row in table]
-            columns = list(table.fieldnames or ())
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{address} is no table of text in UTF-8: {error}") from error
+            table = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+            columns = [name.strip() for name in next(table, ())]
+            filled = [row + [""] * (len(columns) - len(row)) for row in table if any(row)]
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{address} is not text in UTF-8 (byte {error.start}): save it as CSV UTF-8"
+        ) from error
+    except csv.Error as error:
+        raise ValueError(f"{address} is no table of text: {error}") from error
+    twice = sorted(name for name, count in Counter(columns).items() if count > 1 and name)
+    if twice:
+        raise ValueError(f"{address} has several columns called {', '.join(twice)}: rename them")
+    rows = [dict(zip(columns, row, strict=False)) for row in filled]
     if not rows:
         raise ValueError(f"{address} holds no rows below its line of column names")
     return columns, rows
 
 
-class _Part(NamedTuple):
-    """What a column of splits tells of the rows that are read."""
-
-    split: str | None = None
-    splits: tuple[str, ...] = ()
-    outside: Sequence[Row] = ()
-    """Rows of no split, where others have one."""
-    notes: tuple[str, ...] = ()
-
-
-def _of_split(
-    rows: list[Row], usual: Mapping[str, str], split: str | None, address: str
-) -> tuple[list[Row], _Part]:
-    """(The rows of the split, what is known of it), where a column tells splits."""
-    column = next((usual[name] for name in SPLIT_KEYS if name in usual), None)
-    present = set() if column is None else {row[column].strip() for row in rows} - {""}
-    if column is None or not present or any(split_name(name) is None for name in present):
-        if split is not None:
-            match_split(split, (), address)
-        return rows, _Part()
-    chosen = matching_splits(split, present, address)
-    name, notes = joined_name(chosen)
-    kept = [row for row in rows if row[column].strip() in chosen]
-    outside = [row for row in rows if not row[column].strip()]
-    return kept, _Part(name, tuple(sorted(present)), outside, notes)
-
-
-def _by_name(files: Iterable[str], split: str) -> dict[str, str]:
-    """Files by their path, then by their name and their stem where these belong to one alone.
+def _by_name(files: Iterable[str], split: str) -> tuple[dict[str, str], set[str]]:
+    """(Files by their path, and by name and stem that belong to one alone, those of several).
 
     Of several, one in a folder of the split counts.
     """
@@ -167,7 +201,8 @@ def _by_name(files: Iterable[str], split: str) -> dict[str, str]:
                 several.add(short)
             index.setdefault(short, file)
     kept = {short: file for short, file in index.items() if short not in several}
-    return {**kept, **{f"./{file}": file for file in listed}, **{file: file for file in listed}}
+    paths = {form: file for file in listed for form in (f"./{file}", file)}
+    return {**kept, **paths}, several - paths.keys()
 
 
 def _value(text: str) -> int | float | str | bool:
@@ -175,9 +210,8 @@ def _value(text: str) -> int | float | str | bool:
     text = text.strip()
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
+    if re.fullmatch(r"[-+]?\d{1,18}", text, re.ASCII):  # not 1_0 or 1e3, which may be names
+        return int(text)
+    if text.lower() == "nan" or re.fullmatch(r"[-+]?\d{1,18}\.\d*", text, re.ASCII):
+        return float(text)
     return text

@@ -9,13 +9,21 @@ from pathlib import Path
 from crate_mae.sources.base import EncodedSource, ImageSource, existing_path
 from crate_mae.sources.found import AS_USUAL, Found, PassedOver, Reading, Tally, passed_over
 from crate_mae.sources.images import image_suffixes
-from crate_mae.sources.split_names import split_folders, split_name
+from crate_mae.sources.split_names import TRAIN, split_folders, split_name
 from crate_mae.sources.splits import joined_name, match_split, matching_splits
 
 _CONTAINERS = ("images", "image", "imgs", "img", "data", "jpg")
 """Folders of such names that hold everything are no class."""
 _LOOKED_AT = 3
 """Levels of folders at which splits that are not read as such are told of."""
+_LOOKED_INTO = 20_000
+"""Names of files, evenly chosen, of which some may mean a split."""
+_PIXEL_LABELS = {
+    "mask", "masks", "label", "labels", "annotation", "annotations", "annots", "annot", "gt",
+    "groundtruth", "ground_truth", "segmentation", "segmentations", "seg", "segmentationclass",
+    "trimaps", "depth", "bbox", "boxes",
+}  # fmt: skip
+"""Folders of such names beside one of images hold what belongs to them, not further images."""
 
 
 class FolderSource(EncodedSource):
@@ -92,7 +100,8 @@ def list_files(
     names: list[str] = []
     others: dict[str, list[str]] = {}
     tally, wanted = Tally(), tuple(suffixes)
-    for name, entry in _walk(root, tally, follow_links=follow_links):
+    entered: list[str] = []
+    for name, entry in _walk(root, tally, entered, follow_links=follow_links):
         try:
             if entry.is_symlink() and not Path(entry.path).exists():
                 tally.add("links that lead nowhere", name)
@@ -107,6 +116,8 @@ def list_files(
                 others.setdefault(_suffix(entry.name) or "without a suffix", []).append(name)
         except OSError as error:  # as on a disk that fails
             tally.add(_CLOSED, f"{name} ({error.strerror or error})")
+    for folder in _bare(entered, names):
+        tally.add("folders without such files in or below them", folder)
     kinds = sorted(others.items(), key=lambda item: (-len(item[1]), item[0]))
     if kinds:
         shown = ", ".join(f"{kind} {len(found)}" for kind, found in kinds[:10])
@@ -130,11 +141,25 @@ def _suffix(name: str) -> str:
     return Path(name).suffix.lower()
 
 
+def _bare(entered: Iterable[str], names: Iterable[str]) -> Iterator[str]:
+    """The topmost of the folders, each with a slash at its end, that hold none of the files."""
+    held = {""}
+    for folder in {name.rpartition("/")[0] for name in names}:
+        while folder and folder not in held:
+            held.add(folder)
+            folder = folder.rpartition("/")[0]
+    for place in sorted(entered):
+        folder = place.rstrip("/")
+        if folder not in held and folder.rpartition("/")[0] in held:
+            yield folder
+
+
 def _walk(
-    root: Path, tally: Tally, *, follow_links: bool
+    root: Path, tally: Tally, entered: list[str], *, follow_links: bool
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Every entry that is not hidden or an entered folder, with its name relative to root.
 
+    Names of folders that are read, with a slash at their end, go into `entered`.
     No folder is entered twice, and links are entered last: a folder keeps the name that it has
     without them, where there is one. Folders below root that cannot be read, or are gone meanwhile,
     go into `tally` with the reason.
@@ -158,6 +183,7 @@ def _walk(
                 raise
             tally.add(_CLOSED, f"{prefix} ({error.strerror or error})")
             continue
+        entered.append(prefix)
         for entry in found:
             if entry.name.startswith("."):
                 continue
@@ -214,15 +240,19 @@ def _select_split(names: list[str], split: str | None, address: str) -> _Part:
     if not splits:
         if split is not None:
             match_split(split, (), address)
-        return _Part(names=names, notes=tuple(split_like(folders)))
+        notes = (*split_like(folders), *_doubtful_classes(folders, 0), *_split_files(names))
+        return _Part(names=names, notes=notes)
     chosen = matching_splits(split, splits, address)
     shown, notes = joined_name(chosen)
+    depth_of_classes, kept = class_place(folders, splits, chosen, depth)
+    below_split = depth + 1 if depth_of_classes < depth else depth_of_classes
+    notes += tuple(_doubtful_classes(kept, depth_of_classes, below_split))
     below = [parts[depth] if len(parts) > depth else None for parts in folders]
     return _Part(
         names=[name for name, at in zip(names, below, strict=True) if at in chosen],
         split=shown,
         splits=tuple(sorted(splits)),
-        class_depth=class_place(folders, splits, chosen, depth)[0],
+        class_depth=depth_of_classes,
         outside=tuple(n for n, at in zip(names, below, strict=True) if at not in splits),
         notes=notes,
     )
@@ -294,17 +324,67 @@ def split_like(folders: Sequence[Sequence[str]]) -> Iterator[str]:
     for parts in folders:
         for depth in range(1, min(len(parts), _LOOKED_AT)):
             inside.setdefault("/".join(parts[:depth]), set()).add(parts[depth])
-    divided = [top for top in sorted(inside) if len(set(split_folders(inside[top]).values())) > 1]
+    found = {top: set(split_folders(folders_in).values()) for top, folders_in in inside.items()}
+    # Below a class, one meaning alone tells as well: nobody calls a part of a class `validation`.
+    divided = [top for top in sorted(found) if len(found[top]) > 1 or found[top] - {TRAIN}]
     if divided:
         parts_of = ((top, part) for top in divided for part in split_folders(inside[top]))
         below = sorted(f"{top}/{part}" for top, part in parts_of)
         shown = ", ".join(below[:5]) + (", ..." if len(below) > 5 else "")
-        yield f"not read as splits, as they do not lie right below every class: {shown}"
+        yield f"not read as splits, as not every class is divided into the same ones: {shown}"
     tops = sorted({parts[0] for parts in folders if parts})
     alike = [top for top in tops if (said := split_name(top)) is not None and not said.about]
     if alike and len(tops) > 1:
         them = "is read as a class" if len(alike) == 1 else "are read as classes"
         yield f"{', '.join(alike)} {them} beside {len(tops) - len(alike)} others, not as a split"
+
+
+def _doubtful_classes(
+    folders: Sequence[Sequence[str]], place: int, below: int | None = None
+) -> Iterator[str]:
+    """Notes on folders at that place that are read as classes, and look like something else.
+
+    `below` is where others might be the classes, by default right below.
+    """
+    below = place + 1 if below is None or below <= place else below
+    inside: dict[str, set[str]] = {}
+    for parts in folders:
+        if len(parts) > place:
+            inside.setdefault(parts[place], set()).update(parts[below : below + 1])
+    if len(inside) < 2:
+        return
+    beside = sorted(name for name in inside if name.lower() in _PIXEL_LABELS)
+    if beside and any(name.lower() in _CONTAINERS for name in inside):
+        yield (
+            f"{', '.join(beside)} beside folders of images: read as images of a class; name the"
+            " folder of the images where these are masks"
+        )
+        return
+    shared = set.intersection(*inside.values())
+    if len(shared) > 1:
+        yield (
+            f"{_few(sorted(inside))} are read as classes, and each holds {_few(sorted(shared))}:"
+            " open one of them where these are the classes"
+        )
+
+
+def _few(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def _split_files(names: Sequence[str]) -> Iterator[str]:
+    """A note where names of files mean several splits, which folders alone are read as."""
+    stems: dict[str, str] = {}
+    for name in names[:: 1 + len(names) // _LOOKED_INTO]:
+        stem = name.rpartition("/")[2].rpartition(".")[0]
+        said = split_name(stem)
+        if said is not None and not said.about:
+            stems.setdefault(said.meaning, name)
+    if len(stems) > 1:
+        yield (
+            f"names of files may tell splits ({', '.join(stems.values())}): all are read together;"
+            " put each split into a folder of its own"
+        )
 
 
 def _folder_classes(

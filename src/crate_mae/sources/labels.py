@@ -45,9 +45,7 @@ def class_labels(values: Iterable[object], names: Sequence[str] | None, where: s
         return Labels(why_none=f"{where} is empty")
     if kinds == {int}:
         whole = [-1 if value is None or not isinstance(value, int) else value for value in plain]
-        if max(whole) < 0:
-            return Labels(why_none=f"{where} holds no class number of 0 or more")
-        return Labels(np.array(whole), None if names is None else tuple(names))
+        return whole_labels(np.array(whole), names, where)
     if kinds == {bool}:
         return Labels(
             np.array([-1 if value is None else int(bool(value)) for value in plain]),
@@ -58,6 +56,13 @@ def class_labels(values: Iterable[object], names: Sequence[str] | None, where: s
     known = tuple(names) if names is not None and found <= set(names) else in_order(found)
     number = {word: index for index, word in enumerate(known)}
     return Labels(np.array([-1 if word is None else number[word] for word in words]), known)
+
+
+def whole_labels(numbers: np.ndarray, names: Sequence[str] | None, where: str) -> Labels:
+    """Labels of whole numbers (n,), each the number of a class, below 0 none."""
+    if numbers.size and int(numbers.max()) < 0:
+        return Labels(why_none=f"{where} holds no class number of 0 or more")
+    return Labels(numbers, None if names is None else tuple(names))
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
@@ -118,6 +123,14 @@ def usual_label(names: Iterable[str]) -> str | None:
     """The name among these that labels usually have, in any case, or None."""
     lower = {name.lower(): name for name in reversed(list(names))}
     return next((lower[key] for key in LABEL_KEYS if key in lower), None)
+
+
+def other_labels(columns: Iterable[str], label: str | None, reading: Reading) -> tuple[str, ...]:
+    """A note where further columns are called labels, beside the one that was taken unasked."""
+    others = [name for name in columns if name != label and name.lower() in LABEL_KEYS]
+    if label is None or reading.label_key is not None or not others:
+        return ()
+    return (f"labels are those of {label}; {', '.join(others)} may be, too (--label-key)",)
 
 
 def label_column(

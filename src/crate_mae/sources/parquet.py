@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from crate_mae.common.budgets import check_growth, check_memory
+from crate_mae.common.file_kinds import file_kind
 from crate_mae.sources.base import IMAGE_KEYS, EncodedSource, existing_path
 from crate_mae.sources.folders import list_files
 from crate_mae.sources.found import AS_USUAL, Found, PassedOver, Reading, passed_over
@@ -22,10 +23,20 @@ from crate_mae.sources.labels import (
     chosen_key,
     class_labels,
     label_column,
+    other_labels,
     usual_label,
+    whole_labels,
 )
 from crate_mae.sources.parquet_pages import dictionary_bytes
-from crate_mae.sources.splits import SPLIT_KEYS, select_shards
+from crate_mae.sources.splits import (
+    ChosenFiles,
+    ChosenRows,
+    NoSuchSplitError,
+    match_split,
+    select_shards,
+    split_column,
+    split_rows,
+)
 
 MAX_PARQUET_BYTES = 8 * 1024**3
 BATCH_BYTES = 64 << 20
@@ -41,11 +52,12 @@ class ParquetSource(EncodedSource):
         split: str | None,
         shards: Sequence[tuple[str, int]],
         encoded: pa.ChunkedArray,
-        labels: np.ndarray | None,
-        class_names: Sequence[str] | None,
+        labels: Labels,
+        kept: np.ndarray | None = None,
     ) -> None:
-        super().__init__(address, split, labels, class_names)
+        super().__init__(address, split, labels.numbers, labels.names)
         self._column = encoded
+        self._rows = None if kept is None else np.flatnonzero(kept)
         self._shard_names = [name for name, _ in shards]
         self._ends = list(accumulate(rows for _, rows in shards))
         self._sizes: list[int | None] | None = None
@@ -54,8 +66,9 @@ class ParquetSource(EncodedSource):
         return len(self._column)
 
     def name(self, index: int) -> str:
-        shard = bisect_right(self._ends, index)
-        row = index - (self._ends[shard - 1] if shard else 0)
+        place = index if self._rows is None else int(self._rows[index])
+        shard = bisect_right(self._ends, place)
+        row = place - (self._ends[shard - 1] if shard else 0)
         return f"{self._shard_names[shard]}/{row:06d}"
 
     def encoded(self, index: int) -> bytes:
@@ -76,7 +89,10 @@ class ParquetSource(EncodedSource):
 
 
 def open_parquet(rest: str, split: str | None, reading: Reading = AS_USUAL) -> ParquetSource:
-    """The source of `parquet:PATH`, a file or a folder of files; their names tell the splits."""
+    """The source of `parquet:PATH`, a file or a folder of files.
+
+    Their names tell the splits, or else a column such as `split`.
+    """
     path, address = existing_path(rest, "parquet"), f"parquet:{rest}"
     root = path if path.is_dir() else path.parent
     files: list[Path] = [path]
@@ -86,38 +102,75 @@ def open_parquet(rest: str, split: str | None, reading: Reading = AS_USUAL) -> P
             path, frozenset({".parquet"}), address, follow_links=reading.follow_links
         )
         files = [path / name for name in listed]
-    chosen = select_shards(files, root, split, address)
+    try:
+        chosen = select_shards(files, root, split, address)
+    except NoSuchSplitError:
+        chosen = select_shards(files, root, None, address)
+        if chosen.splits:
+            raise  # else a column may tell
     names = [file.relative_to(root).as_posix() for file in chosen.files]
     rest_names = [file.relative_to(root).as_posix() for file in chosen.rest]
     try:
-        source, why = _read_parquet(address, chosen.split, chosen.files, names, reading)
+        rows = _split_rows(chosen, names, split, address)
+        source, why, told = _read_parquet(address, rows, chosen.files, names, reading)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{address} cannot be read as parquet: {error}") from error
+        raise ValueError(
+            f"{address} cannot be read as parquet{_but(chosen.files, error)}"
+        ) from error
     source.found = Found(
-        splits=chosen.splits,
-        passed_over=passed + passed_over("files outside the splits", rest_names),
-        notes=(*chosen.notes, *_unread_splits(chosen.files[0])),
+        splits=rows.splits,
+        passed_over=(
+            *passed,
+            *passed_over("files outside the splits", rest_names),
+            *passed_over("rows of no split", map(str, rows.outside)),
+        ),
+        notes=(*chosen.notes, *rows.notes, *told),
         could_be_labelled=why is not None and not reading.unlabelled,
         no_labels=why,
     )
     return source
 
 
-def _unread_splits(file: Path) -> Iterator[str]:
-    """That a column may tell splits: splits are read off the names of files alone."""
-    for name in pq.read_schema(file).names:
-        if name.lower() in SPLIT_KEYS:
-            yield f"the column {name} may tell splits: it is not read, and all rows are taken"
+def _but(files: Sequence[Path], error: Exception) -> str:
+    """What the first file is that is no parquet, or what reading said."""
+    for file in files:
+        kind = file_kind(file)
+        if kind is not None and not kind.startswith("parquet"):
+            return f": {file.name} is {kind}"
+    return f": {error}"
+
+
+def _split_rows(
+    chosen: ChosenFiles, names: Sequence[str], split: str | None, address: str
+) -> ChosenRows:
+    """The rows of the split: all of the chosen files where their names tell it, else by column."""
+    schema = pq.read_schema(chosen.files[0])
+    column = split_column(field.name for field in schema if not _holds_images(field.type))
+    if chosen.splits or column is None:
+        if split is not None and not chosen.splits:
+            match_split(split, (), address)
+        told = f"the column {column} may tell splits: the names of the files do, and it is not read"
+        notes = () if column is None else (told,)
+        return ChosenRows(split=chosen.split, splits=chosen.splits, notes=notes)
+    words = _hugging_face_features(schema).get(column, {}).get("names")
+    values: list[object] = []
+    for _, batch in _batches(
+        dict(zip(names, chosen.files, strict=True)), [column], schema, address
+    ):
+        values += batch.column(column).to_pylist()
+    if isinstance(words, list):  # numbers that the file has names for
+        values = [words[v] if isinstance(v, int) and 0 <= v < len(words) else v for v in values]
+    return split_rows(column, values, split, address)
 
 
 def _read_parquet(
     address: str,
-    split: str | None,
+    part: ChosenRows,
     files: Sequence[Path],
     names: Sequence[str],
     reading: Reading,
-) -> tuple[ParquetSource, str | None]:
-    """The source, and why it has no labels where it has none."""
+) -> tuple[ParquetSource, str | None, tuple[str, ...]]:
+    """(The source of these rows, why it has no labels where it has none, notes on them)."""
     schema = pq.read_schema(files[0])
     image, label, class_names, why = _find_columns(schema, reading, address)
     columns = [image] if label is None else [image, _top(label, schema)]
@@ -125,7 +178,10 @@ def _read_parquet(
     labels: list[pa.Array] = []
     rows = dict.fromkeys(names, 0)
     for name, batch in _batches(dict(zip(names, files, strict=True)), columns, schema, address):
+        seen = sum(rows.values())
         rows[name] += batch.num_rows
+        if part.kept is not None:
+            batch = batch.filter(pa.array(part.kept[seen : seen + batch.num_rows]))
         images.append(_encoded_images(batch.column(image)))
         if label is not None:
             labels.append(_nested(batch, label, address))
@@ -138,8 +194,8 @@ def _read_parquet(
         images = [array.cast(pa.large_binary()) for array in images]
     encoded = pa.chunked_array(images)
     shards = list(rows.items())
-    source = ParquetSource(address, split, shards, encoded, found.numbers, found.names)
-    return source, found.why_none
+    source = ParquetSource(address, part.split, shards, encoded, found, part.kept)
+    return source, found.why_none, other_labels(schema.names, label, reading)
 
 
 def _top(path: str, schema: pa.Schema) -> str:
@@ -165,12 +221,10 @@ def column_labels(
     """The labels of a column in chunks, whose types may differ as those of shards do."""
     if all(pa.types.is_integer(chunk.type) for chunk in chunks):
         try:
-            return Labels(
-                np.concatenate([integer_column(chunk) for chunk in chunks]),
-                None if class_names is None else tuple(class_names),
-            )
+            numbers = np.concatenate([integer_column(chunk) for chunk in chunks])
         except pa.ArrowInvalid:
             return Labels(why_none=f"{where} holds numbers beyond 64 bits, which are no classes")
+        return whole_labels(numbers, class_names, where)
     values = (value for chunk in chunks for value in chunk.to_pylist())
     return class_labels(values, class_names, where)
 
@@ -253,9 +307,13 @@ def _find_columns(
     image = image_column(images, [n for n in images if kinds.get(n) == "Image"], reading, address)
     if image is None:
         listed = ", ".join(f"{field.name} ({field.type})" for field in schema)
-        problem = "several image columns" if images else "no column of encoded images"
+        if images:
+            raise ValueError(
+                f"{address} has several image columns: {', '.join(images)}; choose one with"
+                " --image-key"
+            )
         raise ValueError(
-            f"{address} has {problem}; its columns: {listed}; choose one with --image-key"
+            f"{address} has no column of encoded images; its columns: {listed}{_remedy(schema)}"
         )
     others = [field.name for field in schema if field.name != image]
     if reading.label_key is not None and reading.label_key.partition(".")[0] in others:
@@ -265,6 +323,19 @@ def _find_columns(
     known = features.get(label or "", {}).get("names")
     named = label in marked and isinstance(known, list)
     return image, label, tuple(map(str, known)) if named and known else None, why
+
+
+def _remedy(schema: pa.Schema) -> str:
+    """What to do about a column that is called one of images and holds something else."""
+    usual = [field for field in schema if field.name.lower() in (*IMAGE_KEYS, "bytes", "path")]
+    if not usual:
+        return ""
+    name, kind = usual[0].name, usual[0].type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_struct(kind):
+        return f"; {name} holds paths at most: write the bytes of the image files into it"
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return f"; {name} holds lists: write one encoded image a row, or arrays into .npy"
+    return ""
 
 
 def _hugging_face_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:

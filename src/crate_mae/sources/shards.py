@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from crate_mae.common.budgets import check_growth
+from crate_mae.common.file_kinds import file_kind
 from crate_mae.sources.base import IMAGE_KEYS, LABEL_KEYS
 from crate_mae.sources.folders import below_containers, class_place, split_level, split_like
 from crate_mae.sources.found import PassedOver, Reading, Tally
@@ -165,6 +166,7 @@ def survey_shard(
         if not member.isreg():
             tally.add("links and devices inside shards", member.name)
     count, key = 0, ""
+    keys, again = set[str](), Tally()
     group: list[tuple[str, str]] = []
     for member in members:
         if not layout.is_wanted(member.name):
@@ -175,7 +177,11 @@ def survey_shard(
         member_key, suffix = layout.key_and_suffix(member.name)
         if member_key != key:
             count += _settle(group, layout, tally)
+            if suffix_rank(suffix) is not None and member_key in keys:
+                again.add("samples come again under a name that was there before", member_key)
             key, group = member_key, []
+        if suffix_rank(suffix) is not None:
+            keys.add(member_key)
         if suffix in (present for present, _ in group):
             raise ValueError(f"{shard} holds {member.name} twice in a row")
         group.append((suffix, member.name))
@@ -186,7 +192,9 @@ def survey_shard(
         split=read,
         splits=tuple(sorted(splits)),
         passed_over=tally.entries(),
-        notes=tuple(f"{shard.name}: {note}" for note in (*told, *notes)),
+        notes=tuple(
+            f"{shard.name}: {note}" for note in (*told, *notes, *map(str, again.entries()))
+        ),
     )
 
 
@@ -269,18 +277,23 @@ def _headers(shard: Path, notes: list[str]) -> Iterator[tarfile.TarInfo]:
                 yield member
             notes += _end_faults(file, archive.offset)
     except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise ValueError(f"{shard} is not a complete tar file: {error}") from error
+        kind = None if _packing(shard) else file_kind(shard)
+        why = f", but {kind}" if kind else f": {error}"
+        raise ValueError(f"{shard} is not a complete tar file{why}") from error
 
 
 def _unpacked(shard: Path) -> IO[bytes]:
     """The shard as a plain tar file, unpacked while it is read."""
+    opened = _packing(shard)
+    unpacked: IO[bytes] = shard.open("rb") if opened is None else opened(shard)
+    return unpacked
+
+
+def _packing(shard: Path) -> Callable[..., Any] | None:
+    """What opens a compressed shard; None for a plain one."""
     with shard.open("rb") as file:
         head = file.read(6)
-    for magic, opened in _PACKED.items():
-        if head.startswith(magic):
-            unpacked: IO[bytes] = opened(shard)
-            return unpacked
-    return shard.open("rb")
+    return next((opened for magic, opened in _PACKED.items() if head.startswith(magic)), None)
 
 
 def _end_faults(file: IO[bytes], offset: int) -> Iterator[str]:

@@ -13,17 +13,27 @@ from typing import NamedTuple
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 _MEANINGS = {
-    **dict.fromkeys(("train", "training", "trn", "trainval"), TRAIN),
-    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "devel"), VALIDATION),
-    **dict.fromkeys(("eval", "evaluation"), VALIDATION),
-    **dict.fromkeys(("test", "testing", "tst"), TEST),
-}
+    word: meaning
+    for meaning, words in (
+        (TRAIN, "train training trn trainval entrenamiento entraînement entrainement apprentissage"
+                " treino treinamento addestramento 训练 訓練 学習 훈련"),
+        (VALIDATION, "val valid validation validate dev devel development eval evaluation"
+                     " validación validacion validação validacao validierung 验证 驗證 検証 검증"),
+        (TEST, "test testing tests tst holdout heldout prueba pruebas teste"
+               " 测试 測試 テスト 테스트"),
+    )
+    for word in words.split()
+}  # fmt: skip
 _EMPTY = (
     "data|dataset|set|sets|images?|imgs?|pictures?|pics?|photos?|frames?|samples?|files?|folder"
     "|dir|split|part|raw|all|full|subset|shards?|of|the|and|new|final|[xy]|jpe?g|png"
+    "|s?daten|集|数据集?|數據集?|データ|セット"
 )
-_JOINED = re.compile(f"({'|'.join(sorted(_MEANINGS, key=len, reverse=True))})(?:{_EMPTY})")
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_SAID = "|".join(sorted(_MEANINGS, key=len, reverse=True))
+_JOINED = re.compile(f"(?P<word>{_SAID})(?:{_EMPTY})|[xy](?P<behind>{_SAID}|tr|te)")
+_SHORT = {"tr": "train", "te": "test"}
+"""Only behind an x or y, as in `Xtr`: alone they may be languages."""
+_WORD = re.compile(r"[A-Z]+(?![^\W\d_A-Z])|[A-Z]?[^\W\d_A-Z]+")
 
 
 class SplitName(NamedTuple):
@@ -42,6 +52,18 @@ def words_of(name: str) -> list[str]:
     return [word.lower() for word in _WORD.findall(name)]
 
 
+def words_beside_split(name: str) -> list[str]:
+    """The words of a name without what says a split: `x_train` and `Xtrain` have `x`."""
+    words = []
+    for word in words_of(name):
+        joined = _JOINED.fullmatch(word)
+        if joined and joined["behind"]:
+            words.append(word[0])
+        elif split_name(word) is None:
+            words.append(word)
+    return words
+
+
 @lru_cache(maxsize=4096)
 def split_name(name: str) -> SplitName | None:
     """What a name of a file (without suffix) or folder says of a split; None for nothing."""
@@ -49,12 +71,13 @@ def split_name(name: str) -> SplitName | None:
     about: list[str] = []
     for word in words_of(name):
         joined = _JOINED.fullmatch(word)
-        said = joined[1] if joined else word
+        said = (joined["word"] or joined["behind"]) if joined else word
+        said = _SHORT.get(said, said) if joined else said
         if said in _MEANINGS and found is None:
             found = SplitName(said, _MEANINGS[said], ())
         elif found is not None and (found.meaning, _MEANINGS.get(said)) == (TRAIN, VALIDATION):
             found = SplitName("trainval", TRAIN, ())
-        elif not re.fullmatch(_EMPTY, word):
+        elif not re.fullmatch(_EMPTY, word) and said not in _MEANINGS:
             about.append(word)
     return None if found is None else found._replace(about=tuple(about))
 
@@ -69,8 +92,10 @@ def split_folders(folders: Iterable[str]) -> dict[str, str]:
     """The folders beside each other that are splits, with their meanings; empty for classes.
 
     Two meanings of names about the same make splits (`train` and `test`, `seg_train` and
-    `seg_test`), beside other folders if one of them is for training. A single meaning makes a split
-    only where all folders have it and say nothing else: one class may well be called `train`.
+    `seg_test`), beside other folders if one of them is for training; so do two meanings where every
+    folder has one and some say nothing else (`train-clean`, `train-noisy` and `test`). A single
+    meaning makes a split only where all folders have it and say nothing else: one class may well be
+    called `train`.
     """
     names = list(folders)
     said = {name: split_name(name) for name in names}
@@ -80,6 +105,9 @@ def split_folders(folders: Iterable[str]) -> dict[str, str]:
         alike = {name: split.meaning for name, split in known.items() if split.about == about}
         if len(set(alike.values())) > 1:
             found |= alike
+    whole = len(known) == len(names) and any(not split.about for split in known.values())
+    if whole and len({split.meaning for split in known.values()}) > 1:
+        return {name: split.meaning for name, split in known.items()}
     if found:
         return found if len(found) == len(names) or TRAIN in found.values() else {}
     if known and len(known) == len(names) and len({split.about for split in known.values()}) == 1:

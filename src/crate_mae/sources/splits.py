@@ -4,15 +4,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from crate_mae.common.hints import did_you_mean
 from crate_mae.common.randomness import keyed_generator
 from crate_mae.sources.base import ImageSource, subset
-from crate_mae.sources.split_names import TRAIN, meaning_of, split_name
+from crate_mae.sources.split_names import TRAIN, SplitName, meaning_of, split_name, words_of
 
 SPLIT_KEYS = ("split", "set", "subset", "partition", "dataset")
 """What tables call a column of splits."""
+_TRUTH = {**dict.fromkeys(("1", "1.0", "true", "yes"), True),
+          **dict.fromkeys(("0", "0.0", "false", "no"), False)}  # fmt: skip
 
 
 class NoSuchSplitError(ValueError):
@@ -36,8 +40,11 @@ def matching_splits(split: str | None, present: Iterable[str], address: str) -> 
     for found in (spelt[:1], alike, loose):
         if found:
             return [name for name in found if _said(name, "word") != "trainval"] or found
+    if split is None:
+        raise NoSuchSplitError(none_for_training(names, address))
     there = f"its splits are {', '.join(names)}" if names else "it is not divided into splits"
-    raise NoSuchSplitError(f"{address} has no split {wanted!r}: {there}")
+    hint = did_you_mean(split, names)
+    raise NoSuchSplitError(f"{address} has no split {split!r}{hint}: {there}")
 
 
 def _said(name: str, what: Literal["word", "meaning"]) -> str | None:
@@ -61,7 +68,12 @@ def joined_name(chosen: Sequence[str]) -> tuple[str, tuple[str, ...]]:
 
 def none_for_training(present: Iterable[str], address: str) -> str:
     """What to say where no split was asked for and none of those present is for training."""
-    return f"{address} has the splits {', '.join(present)} and none called train: name one"
+    names = list(present)
+    splits = "split" if len(names) == 1 else "splits"
+    return (
+        f"{address} has the {splits} {', '.join(names)} and none called train: name one (--split;"
+        " of a run --data.split)"
+    )
 
 
 class ChosenFiles(NamedTuple):
@@ -92,7 +104,9 @@ def select_shards(
     if split is None:
         training = any(meaning_of(name) == TRAIN for name in present)
         if not training and len(groups) == 1:
-            return ChosenFiles(list(files), next(iter(groups)), present, [])
+            only = next(iter(groups))
+            told = () if only is None else (f"all files are of the split {only}: it is read",)
+            return ChosenFiles(list(files), only, present, [], told)
         if not training and None in groups:
             return ChosenFiles(groups[None], None, present, [])
         if not training:
@@ -100,17 +114,108 @@ def select_shards(
     chosen = matching_splits(split, present, address)
     name, notes = joined_name(chosen)
     kept = [file for file in files if _split_of(file.relative_to(root)) in chosen]
+    notes += _of_several(kept)
     return ChosenFiles(kept, name, present, groups.get(None, []), notes)
+
+
+def _of_several(files: Iterable[Path]) -> tuple[str, ...]:
+    """A note where files of one split are, by their names, about different things."""
+    said = {file.name: split_name(_stem(file)) for file in files}
+    about = {split.about: name for name, split in said.items() if split is not None}
+    if len(about) < 2:
+        return ()
+    shown = ", ".join(sorted(about.values())[:5]) + (", ..." if len(about) > 5 else "")
+    return (f"files of different names are read together: {shown}",)
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").rpartition(".")[0] or path.name
 
 
 def _split_of(path: Path) -> str | None:
     """The split that the file name, or else the nearest folder, carries as a word of its own."""
-    stem = path.name.removesuffix(".gz").rpartition(".")[0] or path.name
-    for part in (stem, *reversed(path.parent.parts)):
+    for part in (_stem(path), *reversed(path.parent.parts)):
         said = split_name(part)
         if said is not None:
             return said.word
     return None
+
+
+# -- rows ---------------------------------------------------------------------------------------
+
+
+class ChosenRows(NamedTuple):
+    """The rows of one split, where a column tells splits."""
+
+    kept: np.ndarray | None = None
+    """(n,) bool; None for all."""
+    split: str | None = None
+    splits: tuple[str, ...] = ()
+    outside: tuple[int, ...] = ()
+    """Rows of no split, where others have one."""
+    notes: tuple[str, ...] = ()
+
+
+def split_column(columns: Iterable[str]) -> str | None:
+    """The column that may tell splits: one of `SPLIT_KEYS`, or one such as `is_train`."""
+    names = list(columns)
+    usual = {name.lower(): name for name in reversed(names)}
+    found = next((usual[key] for key in SPLIT_KEYS if key in usual), None)
+    return found or next((name for name in names if _asked(name) is not None), None)
+
+
+def _asked(column: str) -> SplitName | None:
+    """The split whose rows are marked by a column such as `is_train` or `is_training_image`."""
+    words = words_of(column)
+    said = split_name(column) if words[:1] == ["is"] else None
+    return said if said is not None and said.about == ("is",) else None
+
+
+def split_rows(
+    column: str, values: Sequence[object], split: str | None, address: str
+) -> ChosenRows:
+    """The rows of a split, told by a column with the split of every row; as `matching_splits`.
+
+    All rows where its values are no splits; raises NoSuchSplitError then, where one is asked for.
+    """
+    words = _row_splits(column, values)
+    distinct = set(words) - {""}
+    said = {word: name for word in distinct if (name := split_name(word)) is not None}
+    plain = {name.meaning for name in said.values() if not name.about}
+    if not said or not (len(said) == len(distinct) or TRAIN in plain or len(plain) > 1):
+        if split is not None:
+            match_split(split, (), address)
+        few = len(distinct) < min(20, len(words)) and column.lower() != "dataset"
+        shown = ", ".join(sorted(distinct)[:5])
+        note = f"the column {column} may tell splits, but its values ({shown}) are no names of any"
+        return ChosenRows(notes=(f"{note}: all rows are read",) if few and distinct else ())
+    chosen = matching_splits(split, said, address)
+    called, notes = joined_name(chosen)
+    return ChosenRows(
+        np.array([word in chosen for word in words]),
+        called,
+        tuple(sorted(said)),
+        tuple(row for row, word in enumerate(words) if word not in said),
+        notes,
+    )
+
+
+def _row_splits(column: str, values: Sequence[object]) -> list[str]:
+    """The split of every row in words, "" where it has none; as stored where it is no such column.
+
+    `is_valid` may as well say that a row is sound, and marks nothing.
+    """
+    plain = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+             for value in values]  # fmt: skip
+    words = ["" if value is None else str(value).strip() for value in plain]
+    asked = _asked(column)
+    marks = [_TRUTH.get(word.lower()) for word in words]
+    if asked is None or asked.word == "valid":
+        return words
+    if any(mark is None and word for mark, word in zip(marks, words, strict=True)):
+        return words
+    other = TRAIN if asked.meaning != TRAIN else "test"
+    return ["" if mark is None else asked.meaning if mark else other for mark in marks]
 
 
 # -- chance -------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
+from crate_mae.sources.pillow_images import SIDEWAYS
+
 if TYPE_CHECKING:
     from types import ModuleType
 
@@ -20,10 +22,13 @@ MAX_TIFF_BYTES = 4 * 1024**3
 SUFFIXES = frozenset({".tif", ".tiff", ".btf", ".tf8"})
 INSTALL = 'pip install "crate-mae[tiff]" reads it; or save it as .npy'
 
+_ORIENTATION = 274
 _WIDTH, _LENGTH, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA, _FORMAT, _COMPRESSION = (
     256, 257, 258, 262, 277, 284, 338, 339, 259,
 )  # fmt: skip
 _SIGNED = 2
+_MULTIPLIED, _PLAIN = (1,), (2,)
+"""Extra samples that are an alpha channel; by the first, colours are multiplied already."""
 
 
 class NotForPillowError(Exception):
@@ -40,24 +45,52 @@ def check_tags(image: Image.Image) -> None:
         raise NotForPillowError(f"a TIFF of signed {bits[0]}-bit integers")
     if tags.get(_PHOTOMETRIC) == 0 and image.mode in ("I", "F"):
         raise NotForPillowError("a TIFF in which 0 is white, of more than 16 bits")
+    packed = tags.get(_COMPRESSION, 1) != 1
+    if packed and image.mode in ("I", "F") and tags.prefix == b"MM":
+        # Unpacking has put the bytes in the machine's order, and Pillow turns them once more.
+        raise NotForPillowError(f"a compressed big-endian TIFF of {bits[0]} bits")
     separate = tags.get(_PLANAR, 1) == 2 and len(bits) > 1
-    if separate and max(bits) > 8 and tags.get(_COMPRESSION, 1) == 1:
+    grey = tags.get(_PHOTOMETRIC) in (0, 1)
+    multiplied = _MULTIPLIED[0] in tuple(tags.get(_EXTRA, ()))
+    if separate and (grey or (not packed and (max(bits) > 8 or multiplied))):
         raise NotForPillowError(f"a TIFF of {len(bits)} separate planes of {bits[0]} bits")
 
 
 def unread_part(image: Image.Image) -> str | None:
-    """What a picture file holds beside the image that is read: pages, frames, a channel."""
+    """What a picture file holds beside the image that is read: pages, frames, channels, bits."""
+    parts = list(_unread_parts(image))
+    return " and ".join(parts) if parts else None
+
+
+def _unread_parts(image: Image.Image) -> Iterator[str]:
     if image.format == "TIFF":
-        pages = int(getattr(image, "n_frames", 1))
         tags: Any = getattr(image, "tag_v2", {})
-        samples = int(tags.get(_SAMPLES, 1))
-        if samples > len(image.getbands()) and 0 in tuple(tags.get(_EXTRA, ())):
-            return f"the last of {samples} channels (tiff:PATH reads all)"
-        return f"{pages - 1} more pages (tiff:PATH reads all)" if pages > 1 else None
+        pages = int(getattr(image, "n_frames", 1)) - 1
+        samples, read = int(tags.get(_SAMPLES, 1)), len(image.getbands())
+        if samples > read and 0 in tuple(tags.get(_EXTRA, ())):
+            which = "the last" if samples == read + 1 else f"the last {samples - read}"
+            yield f"{which} of {samples} channels (tiff:PATH reads all)"
+        if max(tags.get(_BITS, (1,))) > 8 and read > 1:
+            yield "the lower 8 of 16 bits (tiff:PATH reads all)"
+        if pages > 0:
+            yield f"{pages} more page{'s' * (pages > 1)} (tiff:PATH reads all)"
+        return
+    if len(image.getbands()) > 1 and _is_deep(image):
+        yield "the lower 8 of 16 bits (saved as .npy, all are read)"
     # A phone's second frame is the same picture again.
     if image.format != "MPO" and getattr(image, "is_animated", False):
-        return "the frames after the first"
-    return None
+        yield "the frames after the first"
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether the file holds more than 8 bits a value, of formats that Pillow cuts to 8."""
+    for codec, _, _, args in getattr(image, "tile", ()):
+        most = args[-1] if isinstance(args, tuple) else args
+        if codec == "SGI16" or (image.format == "PNG" and str(args).endswith(";16B")):
+            return True
+        if image.format == "PPM" and isinstance(most, int) and most > 255:
+            return True
+    return False
 
 
 def in_words(data: bytes | Path) -> str:
@@ -79,7 +112,8 @@ def in_words(data: bytes | Path) -> str:
 def first_image(data: bytes | Path, fault: str) -> np.ndarray | Image.Image:
     """The first image: channels (C, H, W), or for Pillow where it is a picture of 16-bit RGB(A).
 
-    Raises ImportError with the command without tifffile, and ValueError for what has no scale.
+    An alpha channel of integers behind one or three others is laid over white. Raises ImportError
+    with the command without tifffile, and ValueError for what has no scale.
     """
     library = tifffile_module(fault)
     with _stream(data) as file, library.TiffFile(file) as tiff:
@@ -87,23 +121,39 @@ def first_image(data: bytes | Path, fault: str) -> np.ndarray | Image.Image:
         planes = read_page(page, fault)
         colour = getattr(page.photometric, "name", "") == "RGB"
         extra = tuple(int(kind) for kind in page.extrasamples)
-    if planes.dtype == np.uint16 and colour and (len(planes), extra) in ((3, ()), (4, (2,))):
+    has_alpha = len(planes) in (2, 4) and extra in (_MULTIPLIED, _PLAIN)
+    alpha = extra if has_alpha and planes.dtype in (np.uint8, np.uint16) else None
+    if planes.dtype == np.uint16 and colour and (len(planes) == 3 or alpha is not None):
         # As Pillow reads these where the planes are not separate: the upper bytes.
-        upper = np.ascontiguousarray(np.moveaxis(planes >> 8, 0, -1).astype(np.uint8))
-        return Image.fromarray(upper)
-    return planes
+        planes = (planes >> 8).astype(np.uint8)
+        if alpha != _MULTIPLIED:
+            return Image.fromarray(np.ascontiguousarray(np.moveaxis(planes, 0, -1)))
+    return planes if alpha is None else _over_white(planes, multiplied=alpha == _MULTIPLIED)
 
 
-def facts_of(data: bytes | Path, fault: str) -> tuple[str, int, int]:
-    """(Mode such as "4 x uint16", height, width) of the first image."""
+def _over_white(planes: np.ndarray, *, multiplied: bool) -> np.ndarray:
+    """The channels before the last, which is alpha, laid over white; 16 bits become [0, 1]."""
+    *colours, alpha = planes.astype(np.float64) / np.iinfo(planes.dtype).max
+    laid = np.stack([colour if multiplied else colour * alpha for colour in colours]) + 1 - alpha
+    if planes.dtype == np.uint8:
+        return np.asarray(np.rint(laid.clip(0, 1) * 255), np.uint8)
+    return np.asarray(laid, np.float32)
+
+
+def facts_of(data: bytes | Path, fault: str) -> tuple[str, int, int, str | None]:
+    """(Mode such as "4 x uint16", upright height, width, what is not read) of the first image."""
     library = tifffile_module(fault)
     with _stream(data) as file, library.TiffFile(file) as tiff:
         page = tiff.pages[0]
-        return f"{page.samplesperpixel} x {page.dtype}", page.imagelength, page.imagewidth
+        more = len(tiff.pages) - 1
+        rest = f"{more} more page{'s' * (more > 1)} (tiff:PATH reads all)" if more else None
+        size = (page.imagelength, page.imagewidth)
+        height, width = size[::-1] if orientation(page) in SIDEWAYS else size
+        return f"{page.samplesperpixel} x {page.dtype}", height, width, rest
 
 
 def read_page(page: Any, what: str) -> np.ndarray:
-    """The channels (C, H, W) of one page of tifffile; ValueError for what has no scale."""
+    """The upright channels (C, H, W) of one page of tifffile; ValueError without a scale."""
     check_extent(page.imagelength, page.imagewidth, page.nbytes)
     kind = np.dtype(page.dtype).kind
     if kind == "i" or kind not in "uf":
@@ -112,7 +162,23 @@ def read_page(page: Any, what: str) -> np.ndarray:
     if "S" in page.axes:
         array = np.moveaxis(array, page.axes.index("S"), 0)
     planes = array.reshape(-1, page.imagelength, page.imagewidth)
-    return scaled(planes, page)
+    return upright(scaled(planes, page), orientation(page))
+
+
+def orientation(page: Any) -> int:
+    """How a page of tifffile lies, as EXIF numbers it; 1 for upright or a damaged tag."""
+    tag = page.tags.get(_ORIENTATION)
+    value = 1 if tag is None else tag.value
+    return int(value) if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def upright(planes: np.ndarray, orientation: int) -> np.ndarray:
+    """Planes (..., H, W) turned as the orientation tells."""
+    if orientation in SIDEWAYS:
+        planes = planes.swapaxes(-1, -2)
+    if orientation in (3, 4, 7, 8):
+        planes = planes[..., ::-1, :]
+    return planes[..., ::-1] if orientation in (2, 3, 6, 7) else planes
 
 
 def scaled(planes: np.ndarray, page: Any) -> np.ndarray:
@@ -125,7 +191,13 @@ def scaled(planes: np.ndarray, page: Any) -> np.ndarray:
     if int(page.photometric) == 0:
         if planes.dtype.kind == "f":
             raise ValueError("floats in which 0 is white have no known scale")
-        planes = np.asarray((1 << bits) - 1 - planes.astype(np.int64), planes.dtype)
+        turned = np.asarray((1 << bits) - 1 - planes.astype(np.int64), planes.dtype)
+        samples, extra = int(page.samplesperpixel), tuple(map(int, page.extrasamples))
+        if extra == _MULTIPLIED:
+            raise ValueError("0 is white, and colours are multiplied by alpha: save it as PNG")
+        if extra == _PLAIN:  # how clear a pixel is does not turn round
+            turned[samples - 1 :: samples] = planes[samples - 1 :: samples]
+        planes = turned
     if bits < 8:
         return np.rint(planes * (255 / ((1 << bits) - 1))).astype(np.uint8)
     if 8 < bits < 16:

@@ -8,12 +8,21 @@ from typing import Any
 
 import numpy as np
 
+from crate_mae.common.file_kinds import file_kind
 from crate_mae.sources.arrays import array_pixels
 from crate_mae.sources.base import ImageSource, existing_path
 from crate_mae.sources.folders import FolderSource
 from crate_mae.sources.found import AS_USUAL, PassedOver, Reading
 from crate_mae.sources.images import ImageFacts, Sample, UnreadableImage
-from crate_mae.sources.tiff import SUFFIXES, check_extent, scaled, tifffile_module
+from crate_mae.sources.pillow_images import SIDEWAYS
+from crate_mae.sources.tiff import (
+    SUFFIXES,
+    check_extent,
+    orientation,
+    scaled,
+    tifffile_module,
+    upright,
+)
 
 _CHANNELS = "CS"
 _PALETTE = 3
@@ -83,10 +92,13 @@ class TiffStackSource(ImageSource):
         return file, index - (int(self._ends[file - 1]) if file else 0)
 
     def _stack(self, number: int) -> Stack:
+        path = self._files.encoded(number)
         try:
-            return _layout_of(self._files.encoded(number))
+            return _layout_of(path)
         except Exception as error:  # a decoder may raise anything
-            self._faults[number] = str(error) or type(error).__name__
+            kind = file_kind(path)
+            other = None if kind in (None, "TIFF") else f"no TIFF, but {kind}"
+            self._faults[number] = other or str(error) or type(error).__name__
             return Stack(1, 1, 1, 1, "uint8")
 
     def _others(self) -> list[PassedOver]:
@@ -133,7 +145,8 @@ def _series(file: Any) -> tuple[list[Any], int]:
 
     def layout(series: Any) -> tuple[object, ...]:
         page = series.keyframe
-        return series.axes, series.shape, np.dtype(series.dtype), page.bitspersample
+        kind = np.dtype(series.dtype), page.bitspersample, orientation(page)
+        return series.axes, series.shape, *kind
 
     if not file.series:
         raise ValueError("it holds no page")
@@ -143,7 +156,7 @@ def _series(file: Any) -> tuple[list[Any], int]:
 
 
 def _sizes(series: Any) -> tuple[int, int, int]:
-    """(Channels, height, width) of every image in a series."""
+    """(Channels, height, width) of every image in a series, as it is stored."""
     sizes = dict(zip(series.axes, series.shape, strict=True))
     channels = math.prod(sizes[axis] for axis in sizes if axis in _CHANNELS)
     return channels * (1 if _palette(series) is None else 3), sizes["Y"], sizes["X"]
@@ -171,13 +184,15 @@ def _count(series: Any) -> int:
 def _layout_of(path: Path) -> Stack:
     with tifffile_module("a TIFF").TiffFile(path) as file:
         alike, others = _series(file)
-        count = _count(alike[0]) * len(alike)
-        return Stack(count, *_sizes(alike[0]), str(np.dtype(alike[0].dtype)), others)
+        count, (channels, height, width) = _count(alike[0]) * len(alike), _sizes(alike[0])
+        if orientation(alike[0].keyframe) in SIDEWAYS:
+            height, width = width, height
+        return Stack(count, channels, height, width, str(np.dtype(alike[0].dtype)), others)
 
 
 @lru_cache(maxsize=2)
 def _images_of(path: Path, changed: int) -> np.ndarray:  # noqa: ARG001 - a part of the key
-    """All images of a file, (N, C, H, W); a few files are kept, as neighbours are asked for.
+    """All images of a file, upright, (N, C, H, W); a few files are kept: neighbours are asked for.
 
     `changed` is when the file was, so that another one in its place is read anew.
     """
@@ -189,7 +204,7 @@ def _images_of(path: Path, changed: int) -> np.ndarray:  # noqa: ARG001 - a part
         if dtype.kind not in "ufb":
             raise ValueError(f"pixels of type {dtype} have no known scale: save as floats")
         images = [_images_in(series).reshape(-1, channels, height, width) for series in alike]
-    return np.concatenate(images)
+        return upright(np.concatenate(images), orientation(alike[0].keyframe))
 
 
 def _images_in(series: Any) -> np.ndarray:

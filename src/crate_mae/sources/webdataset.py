@@ -308,13 +308,18 @@ def _described(members: dict[str, bytes], records: Sequence[str], asked: str | N
         except (ValueError, RecursionError) as error:
             raise ValueError(f"its .{suffix} member is not valid JSON: {error}") from error
         if not isinstance(content, dict):
-            return content if suffix != "json" else None
+            if suffix != "json":
+                return content
+            raise ValueError("its .json member holds no record")
         key = usual_label(map(str, content)) if asked is None else asked
         found: object = content
         for part in [key] if key in content else str(key).split("."):
             found = found.get(part) if isinstance(found, dict) else None
         if found is not None:
             return found
+        if key is None or asked is not None:
+            what = "no key called a label" if asked is None else f"no key {asked}"
+            raise ValueError(f"{what} in .{suffix}; choose one with --label-key")
     return None
 
 

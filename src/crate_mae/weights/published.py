@@ -7,6 +7,7 @@ given as `PublishedFacts`; `crate_mae.evaluation.published_facts` measures what 
 
 import argparse
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -295,17 +296,29 @@ def _read(path: Path) -> Any:
         return read_safetensors(path)
     try:
         check_zip(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles of other protocols
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile or broken file fails in too many ways to list
         kind = file_kind(path)
         if kind is not None and not kind.startswith("a zip archive"):  # torch's own files are
             raise ValueError(f"{path} is no checkpoint, but {kind}") from error
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"{path} could not be read as plain tensors: {reason}. Only tensors, plain values and"
-            " argparse.Namespace are accepted; convert anything else where you trust it."
+            f"{path} could not be read as plain tensors: {_reason(path, error)}. Only tensors,"
+            " plain values and argparse.Namespace are accepted; convert anything else where you"
+            " trust it."
         ) from error
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why a file is no checkpoint, without PyTorch's advice to run whatever is in it."""
+    if path.stat().st_size == 0:
+        return "it is empty"
+    text = str(error).strip()
+    if "Weights only load failed" in text or "weights_only" in text:
+        named = re.search(r"GLOBAL ([\w.]+)", text)
+        return f"it holds code, {named[1]}" if named else "it is damaged, or holds code"
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _infer_grid(table: Tensor) -> tuple[int, int]:

@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from crate_mae.common.file_kinds import file_kind
+
 CHECKSUM = "crate_mae_sha256"
 """The entry of a safetensors file's metadata that holds the SHA-256 of all the rest."""
 MAX_HEADER_BYTES = 100_000_000
@@ -175,7 +177,16 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         check_safetensors(path)
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is no complete safetensors file: {error}") from error
+        raise ValueError(not_complete(path, str(path), str(error))) from error
+
+
+def not_complete(path: Path, name: str, why: str) -> str:
+    """What to say of a file that cannot be read as safetensors: what it is, where that is known."""
+    kind = file_kind(path)
+    if kind is not None:
+        return f"{name} is no safetensors file, but {kind}"
+    empty = path.is_file() and path.stat().st_size == 0
+    return f"{name} is no complete safetensors file: {'it is empty' if empty else why}"
 
 
 def check_safetensors(path: Path) -> bool:
@@ -187,9 +198,7 @@ def check_safetensors(path: Path) -> bool:
             entries = json.loads(header)
             about = dict(entries.pop("__metadata__", {}))
         except (ValueError, TypeError, AttributeError, RecursionError):
-            raise ValueError(
-                f"{path} is no complete safetensors file: its header is damaged"
-            ) from None
+            raise ValueError(not_complete(path, str(path), "its header is damaged")) from None
         wanted = about.pop(CHECKSUM, None)
         if wanted is None:
             return False

@@ -47,6 +47,7 @@ from crate_mae.weights.tensors import (
     check_finite,
     check_match,
     load_exactly,
+    not_complete,
     read_safetensors,
     write_safetensors,
 )
@@ -397,7 +398,7 @@ def _tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, "pt") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path.name} is no complete safetensors file: {error}") from error
+        raise ValueError(not_complete(path, path.name, str(error))) from error
 
 
 def _section(values: dict[str, Any], key: str) -> dict[str, Any]:
