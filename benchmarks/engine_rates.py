@@ -168,7 +168,8 @@ def page_lines(record: dict[str, Any]) -> list[str]:
         own = engines[first]["cpu_seconds"]
         size = "x".join(map(str, row["image_size"]))
         kind = ", random weights" if row["weights"] == "random" else ""
-        cells = [f"`{row['model']}` ({size}{kind})", f"{row['batch'] / median(own):,.3g}"]
+        rate = row["batch"] / median(own)
+        cells = [f"`{row['model']}` ({size}{kind})", f"{rate:,.0f}" if rate > 99 else f"{rate:.3g}"]
         for engine in others:
             pairs = zip(own, engines[engine]["cpu_seconds"], strict=True)
             ratios = sorted(before / after for before, after in pairs)

@@ -25,12 +25,14 @@ def row(name: str, **more: Any) -> dict[str, Any]:
 
 def test_ratios_are_taken_within_rounds() -> None:
     probe = {"address": "digits", "tested": 300, "float32": 0.9, "int8": 0.895}
-    lines = subject.page_lines({"rows": [row("base"), row("small", weights="abc", probe=probe)]})
+    lines = subject.page_lines(
+        {"rows": [row("base"), row("small", weights="abc", probe=probe, batch=1952)]}
+    )
     assert lines[2].split(" | ") == [
         "| `base` (32x16, random weights)", "8", "2.00 times (2.00 to 4.00)",
         "1.00 times (1.00 to 1.00)", "4.00 times (2.00 to 4.00)", "1.2%", "- |",
     ]  # fmt: skip
-    assert lines[3].startswith("| `small` (32x16) |")
+    assert lines[3].startswith("| `small` (32x16) | 1,952 |")
     assert lines[3].endswith("| 90.0%, 89.5% (digits) |")
 
 
