@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 MARKDOWN := README.md CONTRIBUTING.md CHANGELOG.md docs benchmarks/README.md \
 	tests/shared/golden/README.md
 
-.PHONY: demo test campaign peers check format bench wheel clean
+.PHONY: demo test campaign peers few-peers check format bench wheel clean
 
 demo: $(READY)
 	$(BIN)/crate-mae demo --out runs/demo
@@ -26,6 +26,10 @@ campaign: $(READY)
 # The own test suites of timm and transformers on our models; said aloud where they cannot be had.
 peers: $(READY)
 	$(BIN)/python tools/peers/run.py all
+
+# A part of them that takes about a minute.
+few-peers: $(READY)
+	$(BIN)/python tools/peers/run.py all --few
 
 check: $(READY)
 	$(BIN)/ruff check .

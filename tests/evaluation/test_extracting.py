@@ -12,15 +12,14 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from model_cases import digits_model
-from PIL import Image
+from part_cases import BROKEN, weights_and_pictures
 from processes import PATIENCE, python
 from source_cases import opened
 
-from crate_mae import load_model, save_model
+from crate_mae import load_model
 from crate_mae.evaluation.extracting import (
     Extraction,
     PartExtractor,
@@ -32,24 +31,11 @@ from crate_mae.evaluation.feature_parts import FeatureParts
 from crate_mae.evaluation.features import FeaturePool, Features, extract_features
 from crate_mae.sources.base import ImageSource, subset
 
-BROKEN = (3, 8, 9, 10, 11)
-"""The fourth image, and all of the third part of four."""
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with weights/ and 22 grey pictures of two classes, five of them broken."""
-    folder = tmp_path_factory.mktemp("extract")
-    save_model(digits_model(), folder / "weights")
-    draw = np.random.default_rng(0)
-    for index in range(22):
-        path = folder / "pictures" / ("a" if index < 12 else "b") / f"{index:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if index in BROKEN:
-            path.write_bytes(b"no picture")
-        else:
-            Image.fromarray(draw.integers(0, 256, (9, 8), np.uint8)).save(path)
-    return folder
+    """A folder with weights/ and pictures/."""
+    return weights_and_pictures(tmp_path_factory.mktemp("extract"))
 
 
 @pytest.fixture

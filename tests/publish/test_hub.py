@@ -20,6 +20,7 @@ from crate_mae import load_model, save_model
 from crate_mae.cli import main
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
+from crate_mae.publish.card import Origin
 from crate_mae.publish.hub import check_repository, push
 from crate_mae.publish.package import Package, build_package, check_licence, write_folder
 from crate_mae.training.parse import parse_finetune, parse_pretrain
@@ -325,6 +326,43 @@ def test_the_hub_shows_the_test_of_a_classifier(run: Path) -> None:
     assert (result.metric_name, result.metric_value) == ("test accuracy", 0.625)
     assert (result.dataset_type, result.dataset_split) == ("ann/flowers", "test")
     assert "Test, made once at the end: 62.50%" in card_of(package).text
+
+
+def test_the_hub_is_told_where_a_model_comes_from(run: Path, tmp_path: Path) -> None:
+    origin = Origin(base_model="ann/older", trained_on=("ann/flowers", "mnist"))
+    package = package_of(run, origin=origin)
+    content = package.files["README.md"]
+    assert isinstance(content, bytes)
+    data = ModelCard(content.decode()).data
+    assert (data.get("base_model"), data.get("datasets")) == ("ann/older", ["ann/flowers", "mnist"])
+    folder = write_folder(package, tmp_path / "out")
+    again = card_of(package_of(folder, title="Anew"))
+    assert "# Anew" in again.text
+    for key in ("base_model", "datasets", "license"):
+        assert again.metadata.get(key) == card_of(package).metadata.get(key), key
+    other = card_of(package_of(folder, origin=Origin(base_model="ann/newer"))).metadata
+    assert (other["base_model"], other["datasets"]) == ("ann/newer", ["ann/flowers", "mnist"])
+    plain = card_of(package_of(run)).metadata
+    assert not {"base_model", "datasets"} & set(plain), "no place of this machine is a data set"
+    source = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps({**source, "source": "torchvision:MNIST:/home/ann"}))
+    assert card_of(package_of(run)).metadata["datasets"] == ["ylecun/mnist"]
+
+
+@pytest.mark.parametrize(
+    "block",
+    ["base_model: ../ann", "base_model: 3", "datasets: [a/b/c]", "datasets: {a: b}",
+     "model-index: 7", "model-index: [{name: x}]"],
+)  # fmt: skip
+def test_metadata_that_the_hub_could_not_take_are_refused(
+    block: str, run: Path, tmp_path: Path
+) -> None:
+    card = tmp_path / "card.md"
+    card.write_text(f"---\nlicense: mit\n{block}\n---\nMine.\n")
+    with pytest.raises(ValueError, match=r"metadata cannot be read|is no name"):
+        package_of(run, card=card)
+    with pytest.raises(ValueError, match=r"'a b/c' is no name on the Hub: write OWNER/NAME"):
+        Origin(trained_on=("a b/c",))
 
 
 def test_weights_alone_claim_nothing(weights: Path) -> None:
@@ -712,6 +750,7 @@ def test_words_that_do_not_go_together(weights: Path, capsys: pytest.CaptureFixt
     for words, message in (
         ([], "name OWNER/REPO"),
         ([REPO, "--card", "a", "--notes", "b"], "--card is the whole card"),
+        ([REPO, "--card", "a", "--base-model", "b"], "--card is the whole card"),
     ):
         with pytest.raises(SystemExit):
             main(["push", str(weights), *words])

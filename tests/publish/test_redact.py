@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torchvision
 
 from crate_mae.publish.redact import (
+    HUB_OF_TORCHVISION,
     hub_dataset,
     public_address,
     public_source,
@@ -129,5 +131,10 @@ def test_known_keys_hold_places_even_without_a_slash() -> None:
 
 def test_data_sets_of_the_hub() -> None:
     assert hub_dataset("hf:uoft-cs/cifar10:plain_text") == "uoft-cs/cifar10"
-    for other in ("hf:/home/ann", "digits", "parquet:x", None, 3):
+    assert hub_dataset("torchvision:CIFAR10:/home/ann/pictures") == "uoft-cs/cifar10"
+    for other in ("hf:/home/ann", "digits", "parquet:x", "torchvision:FakeData", None, 3):
         assert hub_dataset(other) is None
+
+
+def test_data_sets_of_torchvision_are_spelled_as_torchvision_does() -> None:
+    assert set(HUB_OF_TORCHVISION) <= set(torchvision.datasets.__all__)

@@ -75,6 +75,11 @@ def test_hugging_face_errors(tmp_path: Path) -> None:
         open_source(f"hf:{tmp_path / 'texts'}")
 
 
+def test_streams_are_refused_with_what_to_do() -> None:
+    with pytest.raises(ValueError, match=r"hf:ann/pets\?streaming .* name parquet:FOLDER or wds"):
+        open_source("hf:ann/pets?streaming")
+
+
 def test_a_missing_library_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(ImportError, match=r"crate-mae\[hf\]"):

@@ -25,14 +25,16 @@ from crate_mae.cli.options import (
     single,
     verb_parser,
 )
+from crate_mae.common.extras import check_installed
 from crate_mae.common.files import check_file_target
 
 if TYPE_CHECKING:
-    from crate_mae.evaluation.extracting import PartExtractor
+    from crate_mae.evaluation.extracting import Extraction, PartExtractor
     from crate_mae.evaluation.feature_parts import FeatureParts
     from crate_mae.models.backbone import Backbone
 
 POOLS = ("cls", "mean", "both", "tokens")
+ENGINES = ("torch", "onnx", "openvino", "ray")
 
 
 def extract_parser() -> CommandParser:
@@ -64,8 +66,16 @@ def extract_parser() -> CommandParser:
     parser.add_argument(
         "--engine",
         default="torch",
-        choices=["torch", "onnx", "openvino"],
-        help="what computes them; the others are for CPUs, checked before they start (torch)",
+        choices=ENGINES,
+        help="what computes them: torch, onnx or openvino (for CPUs, checked before they start)"
+        " here, or ray: torch in the workers of a Ray cluster, a part each (torch)",
+    )
+    parser.add_argument(
+        "--ray-workers", type=int, metavar="N",
+        help="with --engine ray: workers (as many as the cluster has room for)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ray-cpus", type=int, metavar="N", help="with --engine ray: CPUs of each worker (1)"
     )
     add_device(parser)
     return parser
@@ -80,6 +90,7 @@ def extract(argv: list[str]) -> int:
         check_file_target(given.out, FEATURE_FILES, what="features", overwrite=given.overwrite)
     if given.workers is not None and given.workers < 0:
         raise ValueError(f"--workers must be at least 0, not {given.workers}")
+    _check_ray(given, in_parts=in_parts)
 
     if not in_parts:
         return _extract_file(given, _extractor(given))
@@ -146,25 +157,47 @@ def _wants_parts(given: argparse.Namespace) -> bool:
     return folder
 
 
+def _check_ray(given: argparse.Namespace, *, in_parts: bool) -> None:
+    """Raise for options of a cluster without one, and for a cluster where it cannot be used."""
+    if given.engine == "ray":
+        check_installed("ray")
+        if not in_parts:
+            raise ValueError(
+                f"--engine ray writes a folder of parts: name one, not {given.out}; merge makes one"
+                " file of it"
+            )
+    for option, value in (("--ray-workers", given.ray_workers), ("--ray-cpus", given.ray_cpus)):
+        if value is not None and given.engine != "ray":
+            raise ValueError(f"{option} is for --engine ray")
+        if value is not None and value < 1:
+            raise ValueError(f"{option} must be at least 1, not {value}")
+
+
+def _wanted(given: argparse.Namespace) -> "Extraction":
+    """Which features are wanted."""
+    from crate_mae.evaluation.extracting import Extraction
+
+    return Extraction(
+        weights=given.weights,
+        images=tuple(given.images),
+        split=given.split,
+        limit=given.limit,
+        reading=reading_of(given),
+        pool=single(given.pool, "mean"),
+        layer=single(given.after, None),
+        image_size=given.image_size,
+        batch_size=given.batch_size,
+        workers=given.workers,
+    )
+
+
 def _extractor(given: argparse.Namespace) -> "PartExtractor":
-    """What computes the features, with weights and images open."""
-    from crate_mae.evaluation.extracting import Extraction, PartExtractor
+    """What computes the features, with weights and images open; of a cluster, what it is to do."""
+    from crate_mae.evaluation.extracting import PartExtractor
 
     pool, layer = single(given.pool, "mean"), single(given.after, None)
-    if given.engine == "torch":
-        wanted = Extraction(
-            weights=given.weights,
-            images=tuple(given.images),
-            split=given.split,
-            limit=given.limit,
-            reading=reading_of(given),
-            pool=pool,
-            layer=layer,
-            image_size=given.image_size,
-            batch_size=given.batch_size,
-            workers=given.workers,
-        )
-        return wanted.open(device_of(given.device))
+    if given.engine in ("torch", "ray"):
+        return _wanted(given).open("cpu" if given.engine == "ray" else device_of(given.device))
 
     from crate_mae.export.engines import engine_for
     from crate_mae.weights.weights_folder import weights_hash
@@ -217,7 +250,21 @@ def _extract_parts(given: argparse.Namespace, extractor: "PartExtractor") -> int
 
     parts, missing = begin_parts(extractor, given.out, shard=given.shard, part_size=given.part_size)
     rows = broken = 0
-    for facts in extractor.write(parts, missing, counter_for("features")):
+    if given.engine == "ray":
+        from crate_mae.evaluation.on_ray import write_on_ray
+
+        written = write_on_ray(
+            _wanted(given),
+            parts,
+            missing,
+            device=given.device,
+            workers=given.ray_workers,
+            cpus=given.ray_cpus or 1,
+            progress=counter_for("features"),
+        )
+    else:
+        written = extractor.write(parts, missing, counter_for("features"))
+    for facts in written:
         report_unreadable(facts.unreadable)
         rows, broken = rows + facts.rows, broken + len(facts.unreadable)
     _tell(given, parts, len(missing), rows, broken)

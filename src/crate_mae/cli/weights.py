@@ -103,6 +103,16 @@ def push_parser() -> CommandParser:
         "--dataset", metavar="NAME", help="what the images of the results are called on the Hub"
     )
     parser.add_argument(
+        "--base-model", metavar="NAME", help="model on the Hub whose weights training began with"
+    )
+    parser.add_argument(
+        "--trained-on",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="data sets of the training images, as the Hub calls them (what the run tells)",
+    )
+    parser.add_argument(
         "--results",
         nargs="+",
         default=[],
@@ -132,17 +142,24 @@ def push(argv: list[str]) -> int:
     given = parser.read(argv)
     if given.repo is None and given.out is None:
         parser.error("name OWNER/REPO, or write to a folder with --out FOLDER")
-    if given.card and (given.notes or given.results or given.data_name or given.dataset):
+    ours = (
+        given.notes, given.results, given.data_name, given.dataset, given.base_model,
+        given.trained_on,
+    )  # fmt: skip
+    if given.card and any(ours):
         parser.error(
-            "--card is the whole card: --notes, --results, --data-name and --dataset go into ours"
+            "--card is the whole card: --notes, --results, --data-name, --dataset, --base-model and"
+            " --trained-on go into ours"
         )
 
     from huggingface_hub import HfApi
 
     from crate_mae.common.files import check_new_folder
     from crate_mae.publish import hub
+    from crate_mae.publish.card import Origin
     from crate_mae.publish.package import build_package, write_folder
 
+    origin = Origin(base_model=given.base_model, trained_on=tuple(given.trained_on))
     sends = not (given.dry_run or given.out)
     api = HfApi()
     if given.repo is not None:
@@ -160,6 +177,7 @@ def push(argv: list[str]) -> int:
         notes=given.notes,
         results=given.results,
         with_code=given.with_code,
+        origin=origin,
     )
     for name, size in package.sizes().items():
         print(f"{size:>14,}  {name}")

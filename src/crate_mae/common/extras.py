@@ -23,6 +23,7 @@ EXTRA_OF = {
     "wandb": "track",
     "mlflow": "track",
     "trackio": "trackio",
+    "ray": "ray",
 }
 """The extra by the name that is imported."""
 

@@ -92,13 +92,17 @@ class FeatureParts:
 
         Raises ValueError for a part that is there with other settings.
         """
-        return [part for part in self.of(shard) if not self._is_there(part)]
+        return [part for part in self.of(shard) if not self.is_there(part)]
 
     def of(self, shard: int | None) -> list[Part]:
         """The parts of a shard, or all of them."""
         return [part for part in self.parts if shard in (None, part.shard)]
 
-    def _is_there(self, part: Part) -> bool:
+    def is_there(self, part: Part) -> bool:
+        """Whether the file of a part is there; a damaged one, which is told, is not.
+
+        Raises ValueError for one of other settings.
+        """
         try:
             self.facts(part)
         except FileNotFoundError:

@@ -1,5 +1,6 @@
 """A model exported: written, run in its own runtime on real images, kept only if it is equal."""
 
+import copy
 import json
 from dataclasses import dataclass
 from itertools import islice
@@ -27,7 +28,7 @@ from crate_mae.weights.weights_folder import load_model, replacing_folder, weigh
 
 FACTS = "export.json"
 TOLERANCE = 1e-4
-"""How far outputs of the runtime may lie from ours, absolutely."""
+"""How far outputs of the runtime may lie from ours in float64, absolutely."""
 CHECKED_IMAGES = 8
 """How many images the outputs are compared on, unless more are asked for."""
 FEWEST_IMAGES = 3
@@ -42,7 +43,7 @@ class Exported:
     folder: Path
     file: Path
     difference: float
-    """The largest between the runtime's outputs and ours, on real images."""
+    """The largest between the runtime's outputs and ours in float64, on real images."""
     images: int
     """How many images were compared."""
 
@@ -64,7 +65,7 @@ def export_model(
     says; "reconstruct" also takes masks, which keep as many patches as `mask_ratio` leaves. ISTA is
     written as the linear map that it is. The result is run in the format's own runtime on the first
     `limit` readable `images` (squares of two photographs, 12 at most) in batches of several sizes
-    and compared with PyTorch; one or two images are joined by their mirror images.
+    and compared with PyTorch in float64; one or two images are joined by their mirror images.
 
     `int8` (ONNX alone) rounds matrices to eight bits, with the identity of ISTA kept outside: its
     difference is told and not judged, as it says little of what features are worth; `probe` does.
@@ -174,15 +175,19 @@ def _real_inputs(
 
 
 def _difference(ours: nn.Module, chosen: Format, file: Path, inputs: list[Tensor]) -> float:
-    """The largest difference over a single image and all others in batches; infinite for NaN."""
-    run = chosen.run(file)
+    """The largest difference over a single image and all others in batches; infinite for NaN.
+
+    It is from our task in float64: in float32 both sides round, and differ by the sum.
+    """
+    run, exact = chosen.run(file), copy.deepcopy(ours).eval().double()
     largest = 0.0
     starts = range(1, len(inputs[0]), AT_A_TIME)
     for part in (slice(0, 1), *(slice(start, start + AT_A_TIME) for start in starts)):
         some = [value[part].contiguous() for value in inputs]
+        wide = [value.double() if value.is_floating_point() else value for value in some]
         with torch.inference_mode():
-            expected = ours.eval()(*some)
-        apart = float((run(some).float() - expected).abs().max())
+            expected = exact(*wide)
+        apart = float((run(some).double() - expected).abs().max())
         largest = max(largest, apart if apart == apart else float("inf"))
     return largest
 

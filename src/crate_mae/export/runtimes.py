@@ -165,6 +165,7 @@ FORMATS: dict[str, Format] = {
         write=_write_executorch,
         run=_run_executorch,
         packages=("executorch",),
+        extra="executorch",
     ),
 }
 """Formats by name."""

@@ -4,11 +4,14 @@ The prose stands in `card.md.jinja`, filled by `ModelCard.from_template`.
 """
 
 import re
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from crate_mae.common.escaping import code_span, in_cell, in_quotes, markdown
 from crate_mae.common.plain_tables import Table
@@ -48,15 +51,48 @@ LISTED = 20
 """Classes of pixels that a card names."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a model comes from, by the Hub's names, where its run does not tell it."""
+
+    base_model: str | None = None
+    """The model whose weights its training began with."""
+    trained_on: tuple[str, ...] = ()
+    """The data sets of its training images; by default the one that the run's address names."""
+
+    def __post_init__(self) -> None:
+        for name in filter(None, (self.base_model, *self.trained_on)):
+            check_hub_name(name)
+
+
+UNKNOWN = Origin()
+"""Nothing is told of where a model comes from."""
+
+
+def check_hub_name(name: str) -> str:
+    """A name that the Hub may have, NAME or OWNER/NAME; ValueError for another."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(f"{name!r} is no name on the Hub: write OWNER/NAME ({error})") from error
+    return name
+
+
 def card_data(
-    facts: Facts, *, name: str, licence: str | None = None, dataset: str | None = None
+    facts: Facts,
+    *,
+    name: str,
+    licence: str | None = None,
+    dataset: str | None = None,
+    origin: Origin = UNKNOWN,
 ) -> ModelCardData:
-    """What the Hub reads of a card: licence, tags, task, and the numbers that it shows.
+    """What the Hub reads of a card: licence, origin, tags, task, and the numbers that it shows.
 
     `name` is the model's, `dataset` what the images of the results are called; by default their
     public address.
     """
-    trained_on = hub_dataset(named_values_at(facts.metrics, "data").get("source"))
+    found = hub_dataset(named_values_at(facts.metrics, "data").get("source"))
+    trained_on = origin.trained_on or ((found,) if found else ())
     kind = facts.weights["model"]
     config = ModelConfig.from_dict(facts.weights["config"])
     in_timm = kind in CLASSES and not unsupported_by_timm(config)
@@ -68,7 +104,8 @@ def card_data(
             TAG[kind], "crate", "crate-mae", *(["timm"] if in_timm else []), "white-box",
             "safetensors",
         ],
-        datasets=[trained_on] if trained_on else None,
+        base_model=origin.base_model,
+        datasets=list(trained_on) or None,
         model_name=name.rpartition("/")[2],
         eval_results=results_of(facts, dataset) or None,
     )  # fmt: skip
@@ -128,6 +165,7 @@ def model_card(
     data_name: str | None = None,
     dataset: str | None = None,
     notes: str | None = None,
+    origin: Origin = UNKNOWN,
 ) -> str:
     """The card of a model as Markdown, its metadata first.
 
@@ -144,7 +182,7 @@ def model_card(
         rows = [_tested_on(dataset, row) for row in rows]
         test = _tested_on(dataset, test)
     card = ModelCard.from_template(
-        card_data(facts, name=name, licence=licence, dataset=dataset),
+        card_data(facts, name=name, licence=licence, dataset=dataset, origin=origin),
         template_str=files("crate_mae.publish").joinpath("card.md.jinja").read_text("utf-8"),
         title=markdown(title or name.rpartition("/")[2]),
         name=in_quotes(name),
@@ -203,12 +241,40 @@ def with_metadata(
 
 
 def check_card(text: str) -> None:
-    """Raise ValueError for metadata that the Hub's client cannot read; no network is needed."""
-    _metadata_of(text)
+    """Raise ValueError for metadata that the Hub's client cannot read; no network is needed.
+
+    Names of the base model and of data sets must be such as the Hub has. Whether there are models
+    and data sets of those names the Hub itself checks, when the card is sent.
+    """
+    metadata = _metadata_of(text)
     try:
         ModelCard(text)
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise ValueError(f"the card's metadata cannot be read: {error}") from error
+    _origin_in(metadata or {})
+
+
+def origin_of(text: str) -> Origin:
+    """Base model and data sets that a card names in its metadata.
+
+    Raises ValueError for metadata that are no YAML and for names that the Hub cannot have.
+    """
+    return _origin_in(_metadata_of(text) or {})
+
+
+def _origin_in(metadata: dict[str, Any]) -> Origin:
+    base, data = metadata.get("base_model"), metadata.get("datasets") or ()
+    for key, value in (("base_model", base), ("datasets", data)):
+        texts = [value] if isinstance(value, str) else value or ()
+        if not isinstance(texts, list | tuple) or not all(isinstance(one, str) for one in texts):
+            raise ValueError(f"the card's {key} is no name and no list of names: {value!r}")
+        for name in texts:
+            check_hub_name(name)
+    several = isinstance(base, list)
+    return Origin(
+        base_model=(base[0] if base else None) if several else base,
+        trained_on=(data,) if isinstance(data, str) else tuple(data),
+    )
 
 
 def licence_of(text: str) -> str | None:

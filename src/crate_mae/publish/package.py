@@ -13,10 +13,13 @@ from pathlib import Path
 
 from crate_mae.common.files import check_new_folder, user_path
 from crate_mae.publish.card import (
+    UNKNOWN,
+    Origin,
     check_card,
     licence_of,
     loaded_names,
     model_card,
+    origin_of,
     with_metadata,
     with_name,
 )
@@ -72,16 +75,18 @@ def build_package(
     notes: str | Path | None = None,
     results: Sequence[str | Path] = (),
     with_code: bool = False,
+    origin: Origin = UNKNOWN,
 ) -> Package:
     """The files to publish of a run folder, a weights folder or a shipped model.
 
     `name` is how `load_model` will find them. `card` is a file with a card of your own, `notes` one
     with text that goes into ours, `results` as in `gather`; `data_name` and `dataset` as in
-    `model_card`. `with_code` adds two files of code, which transformers runs where its user asks
-    for `trust_remote_code`. A folder that was published before brings its card, with `name` in
-    place of the old one, unless there is something new to say: then it is written anew under the
-    old licence or the new one. Raises what `gather` raises, ValueError for a licence or text that
-    is none, for a card that names another licence and for code of a model that has none, and
+    `model_card`, `origin` what the Hub is told of where the model comes from. `with_code` adds two
+    files of code, which transformers runs where its user asks for `trust_remote_code`. A folder
+    that was published before brings its card, with `name` in place of the old one, unless there is
+    something new to say: then it is written anew under the old licence or the new one. Raises what
+    `gather` raises, ValueError for a licence or text that is none, for a card that names another
+    licence or that the Hub's client cannot read and for code of a model that has none, and
     FileNotFoundError for a file that is not there.
     """
     licence = check_licence(licence)
@@ -92,8 +97,12 @@ def build_package(
     names = {name, *(key for key, shipped in SHIPPED.items() if shipped.sha256 == facts.sha256)}
     doubts = []
     if own is None and facts.card is not None:
-        if added or results or title or data_name or dataset:
-            licence = licence or licence_of(facts.card)
+        if added or results or title or data_name or dataset or origin != UNKNOWN:
+            licence, before = licence or licence_of(facts.card), origin_of(facts.card)
+            origin = Origin(
+                base_model=origin.base_model or before.base_model,
+                trained_on=origin.trained_on or before.trained_on,
+            )
             doubts.append("The card beside the weights is made anew: what you wrote in it is lost.")
         elif names.issuperset(loaded_names(facts.card)):
             own = facts.card
@@ -108,12 +117,13 @@ def build_package(
             data_name=data_name,
             dataset=dataset,
             notes=added,
+            origin=origin,
         )
     else:
         text = with_metadata(own, facts, name=name, licence=licence)
-        check_card(text)
         if others := [other for other in loaded_names(text) if other not in names]:
             doubts.append(f"The card loads {', '.join(others)}; these weights will be {name}.")
+    check_card(text)
     files: dict[str, Path | bytes] = {file: facts.folder / file for file in FILES}
     shared = shared_files(facts.folder, {"auto_map": AUTO_MAP} if with_code else None)
     if with_code and not shared:

@@ -14,6 +14,17 @@ WEIGHTS_KEYS = ("weights", "init_from")
 SOURCE_KEYS = ("source", "val_source", "test_source", "tested_on")
 MASK_KEYS = ("masks", "val_masks", "test_masks")
 
+HUB_OF_TORCHVISION = {
+    "CIFAR10": "uoft-cs/cifar10",
+    "CIFAR100": "uoft-cs/cifar100",
+    "FashionMNIST": "zalando-datasets/fashion_mnist",
+    "Food101": "ethz/food101",
+    "ImageNet": "ILSVRC/imagenet-1k",
+    "MNIST": "ylecun/mnist",
+    "SVHN": "ufldl-stanford/svhn",
+}
+"""What the Hub calls data sets that torchvision knows by name."""
+
 _SPLITS = r"(?: (train|trainval|test|val|valid|validation|all|held out))?"
 _HUB_DATASET = re.compile(rf"({HUB_NAME})(?::[\w.-]+)?", re.ASCII)
 
@@ -103,8 +114,14 @@ def public_values(values: Any, *, near: Path | None = None, key: Any = None) -> 
 
 
 def hub_dataset(address: Any) -> str | None:
-    """The Hub's name of the data set that an address such as `hf:OWNER/NAME` names, or None."""
-    if not isinstance(address, str) or not address.startswith("hf:"):
+    """The Hub's name of the data set that an address names, or None.
+
+    `hf:OWNER/NAME` names one, and `torchvision:NAME` where the Hub has the same images.
+    """
+    scheme, _, rest = address.partition(":") if isinstance(address, str) else ("", "", "")
+    if scheme == "torchvision":
+        return HUB_OF_TORCHVISION.get(rest.partition(":")[0])
+    if scheme != "hf":
         return None
     public = public_address(address)
     return None if public == f"hf:{PATH}" else public.removeprefix("hf:").partition(":")[0]

@@ -55,8 +55,17 @@ class HuggingFaceSource(EncodedSource):
 def open_hugging_face(rest: str, split: str | None, reading: Reading = AS_USUAL) -> ImageSource:
     """The source of `hf:NAME[:CONFIG]`, a dataset of the Hub or a folder that `datasets` reads.
 
-    Without a split it is `train`, or the only one there is.
+    Without a split it is `train`, or the only one there is. Raises ValueError where it cannot be
+    read, and for `?streaming`: a run counts its images, knows them by a digest and goes on at any
+    of them, which a stream from the Hub does not give before it is through.
     """
+    if "?" in rest:
+        raise ValueError(
+            f"hf:{rest} would be a stream, and images of the Hub are not streamed: a run counts"
+            " them, knows them by a digest and goes on exactly where it stopped; fetch the files"
+            " (hf download NAME --repo-type dataset --local-dir FOLDER) and name parquet:FOLDER or"
+            " wds:FOLDER, which read them in place"
+        )
     datasets = _import_datasets()
     name, _, config = rest.partition(":")
     address, folders = f"hf:{rest}", [Path(datasets.config.HF_DATASETS_CACHE).resolve()]
