@@ -351,7 +351,8 @@ def altered_layers(name: str, **fields: Any) -> tuple[EncoderLayer, DecoderLayer
     small = {"dim": 8, "num_heads": 2, "decoder_num_heads": 2, "depth": 1, "decoder_depth": 1}
     config = ModelConfig(**{**small, "step_size": ETA, "sparsity": LAMBDA, **fields})
     operators = ALTERATIONS[name]
-    (encoder,), (decoder,) = operators.encoder_layers(config), operators.decoder_layers(config)
+    encoder_layers = operators.encoder_layers(config)
+    (encoder,), (decoder,) = encoder_layers, operators.decoder_layers(config, encoder_layers)
     return encoder, decoder, torch.randn(2, 3, 8)
 
 
