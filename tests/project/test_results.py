@@ -206,8 +206,8 @@ def test_what_operators_do_is_what_was_measured() -> None:
     facts = layers["analyses"]
     for name, form in (("faithful", "less ({:.0f} against {:.0f} %)"),
                        ("faithful-exact", "({:.1f} against {:.1f} %)")):  # fmt: skip
-        falls = [-100 * facts[name][model]["rate_change"] for model in derived.MODELS]
-        assert form.format(*falls) in answer
+        pair = [-100 * facts[name][model]["rate_change"] for model in derived.MODELS]
+        assert form.format(*pair) in answer
     falls = {
         name: [-100 * facts[name][model]["rate_change"] for model in derived.MODELS]
         for name in ("attention-only", "overcomplete", "faithful-exact")
