@@ -159,7 +159,15 @@ def _time(given: argparse.Namespace) -> int:
         raise FileNotFoundError(f"{given.out} is no folder: run the matrix there first")
     if target.exists() and not given.again:
         raise FileExistsError(f"{target} is there already: --again replaces it")
-    found = timed_steps(matrix, rounds=given.rounds, threads=given.threads, device=given.device)
+    if given.processor_time and given.device != "cpu":
+        raise ValueError("--processor-time is of CPUs: on other devices time passes elsewhere")
+    found = timed_steps(
+        matrix,
+        rounds=given.rounds,
+        threads=given.threads,
+        device=given.device,
+        processor_time=given.processor_time,
+    )
     write_json(target, found)
     for name, facts in found["models"].items():
         ratio = facts["relative"]
@@ -214,6 +222,9 @@ def _parser() -> argparse.ArgumentParser:
     time.add_argument("--rounds", type=int, default=7, help="rounds of all models in turn (7)")
     time.add_argument("--threads", type=int, help="threads of torch (its own number)")
     time.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
+    time.add_argument(
+        "--processor-time", action="store_true", help="on machines that do other work, too"
+    )
     time.add_argument("--again", action="store_true", help="replace times that are there")
     complete = verbs.add_parser(
         "complete", allow_abbrev=False, help="PSNR of one run's completions"

@@ -62,6 +62,8 @@ def _time(times: Mapping[str, Any], model: str) -> str:
 
 def _search(found: Mapping[str, Any]) -> Iterator[str]:
     rates = list(next(iter(found["search"].values())))
+    if all(loss is None for losses in found["search"].values() for loss in losses.values()):
+        return  # nothing was searched
     yield f"| loss at base learning rate | {' | '.join(rates)} |"
     yield rule_below(len(rates) + 1)
     for model, losses in found["search"].items():

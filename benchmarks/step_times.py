@@ -1,11 +1,15 @@
 """What a training step of each compared model takes, timed in turn within one process."""
 
+from collections.abc import Callable
+from functools import partial
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
 
 from crate_mae.common.progress import progress_bar
 from crate_mae.models.config import Preprocess
+from crate_mae.models.constraints import keep_constraints
 from crate_mae.training.parse import parse_pretrain
 from crate_mae.training.pretrain import model_of
 from matrix import Matrix, words_of
@@ -16,13 +20,20 @@ from speed.subjects import Completer
 
 
 def timed_steps(
-    matrix: Matrix, *, rounds: int = 7, threads: int | None = None, device: str = "cpu"
+    matrix: Matrix,
+    *,
+    rounds: int = 7,
+    threads: int | None = None,
+    device: str = "cpu",
+    processor_time: bool = False,
 ) -> dict[str, Any]:
     """Seconds of a training step of every compared model, round by round, JSON-able.
 
     Fresh weights, random images and masks, batches as the matrix trains with, float32; loading is
     not part of it. "relative" is how many times as long as the first model's step one takes: the
     median over rounds of the ratio within a round. `threads` is torch's number, None its own.
+    `processor_time` takes the time that this process had the processor, on CPUs alone: other work
+    on the machine disturbs it less.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(before if threads is None else threads)
@@ -42,9 +53,13 @@ def timed_steps(
                 torch.manual_seed(config.seed)
                 model = model_of(config, None, Preprocess.identity(config.model))
             module = Completer(model, job.ratio).to(device).train()
-            calls[name] = training_step(module, *job.inputs(), job)
+            calls[name] = partial(_kept, training_step(module, *job.inputs(), job), model)
         times = alternate(
-            calls, rounds=rounds, wait=waiter(device), progress=progress_bar("training steps")
+            calls,
+            rounds=rounds,
+            wait=waiter(device),
+            clock=process_time if processor_time else perf_counter,
+            progress=progress_bar("training steps"),
         )
         first = next(iter(times))
         told = summary(times, images=job.batch, base=first)
@@ -55,9 +70,16 @@ def timed_steps(
             "machine": machine(),
             "device": device,
             "threads": torch.get_num_threads(),
+            "clock": "processor time" if processor_time else "time that passed",
             "batch": job.batch,
             "first": first,
             "models": told,
         }
     finally:
         torch.set_num_threads(before)
+
+
+def _kept(step: Callable[[], object], model: Any) -> None:
+    """Take a training step, and keep the model to its constraints, as training does."""
+    step()
+    keep_constraints(model)

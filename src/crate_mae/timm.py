@@ -54,7 +54,8 @@ class CrateBlock(nn.Module):
 
     def __init__(self, config: ModelConfig, *, drop_path: float = 0.0) -> None:
         super().__init__()
-        self.layer = operators_of(config).encoder_layers(replace(config, depth=1))[0]
+        one = replace(config, depth=1, decoder_depth=1)
+        self.layer = operators_of(config).encoder_layers(one)[0]
         self.drop_path = DropPath(drop_path)
         self.example_shape = (2, 1 + config.num_patches, config.dim)
 

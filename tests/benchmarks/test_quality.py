@@ -351,7 +351,8 @@ def altered_layers(name: str, **fields: Any) -> tuple[EncoderLayer, DecoderLayer
     small = {"dim": 8, "num_heads": 2, "decoder_num_heads": 2, "depth": 1, "decoder_depth": 1}
     config = ModelConfig(**{**small, "step_size": ETA, "sparsity": LAMBDA, **fields})
     operators = ALTERATIONS[name]
-    (encoder,), (decoder,) = operators.encoder_layers(config), operators.decoder_layers(config)
+    encoder_layers = operators.encoder_layers(config)
+    (encoder,), (decoder,) = encoder_layers, operators.decoder_layers(config, encoder_layers)
     return encoder, decoder, torch.randn(2, 3, 8)
 
 
@@ -511,7 +512,9 @@ def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
     assert main(timing) == 0
     assert main(timing) == 1
     assert "is there already" in capsys.readouterr().err
-    assert main([*timing, "--again"]) == 0
+    assert main([*timing, "--again", "--processor-time", "--device", "cuda"]) == 1
+    assert "--processor-time is of CPUs" in capsys.readouterr().err
+    assert main([*timing, "--again", "--processor-time"]) == 0
     assert main(["table", str(out), "--matrix", str(matrix), "--json", str(tmp_path / "t.json"),
                  "--figure", str(tmp_path / "t.png"),
                  "--variants", str(tmp_path / "v.png")]) == 0  # fmt: skip
@@ -523,6 +526,7 @@ def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
     assert twin["parameters"] > 2 * crate["parameters"]
     assert crate["loss"] == crate["curve"][-1][1]
     assert found["times"]["first"] == "crate"
+    assert found["times"]["clock"] == "processor time"
     times = found["times"]["models"]
     assert times["crate"]["relative"]["median"] == 1.0
     ratios = [

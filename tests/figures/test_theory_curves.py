@@ -11,7 +11,14 @@ import pytest
 from PIL import Image
 
 from crate_mae.cli import main
-from crate_mae.figures.theory_curves import AXES, MEASURE_WORDS, draw_theory, draw_theory_moves
+from crate_mae.figures.theory_curves import (
+    AXES,
+    LAYER_LINES,
+    MEASURE_WORDS,
+    draw_theory,
+    draw_theory_moves,
+)
+from crate_mae.whitebox.attention_only_study import LAYERS
 from crate_mae.whitebox.denoising_study import MEASURES, METHODS, study, sweeps
 
 
@@ -22,6 +29,7 @@ def rows() -> list[dict[str, Any]]:
 
 def test_every_named_measure_is_measured() -> None:
     assert set(MEASURE_WORDS) <= set(MEASURES)
+    assert set(LAYER_LINES) == set(LAYERS)
     assert set(AXES) == {axis for axis, _ in sweeps()}
 
 
@@ -66,8 +74,14 @@ def test_the_verb_writes_table_numbers_and_pictures(
     shown = capsys.readouterr().out
     assert all(f"\n{method} " in shown for method in METHODS)
     names = {path.name for path in out.iterdir()}
-    pictures = {f"theory-{n}.png" for n in ("alignment", "turning", "error", "outside", "moves")}
-    assert names == {"theory.csv", "theory.json", *pictures}
+    drawn = ("alignment", "turning", "error", "outside", "moves", "layers")
+    pictures = {f"theory-{n}.png" for n in drawn}
+    tables = {f"{n}.{end}" for n in ("theory", "theory-layers") for end in ("csv", "json")}
+    assert names == tables | pictures
+    assert all(f"\ndelta 0.1 {method} " in shown for method in LAYERS)
+    layers = json.loads((out / "theory-layers.json").read_text())
+    assert layers["parameters"] == {"seeds": 1, "seed": 3}
+    assert len(layers["rows"]) == 3 * len(LAYERS) * 9
     content = json.loads((out / "theory.json").read_text())
     assert content["parameters"]["seed"] == 3
     with (out / "theory.csv").open(newline="") as file:

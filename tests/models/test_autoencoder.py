@@ -93,13 +93,27 @@ OTHER_VALUES: dict[str, Any] = {
     "final_norm_eps": 0.1,
     "initial_values": "crate",
     "head_norm": "pooled",
+    "orthonormal_subspaces": True,
+    "bounded_steps": True,
+    "mirrored_decoder": True,
 }
 BESIDE: dict[str, dict[str, Any]] = {
     "eps_squared": {"attention": "exact", "output_projection": "tied"},
     "subspace_bias": {"attention": "tssa"},
+    "bounded_steps": {
+        "orthonormal_subspaces": True,
+        "output_projection": "tied",
+        "compression_step": 0.5,
+    },
+    "mirrored_decoder": {"decoder_num_heads": 3},
 }
 """What a field needs beside it to have an effect."""
-ELSEWHERE = {"initial_values": "test_initial_values.py", "head_norm": "test_classifier.py"}
+ELSEWHERE = {
+    "initial_values": "test_initial_values.py",
+    "head_norm": "test_classifier.py",
+    "orthonormal_subspaces": "test_constraints.py",
+    "bounded_steps": "test_constraints.py",
+}
 """Fields without an effect on a trained autoencoder, and where theirs is tested."""
 
 

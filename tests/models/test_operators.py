@@ -43,6 +43,10 @@ combinations = st.fixed_dictionaries(
         "subspace_bias": st.booleans(),
         "image_size": st.sampled_from([(8, 12), (4, 12)]),
         "channels": st.sampled_from([1, 3]),
+        "decoder_num_heads": st.sampled_from([2, 3]),
+        "orthonormal_subspaces": st.booleans(),
+        "bounded_steps": st.booleans(),
+        "mirrored_decoder": st.booleans(),
     }
 )
 
@@ -53,6 +57,22 @@ def built(values: dict[str, Any]) -> ModelConfig | None:
         (values["attention"] == "exact" and values["output_projection"] != "tied")
         or (values["attention"] != "tssa" and values["subspace_bias"])
         or (values["sparse_step"] in ("ista", "none") and values["overcomplete"] > 1)
+        or (
+            values["bounded_steps"]
+            and not (
+                values["orthonormal_subspaces"]
+                and values["output_projection"] == "tied"
+                and values["compression_step"]
+            )
+        )
+        or (
+            values["mirrored_decoder"]
+            and (
+                values["decoder_num_heads"] != 3
+                or values["sparse_step"] in ("overcomplete", "decoupled")
+                or (values["sparse_step"] == "auto" and values["overcomplete"] > 1)
+            )
+        )
     )
     if not clash:
         return tiny(**values, sparsity=0.05)

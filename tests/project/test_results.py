@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pages import PAGES, ROOT, section_of, tables_of
 
+import derived
 import operator_cost
 from crate_mae.weights.shipped import SHIPPED
 from few_labels import PLACE, table_lines
@@ -16,6 +17,8 @@ from quality_tables import as_markdown
 
 RECORDS, BENCHMARKS = ROOT / "docs" / "results", ROOT / "benchmarks" / "results"
 GPU = "quality-nvidia-h200-2026-11-26"
+OPERATORS = "quality-operators-amd-epyc-2-cores-2026-11-30"
+DERIVED = "derived-amd-epyc-2-cores-2026-11-30"
 RESULTS = (ROOT / "docs" / "results.md").read_text("utf-8")
 APPENDIX = (ROOT / "docs" / "results-appendix.md").read_text("utf-8")
 README = (ROOT / "README.md").read_text("utf-8")
@@ -123,6 +126,7 @@ def test_the_sentences_of_the_results_page_hold_what_was_measured() -> None:
         ("gpu", GPU),
         ("quality", "quality-amd-epyc-2-cores-2026-11-26"),
         ("overcomplete", "quality-overcomplete-amd-epyc-2-cores-2026-11-26"),
+        ("operators", OPERATORS),
     ],
 )
 def test_the_tables_of_the_comparisons_are_those_of_their_records(place: str, name: str) -> None:
@@ -163,6 +167,75 @@ def test_the_losses_by_epoch_are_those_that_were_logged(name: str) -> None:
     for epoch, cell in zip(table[0][1:], table[1][1:], strict=True):
         shows(cell, losses[int(epoch) - 1])
     assert int(table[0][-1]) == len(losses)
+
+
+def test_what_operators_do_is_what_was_measured() -> None:
+    _, _, rest = APPENDIX.partition("<!-- derived -->\n")
+    shown, end, _ = rest.partition("<!-- /derived -->")
+    assert end
+    layers = record(BENCHMARKS / f"{DERIVED}.json")
+    assert shown.strip() == "\n".join(derived.table_lines(layers))
+    section = section_of(APPENDIX, "### Other operators, and the derivation's conditions")
+    assert f"../benchmarks/results/{DERIVED}.json" in section
+    compared = {m: runs["0"] for m, runs in record(BENCHMARKS / f"{OPERATORS}.json")[
+        "compared"].items() if runs}  # fmt: skip
+    told = " ".join(section.split())
+    plain, own, kept, exact = (
+        compared[name] for name in ("crate", "own-form", "faithful", "faithful-exact")
+    )
+    assert f"{own['loss']:.3f} against {plain['loss']:.3f}" in told
+    for run in (own, plain):
+        low, high = (f"{100 * end:.1f}" for end in run["probe interval"])
+        assert f"{100 * run['probe']:.1f} % ({low} to {high})" in told
+    assert f"{kept['loss']:.3f} and {100 * kept['probe']:.1f} %" in told
+    neighbours = {name: 100 * run["knn"] for name, run in compared.items() if "knn" in run}
+    assert round(neighbours.pop("attention-only")) == 27
+    assert {round(value) for value in neighbours.values()} == {32, 33, 34}
+    assert f"as well**, {compared['attention-only']['loss']:.3f}" in told
+    for name in ("exact", "tssa", "faithful-exact"):
+        assert f"{compared[name]['loss']:.3f}" in told
+    (random,) = [r for r in rows_of("operators-faithful-probe") if "random" in r["subject"]]
+    low, high = (f"{100 * end:.1f}" for end in random["interval"])
+    assert f"{100 * random['accuracy']:.1f} % ({low} to {high})" in told
+    # The short answer.
+    answer = " ".join(section_of(RESULTS, "## Do layers do what they are derived to do?").split())
+    assert f"(loss {own['loss']:.3f} and {plain['loss']:.3f}, probe" in answer
+    assert f"{100 * own['probe']:.1f} and {100 * plain['probe']:.1f} %)" in answer
+    assert f"({kept['loss']:.3f}, {100 * kept['probe']:.1f} %)" in answer
+    assert f"the loss is {exact['loss']:.3f}" in answer
+    facts = layers["analyses"]
+    for name, form in (("faithful", "less ({:.0f} against {:.0f} %)"),
+                       ("faithful-exact", "({:.1f} against {:.1f} %)")):  # fmt: skip
+        pair = [-100 * facts[name][model]["rate_change"] for model in derived.MODELS]
+        assert form.format(*pair) in answer
+    falls = {
+        name: [-100 * facts[name][model]["rate_change"] for model in derived.MODELS]
+        for name in ("attention-only", "overcomplete", "faithful-exact")
+    }
+    trained, random_ones = (
+        "{:.1f}, {:.1f} and {:.1f} %".format(*ends) for ends in zip(*falls.values(), strict=True)
+    )
+    assert f"by {trained} against {random_ones}" in told
+    many = facts["overcomplete"]
+    assert f"({falls['overcomplete'][0]:.1f} against {falls['overcomplete'][1]:.1f} %)" in answer
+    assert f"loss of {compared['overcomplete']['loss']:.3f}" in answer
+    assert f"(cosine {many['model']['aligned']:.2f})" in answer
+    assert f"an error of {many['model']['rebuilt']:.2f}." in answer
+    zeros = f"{100 * many['model']['zeros']:.0f} % zeros"
+    rebuilt = [f"{many[model]['rebuilt']:.2f}" for model in derived.MODELS]
+    assert f"{zeros}, an error of {rebuilt[0]} (random: {rebuilt[1]})" in told
+    for name in ("attention-only", "overcomplete"):
+        assert f"to {facts[name]['model']['mirror_error_scaled']:.2f}" in told
+    cosines = {f"{facts['faithful'][model]['aligned']:.2f}" for model in derived.MODELS}
+    assert cosines == {"0.36"}
+    assert "cosine 0.36 in both" in answer
+    # What is said of all forms.
+    for name, found in facts.items():
+        own_facts, other = (found[model] for model in derived.MODELS)
+        assert own_facts["mirror_cka"] < other["mirror_cka"], name
+        assert (own_facts["rate_change"] < other["rate_change"]) == (name in falls), name
+        if name in ("crate", "own-form", "tied", "attention-only", "overcomplete"):
+            assert own_facts["aligned"] < other["aligned"] < 0.115, name
 
 
 def test_what_the_coding_rate_does_is_what_was_measured() -> None:

@@ -79,12 +79,14 @@ def tiny(**overrides: Any) -> ModelConfig:
 
 def encoder_layer(config: ModelConfig) -> EncoderLayer:
     """One encoder layer of a configuration, with fresh weights."""
-    return next(iter(operators_of(config).encoder_layers(replace(config, depth=1))))
+    one = replace(config, depth=1, decoder_depth=1)
+    return next(iter(operators_of(config).encoder_layers(one)))
 
 
 def decoder_layer(config: ModelConfig) -> DecoderLayer:
     """One decoder layer of a configuration, with fresh weights."""
-    return next(iter(operators_of(config).decoder_layers(replace(config, decoder_depth=1))))
+    operators, one = operators_of(config), replace(config, depth=1, decoder_depth=1)
+    return next(iter(operators.decoder_layers(one, operators.encoder_layers(one))))
 
 
 VARIANTS = {
@@ -150,6 +152,16 @@ FAMILY: dict[str, ModelConfig] = {
     ),
     "the paper's own form": tiny(
         output_projection="tied", attention_skip="normalised", compression_step=0.2
+    ),
+    "faithful": tiny(
+        output_projection="tied",
+        attention_skip="normalised",
+        compression_step=0.5,
+        orthonormal_subspaces=True,
+        bounded_steps=True,
+        mirrored_decoder=True,
+        decoder_num_heads=3,
+        sparsity=0.1,
     ),
     "two steps, one atom a dimension": tiny(sparse_step="overcomplete", sparsity=0.1),
     "token statistics, decoupled": tiny(

@@ -4,6 +4,7 @@ import argparse
 import io
 import pickle
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,16 @@ from torch import Tensor
 from crate_mae import load_model, save_model
 from crate_mae.cli import main
 from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.crate_encoder import CrateEncoder
 from crate_mae.models.depict import SegmentationDecoder
 from crate_mae.weights.conversion import convert_family, family_of, read_checkpoint, write_published
 from crate_mae.weights.jax_arrays import to_jax
-from crate_mae.weights.published_classifiers import ClassifierFacts
+from crate_mae.weights.published_classifiers import (
+    ClassifierFacts,
+    encoder_from_published,
+    from_published,
+    is_encoder_alone,
+)
 from crate_mae.weights.published_depict import from_depict, load_decoder, save_decoder, to_depict
 
 FACTS = ClassifierFacts(num_heads=4)
@@ -233,6 +240,100 @@ def test_of_a_student_and_a_teacher_it_is_the_teacher(tmp_path: Path) -> None:
         checkpoint = read_checkpoint(tmp_path / f"{number}.pth")
         assert checkpoint.family == "crate"
         assert torch.equal(checkpoint.state["cls_token"], state_of("crate")["cls_token"])
+
+
+# --- encoders alone, as SimDINO leaves them -----------------------------------------------------
+
+
+def teacher_of(family: str) -> dict[str, torch.Tensor]:
+    """The tensors of an encoder alone behind SimDINO's prefix, with its projection head."""
+    encoder = {k: v for k, v in state_of(family).items() if not k.startswith("mlp_head.1")}
+    head = {f"head.mlp.{i}.{part}": torch.ones(3) for i in (0, 2, 4) for part in ("weight", "bias")}
+    return {f"backbone.{key}": value for key, value in encoder.items()} | head
+
+
+@pytest.mark.parametrize("family", ["crate", "crate_alpha"])
+def test_an_encoder_alone_has_the_features_of_the_classifier(family: str, tmp_path: Path) -> None:
+    torch.save({"student": {}, "teacher": teacher_of(family), "epoch": 3}, tmp_path / "file.pth")
+    checkpoint = read_checkpoint(tmp_path / "file.pth")
+    assert checkpoint.passed_over == ["6 tensors of SimDINO's projection head"]
+    found = convert_family(checkpoint, tmp_path / "out", FACTS)
+    assert found.facts["classes"] == "none: an encoder alone"
+    model = load_model(tmp_path / "out")
+    assert type(model) is CrateEncoder
+    golden, _ = family_golden(family)
+    state = state_of(family)
+    scores = torch.nn.functional.linear(
+        model.encode(golden["in.image"])[:, 0], state["mlp_head.1.weight"], state["mlp_head.1.bias"]
+    )
+    assert gap(scores, golden["f32.logits"]) <= 1e-5  # of the authors' whole classifier
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors", "npz"])
+@pytest.mark.parametrize("family", ["crate", "crate-alpha"])
+def test_encoders_alone_go_out_and_come_back(family: str, suffix: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = FAMILY[family]
+    if family == "crate-alpha":
+        config = replace(config, final_norm_eps=1e-5)  # the port's
+    model = CrateEncoder(config).eval()
+    save_model(model, tmp_path / "ours")
+    target = tmp_path / f"theirs.{suffix}"
+    if suffix == "npz":
+        with pytest.raises(ValueError, match="JAX's files hold classifiers"):
+            write_published(tmp_path / "ours", target)
+        assert not target.exists()
+        return
+    assert write_published(tmp_path / "ours", target) == len(model.state_dict())
+    facts = ClassifierFacts(num_heads=3, image_size=config.image_hw)
+    convert_family(read_checkpoint(target), tmp_path / "again", facts)
+    again = load_model(tmp_path / "again")
+    assert type(again) is CrateEncoder
+    images = images_for(config)
+    assert torch.equal(again.encode(images), model.encode(images))
+
+
+def test_encoders_alone_are_read_completely_or_not_at_all(tmp_path: Path) -> None:
+    whole = {k: v for k, v in state_of("crate").items() if not k.startswith("mlp_head.1")}
+    assert is_encoder_alone(whole)
+    for key in whole:
+        cut = {name: value for name, value in whole.items() if name != key}
+        renamed = cut | {key.replace("weight", "wieght") + "_": whole[key]}
+        reshaped = cut | {key: whole[key].new_zeros(*whole[key].shape, 2)}
+        for broken in (cut, renamed, reshaped):
+            with pytest.raises(
+                ValueError, match=r"missing|numbered|instead of|no complete|no tens"
+            ):
+                encoder_from_published(broken, FACTS)
+    for odd in ("mlp_head.2.weight", "head.mlp.0.gain"):
+        with pytest.raises(ValueError, match=rf"1 unexpected: {odd} \(no published name\)"):
+            encoder_from_published(whole | {odd: torch.zeros(2)}, FACTS)
+    normless = {key: value for key, value in whole.items() if not key.startswith("mlp_head")}
+    with pytest.raises(ValueError, match="this encoder has no norm behind its layers"):
+        encoder_from_published(normless, FACTS)
+    with pytest.raises(ValueError, match=r"no head that a pool \(mean-all\) could be of"):
+        encoder_from_published(whole, replace(FACTS, pool="mean-all"))
+    with pytest.raises(ValueError, match="no tensors of a CRATE or CRATE-alpha encoder alone"):
+        encoder_from_published(state_of("crate"), FACTS)
+    with pytest.raises(ValueError, match=r"mlp_head\.1\.weight is missing"):
+        from_published(whole, FACTS)
+    half = state_of("crate")
+    del half["mlp_head.1.weight"]  # a classifier that was cut is none
+    torch.save(half, tmp_path / "half.pth")
+    with pytest.raises(ValueError, match=r"mlp_head\.1\.weight is missing"):
+        convert_family(read_checkpoint(tmp_path / "half.pth"), tmp_path / "out", FACTS)
+    broken = dict(whole)
+    broken["cls_token"] = torch.full_like(whole["cls_token"], torch.nan)
+    with pytest.raises(ValueError, match="not finite, in cls_token"):
+        encoder_from_published(broken, FACTS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_encoder_of_other_operators_has_no_published_form(tmp_path: Path) -> None:
+    save_model(CrateEncoder(FAMILY["aot"]), tmp_path / "aot")
+    with pytest.raises(ValueError, match=r"crate-alpha cannot express .*sparse_step 'none'"):
+        write_published(tmp_path / "aot", tmp_path / "out.pth")
+    assert not (tmp_path / "out.pth").exists()
 
 
 class Attack:

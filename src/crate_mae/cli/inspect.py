@@ -125,8 +125,8 @@ def theory_parser() -> CommandParser:
     """The parser of `crate-mae theory`."""
     parser = verb_parser(
         "theory",
-        "Do compression steps move tokens where the best denoiser does? An experiment on known"
-        " subspaces: table, numbers and pictures.",
+        "Do compression steps move tokens where the best denoiser does, and do layers of attention"
+        " alone raise signal over noise? Experiments on known subspaces: tables and pictures.",
     )
     add_folder_target(parser)
     parser.add_argument(
@@ -153,7 +153,18 @@ def theory(argv: list[str]) -> int:
     check_words(given, folder=True)
 
     from crate_mae.common.files import user_path
-    from crate_mae.figures.theory_curves import draw_theory, draw_theory_moves
+    from crate_mae.figures.theory_curves import (
+        draw_theory,
+        draw_theory_layers,
+        draw_theory_moves,
+    )
+    from crate_mae.whitebox.attention_only_study import (
+        LAYERS,
+        MEASURED,
+        layer_settings,
+        layer_study,
+        layer_table,
+    )
     from crate_mae.whitebox.denoising_study import study, study_table, sweeps, write_study
 
     folder = user_path(given.out)
@@ -166,14 +177,27 @@ def theory(argv: list[str]) -> int:
         num_tokens=given.tokens,
         progress=counter_for("settings"),
     )
+    layers = layer_study(layer_settings(), seeds=given.seeds, first_seed=given.seed)
     folder.mkdir(parents=True, exist_ok=True)
     parameters = {name: value for name, value in vars(given).items() if name != "out"}
-    written = [*write_study(rows, folder, parameters=parameters)]
+    written = [
+        *write_study(rows, folder, parameters=parameters),
+        *write_study(
+            layers,
+            folder,
+            parameters={name: parameters[name] for name in ("seeds", "seed")},
+            name="theory-layers",
+            methods=LAYERS,
+            measures=MEASURED,
+        ),
+    ]
     for measure in ("alignment", "turning", "error", "outside"):
         picture = folder / f"theory-{measure}.{given.format}"
         written.append(draw_theory(rows, picture, measure=measure))
     written.append(draw_theory_moves(folder / f"theory-moves.{given.format}", seed=given.seed))
-    print(study_table(rows))
+    layers_picture = folder / f"theory-layers.{given.format}"
+    written.append(draw_theory_layers(layers, layers_picture))
+    print(study_table(rows), layer_table(layers), sep="\n\n")
     print("\n".join(f"wrote {path}" for path in written))
     return 0
 

@@ -43,6 +43,14 @@ LINES = {
     "mssa_limit": ("MSSA, matched, infinitely many tokens", GREY, "--", None),
 }
 
+# Layer by name: (label, colour, marker).
+LAYER_LINES = {
+    "thresholded": (r"softmax cut at $\tau$", BLUE, "o"),
+    "softmax": ("softmax", ORANGE, "s"),
+    "attention_only": ("AoT's layer", GREEN, "^"),
+    "gradient": ("step on $R^c$", GREY, "d"),
+}
+
 AXES = {
     "noise": r"noise $\sigma$ (noise to signal)",
     "tokens": "tokens in a set $N$",
@@ -182,6 +190,57 @@ def draw_theory_moves(path: str | Path, *, seed: int = 0, overwrite: bool = Fals
         path,
         f"The same 40 tokens before (points) and after (arrows) one step; {_words(base)}; seed"
         f" {seed}. Straight down is toward the own subspace, to the corner is mere shrinking.",
+    )
+
+
+def draw_theory_layers(
+    rows: Sequence[dict[str, Any]], path: str | Path, *, overwrite: bool = False
+) -> Path:
+    """The path of a picture of signal over noise by layer: a panel a noise, a line a method.
+
+    `rows` are those of `attention_only_study.layer_study`. A dotted line is the theorem's, a
+    straight one, as the axis is logarithmic. Raises as `check_figure_target`.
+    """
+    path = check_figure_target(path, overwrite=overwrite)
+    noises = sorted({float(row["noise"]) for row in rows})
+    figure = new_figure(3.6 * len(noises), 3.7)
+    panels = figure.subplots(1, len(noises), sharey=True, squeeze=False)[0]
+    for panel, noise in zip(panels, noises, strict=True):
+        mine = [row for row in rows if row["noise"] == noise]
+        for method, (label, colour, marker) in LAYER_LINES.items():
+            line = [row for row in mine if row["method"] == method]
+            panel.plot(
+                [row["layer"] for row in line],
+                [row["ratio"] for row in line],
+                label=label,
+                color=colour,
+                marker=marker,
+                linewidth=1.3,
+                markersize=3.5,
+            )
+        first = mine[0]
+        depths = sorted({row["layer"] for row in mine})
+        panel.plot(
+            depths,
+            [first["ratio"] * first["predicted"] ** depth for depth in depths],
+            label="theorem",
+            color="black",
+            linestyle=":",
+        )
+        panel.set_yscale("log")
+        panel.set_title(rf"noise $\delta$ = {noise:g}", fontsize=11)
+        panel.set_xlabel("layers")
+        tidy(panel)
+    panels[0].set_ylabel("signal over noise")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    shape = rows[0]
+    return save_captioned(
+        figure,
+        path,
+        f"K = {shape['count']} orthogonal subspaces of p = {shape['size']}, N = {shape['tokens']}"
+        f" tokens, eta {shape['step']:g}, tau {shape['threshold']:g}; mean over {shape['seeds']}"
+        " seeds.",
     )
 
 

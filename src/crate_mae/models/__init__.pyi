@@ -13,6 +13,7 @@ from .config import PRESETS as PRESETS
 from .config import ModelConfig as ModelConfig
 from .config import Preprocess as Preprocess
 from .config import resolve_config as resolve_config
+from .constraints import keep_constraints as keep_constraints
 from .cost import Cost as Cost
 from .cost import model_cost as model_cost
 from .cost import parameter_count as parameter_count

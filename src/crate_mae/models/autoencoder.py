@@ -57,7 +57,7 @@ class CrateMAE(nn.Module):
         is the one assumed here, nobody has said: `save_model` then warns."""
         self.encoder = Encoder(config, operators)
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.dim))
-        self.decoder: Stack[DecoderLayer] = operators.decoder_layers(config)
+        self.decoder: Stack[DecoderLayer] = operators.decoder_layers(config, self.encoder.layers)
         self.decoder_norm = nn.LayerNorm(config.dim, eps=config.final_norm_eps)
         self.prediction = nn.Linear(config.dim, config.patch_dim)
         nn.init.normal_(self.mask_token, std=MASK_TOKEN)

@@ -110,12 +110,21 @@ class ModelConfig:
     """The family whose initial values fresh weights are drawn from."""
     head_norm: HeadNorm = "tokens"
     """Where a classifier normalises: "tokens", then pools, or "pooled", after it has (CRATE)."""
+    orthonormal_subspaces: bool = False
+    """Whether training keeps U orthogonal: every U_k orthonormal, and none in another's way."""
+    bounded_steps: bool = False
+    """Whether steps stay where the derivation promises descent: `compression_step` up to 1, and
+    training keeps eta |D|^2 up to 1."""
+    mirrored_decoder: bool = False
+    """Whether a decoder layer has U, W and D of the encoder layer that it mirrors, and none of its
+    own: layer i those of layer `depth` - 1 - i."""
 
     ADDED: ClassVar[frozenset[str]] = frozenset(
         {
             "overcomplete", "attention", "attention_skip", "compression_step", "eps_squared",
             "subspace_bias", "sparse_step", "embedding", "positions", "layer_norm_eps",
-            "final_norm_eps", "initial_values", "head_norm",
+            "final_norm_eps", "initial_values", "head_norm", "orthonormal_subspaces",
+            "bounded_steps", "mirrored_decoder",
         }
     )  # fmt: skip
     """Fields that files of before do not name: their defaults are what was computed then."""
@@ -138,13 +147,16 @@ class ModelConfig:
     def other_operators(self) -> list[str]:
         """Fields and values by which its layers are none that CRATE-MAE's published code has.
 
-        Empty for published and tied ones, and for `overcomplete` alone; initial values and a
-        classifier's norm do not count.
+        Empty for published and tied ones, and for `overcomplete` alone; initial values, a
+        classifier's norm and what training keeps weights to do not count.
         """
         mine, plain = self.to_dict(), ModelConfig().to_dict()
         if self.sparse_kind == "ista":
             mine["sparse_step"] = plain["sparse_step"]
-        computing = self.ADDED - {"eps_squared", "initial_values", "head_norm"}
+        computing = self.ADDED - {
+            "overcomplete", "eps_squared", "initial_values", "head_norm", "orthonormal_subspaces",
+            "bounded_steps",
+        }  # fmt: skip
         found = [
             f"{name} {mine[name]!r}" for name in sorted(computing) if mine[name] != plain[name]
         ]

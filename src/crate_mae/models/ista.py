@@ -5,11 +5,14 @@ Source: "Masked Completion via Structured Diffusion with White-Box Transformers"
 arXiv 2404.02446); docs/model.md lists every equation with its file and line.
 """
 
+import math
 from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from crate_mae.models.constraints import limit_norm
 
 
 class SparseStep(nn.Module):
@@ -32,10 +35,21 @@ class SparseStep(nn.Module):
     """D, an atom a column: (d, atoms)."""
     returning: nn.Parameter | None
     """D1 (d, atoms), where codes return to tokens by another matrix than D; None elsewhere."""
+    bounded: bool = False
+    """Whether training keeps eta |D|^2 up to 1."""
 
     def __init__(self) -> None:
         super().__init__()
         self.register_parameter("returning", None)
+
+    def constrain(self, *, frozen: bool = False) -> None:
+        """Put D back to where training is to keep it: to the nearest one of the bound, if any.
+
+        One that does not train is left alone, unless `frozen` is set.
+        """
+        D = self.dictionary
+        if self.bounded and self.step_size > 0 and (frozen or D.requires_grad):
+            limit_norm(D, 1 / math.sqrt(self.step_size))
 
     @property
     def sparse_step(self) -> "SparseStep | None":
@@ -179,3 +193,32 @@ class Synthesis(nn.Linear):
     def sparse_step(self) -> SparseStep | None:
         """None: a linear map has no codes to be measured."""
         return None
+
+
+class MirroredSynthesis(nn.Module):
+    """The linear map of a decoder layer by the dictionary of its mirror: x D^T, with D not its own.
+
+    What codes stand for in D is what the encoder's sparse step found them for. D is a parameter of
+    the encoder alone: here it is neither listed, saved nor moved.
+    """
+
+    skip: ClassVar[bool] = False
+
+    def __init__(self, mirror: SparseStep) -> None:
+        super().__init__()
+        object.__setattr__(self, "mirror", mirror)  # past nn.Module, which would list it
+
+    @property
+    def dictionary(self) -> Tensor:
+        """D of the mirror, an atom a column: (d, d)."""
+        mirror: SparseStep = self.__dict__["mirror"]
+        return mirror.dictionary
+
+    @property
+    def sparse_step(self) -> SparseStep | None:
+        """None: a linear map has no codes to be measured."""
+        return None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens x D^T of codes x (..., d): (..., d)."""
+        return F.linear(x, self.dictionary)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from crate_mae.models.config import AttentionSkip
-from crate_mae.models.ista import SparseStep, Synthesis
+from crate_mae.models.ista import MirroredSynthesis, SparseStep, Synthesis
 from crate_mae.models.mssa import Attention
 
 Side = Literal["encoder", "decoder"]
@@ -140,6 +140,9 @@ class DecoderLayer(AttendingLayer):
     The layer is given its two operators. A sparse step may stand in the place of A (not of the
     paper): then the first line is y = z + step(LN1(z)), which takes sparse steps and undoes none;
     where there is none, y = z. `skip` and `step` are those of the encoder, with the other sign.
+
+    With `mirrored`, `mssa` belongs to an encoder layer: its parameters are listed, saved and moved
+    there alone.
     """
 
     side: ClassVar[Side] = "decoder"
@@ -152,8 +155,9 @@ class DecoderLayer(AttendingLayer):
         self,
         *,
         dim: int,
-        synthesis: Synthesis | SparseStep | None,
+        synthesis: Synthesis | MirroredSynthesis | SparseStep | None,
         mssa: Attention,
+        mirrored: bool = False,
         skip: AttentionSkip = "tokens",
         step: float | None = None,
         eps: float = 1e-5,
@@ -162,9 +166,12 @@ class DecoderLayer(AttendingLayer):
         self.sparsifies = synthesis is not None
         """Whether there is an A or a sparse step; `norm1` and `synthesis` come with it alone."""
         self.norm1 = cast("nn.LayerNorm", nn.LayerNorm(dim, eps=eps) if self.sparsifies else None)
-        self.synthesis = cast("Synthesis | SparseStep", synthesis)
+        self.synthesis = cast("Synthesis | MirroredSynthesis | SparseStep", synthesis)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.mssa = mssa
+        if mirrored:
+            object.__setattr__(self, "mssa", mssa)  # past nn.Module, which would list it
+        else:
+            self.mssa = mssa
 
     @property
     def mssa_norm(self) -> nn.LayerNorm:

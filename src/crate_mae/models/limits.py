@@ -60,7 +60,13 @@ def _wrong_values(config: "ModelConfig", choices: dict[str, Any]) -> Iterator[st
         choice = getattr(config, name)
         if choice not in get_args(allowed):
             yield f"{name} must be one of {', '.join(get_args(allowed))}, not {choice!r}"
-    for name in ("norm_pix_loss", "subspace_bias"):
+    for name in (
+        "norm_pix_loss",
+        "subspace_bias",
+        "orthonormal_subspaces",
+        "bounded_steps",
+        "mirrored_decoder",
+    ):
         switch: object = getattr(config, name)
         if not isinstance(switch, bool):
             yield f"{name} must be true or false, not {switch!r}"
@@ -109,6 +115,45 @@ def _operator_misfits(config: "ModelConfig") -> Iterator[str]:
                 )
     elif config.subspace_bias:
         yield f"subspace_bias is of attention tssa; {config.attention} has no bias on U"
+    if config.bounded_steps:
+        yield from _unbounded(config)
+    if config.mirrored_decoder:
+        yield from _unmirrored(config)
+
+
+def _unbounded(config: "ModelConfig") -> Iterator[str]:
+    """Where no bound on the step of attention is known, or it is exceeded."""
+    if not config.orthonormal_subspaces:
+        yield "bounded_steps are bounded for orthonormal subspaces: set orthonormal_subspaces, too"
+    if config.output_projection != "tied":
+        yield (
+            "bounded_steps need attention that returns by U itself: set output_projection to tied,"
+            f" not {config.output_projection}"
+        )
+    if config.compression_step is None or config.compression_step > 1:
+        yield (
+            "bounded_steps need a compression_step above 0 and up to 1, not"
+            f" {config.compression_step}"
+        )
+
+
+def _unmirrored(config: "ModelConfig") -> Iterator[str]:
+    """What of a decoder has no mirror in the encoder."""
+    for what, mine, mirror in (
+        ("decoder_depth", config.decoder_depth, config.depth),
+        ("decoder_num_heads", config.decoder_num_heads, config.num_heads),
+    ):
+        if mine != mirror:
+            yield (
+                f"mirrored_decoder needs {what} equal to the encoder's {mirror}, not {mine}: each"
+                " layer has the weights of its mirror"
+            )
+    if config.sparse_kind in ("overcomplete", "decoupled"):
+        yield (
+            f"mirrored_decoder needs a decoder that undoes sparse steps, and with sparse_step"
+            f" {config.sparse_kind} it takes steps of its own: set sparse_step to ista or none, and"
+            " overcomplete to 1"
+        )
 
 
 def size_fault(image_hw: tuple[int, int], patch_hw: tuple[int, int]) -> str | None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crate_mae.models.config import OutputProjection
+from crate_mae.models.constraints import make_orthogonal
 from crate_mae.models.initial_values import init_linear
 
 Maps = Literal["attention", "membership"]
@@ -40,6 +41,17 @@ class Attention(nn.Module):
     """U, the subspaces U_k side by side: w = x U."""
     output: nn.Linear | None
     """W, the learned output map; None where there is none."""
+    orthonormal: bool = False
+    """Whether training keeps U orthogonal."""
+
+    def constrain(self, *, frozen: bool = False) -> None:
+        """Put U back to where training is to keep it: to an orthogonal one, if to any.
+
+        One that does not train is left alone, unless `frozen` is set.
+        """
+        U = self.subspaces.weight
+        if self.orthonormal and (frozen or U.requires_grad):
+            make_orthogonal(U)
 
     def project(self, x: Tensor) -> Tensor:
         """The coordinates w_k of tokens x (B, N, d) in every head: (B, K, N, p)."""

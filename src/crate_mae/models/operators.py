@@ -11,7 +11,7 @@ from typing import Any
 from crate_mae.models.config import AttentionKind, ModelConfig, SparseStepKind
 from crate_mae.models.exact import ExactCompression
 from crate_mae.models.initial_values import INITIAL_VALUES
-from crate_mae.models.ista import ISTA, SparseStep, Synthesis
+from crate_mae.models.ista import ISTA, MirroredSynthesis, SparseStep, Synthesis
 from crate_mae.models.layers import DecoderLayer, EncoderLayer, Stack
 from crate_mae.models.mssa import MSSA, Attention
 from crate_mae.models.overcomplete import DecoupledISTA, OvercompleteISTA
@@ -44,8 +44,24 @@ class Operators:
             for _ in range(config.depth)
         )
 
-    def decoder_layers(self, config: ModelConfig) -> Stack[DecoderLayer]:
-        """The decoder's layers, with fresh weights."""
+    def decoder_layers(
+        self, config: ModelConfig, encoder: Stack[EncoderLayer]
+    ) -> Stack[DecoderLayer]:
+        """The decoder's layers, with fresh weights or, where they mirror, those of the encoder's.
+
+        `encoder` has the layers that are mirrored.
+        """
+        if config.mirrored_decoder:
+            return Stack(
+                DecoderLayer(
+                    dim=config.dim,
+                    synthesis=MirroredSynthesis(layer.ista) if layer.sparsifies else None,
+                    mssa=layer.mssa,
+                    mirrored=True,
+                    **_joined(config),
+                )
+                for layer in reversed(list(encoder))
+            )
         return Stack(
             DecoderLayer(
                 dim=config.dim,
@@ -95,24 +111,36 @@ def _tssa(config: ModelConfig, num_heads: int) -> Attention:
 
 
 def with_initial_values(attention: Attention, config: ModelConfig) -> Attention:
-    """The operator, its U and W with the initial values of the configuration's family."""
+    """The operator, its U and W with the initial values of the configuration's family.
+
+    Where the configuration keeps U orthogonal, the orthogonal factor of such values.
+    """
     if config.initial_values != "crate-mae":  # those it has drawn already
         for linear in (attention.subspaces, attention.output):
             if linear is not None:
                 INITIAL_VALUES[config.initial_values].linear(linear)
+    attention.orthonormal = config.orthonormal_subspaces
+    attention.constrain()
     return attention
 
 
-def _ista(config: ModelConfig) -> ISTA:
-    return ISTA(dim=config.dim, step_size=config.step_size, sparsity=config.sparsity)
+def _ista(config: ModelConfig) -> SparseStep:
+    made = ISTA(dim=config.dim, step_size=config.step_size, sparsity=config.sparsity)
+    return _within_bounds(made, config)
 
 
-def _overcomplete(config: ModelConfig) -> OvercompleteISTA:
-    return OvercompleteISTA(**_from_zero(config))
+def _overcomplete(config: ModelConfig) -> SparseStep:
+    return _within_bounds(OvercompleteISTA(**_from_zero(config)), config)
 
 
-def _decoupled(config: ModelConfig) -> DecoupledISTA:
-    return DecoupledISTA(**_from_zero(config))
+def _decoupled(config: ModelConfig) -> SparseStep:
+    return _within_bounds(DecoupledISTA(**_from_zero(config)), config)
+
+
+def _within_bounds(step: SparseStep, config: ModelConfig) -> SparseStep:
+    step.bounded = config.bounded_steps
+    step.constrain()
+    return step
 
 
 def _from_zero(config: ModelConfig) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from crate_mae.models.constraints import keep_constraints
+
 
 class RunningAverage(AveragedModel):
     """A copy of a model, under `module`, that follows it; it gets no gradient.
@@ -25,6 +27,7 @@ class RunningAverage(AveragedModel):
         """Move toward the weights as they are now: average x decay + weights x (1 - decay)."""
         self._decay = decay
         self.update_parameters(cast("nn.Module", model))
+        keep_constraints(self.module, frozen=True)  # an average of such is not one itself
 
     def _moved(self, average: Sequence[Tensor], weights: Sequence[Tensor], count: Any) -> None:
         get_ema_multi_avg_fn(self._decay)(average, weights, count)  # type: ignore[no-untyped-call]

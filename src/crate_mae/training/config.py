@@ -196,6 +196,13 @@ class RunConfig:
             )
         if not 0 <= self.seed < 1 << 31:
             raise ValueError(f"seed must be from 0 to {(1 << 31) - 1}, not {self.seed}")
+        if self.trainer.strategy == "fsdp" and self.model is not None:
+            for name in ("orthonormal_subspaces", "bounded_steps", "mirrored_decoder"):
+                if getattr(self.model, name):
+                    raise ValueError(
+                        f"model.{name} needs whole weights on each device: not trainer.strategy"
+                        " fsdp"
+                    )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values, as YAML holds them: single settings first, then sections."""

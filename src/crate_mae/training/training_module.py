@@ -19,6 +19,7 @@ from crate_mae.batches.data_module import ImageDataModule
 from crate_mae.common.randomness import random_state, set_random_state
 from crate_mae.evaluation.backbones import save_backbone
 from crate_mae.models.backbone import Backbone
+from crate_mae.models.constraints import keep_constraints
 from crate_mae.training.config import OptimConfig
 from crate_mae.training.nonfinite import NonFiniteError, locate_nonfinite_gradient
 from crate_mae.training.optim import can_fuse, decayed_names, parameter_groups, warmup_cosine
@@ -173,6 +174,17 @@ class TrainingModule(LightningModule, ABC):
 
         schedule = {"scheduler": LambdaLR(optimizer, share), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Take the step, then put weights back to where the model's configuration keeps them."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        keep_constraints(cast("nn.Module", self.model))
 
     # -- stopping together, and the random state ------------------------------------------------
 

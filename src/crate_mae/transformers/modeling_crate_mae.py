@@ -185,7 +185,7 @@ class CrateMAEPreTrainedModel(PreTrainedModel):
         if part == "encoder":
             return operators.encoder_layers(one)[0]
         if part == "decoder":
-            return operators.decoder_layers(one)[0]
+            return operators.decoder_layers(one, operators.encoder_layers(one))[0]
         return self._fresh_head()
 
     def _fresh_head(self) -> nn.Module:
@@ -236,7 +236,9 @@ class CrateMAEForPreTraining(CrateMAEPreTrainedModel):
         super().__init__(config)
         model = config.to_model_config()
         self.mask_token = nn.Parameter(torch.empty(1, 1, model.dim))
-        self.decoder: Stack[DecoderLayer] = _operators(config).decoder_layers(model)
+        self.decoder: Stack[DecoderLayer] = _operators(config).decoder_layers(
+            model, self.encoder.layers
+        )
         _prepare_layers("decoder", self.decoder)
         self.decoder_norm = nn.LayerNorm(model.dim, eps=model.final_norm_eps)
         self.prediction = nn.Linear(model.dim, model.patch_dim)

@@ -10,6 +10,7 @@ from .published import convert_checkpoint as convert_checkpoint
 from .published import from_reference as from_reference
 from .published import to_reference as to_reference
 from .published_classifiers import ClassifierFacts as ClassifierFacts
+from .published_classifiers import encoder_from_published as encoder_from_published
 from .published_classifiers import from_published as from_published
 from .published_classifiers import to_published as to_published
 from .published_depict import from_depict as from_depict

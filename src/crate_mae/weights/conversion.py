@@ -13,13 +13,17 @@ from torch import Tensor
 from crate_mae.common.files import check_new_folder, file_hash, replacing, user_path
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.crate_encoder import CrateEncoder
 from crate_mae.weights.jax_arrays import read_jax, to_jax
 from crate_mae.weights.published import published_state, to_reference
 from crate_mae.weights.published_classifiers import (
     ClassifierFacts,
+    encoder_from_published,
     from_published,
+    is_encoder_alone,
     layout_of_classifier,
     to_published,
+    without_projection,
 )
 from crate_mae.weights.published_depict import from_depict, is_depict, save_decoder
 from crate_mae.weights.shipped import TENSORS
@@ -84,11 +88,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             state=state, family="crate-alpha", num_heads=heads, from_jax=True,
             passed_over=_counted(passed_over, "optimiser's arrays"),
         )  # fmt: skip
+    projection: list[str] = []
     state = published_state(path)
-    passed_over = []
+    if layout_of_classifier(state) is not None:
+        state, projection = without_projection(state)
     return Checkpoint(
         state=state, family=family_of(state), num_heads=None, from_jax=False,
-        passed_over=passed_over,
+        passed_over=_counted(projection, "tensors of SimDINO's projection head"),
     )  # fmt: skip
 
 
@@ -112,10 +118,10 @@ def family_of(state: Mapping[str, Tensor]) -> Family:
 def convert_family(
     checkpoint: Checkpoint, out: str | Path, facts: ClassifierFacts | None = None
 ) -> FamilyConversion:
-    """What came of a published classifier or decoder, now a folder at `out`, new or empty.
+    """What came of a published classifier, encoder or decoder, now a folder, new or empty.
 
     Raises FileExistsError for a folder with content, before anything is computed, and what
-    `from_published` and `from_depict` raise; then nothing is written.
+    `from_published`, `encoder_from_published` and `from_depict` raise; then nothing is written.
     """
     check_new_folder(out)
     if checkpoint.family == "depict":
@@ -127,9 +133,9 @@ def convert_family(
         raise ValueError(
             f"the file has {checkpoint.num_heads} heads in its projections, not {facts.num_heads}"
         )
-    model = from_published(
-        checkpoint.state, facts, eps=JAX_EPS if checkpoint.from_jax else PORT_EPS
-    )
+    alone = is_encoder_alone(checkpoint.state)
+    read = encoder_from_published if alone else from_published
+    model = read(checkpoint.state, facts, eps=JAX_EPS if checkpoint.from_jax else PORT_EPS)
     folder, config = save_model(model, out), model.config
     return FamilyConversion(
         folder=folder,
@@ -140,7 +146,9 @@ def convert_family(
             f" {config.patch_hw[0]} x {config.patch_hw[1]}, {config.channels} channels",
             "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
             "heads": f"{config.num_heads}" + _origin(checkpoint, facts),
-            "classes": f"{model.head.out_features}, pool {model.pool}",
+            "classes": f"{model.head.out_features}, pool {model.pool}"
+            if isinstance(model, CrateClassifier)
+            else "none: an encoder alone",
             "lambda": f"{config.sparsity:g}, eta {config.step_size:g}",
         },
         passed_over=checkpoint.passed_over,
@@ -151,6 +159,7 @@ def convert_family(
 def write_published(weights: str | Path, file: str | Path) -> int:
     """How many tensors went into a new file with the published names of the model's family.
 
+    An encoder alone goes into the wrapping of SimDINO's backbones, as a teacher in a `.pth` file.
     `.safetensors` and `.pth`, or `.npz` of CRATE-alpha as JAX has it. Raises ValueError for another
     suffix and for a model that its family's code cannot express, and FileExistsError for a file
     that is there.
@@ -161,7 +170,8 @@ def write_published(weights: str | Path, file: str | Path) -> int:
     if path.exists():
         raise FileExistsError(f"{path} exists and is not overwritten; name another file")
     model = load_model(weights)
-    if isinstance(model, CrateClassifier):
+    alone = model.kind == CrateEncoder.kind
+    if isinstance(model, CrateEncoder) and (alone or isinstance(model, CrateClassifier)):
         state = to_published(model)
         theirs = JAX_EPS if path.suffix == ".npz" else PORT_EPS
         if model.config.sparse_kind == "decoupled" and model.config.final_norm_eps != theirs:
@@ -174,10 +184,14 @@ def write_published(weights: str | Path, file: str | Path) -> int:
         state = to_reference(model)
     else:
         raise ValueError(
-            f"{weights} holds an encoder alone, which no published file is: convert the masked"
-            " autoencoder or the classifier"
+            f"{weights} holds a {model.kind}, which no published file is: convert the masked"
+            " autoencoder, the classifier or the encoder"
         )
     state = {key: value.contiguous() for key, value in state.items()}
+    if path.suffix == ".npz" and alone:
+        raise ValueError("JAX's files hold classifiers: name a .pth or .safetensors file")
+    if alone:
+        state = {f"backbone.{key}": value for key, value in state.items()}
     if path.suffix == ".npz" and layout_of_classifier(state) != "crate-alpha":
         raise ValueError("only CRATE-alpha has files of JAX: name a .pth or .safetensors file")
     with replacing(path) as fresh:
@@ -188,7 +202,8 @@ def write_published(weights: str | Path, file: str | Path) -> int:
         elif path.suffix == ".pth":
             # CRATE-MAE's training script wraps its tensors, the classifiers' are bare.
             bare = model.kind == "CrateClassifier"
-            torch.save(state if bare else {"model": state}, fresh)
+            wrapper = "teacher" if alone else "model"
+            torch.save(state if bare else {wrapper: state}, fresh)
         else:
             write_safetensors(state, fresh)
     return len(state)

@@ -1,14 +1,18 @@
 """Published classifiers in and out: CRATE, and CRATE-alpha as its PyTorch port and JAX write it.
 
+Also their encoders alone, as self-distillation (SimDINO) leaves them: the same names without a
+classifier's map.
+
 Which family a file is of, its size and its classes are told from its tensors. What no file holds is
 given as `ClassifierFacts`, or is what the published sizes have.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +24,7 @@ from crate_mae.models.config import (
     ModelConfig,
     Preprocess,
 )
+from crate_mae.models.crate_encoder import CrateEncoder
 from crate_mae.weights.tensors import check_match, load_exactly
 
 Layout = Literal["crate", "crate-alpha"]
@@ -91,6 +96,41 @@ def layout_of_classifier(state: Mapping[str, Tensor]) -> Layout | None:
     return "crate-alpha" if decoupled else None
 
 
+def is_encoder_alone(state: Mapping[str, Tensor]) -> bool:
+    """Whether published tensors of either family have no map from features to classes."""
+    mapped = ("head.weight", "head.bias", "mlp_head.1.weight", "mlp_head.1.bias")
+    return layout_of_classifier(state) is not None and not any(key in state for key in mapped)
+
+
+def without_projection(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors without those of SimDINO's projection head, and the names of the latter."""
+    found = [key for key in state if re.fullmatch(r"head\.mlp\.\d{1,3}\.(weight|bias)", key)]
+    return {key: value for key, value in state.items() if key not in found}, found
+
+
+def encoder_from_published(
+    state: Mapping[str, Tensor], facts: ClassifierFacts | None = None, *, eps: float = 1e-5
+) -> CrateEncoder:
+    """The encoder of published tensors without a classifier's map; as `from_published`.
+
+    The norm in front of that map is the encoder's last one here, so it must be there.
+    """
+    facts = ClassifierFacts() if facts is None else facts
+    if not is_encoder_alone(state):
+        raise ValueError("these are no tensors of a CRATE or CRATE-alpha encoder alone")
+    if not {"mlp_head.0.weight", "mlp_head.0.bias"} & state.keys():
+        raise ValueError(
+            "this encoder has no norm behind its layers (mlp_head.0 is missing, which goes where"
+            " mlp_head is replaced whole): every encoder here ends in one, so its features would be"
+            " others. Convert a file that kept mlp_head.0"
+        )
+    if facts.pool != "cls":
+        raise ValueError(
+            f"the file holds an encoder alone, and no head that a pool ({facts.pool}) could be of"
+        )
+    return _loaded(state, facts, eps, CrateEncoder)
+
+
 def from_published(
     state: Mapping[str, Tensor], facts: ClassifierFacts | None = None, *, eps: float = 1e-5
 ) -> CrateClassifier:
@@ -102,19 +142,39 @@ def from_published(
     not finite, by name, and for facts that are needed or do not fit the sizes.
     """
     facts = ClassifierFacts() if facts is None else facts
-    layout = layout_of_classifier(state)
-    if layout is None:
+    if layout_of_classifier(state) is None:
         raise ValueError("these are no tensors of a published CRATE or CRATE-alpha classifier")
     state = _one_head(state)
-    config, num_classes = _sizes(state, layout, facts, eps)
+    head = state.get("mlp_head.1.weight")
+    if head is None or head.ndim != 2:  # before a number of classes is read from it
+        found = "missing" if head is None else f"of shape {tuple(head.shape)}"
+        raise ValueError(f"this is no complete checkpoint: mlp_head.1.weight is {found}")
+    num_classes = len(head)
+    made = partial(CrateClassifier, num_classes=num_classes, pool=facts.pool)
+    return _loaded(state, facts, eps, made)
+
+
+ModelT = TypeVar("ModelT", bound=CrateEncoder)
+
+
+def _loaded(
+    state: Mapping[str, Tensor],
+    facts: ClassifierFacts,
+    eps: float,
+    make: Callable[[ModelConfig], ModelT],
+) -> ModelT:
+    """What `make` makes of the configuration of published tensors, with all of them, in eval."""
+    layout = layout_of_classifier(state)
+    assert layout is not None
+    config = _sizes(state, layout, facts, eps)
     theirs = published_names(config, layout)
     ours = {published: name for name, published in theirs.items()}
     renamed = {ours.get(key, f"{key}{FOREIGN}"): _shaped(key, v) for key, v in state.items()}
     with torch.device("meta"):  # nothing is allocated before all of it fits
-        blank = CrateClassifier(config, num_classes=num_classes, pool=facts.pool)
+        blank = make(config)
     shapes = {key: tuple(value.shape) for key, value in renamed.items()}
     check_match(shapes, blank, origin="the published checkpoint", names=theirs)
-    model = CrateClassifier(config, num_classes=num_classes, pool=facts.pool)
+    model = make(config)
     load_exactly(model, renamed, origin="the published checkpoint", names=theirs)
     broken = [theirs[k] for k, v in model.state_dict().items() if not v.isfinite().all()]
     if broken:
@@ -126,22 +186,27 @@ def from_published(
     return model.eval()
 
 
-def to_published(model: CrateClassifier) -> dict[str, Tensor]:
+def to_published(model: CrateEncoder) -> dict[str, Tensor]:
     """The model's weights under the published names of its family; cloned tensors.
 
+    Of an encoder alone without a classifier's map, as `encoder_from_published` reads them.
     Raises ValueError for a model that neither family's code computes, and says in what.
     """
     config = model.config
     layout: Layout = "crate" if config.embedding == "norm-linear-norm" else "crate-alpha"
     # The last norm of CRATE-alpha has one epsilon in its port and another in JAX.
     ported = layout == "crate-alpha" and config.final_norm_eps in (1e-5, 1e-6)
+    # What training keeps weights to changes no number, and a decoder's there are none.
+    unseen: dict[str, Any] = dict.fromkeys(
+        ("orthonormal_subspaces", "bounded_steps", "mirrored_decoder"), False
+    )
     wanted = replace(
         config,
         attention="mssa",
         attention_skip="tokens",
         compression_step=None,
         positions="learned",
-        head_norm="pooled",
+        head_norm="pooled" if isinstance(model, CrateClassifier) else config.head_norm,
         output_projection="free" if layout == "crate" else "free-no-bias",
         sparse_step="ista" if layout == "crate" else "decoupled",
         overcomplete=1 if layout == "crate" else config.overcomplete,
@@ -150,13 +215,14 @@ def to_published(model: CrateClassifier) -> dict[str, Tensor]:
         subspace_bias=False,
         layer_norm_eps=1e-5 if layout == "crate" else 1e-6,
         final_norm_eps=config.final_norm_eps if ported else 1e-5,
+        **unseen,
     ).to_dict()
     # One atom a dimension may be told in two ways.
-    mine = config.to_dict() | {"sparse_step": config.sparse_kind}
+    mine = config.to_dict() | {"sparse_step": config.sparse_kind} | unseen
     differing = [
         f"{key} {mine[key]!r} (not {wanted[key]!r})" for key in mine if mine[key] != wanted[key]
     ]
-    if model.pool == "mean":
+    if isinstance(model, CrateClassifier) and model.pool == "mean":
         differing.append("pool 'mean' (not 'cls')")
     if differing:
         raise ValueError(f"the published code of {layout} cannot express {', '.join(differing)}")
@@ -183,8 +249,8 @@ def published_names(config: ModelConfig, layout: Layout) -> dict[str, str]:
 
 def _sizes(
     state: Mapping[str, Tensor], layout: Layout, facts: ClassifierFacts, eps: float
-) -> tuple[ModelConfig, int]:
-    """The configuration that the tensors and facts tell, and the number of classes."""
+) -> ModelConfig:
+    """The configuration that the tensors and facts tell."""
 
     def shape(key: str, ndim: int) -> tuple[int, ...]:
         if key not in state or state[key].ndim != ndim:
@@ -195,7 +261,7 @@ def _sizes(
     numbers = {int(m[1]) for k in state if (m := re.match(r"transformer\.layers\.(\d{1,4})\.", k))}
     if not numbers or numbers != set(range(len(numbers))):
         raise ValueError(f"the layers are numbered {sorted(numbers)}, not 0 to {len(numbers) - 1}")
-    num_classes = shape("mlp_head.1.weight", 2)[0]
+    num_classes = 0 if is_encoder_alone(state) else shape("mlp_head.1.weight", 2)[0]
     dim = shape("pos_embedding", 3)[2]
     family: dict[str, Any]
     if layout == "crate":
@@ -214,7 +280,7 @@ def _sizes(
         }  # fmt: skip
     has_output = any("to_out" in key for key in state)
     heads = _heads(layout, dim, patch, num_classes, has_output, facts)
-    config = ModelConfig(
+    return ModelConfig(
         image_size=_image(shape("pos_embedding", 3)[1] - 1, patch, facts),
         patch_size=patch,
         channels=channels,
@@ -229,7 +295,6 @@ def _sizes(
         head_norm="pooled",
         **family,
     )
-    return config, num_classes
 
 
 def _patch(values: int, facts: ClassifierFacts) -> tuple[int, tuple[int, int]]:

@@ -62,25 +62,25 @@ SHIPPED = {
         ShippedWeights(
             name="cifar10-small",
             sha256="4c8e7d74282b50c397b0591c5b69e163ea357e8b3ae9fd3528f733f35fccd790",
-            settings_sha256="492ac9d34c3240ddfa79c8b2b33ea51d4b8e7cfd6e0bb3c1fce5183ecc5d9f46",
+            settings_sha256="ac8d0f130aeb009a000fa0f10b1963fbe4900c5b66153dda1719d6426ebc0a1d",
             summary="CRATE-MAE, 32 px, width 128, 4 + 4 layers, 15 epochs of CIFAR-10",
         ),
         ShippedWeights(
             name="cifar10-shallow",
             sha256="f970cf4874a36e41d9662efc51a2958411c03b6362ec5697e93f1654a1f3b5d3",
-            settings_sha256="09ec7eec92f66ce11c418809e30af3f934caee19d7a5f82b7811231d503b5313",
+            settings_sha256="21ac9f36156a307dad7235384a2b632f2376534937fde90334cc886d6f52ed9d",
             summary="the best features of the published layers: width 192, 2 + 2 layers, 40 epochs",
         ),
         ShippedWeights(
             name="cifar10-overcomplete",
             sha256="8ce6fab9a19466216effa5cfde752da266e215ffe3ceea8803289b727c4e929c",
-            settings_sha256="183692976a2df22acb3e78c8b5d8c82a2ee1bef5979aa7d683e0d01b5e611915",
+            settings_sha256="0edddf30f1b18736392b3284fb1b5e64879704e186977d324e360bda88fab5c8",
             summary="the lowest loss, but not the paper's layers: 4 x 136 atoms, 2 + 2 layers",
         ),
         ShippedWeights(
             name="photos64",
             sha256="419fcb05c1678874354f623397a6c581066d028e2149135f9bc9cb6f222a6c49",
-            settings_sha256="763cfd6b5a04b0e4d258ffae02b92b1f42247c6e66cecac01be9667964fda6ab",
+            settings_sha256="eddb897794b9b31a68fa508ba09534979c84db22c70483527dd3637c3a789908",
             summary="to start from: photographs of 64 px (Tiny ImageNet, research), 3 + 2 layers",
         ),
     )

@@ -1,5 +1,7 @@
 from .attention_only import signal_to_noise as signal_to_noise
 from .attention_only import thresholded_step as thresholded_step
+from .attention_only_study import LayerSetting as LayerSetting
+from .attention_only_study import layer_study as layer_study
 from .catalogue import MEASURES as MEASURES
 from .geometry import coherence as coherence
 from .geometry import principal_cosines as principal_cosines

@@ -245,13 +245,19 @@ def study(
 
 
 def write_study(
-    rows: Sequence[dict[str, Any]], folder: Path, *, parameters: Mapping[str, Any]
+    rows: Sequence[dict[str, Any]],
+    folder: Path,
+    *,
+    parameters: Mapping[str, Any],
+    name: str = "theory",
+    methods: Mapping[str, str] = METHODS,
+    measures: Mapping[str, str] = MEASURES,
 ) -> tuple[Path, Path]:
-    """The paths of `theory.csv` and `theory.json`; both hold every row.
+    """The paths of `NAME.csv` and `NAME.json`; both hold every row.
 
     The JSON also holds the parameters, what methods and measures mean, and the versions used.
     """
-    table, record = folder / "theory.csv", folder / "theory.json"
+    table, record = folder / f"{name}.csv", folder / f"{name}.json"
     with replacing(table) as fresh, fresh.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -260,8 +266,8 @@ def write_study(
     versions = {key: facts[key] for key in ("crate_mae", "git", "python", "torch", "platform")}
     content = {
         "parameters": dict(parameters),
-        "methods": METHODS,
-        "measures": MEASURES,
+        "methods": dict(methods),
+        "measures": dict(measures),
         "versions": versions,
         "rows": list(rows),
     }
