@@ -38,6 +38,7 @@ from crate_mae.evaluation.knn import nearest_neighbours
 from crate_mae.evaluation.metrics import few_shot
 from crate_mae.evaluation.probe import linear_probe
 from crate_mae.models.backbone import Backbone
+from crate_mae.models.config import ModelConfig
 from crate_mae.publish.redact import public_address
 from crate_mae.sources.address import open_source
 from crate_mae.sources.base import ImageSource, labels_of
@@ -48,7 +49,8 @@ from tables import between_markers, rule_below
 SHOTS = (None, 100, 20, 5)
 """Labels of a class; None for all."""
 DRAWS = 5
-FINETUNED_SHOTS = (20, 5)
+FINETUNED = {20: 50, 5: 100}
+"""Labels of a class, and the epochs of fine-tuning: with fewer images an epoch has fewer steps."""
 FROM_SCRATCH = {"--head_start": "random", "--optim.layer_decay": "1"}
 """What suits fresh weights in place of the recipe's settings."""
 PIXELS, GRADIENTS = 16, 64
@@ -98,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         keep(row, facts)
             if subject.words is None or not given.finetune:
                 continue
-            for shots in FINETUNED_SHOTS:
+            for shots in FINETUNED:
                 if ("finetune", shots) in done or shots > fewest:
                     continue
                 found = [
@@ -175,7 +177,8 @@ def finetuned(
     with TemporaryDirectory() as folder:
         told = [
             "--config", "finetune-few-labels", *words, "--data.source", address,
-            "--data.shots", str(shots), "--seed", str(seed), "--out", f"{folder}/run", *settings,
+            "--data.shots", str(shots), "--seed", str(seed), "--out", f"{folder}/run",
+            "--optim.epochs", str(FINETUNED[shots]), *settings,
         ]  # fmt: skip
         if size is not None:
             told += ["--image_size", str(size)]
@@ -200,6 +203,7 @@ def _subjects(
 
         return described
 
+    drawn: list[ModelConfig] = []
     for name, weights in models:
         path = weights.replace("{set}", set_name)
         if not Path(path).exists() and "/" in path:
@@ -207,7 +211,10 @@ def _subjects(
             continue
         model, sha256 = load_backbone(path)
         yield Subject(name, of(model), size, sha256, ["--weights", path])
-        fresh = ["--from-scratch", path, *(w for pair in FROM_SCRATCH.items() for w in pair)]
+        fresh = None
+        if model.config not in drawn:  # from scratch one network is trained once
+            fresh = ["--from-scratch", path, *(w for pair in FROM_SCRATCH.items() for w in pair)]
+            drawn.append(model.config)
         yield Subject(f"{name}, untrained", of(model.untrained(0)), size, words=fresh)
     yield Subject(f"raw pixels, {PIXELS} px", _pixels)
     yield Subject(f"HOG, {GRADIENTS} px", _gradients)
