@@ -21,7 +21,8 @@ def scene(truth: Tensor, apart: float = 8.0, width: int = 4) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(1, GRID, GRID, width, generator=generator)
     mean = torch.randn(width, generator=generator)
-    return noise + apart * mean / mean.norm() * truth[None, ..., None]
+    tokens: Tensor = noise + apart * mean / mean.norm() * truth[None, ..., None]
+    return tokens
 
 
 @pytest.mark.parametrize(("row", "column", "radius"), [(9, 6, 5), (6, 6, 4)])

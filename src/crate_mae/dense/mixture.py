@@ -82,4 +82,5 @@ def _log_density(rows: Tensor, weights: Tensor) -> Tensor:
     added = SHRINKAGE * spread.diagonal().mean() + floor
     lower = torch.linalg.cholesky(spread + added * torch.eye(len(spread), dtype=rows.dtype))
     white = torch.linalg.solve_triangular(lower, centred.mT, upper=False)
-    return -0.5 * white.square().sum(dim=0) - lower.diagonal().log().sum()
+    density: Tensor = -0.5 * white.square().sum(dim=0) - lower.diagonal().log().sum()
+    return density
