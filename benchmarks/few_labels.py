@@ -4,20 +4,26 @@ python benchmarks/few_labels.py --set NAME=ADDRESS ... --model NAME=WEIGHTS ... 
 
 For every set and model: a linear probe with all, 100, 20 and 5 labels a class (mean and standard
 deviation over draws of the labels), and nearest neighbours with all. Beside them: each model
-untrained, raw pixels (reduced to 16 px), and histograms of oriented gradients (scikit-image). Each
-row names the set's address without its path, how many images there were, and the SHA-256 of the
-weights. Rows are written as they come; what stands in FILE already is not measured again. With
---docs the table also goes between the markers of a Markdown page.
+untrained, raw pixels (reduced to 16 px), and histograms of oriented gradients (scikit-image). With
+--finetune each model is also fine-tuned by the recipe finetune-few-labels with 20 and 5 labels a
+class, and the same network is trained from scratch by it ("untrained"), with one rate for all
+layers and a random head. Each row names the set's address without its path, how many images there
+were, and the SHA-256 of the weights. Rows are written as they come; what stands in FILE already is
+not measured again. With --docs the table also goes between the markers of a Markdown page.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import logging
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -32,14 +38,21 @@ from crate_mae.evaluation.knn import nearest_neighbours
 from crate_mae.evaluation.metrics import few_shot
 from crate_mae.evaluation.probe import linear_probe
 from crate_mae.models.backbone import Backbone
+from crate_mae.models.config import ModelConfig
 from crate_mae.publish.redact import public_address
 from crate_mae.sources.address import open_source
-from crate_mae.sources.base import ImageSource
+from crate_mae.sources.base import ImageSource, labels_of
+from crate_mae.training.finetune import finetune
+from crate_mae.training.parse import parse_finetune
 from tables import between_markers, rule_below
 
 SHOTS = (None, 100, 20, 5)
 """Labels of a class; None for all."""
 DRAWS = 5
+FINETUNED = {20: 50, 5: 100}
+"""Labels of a class, and the epochs of fine-tuning: with fewer images an epoch has fewer steps."""
+FROM_SCRATCH = {"--head_start": "random", "--optim.layer_decay": "1"}
+"""What suits fresh weights in place of the recipe's settings."""
 PIXELS, GRADIENTS = 16, 64
 """Side in px to which images are brought for both baselines."""
 
@@ -56,25 +69,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     record = _begun(given.json)
     for set_name, address in given.sets:
         train, test = (_source(address, split) for split in ("train", "test"))
+        fewest = min(Counter(labels_of(train)).values())
         for subject in _subjects(given.models, given.image_size, set_name):
-            done = {(row["set"], row["subject"], row["size"]) for row in record["rows"]}
-            if (set_name, subject.name, subject.size) in done:
-                continue
-            known, unknown = subject.describe(train), subject.describe(test)
+
+            def keep(row: dict[str, Any], facts: dict[str, Any]) -> None:
+                logger.info("%s, %s: %s", facts["set"], facts["subject"], row)
+                record["rows"].append({**facts, **row})
+                write_atomically(given.json, json.dumps(record, indent=1) + "\n")
+
             facts = {
                 "set": set_name,
                 "address": public_address(address),
-                "train_images": len(known.names),
-                "test_images": len(unknown.names),
+                "train_images": len(train),
+                "test_images": len(test),
                 "subject": subject.name,
                 "size": subject.size,
                 "weights_sha256": subject.sha256,
             }
-            rows = list(_rows(known, unknown))
-            for row in rows:
-                logger.info("%s, %s: %s", set_name, subject.name, row)
-            record["rows"] += [{**facts, **row} for row in rows]
-            write_atomically(given.json, json.dumps(record, indent=1) + "\n")
+            done = {
+                (row["measure"], row["shots"])
+                for row in record["rows"]
+                if all(row[key] == facts[key] for key in ("set", "subject", "size"))
+            }
+            wanted = [("probe", shots) for shots in SHOTS if shots is None or shots <= fewest]
+            if not done.issuperset([*wanted, ("knn", None)]):
+                known, unknown = subject.describe(train), subject.describe(test)
+                facts |= {"train_images": len(known.names), "test_images": len(unknown.names)}
+                for row in _rows(known, unknown):
+                    if (row["measure"], row["shots"]) not in done:
+                        keep(row, facts)
+            if subject.words is None or not given.finetune:
+                continue
+            for shots in FINETUNED:
+                if ("finetune", shots) in done or shots > fewest:
+                    continue
+                found = [
+                    finetuned(subject.words, address, shots, seed, subject.size, given.setting)
+                    for seed in range(given.finetune)
+                ]
+                keep(_row("finetune", shots, found), facts)
     print("\n".join(table_lines(record)))
     if given.docs is not None:
         content = "\n".join(table_lines(record))
@@ -87,8 +120,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def table_lines(record: dict[str, Any]) -> list[str]:
     """A Markdown table of a record, a row for every set and subject."""
-    columns = [("probe", 5), ("probe", 20), ("probe", 100), ("probe", None), ("knn", None)]
-    heads = ["set", "features", "5 a class", "20 a class", "100 a class", "all labels", "kNN, all"]
+    columns = [
+        ("probe", 5), ("finetune", 5), ("probe", 20), ("finetune", 20), ("probe", 100),
+        ("probe", None), ("knn", None),
+    ]  # fmt: skip
+    heads = [
+        "set", "features", "5 a class: probe", "fine-tuned", "20 a class: probe", "fine-tuned",
+        "100: probe", "all: probe", "all: kNN",
+    ]  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", rule_below(len(heads))]
     found: dict[tuple[str, str], dict[tuple[str, int | None], str]] = {}
     for row in record["rows"]:
@@ -127,6 +166,27 @@ class Subject(NamedTuple):
     """Side in px that was asked for; None for its own."""
     sha256: str | None = None
     """Of the weights file; None without one."""
+    words: list[str] | None = None
+    """What crate-mae finetune is told of it; None for what cannot be trained further."""
+
+
+def finetuned(
+    words: list[str], address: str, shots: int, seed: int, size: int | None, settings: Sequence[str]
+) -> float:
+    """Test accuracy of a run of the recipe with `shots` labels a class, drawn by `seed`."""
+    with TemporaryDirectory() as folder:
+        told = [
+            "--config", "finetune-few-labels", *words, "--data.source", address,
+            "--data.shots", str(shots), "--seed", str(seed), "--out", f"{folder}/run",
+            "--optim.epochs", str(FINETUNED[shots]), *settings,
+        ]  # fmt: skip
+        if size is not None:
+            told += ["--image_size", str(size)]
+        config, options = parse_finetune(told)
+        with contextlib.redirect_stdout(io.StringIO()):
+            accuracy = finetune(config, options["out"]).metrics["test/accuracy"]
+    logger.info("%s, %d labels a class, draw %d: %.4f", words[1], shots, seed, accuracy)
+    return accuracy
 
 
 def _subjects(
@@ -143,14 +203,19 @@ def _subjects(
 
         return described
 
+    drawn: list[ModelConfig] = []
     for name, weights in models:
         path = weights.replace("{set}", set_name)
         if not Path(path).exists() and "/" in path:
             logger.info("%s is not there: passed over", path)
             continue
         model, sha256 = load_backbone(path)
-        yield Subject(name, of(model), size, sha256)
-        yield Subject(f"{name}, untrained", of(model.untrained(0)), size)
+        yield Subject(name, of(model), size, sha256, ["--weights", path])
+        fresh = None
+        if model.config not in drawn:  # from scratch one network is trained once
+            fresh = ["--from-scratch", path, *(w for pair in FROM_SCRATCH.items() for w in pair)]
+            drawn.append(model.config)
+        yield Subject(f"{name}, untrained", of(model.untrained(0)), size, words=fresh)
     yield Subject(f"raw pixels, {PIXELS} px", _pixels)
     yield Subject(f"HOG, {GRADIENTS} px", _gradients)
 
@@ -211,7 +276,8 @@ def _rows(known: Features, unknown: Features) -> Iterator[dict[str, Any]]:
 
 def _row(measure: str, shots: int | None, found: list[float]) -> dict[str, Any]:
     spread = statistics.stdev(found) if len(found) > 1 else None
-    return {"measure": measure, "shots": shots, "mean": statistics.fmean(found), "std": spread}
+    mean = statistics.fmean(found)
+    return {"measure": measure, "shots": shots, "mean": mean, "std": spread, "values": found}
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -238,6 +304,16 @@ def _parser() -> argparse.ArgumentParser:
         help="a shipped name or a folder; {set} in it is replaced by the set's name",
     )
     parser.add_argument("--image-size", type=int, help="side in px (the weights' own)")
+    parser.add_argument(
+        "--finetune", type=int, default=0, metavar="DRAWS", help="fine-tune for so many draws (0)"
+    )
+    parser.add_argument(
+        "--setting",
+        action="append",
+        default=[],
+        metavar="--KEY=VALUE",
+        help="of fine-tuning, in place of the recipe's",
+    )
     parser.add_argument("--json", type=Path, required=True, help="goes on there if it exists")
     parser.add_argument("--docs", type=Path, help="page that takes the table")
     return parser

@@ -51,3 +51,28 @@ def test_rows_name_their_images_and_weights_but_no_place(
     assert len(shown) == 2 + len(subjects)
     assert main(words) == 0
     assert (tmp_path / "record.json").read_text("utf-8") == text
+
+
+def test_fine_tuned_rows_stand_beside_training_from_scratch(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two draws of five labels; a record that was cut short goes on where it was."""
+    words += ["--finetune", "2", "--setting=--optim.epochs=2", "--setting=--optim.warmup_epochs=0"]
+    assert main(words) == 0
+    record = json.loads((tmp_path / "record.json").read_text("utf-8"))
+    found = [row for row in record["rows"] if row["measure"] == "finetune"]
+    assert [(row["subject"], row["shots"]) for row in found] == [
+        ("shallow", 5), ("shallow, untrained", 5),
+    ]  # fmt: skip
+    for row in found:
+        assert len(row["values"]) == 2
+        assert row["mean"] == sum(row["values"]) / 2
+    assert found[0]["mean"] > 0.9, "the head begins as the probe of dark and light"
+    table = capsys.readouterr().out
+    assert f"| {100 * found[1]['mean']:.1f} ± " in table
+    record["rows"] = [row for row in record["rows"] if row is not found[0]]
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    assert main(words) == 0
+    again = json.loads((tmp_path / "record.json").read_text("utf-8"))["rows"]
+    assert [row for row in again if row == found[0]] == [found[0]]
+    assert len(again) == len(record["rows"]) + 1

@@ -202,6 +202,8 @@ def test_what_is_refused(line: str, message: str, capsys: pytest.CaptureFixture[
         "segment runs/demo pictures --json x.png",
         "reconstruct runs/demo pictures --seed 99999999999999999999",
         "segment runs/demo pictures --method attention --flip",
+        "segment runs/demo pictures --method mixture --flip",
+        "segment runs/demo pictures --method mixture --mass 0.5",
         "segment runs/demo pictures --method attention --after 1",
         "segment runs/demo pictures --layers 1",
         "pca runs/demo pictures --after 0 --tensor subspace",

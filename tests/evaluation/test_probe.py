@@ -23,10 +23,12 @@ from crate_mae.evaluation.probe import (
     FIXED_PENALTY,
     FIXED_SGD,
     LEARNING_RATES,
+    MISSING,
     PENALTIES,
     WEIGHT_DECAYS,
     Normalise,
     Solver,
+    fitted_head,
     linear_probe,
 )
 from crate_mae.sources.splits import hold_out
@@ -396,3 +398,39 @@ def test_holding_out_is_stratified(labels: list[int], share: float, seed: int) -
         else:
             assert 1 <= taken < count or share > 0.5
             assert abs(taken - share * count) <= 1
+
+
+@pytest.mark.parametrize("images", [30, 300])
+def test_a_fitted_head_is_the_probe_as_one_layer(images: int) -> None:
+    """Fewer images than features (64), and more."""
+    whole, test = digits()
+    train = features(whole.values[:images], whole.labels[:images])  # type: ignore[index]
+    head = fitted_head(train.values, train.labels, num_classes=10)  # type: ignore[arg-type]
+    probe = linear_probe(train, test)
+    assert probe.setting == {"penalty": head.penalty}
+    answers = (test.values @ head.weight.T + head.bias).argmax(dim=1)
+    assert test.labels is not None
+    assert probe.accuracy == float(answers.eq(test.labels).double().mean())
+
+
+def test_a_fitted_head_is_the_minimum_that_sklearn_finds() -> None:
+    train = clouds(300)
+    head = fitted_head(train.values, train.labels, num_classes=3)  # type: ignore[arg-type]
+    weight, bias = sklearn_fit(train, head.penalty)
+    expected = standardised(train, train) @ weight.T + bias
+    found = (train.values @ head.weight.T + head.bias).double().numpy()
+    shares = [np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (expected, found)]
+    np.testing.assert_allclose(shares[1], shares[0], atol=2e-3)
+
+
+def test_a_fitted_head_never_answers_a_class_without_images() -> None:
+    train, test = clouds(60), clouds(60, seed=1)
+    assert train.labels is not None
+    head = fitted_head(train.values, train.labels * 2, num_classes=6)
+    assert head.weight.shape == (6, 6)
+    assert not head.weight[1::2].any()
+    assert float(head.bias[1]) == pytest.approx(float(head.bias[::2].min()) - MISSING, abs=1e-4)
+    answers = (test.values @ head.weight.T + head.bias).argmax(dim=1)
+    assert set(answers.tolist()) <= {0, 2, 4}
+    with pytest.raises(ValueError, match="two classes"):
+        fitted_head(train.values, torch.ones(60, dtype=torch.long), num_classes=2)

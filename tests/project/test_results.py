@@ -296,7 +296,7 @@ def test_fine_tuned_accuracies_are_those_of_their_records() -> None:
 
 def test_the_table_of_few_labels_is_that_of_its_record() -> None:
     page = (ROOT / "docs" / "own-images.md").read_text("utf-8")
-    name = "few-labels-amd-epyc-2-cores-2026-11-29.json"
+    name = "few-labels-amd-epyc-2-cores-2026-11-30.json"
     _, _, rest = page.partition(f"<!-- {PLACE} -->\n")
     shown, end, _ = rest.partition(f"<!-- /{PLACE} -->")
     assert end

@@ -26,7 +26,10 @@ from training_runs import (
 from crate_mae.batches.config import SupervisedAugment
 from crate_mae.batches.transforms import prepare
 from crate_mae.cli import main
+from crate_mae.evaluation.backbones import load_backbone
+from crate_mae.evaluation.features import extract_features
 from crate_mae.evaluation.metrics import wilson_interval
+from crate_mae.evaluation.probe import linear_probe
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import Preprocess
@@ -39,6 +42,7 @@ from crate_mae.training.config import (
 )
 from crate_mae.training.final_test import evaluation_text
 from crate_mae.training.finetune import finetune
+from crate_mae.training.segment_config import SegmentConfig
 from crate_mae.weights.weights_folder import load_model, save_model
 
 PLAIN = SupervisedAugment(kind="none", flip=False)
@@ -249,6 +253,44 @@ def test_a_classifier_keeps_its_head_or_gets_a_new_one(whole: Path, tmp_path: Pa
     other = load_model(tmp_path / "three")
     assert isinstance(other, CrateClassifier)
     assert (other.pool, other.class_names) == ("cls", Shades.classes)
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_a_head_can_begin_as_the_linear_probe(pretrained: Path, tmp_path: Path, pool: Any) -> None:
+    """With a rate of nearly nothing the run's test is that of the probe of the frozen weights."""
+    data = replace(small_finetune().data, val_share=0.0, augment=PLAIN)
+    config = frozen(weights=str(pretrained), model=None, head_start="probe", pool=pool, data=data)
+    config = replace(config, optim=replace(config.optim, drop_path=0.0, ema=None))
+    finetune(config, tmp_path / "run")
+    model, _ = load_backbone(str(pretrained))
+    rows = [
+        extract_features(model, open_source("digits", split=split, limit=limit), pool=pool)
+        for split, limit in (("train", 200), ("test", 60))
+    ]
+    probe = linear_probe(*rows)
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert found["accuracy"] == pytest.approx(probe.accuracy, abs=1 / 59)
+    assert found["accuracy"] > 0.4, "a random head has a tenth"
+    told = (tmp_path / "run" / "log.txt").read_text()
+    assert f"the linear probe of 200 images: penalty {probe.setting['penalty']:g}" in told
+
+
+def test_a_fitted_head_and_resuming(pretrained: Path, tmp_path: Path) -> None:
+    config = small_finetune(weights=str(pretrained), model=None, head_start="probe")
+    finetune(config, tmp_path / "whole")
+    finetune(config, tmp_path / "parts", stop_after=3)
+    finetune(config, tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_fitted_head_is_refused_where_there_is_a_head(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="brings its head, and head_start=probe"):
+        finetune(frozen(weights=str(whole), model=None, head_start="probe"), tmp_path / "run")
+    with pytest.raises(ValueError, match="head_start must be one of random, probe, not 'best'"):
+        frozen(head_start="best")
+    with pytest.raises(ValueError, match="head_start is about classes of images"):
+        frozen(head_start="probe", task="segment", segment=SegmentConfig(masks="masks"))
+    assert not (tmp_path / "run").exists()
 
 
 # Going on

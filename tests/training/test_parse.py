@@ -1,8 +1,14 @@
 """Words of a command line that are no YAML: text where text is wanted, else an error."""
 
-import pytest
+from pathlib import Path
 
-from crate_mae.training.parse import parse_pretrain
+import pytest
+from data_cases import MODEL
+
+from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.training.parse import parse_finetune, parse_pretrain
+from crate_mae.weights.shipped import SHIPPED
+from crate_mae.weights.weights_folder import load_model, save_model
 
 
 @pytest.mark.parametrize("text", ["[abc", "a: b: c", "@image", "{x", "*star"])
@@ -24,3 +30,20 @@ def test_lists_that_are_cut_are_refused_by_name(
     told = capsys.readouterr().err
     assert told.startswith(f'error: Parser key "{words[0][2:]}"')
     assert "pretrain --help" in told.splitlines()[-1]
+
+
+def test_from_scratch_takes_the_architecture_of_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(CrateMAE(MODEL), tmp_path / "weights")
+    config, _ = parse_finetune(["--from-scratch", str(tmp_path / "weights")])
+    assert (config.model, config.weights) == (MODEL, None)
+    for name in SHIPPED:
+        config, _ = parse_finetune(["--from-scratch", name, "--model.sparsity", "0.1"])
+        assert config.model is not None
+        shipped = load_model(name).config.to_dict()
+        assert config.model.to_dict() == {**shipped, "sparsity": 0.1}
+    (tmp_path / "weights" / "config.json").write_text('{"model": "CrateMAE"}')
+    with pytest.raises(SystemExit):
+        parse_finetune(["--from-scratch", str(tmp_path / "weights")])
+    assert "says no architecture of ours: name a run, or a preset" in capsys.readouterr().err

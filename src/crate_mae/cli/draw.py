@@ -312,8 +312,10 @@ def segment_parser() -> CommandParser:
         help="trained head: a new folder for a PNG of classes for every image, at its own size",
     )  # fmt: skip
     parser.add_argument(
-        "--method", choices=["pca", "attention"],
-        help="find foreground without labels, by cutting this (pca; with a trained head, none)",
+        "--method", choices=["pca", "mixture", "attention"],
+        help="find foreground without labels, by cutting the first component of the tokens, one of"
+        " two Gaussians of each image's (which knows that objects are in the middle), or attention"
+        " (pca; with a trained head, none)",
     )  # fmt: skip
     _add_tokens(parser, "; attention: the layer that attends (-1)")
     _add_foreground_options(parser, "pca: ")
@@ -337,18 +339,21 @@ def segment(argv: list[str]) -> int:
     by_pca = {
         "--per-image": given.per_image,
         "--flip": given.flip,
-        "--after": given.after is not None,
-        "--tensor": given.tensor is not None,
         "--threshold": given.threshold is not None,
     }
+    by_tokens = {"--after": given.after is not None, "--tensor": given.tensor is not None}
     by_attention = {"--heads": given.heads is not None, "--mass": given.mass is not None}
     method: Any = given.method or "pca"
-    strange = by_attention if method == "pca" else by_pca
+    strange = {
+        "pca": by_attention,
+        "mixture": {**by_pca, **by_attention},
+        "attention": {**by_pca, **by_tokens},
+    }[method]
     if any(strange.values()):
         named = ", ".join(flag for flag, used in strange.items() if used)
         parser.error(f"{named} does not belong to --method {method}")
-    by_tokens = method == "pca"
-    place = _token_place(parser, given) if by_tokens else single(given.layers, None)
+    of_tokens = method != "attention"
+    place = _token_place(parser, given) if of_tokens else single(given.layers, None)
     if given.ignore is not None and given.masks is None:
         parser.error("--ignore is about masks: name them by --masks")
     if given.limit is None and given.masks is None and given.masks_out is None:
@@ -370,12 +375,12 @@ def segment(argv: list[str]) -> int:
     model = load_model(given.weights)
     segmenter = as_segmenter(model) if given.method is None else None
     if segmenter is not None:
-        unsupervised = {**by_pca, **by_attention, "--layers": given.layers is not None,
+        unsupervised = {**by_pca, **by_tokens, **by_attention, "--layers": given.layers is not None,
                         "--stride": given.stride is not None}  # fmt: skip
         if used := [flag for flag, value in unsupervised.items() if value]:
             parser.error(
                 f"{', '.join(used)} is about foreground without labels, and {given.weights} has a"
-                " trained head: give --method pca or attention, too, or leave it out"
+                " trained head: give a --method, too, or leave it out"
             )
     elif given.masks_out is not None:
         parser.error("--masks-out is for weights with a trained head, and without --method")

@@ -28,11 +28,13 @@ from crate_mae.cli.options import (
 
 if TYPE_CHECKING:
     from crate_mae.evaluation.features import Features
-    from crate_mae.evaluation.neighbours import FeatureSpace
+    from crate_mae.evaluation.neighbours import Alike, FeatureSpace
     from crate_mae.models.backbone import Backbone
     from crate_mae.sources.base import ImageSource
 
 POOLS = ("cls", "mean", "both")
+SHOWN_PAIRS = 20
+"""Near-duplicates that are printed, those with two labels first; JSON has all."""
 
 
 def map_parser() -> CommandParser:
@@ -231,10 +233,10 @@ def _look_through(
     alone = space.outliers(10 if given.count is None else given.count)
     names = known.names
     lines = [["near-duplicates", "", "similarity", "pixels"]]
-    for pair in doubles:
-        # Two labels for one picture are a fault of the set.
+    listed = sorted(doubles, key=lambda pair: not _labels_differ(known, pair))[:SHOWN_PAIRS]
+    for pair in listed:
         classes = _class_of(known, pair.first), _class_of(known, pair.second)
-        differ = "" if classes[0] == classes[1] else f" ({classes[0]}, {classes[1]})"
+        differ = f" ({classes[0]}, {classes[1]})" if _labels_differ(known, pair) else ""
         lines.append(
             [names[pair.first], f"{names[pair.second]}{differ}", f"{pair.similarity:.3f}",
              f"{pair.pixels:.3f}"]
@@ -259,6 +261,10 @@ def _look_through(
         overwrite=given.overwrite,
     )
     found = f"{len(doubles)} pairs of near-duplicates in {len(names):,} images"
+    apart = sum(_labels_differ(known, pair) for pair in doubles)
+    found += f", {apart} of them with two labels" if apart else ""
+    left_out = len(doubles) - len(listed)
+    found += f"; {left_out} are not listed: --json FILE" if left_out else ""
     text = "\n".join([*aligned(lines, left=(0, 1)), "", *aligned(more, left=(0, 1)), "", found])
     return text, {
         "near_duplicates": [
@@ -271,6 +277,11 @@ def _look_through(
             for p in alone
         ],
     }  # fmt: skip
+
+
+def _labels_differ(features: "Features", pair: "Alike") -> bool:
+    """Whether a pair has two labels: for one picture that is a fault of the set."""
+    return _class_of(features, pair.first) != _class_of(features, pair.second)
 
 
 def _class_of(features: "Features", row: int) -> str | None:

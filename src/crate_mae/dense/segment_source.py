@@ -21,6 +21,7 @@ from crate_mae.dense.segmentation import (
     check_attends,
     segment_attention,
     segment_brightness,
+    segment_mixture,
     segment_pixels,
     segment_tokens,
 )
@@ -35,19 +36,20 @@ from crate_mae.dense.token_maps import (
 from crate_mae.evaluation.answers import answers_text, foreground_answers
 from crate_mae.sources.base import ImageSource
 
-SegmentMethod = Literal["pca", "attention"]
+SegmentMethod = Literal["pca", "mixture", "attention"]
 SHOWN_LINES = 20
 """Images that get a line each; JSON has all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentSettings:
-    """How foreground is found; see `segment_tokens`, `segment_attention` and `token_map`."""
+    """How foreground is found: `segment_tokens`, `segment_mixture` or `segment_attention`, and
+    `token_map`."""
 
     method: SegmentMethod = "pca"
     layer: int | None = None
-    """"pca": layers that the tokens have passed (None: all, and the final norm); "attention": the
-    layer, from 0 (None: the last)."""
+    """Layers that the tokens have passed (None: all, and the final norm); of "attention" the layer,
+    from 0 (None: the last)."""
     kind: TokenKind = "tokens"
     each: bool = False
     flip: bool = False
@@ -191,9 +193,12 @@ def segment_images(
             stride=settings.stride,
             progress=progress,
         )
-        result = segment_tokens(
-            tokens, each=settings.each, quantile=settings.threshold, flip=settings.flip
-        )
+        if settings.method == "mixture":
+            result = segment_mixture(tokens)
+        else:
+            result = segment_tokens(
+                tokens, each=settings.each, quantile=settings.threshold, flip=settings.flip
+            )
     scored = _Scored.of(model, found, settings, result, true)
     return SegmentedSource(
         names=found.names,
@@ -243,12 +248,17 @@ class _Scored:
 
 
 def _raw_pixels(model: AnyModel, images: Tensor, settings: SegmentSettings) -> Segmentation | None:
-    if settings.method != "pca":
+    if settings.method == "attention":
         return None
     layout = layout_of(model.config, (images.shape[2], images.shape[3]))
     try:
         return segment_pixels(
-            images, layout, each=settings.each, quantile=settings.threshold, flip=settings.flip
+            images,
+            layout,
+            mixture=settings.method == "mixture",
+            each=settings.each,
+            quantile=settings.threshold,
+            flip=settings.flip,
         )
     except ValueError:  # patches that are all alike have no foreground; tokens may still have one
         return None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crate_mae.dense.attention import AttentionMaps, head_numbers
 from crate_mae.dense.layout import Layout, to_pixels
+from crate_mae.dense.mixture import RULE, cut_shares
 from crate_mae.dense.thresholds import mass_mask, otsu_threshold
 from crate_mae.dense.token_maps import TokenMap
 from crate_mae.dense.token_pca import find_foreground
@@ -72,15 +73,29 @@ def segment_tokens(
     return _cut(tokens.values, tokens.layout, tokens.words(), each, quantile, flip)
 
 
+def segment_mixture(tokens: TokenMap) -> Segmentation:
+    """Masks of the tokens that one of two Gaussians holds, image by image: `foreground_shares`.
+
+    Shares are interpolated to pixels before they are cut. Raises ValueError for tokens that are not
+    finite.
+    """
+    scores = cut_shares(tokens.values, tokens.layout)
+    return Segmentation(masks=scores > 0, scores=scores, rule=RULE, source=tokens.words())
+
+
 def segment_pixels(
     images: Tensor,
     layout: Layout,
     *,
+    mixture: bool = False,
     each: bool = False,
     quantile: float | None = None,
     flip: bool = False,
 ) -> Segmentation:
-    """The baseline without a model: `segment_tokens` of the raw pixels (B, C, H, W) of patches."""
+    """The baseline without a model: `segment_tokens` of the raw pixels (B, C, H, W) of patches.
+
+    With `mixture`, `segment_mixture` of them.
+    """
     plain = Layout(
         image_hw=layout.image_hw,
         patch_hw=layout.patch_hw,
@@ -88,9 +103,13 @@ def segment_pixels(
         trained_hw=layout.trained_hw,
     )
     patches = patchify(images, layout.patch_hw).reshape(len(images), *plain.grid, -1)
-    return _cut(patches, plain, "raw pixels of patches", each, quantile, flip)
+    if mixture:
+        scores = cut_shares(patches, plain)
+        return Segmentation(masks=scores > 0, scores=scores, rule=RULE, source=RAW)
+    return _cut(patches, plain, RAW, each, quantile, flip)
 
 
+RAW = "raw pixels of patches"
 NO_ATTENTION = (
     "foreground from attention needs to know where a token attends, and the tokens of this model"
     " attend to none: use the method pca"

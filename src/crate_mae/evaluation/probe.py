@@ -5,7 +5,7 @@ Shapes: n images, d features, C classes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -33,6 +33,9 @@ LEARNING_RATES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
 WEIGHT_DECAYS = (0.0, 1e-4, 1e-3, 1e-2)
 EPOCHS = 90
 BATCH_SIZE = 1024
+
+MISSING = 10.0
+"""How far below every other bias that of a class without images lies: a share of e^-10."""
 
 # With one image of a class nothing can be held out, so that nothing can be chosen either.
 FIXED_PENALTY = 1e-1
@@ -118,20 +121,7 @@ def linear_probe(
         fixed = FIXED_SGD
         fit = _Sgd(len(classes), batch_norm, epochs, batch_size, seed, progress)
 
-    grid: list[GridPoint] = []
-    parts = [] if len(grid_settings) == 1 else held_out_parts(train_labels, seed)
-
-    def grid_of(held: Tensor) -> list[GridPoint]:
-        held = held.to(X.device)
-        return fit.grid(grid_settings, X[~held], y[~held], X[held], y[held])
-
-    if len(grid_settings) == 1:
-        setting = grid_settings[0]
-    elif not parts:
-        setting = fixed
-    else:
-        grid = tried_on(parts, grid_of)
-        setting = best_point(grid).setting
+    setting, grid, parts = _chosen(fit, grid_settings, fixed, X, y, seed)
     answers, converged = fit.final(setting, X, y, unknown)
     judged = score(train, test_labels, train_labels, classes[answers.cpu()])
     return ProbeResult(
@@ -148,6 +138,71 @@ def linear_probe(
         epochs=epochs if solver == "sgd" else None,
         batch_size=min(batch_size, len(X)) if solver == "sgd" else None,
     )
+
+
+class LinearHead(NamedTuple):
+    """Class scores of raw features x (d,) are weight @ x + bias."""
+
+    weight: Tensor
+    """(C, d) float32."""
+    bias: Tensor
+    """(C,) float32."""
+    penalty: float
+    """That it was fitted with."""
+
+
+def fitted_head(values: Tensor, labels: Tensor, *, num_classes: int, seed: int = 0) -> LinearHead:
+    """The linear probe of features (n, d) with labels (n,) as a layer that takes them as they are.
+
+    It gives the answers of `linear_probe` with its exact solver: the penalty is chosen alike, and
+    the standardisation is part of weight and bias. Classes of `num_classes` without images have
+    weights of 0 and a bias `MISSING` below the lowest. ValueError unless two classes have images.
+    """
+    classes, y = torch.unique(labels, return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError("a linear probe needs images of two classes")
+    mean, scale = standardising(values)
+    X = (values - mean) * scale
+    axes = row_space(X) if X.shape[1] > len(X) else None
+    if axes is not None:
+        X = X @ axes
+    fit = _Exact(len(classes), None)
+    penalties = [{"penalty": penalty} for penalty in sorted(PENALTIES, reverse=True)]
+    setting, _, _ = _chosen(fit, penalties, {"penalty": FIXED_PENALTY}, X, y, seed)
+    fit.final(setting, X, y, X[:0])
+    assert fit.regression is not None
+    found = fit.regression.weight.float()
+    turned = (found if axes is None else found @ axes.T) * scale
+    weight = values.new_zeros(num_classes, values.shape[1])
+    weight[classes] = turned
+    known = fit.regression.bias.float() - turned @ mean
+    bias = values.new_full((num_classes,), float(known.min()) - MISSING)
+    bias[classes] = known
+    return LinearHead(weight, bias, setting["penalty"])
+
+
+def _chosen(
+    fit: "_Exact | _Sgd",
+    settings: list[Setting],
+    fixed: Setting,
+    X: Tensor,
+    y: Tensor,
+    seed: int,
+) -> tuple[Setting, list[GridPoint], list[Tensor]]:
+    """The best of some settings on held-out images, all that were tried, and the held-out parts.
+
+    A single setting is taken as it is, and `fixed` where nothing can be held out.
+    """
+    parts = [] if len(settings) == 1 else held_out_parts(y.cpu(), seed)
+    if not parts:
+        return settings[0] if len(settings) == 1 else fixed, [], parts
+
+    def grid_of(held: Tensor) -> list[GridPoint]:
+        held = held.to(X.device)
+        return fit.grid(settings, X[~held], y[~held], X[held], y[held])
+
+    grid = tried_on(parts, grid_of)
+    return best_point(grid).setting, grid, parts
 
 
 class _Exact:
@@ -172,9 +227,10 @@ class _Exact:
 
     def final(self, setting: Setting, X: Tensor, y: Tensor, test: Tensor) -> tuple[Tensor, bool]:
         # What was fitted to the kept part is near, and its coordinates suit the whole as well.
-        regression = self.regression or Regression(X, self.num_classes)
-        converged = regression.fit(X, y, setting["penalty"])
-        return regression.scores(test).argmax(dim=1), converged
+        if self.regression is None:
+            self.regression = Regression(X, self.num_classes)
+        converged = self.regression.fit(X, y, setting["penalty"])
+        return self.regression.scores(test).argmax(dim=1), converged
 
 
 class _Sgd:

@@ -89,6 +89,11 @@ def check_classes(origin: Backbone, names: tuple[str, ...], config: FinetuneConf
     classifier = as_classifier(origin)
     if classifier is None:
         return
+    if config.head_start != "random":
+        raise ValueError(
+            f"{config.weights} brings its head, and head_start={config.head_start} makes another:"
+            " leave head_start out, or set new_head=true"
+        )
     if classifier.pool != config.pool:
         raise ValueError(
             f"the head of {config.weights} was trained on pool {classifier.pool!r}, not"

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Method = Literal["masked", "simdino"]
 Task = Literal["classify", "segment"]
+HeadStart = Literal["random", "probe"]
 SECTIONS: dict[str, tuple[str, ...]] = {
     "masked": ("masking", "objective"),
     "simdino": ("simdino",),
@@ -373,6 +374,9 @@ class FinetuneConfig(RunConfig):
     """What the head sees: the mean of the patch tokens or the class token (cls)."""
     new_head: bool = False
     """Replace the head of weights that have one for the task already."""
+    head_start: HeadStart = "random"
+    """How a new head begins: with small random weights, or as the linear probe of the training
+    images' features (probe), so that fine-tuning begins where the probe ends."""
     evaluate: Literal["last", "best"] = "last"
     """Weights that are tested: those of the last epoch, or of the best one on held-out images."""
     segment: SegmentConfig = field(default_factory=SegmentConfig)
@@ -395,6 +399,11 @@ class FinetuneConfig(RunConfig):
         if self.optim.ema is not None and self.trainer.strategy == "fsdp":
             raise ValueError(
                 "optim.ema needs whole weights on each device: not trainer.strategy fsdp"
+            )
+        if self.head_start not in get_args(HeadStart):
+            raise ValueError(
+                f"head_start must be one of {', '.join(get_args(HeadStart))}, not"
+                f" {self.head_start!r}"
             )
         if self.task not in get_args(Task):
             raise ValueError(f"task must be one of {', '.join(get_args(Task))}, not {self.task!r}")
@@ -425,6 +434,7 @@ class FinetuneConfig(RunConfig):
             "data.label_key": data.label_key is not None,
             "data.on_device": data.on_device,
             "pool": self.pool != "mean",
+            "head_start": self.head_start != "random",
         }
         if strange := [name for name, given in of_images.items() if given]:
             raise ValueError(

@@ -23,6 +23,7 @@ from crate_mae.training.callbacks import is_main_process
 from crate_mae.training.classify_task import ClassifyTask
 from crate_mae.training.config import FinetuneConfig
 from crate_mae.training.dense_images import DenseImages
+from crate_mae.training.head_start import fit_head
 from crate_mae.training.labelled_images import LabelledImages
 from crate_mae.training.run_folder import (
     changed_keys,
@@ -115,12 +116,17 @@ def finetune(
         seed_everything(config.seed, verbose=False)
         model = task.model(config, origin, images)
         model.preprocess = data.preprocess
+        head = None
+        if config.head_start == "probe" and not (resume and last_step(folder) is not None):
+            head = fit_head(model.to(session.device), images.train, seed=config.seed)
         module = _module(config, task, model, session)
         with session.recording(
             config, data, facts=images.facts(), resume=resume, changes=changes, command=command
         ):
             if is_main_process():
                 _announce(config, task, images, data)
+                if head is not None:
+                    logger.info("%s", head)
             finished = session.fit(module, data, resume=resume)
             test = {}
             if finished and is_main_process():

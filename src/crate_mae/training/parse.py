@@ -36,6 +36,8 @@ from crate_mae.training.objectives import ObjectiveConfig, SimDINOConfig
 from crate_mae.training.run_folder import load_config_values, load_settings
 from crate_mae.training.segment_config import SegmentConfig
 from crate_mae.training.starting_weights import with_starting_architecture
+from crate_mae.weights.shipped import CONFIG, SHIPPED
+from crate_mae.weights.weights_folder import find_weights
 
 ConfigT = TypeVar("ConfigT")
 
@@ -111,8 +113,8 @@ def finetune_parser() -> SettingsParser:
         type=str,
         default=None,
         metavar="SIZE",
-        help="a preset such as tiny, or a run folder or recipe whose model section is taken; single"
-        " fields by --model.KEY",
+        help="a preset such as tiny, or a run, recipe, weights folder or shipped model whose"
+        " architecture is taken; single fields by --model.KEY",
     )
     parser.add_class_arguments(FinetuneConfig, None)
     return parser
@@ -213,13 +215,18 @@ def _with_architecture(words: list[str]) -> list[str]:
 
 
 def architecture(name: str) -> ModelConfig:
-    """The architecture of a preset, a run folder, a recipe file or a shipped recipe's name.
+    """The architecture of a preset, run or weights folder, recipe file, shipped recipe or model.
 
     Raises FileNotFoundError for none of these and ValueError for a file without a model section.
     """
     if name in PRESETS:
         return PRESETS[name]
     path = user_path(name)
+    if name in SHIPPED or (path / CONFIG).is_file():
+        _, described = find_weights(name)
+        if not isinstance(described.get("config"), dict):
+            raise ValueError(f"{name} says no architecture of ours: name a run, or a preset")
+        return ModelConfig.from_dict(described["config"])
     if path.is_dir():
         values = load_config_values(path)
     else:

@@ -1,0 +1,38 @@
+"""What `crate-mae neighbours` prints of a set with many near-duplicates."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from crate_mae.cli import main
+
+
+def test_pairs_with_two_labels_come_first_and_the_rest_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four pictures stand twice in one class, a fifth in both classes."""
+    generator = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "set" / label).mkdir(parents=True)
+    for number in range(5):
+        coarse = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        picture = Image.fromarray(coarse.repeat(8, axis=0).repeat(8, axis=1))
+        picture.save(tmp_path / "set" / "cat" / f"{number}.png")
+        twin = "dog" if number == 4 else "cat"
+        picture.save(tmp_path / "set" / twin / f"{number}-again.png")
+    monkeypatch.setattr("crate_mae.cli.features.SHOWN_PAIRS", 2)
+    words = ["neighbours", "cifar10-shallow", f"imagefolder:{tmp_path / 'set'}", "--json"]
+    words += [str(tmp_path / "all.json"), "--out", str(tmp_path / "sheet.png")]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first, second = lines[1:3]
+    assert "dog/4-again.png (cat, dog)" in first or "cat/4.png (dog, cat)" in first
+    assert "(" not in second
+    assert lines[3] == "", "no third pair"
+    told = "5 pairs of near-duplicates in 10 images, 1 of them with two labels; 3 are not listed"
+    assert f"{told}: --json FILE" in lines
+    found = json.loads((tmp_path / "all.json").read_text("utf-8"))
+    assert len(found["near_duplicates"]) == 5
