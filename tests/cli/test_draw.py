@@ -53,7 +53,7 @@ def drawn(path: str) -> np.ndarray:
 @pytest.mark.usefixtures("place")
 def test_the_pages_commands_and_code_run() -> None:
     commands = [words for words in commands_of(PAGE) if "FILE.png" not in words]
-    assert len(commands) == 12
+    assert len(commands) == 13
     for words in commands:
         assert main(words) == 0, words
         drawn(words[words.index("--out") + 1])
