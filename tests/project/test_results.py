@@ -126,6 +126,7 @@ def test_the_sentences_of_the_results_page_hold_what_was_measured() -> None:
         ("gpu", GPU),
         ("quality", "quality-amd-epyc-2-cores-2026-11-26"),
         ("overcomplete", "quality-overcomplete-amd-epyc-2-cores-2026-11-26"),
+        ("objective", "quality-objective-amd-epyc-2-cores-2026-11-30"),
         ("operators", OPERATORS),
     ],
 )
