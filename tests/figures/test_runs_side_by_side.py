@@ -29,7 +29,16 @@ def test_curves_and_accuracies_are_drawn(tmp_path: Path, suffix: str) -> None:
 
 def test_training_losses_stand_in_and_nothing_is_refused(tmp_path: Path) -> None:
     records = [{"step": 1, "train/loss": 0.5}, {"step": 2, "train/loss": float("nan")}]
-    assert draw_runs(["a"], [records], [{}], tmp_path / "a.png").is_file()
+    for name, runs, shown in (
+        ("one", [records], ["training loss"]),
+        ("two", [RECORDS, records], ["validation loss or", "training loss"]),
+    ):
+        path = draw_runs(
+            ["a", "b"][: len(runs)], runs, [{}, {}][: len(runs)], tmp_path / f"{name}.svg"
+        )
+        text = path.read_text("utf-8")
+        losses = ["validation loss", "validation loss or", "training loss"]
+        assert [loss for loss in losses if f"<!-- {loss} -->" in text] == shown
     with pytest.raises(ValueError, match="none of these runs"):
         draw_runs(["a", "b"], [[], [{"step": 1}]], [{}, {}], tmp_path / "b.png")
     assert not (tmp_path / "b.png").exists()

@@ -10,6 +10,8 @@ from crate_mae.figures.style import check_figure_target, new_figure, save_figure
 
 # Okabe and Ito's palette once more, in the order in which its colours are told apart best.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666", "#000000")
+NAMES = {"val/loss": "validation loss", "train/loss": "training loss"}
+"""The losses that can be drawn, the first that a run has."""
 DASHES = ("-", "--", ":", "-.")
 
 Accuracies = Mapping[str, tuple[float, float, float]]
@@ -30,7 +32,8 @@ def draw_runs(
     run without one. Raises as `check_figure_target`, and ValueError where there is nothing to draw.
     """
     path = check_figure_target(path, overwrite=overwrite)
-    curves = [_curve(records) for records in metrics]
+    found_curves = [_curve(records) for records in metrics]
+    curves = [curve for _, curve in found_curves]
     methods = list(dict.fromkeys(method for found in accuracies for method in found))
     if not any(curves) and not methods:
         raise ValueError("none of these runs has a loss or an accuracy to draw")
@@ -42,7 +45,8 @@ def draw_runs(
         steps, values = [step for step, _ in curve], [value for _, value in curve]
         axes.plot(steps, values, label=name, color=colour, linestyle=dash, linewidth=1.3)
     axes.set_xlabel("step")
-    axes.set_ylabel("validation loss, or training loss without one")
+    drawn = sorted({NAMES[key] for key, curve in found_curves if curve}, reverse=True)
+    axes.set_ylabel(" or\n".join(drawn) or "loss")
     tidy(axes)
     for text in axes.legend(frameon=False, fontsize=9).get_texts():
         text.set_parse_math(False)  # names of folders are no formulas
@@ -60,15 +64,17 @@ def draw_runs(
                     color=colour, marker="o", markersize=4, capsize=3,
                 )  # fmt: skip
         below.set_xticks(range(len(methods)), methods)
+        below.set_xlim(-1, len(methods))  # few methods do not lie at the ends of the picture
         below.set_ylabel("accuracy, 95 % interval")
         below.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         tidy(below)
     return save_figure(figure, path)
 
 
-def _curve(records: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
-    for key in ("val/loss", "train/loss"):
+def _curve(records: Sequence[Mapping[str, float]]) -> tuple[str, list[tuple[float, float]]]:
+    """(The loss that a run has, its points)."""
+    for key in NAMES:
         points = [(r["step"], r[key]) for r in records if key in r and math.isfinite(r[key])]
         if points:
-            return sorted(points)
-    return []
+            return key, sorted(points)
+    return "", []
