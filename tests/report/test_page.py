@@ -21,7 +21,7 @@ from crate_mae.batches.data_module import ImageDataModule
 from crate_mae.batches.masked import MaskedBatches
 from crate_mae.cli import VERBS, main
 from crate_mae.report.layer_tables import layer_tables
-from crate_mae.report.page import write_report
+from crate_mae.report.page import templates, write_report
 from crate_mae.runs import measure_missing as measure
 from crate_mae.runs.contents import Run
 from crate_mae.runs.measure_missing import held_out
@@ -279,3 +279,19 @@ def test_a_supervised_run_keeps_its_one_test(measured: Path, tmp_path: Path) -> 
     change(run / "evaluation.json", lambda values: values.update(sha256="0" * 64))
     write_report(run, measure=False)
     assert "measured on other weights" in read_page(run / "report.html").text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("try `a --b`, or `c`.", "try <code>a --b</code>, or <code>c</code>."),
+        ("`a <b>`", "<code>a &lt;b&gt;</code>"),
+        ("plain & short", "plain &amp; short"),
+        ("a name with one ` in it", "a name with one ` in it"),
+        ("`a` and a name with `one", "<code>a</code> and a name with `one"),
+    ],
+)
+def test_commands_in_sentences_are_shown_as_code(text: str, shown: str) -> None:
+    macros: Any = templates().get_template("macros.html").module
+    assert str(macros.with_code(text)) == shown
+    assert f"<li>{shown}</li>" in str(macros.sentences("Title", [text], "good"))

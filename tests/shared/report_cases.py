@@ -96,8 +96,10 @@ class Page(HTMLParser):
             self.links.append(str(found["href"]))
         elif tag in ("h1", "h2", "h3"):
             self.headings.append("")
-        elif tag == "code":
+        elif tag == "code" and "pre" in self._open:
             self.codes.append("")
+        elif tag == "code":
+            self.text += "`"  # within a sentence, as Markdown has it
         elif tag in ("script", "style"):
             (self.scripts if tag == "script" else self.styles).append("")
 
@@ -109,6 +111,8 @@ class Page(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         """Check that the tag is the one that was opened last."""
         assert self._open.pop() == tag, tag
+        if tag == "code" and "pre" not in self._open:
+            self.text += "`"
         if tag in ("th", "td"):
             text = self._cells.pop()
             (self.tables[-1].rows[-1] if "tbody" in self._open else self.tables[-1].heads).append(
@@ -128,7 +132,7 @@ class Page(HTMLParser):
             self.tables[-1].caption += data
         if inside in ("h1", "h2", "h3"):
             self.headings[-1] += data
-        if inside == "code":
+        if inside == "code" and "pre" in self._open:
             self.codes[-1] += data
 
     def table(self, caption: str) -> ReadTable:

@@ -87,6 +87,24 @@ def render(run: Run) -> str:
     style = (here / "style.css").read_text(encoding="utf-8")
     script = (here / "script.js").read_text(encoding="utf-8")
     sections = sections_of(run)
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    page = (
+        templates()
+        .get_template("page.html")
+        .render(
+            title=run.name,
+            origin=f"Made from {run.folder} by crate-mae {crate_mae.__version__} on {now}.",
+            policy=_policy(style, script),
+            style=Markup(style),
+            script=Markup(script),
+            sections=sections,
+        )
+    )
+    return _printable(page)
+
+
+def templates() -> Environment:
+    """The templates of the page; what is put into them is escaped."""
     environment = Environment(
         loader=PackageLoader("crate_mae.report", ""),
         autoescape=True,
@@ -95,16 +113,7 @@ def render(run: Run) -> str:
         lstrip_blocks=True,
     )
     environment.globals["STALE"] = STALE
-    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    page = environment.get_template("page.html").render(
-        title=run.name,
-        origin=f"Made from {run.folder} by crate-mae {crate_mae.__version__} on {now}.",
-        policy=_policy(style, script),
-        style=Markup(style),
-        script=Markup(script),
-        sections=sections,
-    )
-    return _printable(page)
+    return environment
 
 
 def _policy(style: str, script: str) -> str:
