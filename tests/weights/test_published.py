@@ -4,6 +4,8 @@ import argparse
 import os
 import pickle
 import re
+import struct
+import tracemalloc
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -36,7 +38,12 @@ from crate_mae.models.config import (
     ModelConfig,
     Preprocess,
 )
-from crate_mae.weights.published import PublishedFacts, from_reference, to_reference
+from crate_mae.weights.published import (
+    PublishedFacts,
+    from_reference,
+    published_state,
+    to_reference,
+)
 from crate_mae.weights.tensors import IncompleteWeightsError
 
 State = dict[str, Tensor]
@@ -508,3 +515,20 @@ def test_reading_a_checkpoint_warns_of_nothing(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         from_reference(tmp_path / "checkpoint.pth", GOLDEN_FACTS)
+
+
+def test_a_pickle_takes_no_memory_for_a_text_longer_than_the_file(tmp_path: Path) -> None:
+    """Files of PyTorch before 1.6 are pickles, which tell the length of a text before it comes."""
+    path = tmp_path / "old.pth"
+    torch.save({"name": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    text = b"X" + struct.pack("<I", 4) + b"name"
+    assert content.count(text) == 1
+    path.write_bytes(content.replace(text, b"X" + struct.pack("<I", (1 << 32) - 1) + b"name"))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="could not be read as plain tensors"):
+            published_state(path)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()

@@ -6,10 +6,14 @@ given as `PublishedFacts`; `crate_mae.evaluation.published_facts` measures what 
 """
 
 import argparse
+import os
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -296,9 +300,14 @@ def _read(path: Path) -> Any:
         return read_safetensors(path)
     try:
         check_zip(path)
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        with ExitStack() as stack:
+            stack.enter_context(torch.serialization.safe_globals([argparse.Namespace]))
+            stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")  # of pickles of other protocols
-            return torch.load(path, map_location="cpu", weights_only=True)
+            source: Any = path
+            if not zipfile.is_zipfile(path):  # of PyTorch before 1.6: a pickle
+                source = stack.enter_context(_WithinItsSize(path.open("rb", buffering=0)))
+            return torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # a hostile or broken file fails in too many ways to list
         kind = file_kind(path)
         if kind is not None and not kind.startswith("a zip archive"):  # torch's own files are
@@ -308,6 +317,18 @@ def _read(path: Path) -> Any:
             " plain values and argparse.Namespace are accepted; convert anything else where you"
             " trust it."
         ) from error
+
+
+class _WithinItsSize(BufferedReader):
+    """A file that takes no memory for bytes that it does not have.
+
+    A pickle tells how long a text is before it comes, up to 4 GiB, and Python would make room.
+    """
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """The next bytes, at most as many as are left."""
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def _reason(path: Path, error: Exception) -> str:
