@@ -41,7 +41,7 @@ from crate_mae.training.config import FinetuneConfig
 from crate_mae.training.finetune import finetune
 from crate_mae.training.parse import parse_finetune
 from crate_mae.weights.weights_folder import load_model
-from tables import between_markers, rule_below
+from tables import fill_between, rule_below
 
 HEADS: tuple[HeadName, ...] = ("linear", "depict-cross", "depict-self")
 ENCODERS = ("frozen", "random, frozen", "trained")
@@ -75,10 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     content = "\n".join(table_lines(record))
     print(content)
     if given.docs is not None:
-        filled = between_markers(given.docs.read_text("utf-8"), PLACE, content, str(given.docs))
-        if filled is None:
-            raise ValueError(f"{given.docs} lacks <!-- {PLACE} --> and <!-- /{PLACE} -->")
-        write_atomically(given.docs, filled)
+        fill_between(given.docs, PLACE, content)
     return 0
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from crate_mae.cli.options import new_file
 from crate_mae.common.files import write_atomically
-from tables import between_markers, rule_below
+from tables import fill_between, rule_below
 
 PLACE = "derived"
 MODELS = ("model", "random baseline")
@@ -51,10 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join(lines))
     if given.docs is not None:
         text = "\n".join(lines)
-        filled = between_markers(given.docs.read_text("utf-8"), PLACE, text, str(given.docs))
-        if filled is None:
-            raise ValueError(f"{given.docs} lacks <!-- {PLACE} --> and <!-- /{PLACE} -->")
-        write_atomically(given.docs, filled)
+        fill_between(given.docs, PLACE, text)
     return 0
 
 

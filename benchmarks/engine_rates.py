@@ -31,7 +31,7 @@ from crate_mae.export.exporting import export_model
 from crate_mae.export.int8_loss import measure_int8_loss
 from crate_mae.export.runtimes import load_exported
 from crate_mae.models.config import PRESETS
-from tables import between_markers, rule_below
+from tables import fill_between, rule_below
 
 ENGINES = ("torch", "onnx", "openvino", "int8")
 """Measured; the first is what the others are compared with."""
@@ -58,10 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.docs is not None:
         link = f"[Record](../benchmarks/results/{(given.record or given.json).name})"
         content = "\n".join([*lines, "", f"{link}, made by `benchmarks/engine_rates.py`."])
-        filled = between_markers(given.docs.read_text("utf-8"), PLACE, content, str(given.docs))
-        if filled is None:
-            raise ValueError(f"{given.docs} lacks <!-- {PLACE} --> and <!-- /{PLACE} -->")
-        write_atomically(given.docs, filled)
+        fill_between(given.docs, PLACE, content)
     return 0
 
 

@@ -44,7 +44,7 @@ from crate_mae.sources.address import open_source
 from crate_mae.sources.base import ImageSource, labels_of
 from crate_mae.training.finetune import finetune
 from crate_mae.training.parse import parse_finetune
-from tables import between_markers, rule_below
+from tables import fill_between, rule_below
 
 SHOTS = (None, 100, 20, 5)
 """Labels of a class; None for all."""
@@ -111,10 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join(table_lines(record)))
     if given.docs is not None:
         content = "\n".join(table_lines(record))
-        filled = between_markers(given.docs.read_text("utf-8"), PLACE, content, str(given.docs))
-        if filled is None:
-            raise ValueError(f"{given.docs} lacks <!-- {PLACE} --> and <!-- /{PLACE} -->")
-        write_atomically(given.docs, filled)
+        fill_between(given.docs, PLACE, content)
     return 0
 
 

@@ -26,7 +26,7 @@ from crate_mae.common.files import write_atomically
 from crate_mae.common.peak_memory import peak_memory
 from crate_mae.models.config import AttentionKind, ModelConfig
 from crate_mae.models.operators import ATTENTION
-from tables import between_markers, rule_below
+from tables import fill_between, rule_below
 
 KINDS: tuple[AttentionKind, ...] = ("mssa", "exact", "tssa")
 """Measured; the first is what the others are compared with."""
@@ -50,10 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join(lines))
     if given.docs is not None:
         content = "\n".join([*lines, "", record_link((given.record or given.json).name)])
-        filled = between_markers(given.docs.read_text("utf-8"), PLACE, content, str(given.docs))
-        if filled is None:
-            raise ValueError(f"{given.docs} lacks <!-- {PLACE} --> and <!-- /{PLACE} -->")
-        write_atomically(given.docs, filled)
+        fill_between(given.docs, PLACE, content)
     return 0
 
 

@@ -58,6 +58,17 @@ def fill_page(path: Path, root: Path) -> str:
     return f"{PAGE} holds {path.name}"
 
 
+def fill_between(page: Path, place: str, content: str) -> None:
+    """Write the content between the markers of a page.
+
+    Raises ValueError where they are missing, not whole or not once.
+    """
+    filled = between_markers(page.read_text("utf-8"), place, content, str(page))
+    if filled is None:
+        raise ValueError(f"{page} lacks <!-- {place} --> and <!-- /{place} -->")
+    write_atomically(page, filled)
+
+
 def between_markers(text: str, place: str, content: str, name: str) -> str | None:
     """The text with new content between a pair of comments; None where there is no pair.
 
