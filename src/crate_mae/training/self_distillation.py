@@ -1,12 +1,11 @@
 """Self-distillation as a LightningModule: SimDINO's losses, its teacher, validation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from crate_mae.batches.crops import CropBatch
 from crate_mae.evaluation.backbones import build_encoder
@@ -129,16 +128,8 @@ class SelfDistillation(TrainingModule):
                     return where
         return "loss"  # its features are still finite
 
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Optimizer | Any,
-        optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
-        """Take the step, then move the teacher, before anything is saved."""
-        step = self.global_step
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+    def after_step(self, step: int) -> None:
+        """Move the teacher."""
         total = self.images.steps_per_epoch * self.optim.epochs
         self.move_teacher(teacher_momentum(step, total=total, start=self.simdino.teacher_momentum))
 

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch.optim import Optimizer
-
 from crate_mae.training.average import RunningAverage
 from crate_mae.training.config import FinetuneOptimConfig
 from crate_mae.training.optim import layer_decay_share
@@ -52,15 +50,8 @@ class SupervisedModule(TrainingModule):
             name, decay=self.settings.layer_decay, depth=self.model.config.depth
         )
 
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Optimizer | Any,
-        optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
-        """Take the step, then move the average, before anything is saved."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+    def after_step(self, step: int) -> None:
+        """Move the average."""
         self.update_average()
 
     def update_average(self) -> None:

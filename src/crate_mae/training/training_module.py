@@ -183,8 +183,13 @@ class TrainingModule(LightningModule, ABC):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """Take the step, then put weights back to where the model's configuration keeps them."""
+        step = self.global_step
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         keep_constraints(cast("nn.Module", self.model))
+        self.after_step(step)
+
+    def after_step(self, step: int) -> None:
+        """Do what follows the optimiser step of that number, from 0, before anything is saved."""
 
     # -- stopping together, and the random state ------------------------------------------------
 
