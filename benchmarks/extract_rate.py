@@ -3,9 +3,10 @@
 python benchmarks/extract_rate.py --weights cifar10-shallow --images 5120 --json FILE
 
 Subjects: `encode` computes features of images that lie prepared in memory; `extract` reads,
-decodes and prepares them as well, while others are computed; `in turn` does the same one after the
-other, as it was done before. The rate of each is given by time that passed and by processor time,
-its own and that of its workers. What the last two give is compared bit for bit.
+decodes and prepares them as well, in as many processes as it chooses; `read ahead` does it with one
+process that reads and this one that computes; `in turn` one after the other in this process;
+`parts` as `extract`, into a folder of parts. The rate of each is given by time that passed and by
+processor time, its own and that of its workers. What they give is compared bit for bit.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from crate_mae.batches.prepared import prepared_batches, reading_workers, stretc
 from crate_mae.cli.options import new_file
 from crate_mae.common.environment import environment
 from crate_mae.evaluation.backbones import load_backbone
+from crate_mae.evaluation.encoding import computing_processes
 from crate_mae.evaluation.extracting import extract_parts
 from crate_mae.evaluation.feature_files import load_features
 from crate_mae.evaluation.features import extract_features, pooled_features
@@ -81,6 +83,7 @@ def measured(given: argparse.Namespace, address: str) -> dict[str, Any]:
     subjects: dict[str, Callable[[], torch.Tensor]] = {
         "encode": alone,
         "extract": lambda: extracted(None),
+        "read ahead": lambda: extracted(1),
         "in turn": lambda: extracted(0),
         "parts": in_parts,
     }
@@ -97,6 +100,7 @@ def measured(given: argparse.Namespace, address: str) -> dict[str, Any]:
         "images": len(source),
         "image_size": list(model.preprocess.size),
         "threads": torch.get_num_threads(),
+        "processes": computing_processes(model, source, cuts),
         "workers": reading_workers(source, model.preprocess, cuts),
         "rate_beside_encode": {
             name: {

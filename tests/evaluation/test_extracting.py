@@ -204,11 +204,11 @@ def test_a_killed_process_loses_no_part_and_doubles_none(place: Path, tmp_path: 
         "import sys, time\n"
         "from crate_mae.batches import prepared\n"
         "from crate_mae.cli import main\n"
-        "read = prepared._Reader.read\n"
-        "def slow(self, cut):\n"
+        "read = prepared.read_stretch\n"
+        "def slow(*words):\n"
         "    time.sleep(0.2)\n"
-        "    return read(self, cut)\n"
-        "prepared._Reader.read = slow\n"
+        "    return read(*words)\n"
+        "prepared.read_stretch = slow\n"
         f"main({[*words, str(tmp_path / 'killed')]!r})\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)

@@ -4,11 +4,12 @@ Processes may read ahead while a batch is computed (`workers`); what comes out i
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -68,6 +69,10 @@ class Stretch:
         )
 
 
+Done = TypeVar("Done")
+AnyStretch = TypeVar("AnyStretch", bound=Stretch)
+
+
 def prepared_batches(
     source: Source,
     preprocess: Preprocess,
@@ -83,18 +88,30 @@ def prepared_batches(
     whose images have numbers. Raises ValueError for a batch size below 1 and, at the end, when no
     image could be read.
     """
-    total = len(source)
-    cuts = stretches(range(total), batch_size)
-    if isinstance(source, ImageSource):
-        read = read_stretches(source, preprocess, cuts, workers=workers)
-    else:
-        read = _in_turn(source, preprocess, batch_size)
-    done = found = 0
-    for stretch in read:
-        broken += stretch.broken
+    read = source_stretches(source, preprocess, batch_size=batch_size, workers=workers)
+    for stretch in followed(read, source, broken=broken, progress=progress):
         batch = stretch.prepared(preprocess)
         if batch is not None:
             yield batch
+
+
+def followed(
+    read: Iterable[AnyStretch],
+    source: Source,
+    *,
+    broken: list[tuple[str, str]],
+    progress: Progress | None = None,
+) -> Iterator[AnyStretch]:
+    """The stretches of a source as they come; what each holds is counted, also once it is used.
+
+    Names and reasons of images that cannot be read go into `broken`; `progress` hears how many of
+    how many images are done. Raises ValueError at the end when no image could be read.
+    """
+    total = len(source)
+    done = found = 0
+    for stretch in read:
+        broken += stretch.broken
+        yield stretch
         done += len(stretch.names) + len(stretch.broken)
         found += len(stretch.names)
         if progress is not None:
@@ -102,6 +119,19 @@ def prepared_batches(
     if not found:
         reasons = f": {listed(broken)}" if broken else ""
         raise ValueError(f"none of the {total} images of {source.address} can be read{reasons}")
+
+
+def source_stretches(
+    source: Source, preprocess: Preprocess, *, batch_size: int, workers: int = 0
+) -> Iterator[Stretch]:
+    """A whole source, stretch by stretch; with workers, ahead, where its images have numbers.
+
+    Raises ValueError for a batch size below 1 and for images whose channels do not fit the model.
+    """
+    cuts = stretches(range(len(source)), batch_size)
+    if isinstance(source, ImageSource):
+        return read_stretches(source, preprocess, cuts, workers=workers)
+    return _in_turn(source, preprocess, batch_size)
 
 
 def stretches(images: range, batch_size: int) -> list[range]:
@@ -118,22 +148,46 @@ def read_stretches(
 
     Raises ValueError for images whose channels do not fit the model.
     """
-    reader = _Reader(source, preprocess, cuts)
+    return each_cut(partial(read_stretch, source, preprocess), cuts, workers=workers)
+
+
+def each_cut(
+    work: Callable[[range], Done], cuts: Sequence[range], *, workers: int = 0, forked: bool = False
+) -> Iterator[Done]:
+    """What `work` gives for each stretch, in order; with workers, ahead, on one thread each.
+
+    `forked` workers share what this process holds, so that `work` need not be sent to them. What
+    goes wrong in a worker is raised here, as it would be without; RuntimeError where one is lost.
+    """
     if workers < 1:
-        yield from map(reader.read, cuts)
+        yield from map(work, cuts)
         return
     loader = DataLoader(
-        reader,
+        _Cuts(work, cuts),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=AHEAD,
         collate_fn=cast("Any", _as_it_is),
         generator=torch.Generator(),  # the global one stays as it was
+        multiprocessing_context="fork" if forked else None,
     )
-    for stretch in loader:
-        if isinstance(stretch, Exception):
-            raise stretch
-        yield stretch
+    try:
+        for done in loader:
+            if isinstance(done, Exception):
+                raise done
+            yield done
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RuntimeError(
+            "a process that reads images was ended from outside, as systems do when memory runs"
+            " out: smaller batches need less, and --workers 0 (workers=0) is one process alone"
+        ) from error
+
+
+def read_stretch(source: ImageSource, preprocess: Preprocess, cut: range) -> Stretch:
+    """The images of a stretch; ValueError for channels that do not fit the model."""
+    return _fitted(map(source.read, cut), cut.start, preprocess)
 
 
 def reading_workers(source: Source, preprocess: Preprocess, cuts: Sequence[range]) -> int:
@@ -151,27 +205,23 @@ def reading_workers(source: Source, preprocess: Preprocess, cuts: Sequence[range
     return min(wanted, _shared_memory() // (2 * stretch * (AHEAD + 1)))
 
 
-class _Reader(Dataset[Any]):
-    """Stretches of a source by their place; what is wrong with images as a value.
+class _Cuts(Dataset[Any]):
+    """What work gives for stretches by their place; what goes wrong as a value.
 
     A loader would add the traceback of its worker to the message.
     """
 
-    def __init__(self, source: ImageSource, preprocess: Preprocess, cuts: Sequence[range]) -> None:
-        self.source, self.preprocess, self.cuts = source, preprocess, cuts
+    def __init__(self, work: Callable[[range], Any], cuts: Sequence[range]) -> None:
+        self.work, self.cuts = work, cuts
 
     def __len__(self) -> int:
         return len(self.cuts)
 
-    def __getitem__(self, place: int) -> Stretch | Exception:
+    def __getitem__(self, place: int) -> Any:
         try:
-            return self.read(self.cuts[place])
-        except (ValueError, OSError) as error:
+            return self.work(self.cuts[place])
+        except (ValueError, OSError, RuntimeError) as error:
             return error
-
-    def read(self, cut: range) -> Stretch:
-        """The images of a stretch."""
-        return _fitted(map(self.source.read, cut), cut.start, self.preprocess)
 
 
 def _in_turn(source: Source, preprocess: Preprocess, batch_size: int) -> Iterator[Stretch]:

@@ -61,7 +61,8 @@ def extract_parser() -> CommandParser:
     )  # fmt: skip
     parser.add_argument(
         "--workers", type=int, metavar="N",
-        help="processes that read images ahead (as suits the machine and the images)",
+        help="processes that read images ahead of this one, which computes (as suits machine and"
+        " images; on a CPU the same processes then compute, too)",
     )  # fmt: skip
     parser.add_argument(
         "--engine",

@@ -8,10 +8,10 @@ from typing import Any, Literal, Protocol, get_args
 
 from crate_mae.common.progress import Progress, StartProgress
 from crate_mae.evaluation.backbones import Layers, checked_layers, random_baseline
+from crate_mae.evaluation.encoding import Key
 from crate_mae.evaluation.features import (
     FeaturePool,
     Features,
-    Key,
     extract_all,
     raw_pixels,
     reduced,

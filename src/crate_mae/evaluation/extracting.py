@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
-from crate_mae.batches.prepared import Stretch, read_stretches, reading_workers, stretches
+from crate_mae.batches.prepared import stretches
 from crate_mae.common.progress import Progress
 from crate_mae.evaluation.backbones import at_size, evaluating, load_backbone
+from crate_mae.evaluation.encoding import Encoded, Key, encoded_stretches
 from crate_mae.evaluation.feature_parts import FeatureParts, check_parts_target, is_parts_folder
 from crate_mae.evaluation.features import FeaturePool, pooled_features
 from crate_mae.evaluation.part_files import PartFacts, PartRows, write_part
@@ -58,8 +59,7 @@ class PartExtractor:
         source = self.source
         parts_of(len(source), shards, part_size)  # raises before long work
         prepared = self.model.preprocess
-        with evaluating(self.model):
-            row = self._rows(torch.zeros(1, prepared.channels, *prepared.size))
+        (row,) = self._encoded(torch.zeros(1, prepared.channels, *prepared.size)).values()
         return PartSettings(
             weights_sha256=self.weights_hash,
             engine=self.engine,
@@ -81,18 +81,18 @@ class PartExtractor:
     ) -> Iterator[PartFacts]:
         """What each of these parts says of itself, once it is written into the folder.
 
-        The images of later batches and parts are read while a batch is computed. `progress` hears
-        how many of the images of these parts are done. Whatever stops it leaves whole parts.
+        Later batches and parts are read, or read and computed, while one is written
+        (`encoded_stretches`). `progress` hears how many of the images of these parts are done.
+        Whatever stops it leaves whole parts.
         """
         cuts = [stretches(range(part.start, part.stop), self.batch_size) for part in parts]
         every = [cut for part in cuts for cut in part]
-        prepared, workers = self.model.preprocess, self.workers
-        if workers is None:
-            workers = reading_workers(self.source, prepared, every)
-        read = read_stretches(self.source, prepared, every, workers=workers)
+        read = encoded_stretches(
+            self.model, self.source, self._encoded, every, workers=self.workers
+        )
         total, done = sum(map(len, every)), 0
 
-        def told(entries: Iterator[Stretch]) -> Iterator[Stretch]:
+        def told(entries: Iterator[Encoded]) -> Iterator[Encoded]:
             nonlocal done
             for entry in entries:
                 yield entry
@@ -117,25 +117,21 @@ class PartExtractor:
             )
 
     def _batches(
-        self, read: Iterator[Stretch], unreadable: list[tuple[str, str]]
+        self, read: Iterator[Encoded], unreadable: list[tuple[str, str]]
     ) -> Iterator[PartRows]:
         for stretch in read:
             unreadable += stretch.broken
-            batch = stretch.prepared(self.model.preprocess)
-            if batch is None:
-                continue
-            with evaluating(self.model):
-                rows = self._rows(batch.images)
-            yield PartRows(
-                indices=batch.indices,
-                names=batch.names,
-                labels=batch.labels.tolist(),
-                values=rows,
-            )
+            for values in stretch.rows.values():
+                yield PartRows(
+                    indices=stretch.indices,
+                    names=stretch.names,
+                    labels=stretch.labels,
+                    values=values,
+                )
 
-    def _rows(self, images: torch.Tensor) -> torch.Tensor:
-        (rows,) = self._encode(images).values()
-        return rows
+    def _encoded(self, images: torch.Tensor) -> dict[Key, torch.Tensor]:
+        with evaluating(self.model):
+            return self._encode(images)
 
 
 @dataclass(frozen=True, kw_only=True)

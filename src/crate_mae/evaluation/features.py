@@ -3,29 +3,23 @@
 Nothing is masked and nothing is random.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from crate_mae.batches.prepared import (
-    UNLABELLED,
-    prepared_batches,
-    reading_workers,
-    stretches,
-)
+from crate_mae.batches.prepared import UNLABELLED, followed, source_stretches, stretches
 from crate_mae.common.progress import Progress
 from crate_mae.evaluation.backbones import Layers, checked_layers, evaluating
+from crate_mae.evaluation.encoding import Encode, Encoded, Key, encoded, encoded_stretches
 from crate_mae.models.backbone import Backbone
 from crate_mae.models.classifier import pool_tokens
 from crate_mae.models.config import Preprocess
-from crate_mae.sources.base import Source
+from crate_mae.sources.base import ImageSource, Source
 
 FeaturePool = Literal["mean", "cls", "mean-all", "both", "tokens"]
-Key = tuple[int | None, str]
-"""Layer and pool."""
 MAX_PIXEL_VALUES = 4096
 """Values of an image in the raw-pixel baseline, at most: 64 x 64 of grey, 36 x 36 of colour."""
 
@@ -95,22 +89,25 @@ def extract_all(
     the final norm; None or -1 is the default: all layers and the final norm; "all" is everything.
     Deterministic. The model runs in eval mode where it is, or is moved to `device` first; its
     training flags are put back. `progress` hears how many of how many images are done.
-    So many `workers`, as many as suit the machine and the images unless given, read images while
-    others are computed; the features are the same.
+    On a CPU a process a core reads and computes where that is faster (`encoded_stretches`); so many
+    `workers`, when given, read images while others are computed. The features are the same.
     Raises ValueError for an unknown pool or layer and when no image can be read.
     """
     encode = pooled_features(model, pools=pools, layers=layers)
     if device is not None:
         model.to(device)
+    if isinstance(source, ImageSource):
+        cuts = stretches(range(len(source)), batch_size)
+        read = encoded_stretches(model, source, encode, cuts, workers=workers)
+    else:
+        read = _in_turn(source, model.preprocess, encode, batch_size)
     with evaluating(model):
-        found = _collect(source, model.preprocess, encode, batch_size, progress, workers)
+        found = _collect(source, read, progress)
     wanted = checked_layers(model, layers)
     return {(i, pool): _part(found, i, pool) for i in wanted for pool in pools}
 
 
-def pooled_features(
-    model: Backbone, *, pools: Sequence[FeaturePool], layers: Layers
-) -> Callable[[Tensor], dict[Key, Tensor]]:
+def pooled_features(model: Backbone, *, pools: Sequence[FeaturePool], layers: Layers) -> Encode:
     """A function that gives the rows {(layer, pool): (B, ...)} of prepared images (B, C, H, W).
 
     They are float32 on the CPU, whatever the model is and wherever it lies. Where "both" is asked
@@ -160,8 +157,8 @@ def raw_pixels(
     Raises ValueError when no image can be read.
     """
     key = (None, "pixels")
-    found = _collect(source, preprocess, lambda x: {key: x.flatten(1)}, batch_size, progress)
-    return found[key]
+    read = _in_turn(source, preprocess, lambda images: {key: images.flatten(1)}, batch_size)
+    return _collect(source, read, progress)[key]
 
 
 def reduced(preprocess: Preprocess) -> Preprocess:
@@ -177,39 +174,33 @@ def reduced(preprocess: Preprocess) -> Preprocess:
     return replace(preprocess, size=(max(1, int(height * share)), max(1, int(width * share))))
 
 
+def _in_turn(
+    source: Source, preprocess: Preprocess, encode: Encode, batch_size: int
+) -> Iterator[Encoded]:
+    for stretch in source_stretches(source, preprocess, batch_size=batch_size):
+        yield encoded(stretch, preprocess, encode)
+
+
 def _collect(
-    source: Source,
-    preprocess: Preprocess,
-    encode: Callable[[Tensor], dict[Key, Tensor]],
-    batch_size: int,
-    progress: Progress | None,
-    workers: int | None = None,
+    source: Source, read: Iterator[Encoded], progress: Progress | None
 ) -> dict[Key, Features]:
     total = len(source)
-    if workers is None:
-        workers = reading_workers(source, preprocess, stretches(range(total), batch_size))
     values: dict[Key, Tensor] = {}
     filled = 0
     names: list[str] = []
-    labels: list[Tensor] = []
+    labels: list[int] = []
     unreadable: list[tuple[str, str]] = []
-    for batch in prepared_batches(
-        source,
-        preprocess,
-        batch_size=batch_size,
-        broken=unreadable,
-        progress=progress,
-        workers=workers,
-    ):
-        rows = encode(batch.images)
+    for stretch in followed(read, source, broken=unreadable, progress=progress):
         if not filled:  # one allocation: joining pieces at the end would need twice the memory
-            values = {key: torch.empty((total, *row.shape[1:])) for key, row in rows.items()}
-        for key, row in rows.items():
+            values = {
+                key: torch.empty((total, *row.shape[1:])) for key, row in stretch.rows.items()
+            }
+        for key, row in stretch.rows.items():
             values[key][filled : filled + len(row)] = row
-        filled += len(batch.images)
-        names += batch.names
-        labels.append(batch.labels)
-    joined = torch.cat(labels)
+        filled += len(stretch.names)
+        names += stretch.names
+        labels += stretch.labels
+    joined = torch.tensor(labels)
     known = joined if bool((joined != UNLABELLED).any()) else None
     return {
         (layer, pool): Features(

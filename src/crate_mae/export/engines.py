@@ -24,6 +24,9 @@ class ExportedEncoder(nn.Module):
     It takes images of the model's own size. `folder` is what `export_model` wrote of that model.
     """
 
+    runs_elsewhere = True
+    """Its runtime has threads of its own: it may not be copied into other processes."""
+
     def __init__(self, model: CrateMAE | CrateEncoder, folder: Path) -> None:
         super().__init__()
         self.original = model
