@@ -167,6 +167,7 @@ def _time(given: argparse.Namespace) -> int:
         threads=given.threads,
         device=given.device,
         processor_time=given.processor_time,
+        memory=not given.no_memory,
     )
     write_json(target, found)
     for name, facts in found["models"].items():
@@ -225,6 +226,7 @@ def _parser() -> argparse.ArgumentParser:
     time.add_argument(
         "--processor-time", action="store_true", help="on machines that do other work, too"
     )
+    time.add_argument("--no-memory", action="store_true", help="leave out the memory of a step")
     time.add_argument("--again", action="store_true", help="replace times that are there")
     complete = verbs.add_parser(
         "complete", allow_abbrev=False, help="PSNR of one run's completions"

@@ -25,11 +25,13 @@ def as_markdown(found: Mapping[str, Any]) -> str:
 def _comparison(found: Mapping[str, Any]) -> Iterator[str]:
     if not any(found["compared"].values()):
         return
+    weighed = any("memory" in facts for facts in found["times"].get("models", {}).values())
+    costs = ["time of a step", *(["memory of a step"] if weighed else [])]
     yield (
-        "|  | parameters | GFLOPs an image and step | time of a step | loss | PSNR | linear probe"
-        " | kNN | probe, 50 a class | probe, 500 a class | seeds |"
+        f"|  | parameters | GFLOPs an image and step | {' | '.join(costs)} | loss | PSNR"
+        " | linear probe | kNN | probe, 50 a class | probe, 500 a class | seeds |"
     )
-    yield rule_below(11)
+    yield rule_below(10 + len(costs))
     for model, runs in found["compared"].items():
         if not runs:
             continue
@@ -39,7 +41,7 @@ def _comparison(found: Mapping[str, Any]) -> Iterator[str]:
             f"**{model}**",
             f"{first['parameters'] / 1e6:.2f} M",
             f"{first['gflops_per_image']:.3f}",
-            _time(found["times"], model),
+            *_costs(found["times"], model, weighed),
             _over(each, "loss", "{:.4f}"),
             _over(each, "psnr", "{:.2f} dB"),
             *(_over(each, name, "{:.1f} %", scale=100) for name in MEASURES),
@@ -50,14 +52,17 @@ def _comparison(found: Mapping[str, Any]) -> Iterator[str]:
         shown = (
             f"{name} of `{next(iter(found['compared']))}`" if name == "random baseline" else name
         )
-        cells = [shown, *[""] * 5, *(_percent(values.get(m)) for m in MEASURES), ""]
+        cells = [shown, *[""] * (4 + len(costs)), *(_percent(values.get(m)) for m in MEASURES), ""]
         yield f"| {' | '.join(cells)} |"
 
 
-def _time(times: Mapping[str, Any], model: str) -> str:
-    """How many times as long as the first model's a training step takes; empty where not timed."""
-    facts = times.get("models", {}).get(model)
-    return "" if facts is None else f"{facts['relative']['median']:.2f} x"
+def _costs(times: Mapping[str, Any], model: str, weighed: bool) -> Iterator[str]:
+    """How many times as long as the first model's a training step takes, and what it adds to the
+    memory of the loaded model; empty where it was not measured."""
+    facts = times.get("models", {}).get(model, {})
+    yield f"{facts['relative']['median']:.2f} x" if facts else ""
+    if weighed:
+        yield f"{facts['memory']['above_loaded'] / 1e6:.0f} MB" if "memory" in facts else ""
 
 
 def _search(found: Mapping[str, Any]) -> Iterator[str]:

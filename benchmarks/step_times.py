@@ -1,15 +1,17 @@
 """What a training step of each compared model takes, timed in turn within one process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from time import perf_counter, process_time
 from typing import Any
 
 import torch
 
+from crate_mae.common.peak_memory import peak_memory
 from crate_mae.common.progress import progress_bar
 from crate_mae.models.config import Preprocess
 from crate_mae.models.constraints import keep_constraints
+from crate_mae.training.config import PretrainConfig
 from crate_mae.training.parse import parse_pretrain
 from crate_mae.training.pretrain import model_of
 from matrix import Matrix, words_of
@@ -26,6 +28,7 @@ def timed_steps(
     threads: int | None = None,
     device: str = "cpu",
     processor_time: bool = False,
+    memory: bool = True,
 ) -> dict[str, Any]:
     """Seconds of a training step of every compared model, round by round, JSON-able.
 
@@ -33,27 +36,17 @@ def timed_steps(
     not part of it. "relative" is how many times as long as the first model's step one takes: the
     median over rounds of the ratio within a round. `threads` is torch's number, None its own.
     `processor_time` takes the time that this process had the processor, on CPUs alone: other work
-    on the machine disturbs it less.
+    on the machine disturbs it less. `memory` measures the peak of a step, too, in a process of its
+    own for each model.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(before if threads is None else threads)
     try:
-        calls = {}
-        for name, settings in matrix.models.items():
-            words = words_of({**matrix.settings, **settings})
-            config, _ = parse_pretrain(["--config", matrix.recipe, *words])
-            job = Job(
-                config=config.model,
-                work="train",
-                batch=config.optim.batch_size,
-                ratio=config.masking.ratio,
-                device=device,
-            )
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(config.seed)
-                model = model_of(config, None, Preprocess.identity(config.model))
-            module = Completer(model, job.ratio).to(device).train()
-            calls[name] = partial(_kept, training_step(module, *job.inputs(), job), model)
+        words = {
+            name: {"recipe": matrix.recipe, "settings": {**matrix.settings, **settings}}
+            for name, settings in matrix.models.items()
+        }
+        calls = {name: step_of(**each, device=device) for name, each in words.items()}
         times = alternate(
             calls,
             rounds=rounds,
@@ -62,21 +55,50 @@ def timed_steps(
             progress=progress_bar("training steps"),
         )
         first = next(iter(times))
-        told = summary(times, images=job.batch, base=first)
+        batch = job_of(matrix.recipe, matrix.settings, device)[1].batch
+        told = summary(times, images=batch, base=first)
         for name, facts in told.items():
             del facts["speedup"]
             facts["relative"] = speedup(times, name, first).to_dict()
+            if memory:
+                asked = {**words[name], "device": device}
+                facts["memory"] = peak_memory(
+                    step_of, asked, device=device, threads=torch.get_num_threads()
+                ).to_dict()
         return {
             "machine": machine(),
             "device": device,
             "threads": torch.get_num_threads(),
             "clock": "processor time" if processor_time else "time that passed",
-            "batch": job.batch,
+            "batch": batch,
             "first": first,
             "models": told,
         }
     finally:
         torch.set_num_threads(before)
+
+
+def step_of(*, recipe: str, settings: Mapping[str, Any], device: str) -> Callable[[], object]:
+    """A training step of a recipe's model with these settings, kept to its constraints."""
+    config, job = job_of(recipe, settings, device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = model_of(config, None, Preprocess.identity(config.model))
+    module = Completer(model, job.ratio).to(device).train()
+    return partial(_kept, training_step(module, *job.inputs(), job), model)
+
+
+def job_of(recipe: str, settings: Mapping[str, Any], device: str) -> tuple[PretrainConfig, Job]:
+    """A recipe with these settings, and its training step as a job."""
+    config, _ = parse_pretrain(["--config", recipe, *words_of(settings)])
+    job = Job(
+        config=config.model,
+        work="train",
+        batch=config.optim.batch_size,
+        ratio=config.masking.ratio,
+        device=device,
+    )
+    return config, job
 
 
 def _kept(step: Callable[[], object], model: Any) -> None:

@@ -40,6 +40,7 @@ from quality import HERE, main
 from quality import _extends as extends
 from quality import _wanted as wanted
 from quality_tables import altered_names, as_markdown, comparable_losses
+from step_times import job_of, timed_steps
 from tabulate_quality import with_earlier
 
 SOURCE = "parquet:somewhere"
@@ -224,7 +225,9 @@ def test_every_command_of_the_matrix_is_understood(tmp_path: Path) -> None:
     ) * len(matrix.seeds)
 
 
-@pytest.mark.parametrize("name", ["quality-gpu", "quality-objective", "quality-overcomplete"])
+@pytest.mark.parametrize(
+    "name", ["quality-gpu", "quality-objective", "quality-operators", "quality-overcomplete"]
+)
 def test_the_other_matrices_are_understood_too(tmp_path: Path, name: str) -> None:
     matrix = load_matrix(HERE / f"{name}.yaml")
     for model in matrix.models:
@@ -506,7 +509,7 @@ def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
     assert main([*words, "--leave-out", *slow]) == 0
     assert "7 of 7 jobs done" in capsys.readouterr().out
     assert len(list((out / "logs").iterdir())) == 2
-    timing = ["time", str(out), "--matrix", str(matrix), "--rounds", "2"]
+    timing = ["time", str(out), "--matrix", str(matrix), "--rounds", "2", "--no-memory"]
     assert main([*timing[:1], str(tmp_path / "nothing"), *timing[2:]]) == 1
     assert "is no folder" in capsys.readouterr().err
     assert main(timing) == 0
@@ -672,6 +675,25 @@ def test_means_and_ranges_over_seeds_stand_in_the_table() -> None:
     assert "`crate` was trained at 0.001, the best rate before 0.002 was tried." in as_markdown(
         found
     )
+
+
+def test_what_a_step_needs_is_measured_and_stands_in_the_table(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "models": {"crate": {}}}))
+    matrix = load_matrix(tmp_path / "tiny.yaml")
+    told = timed_steps(matrix, rounds=1, threads=1)
+    memory = told["models"]["crate"]["memory"]
+    config, work = job_of(matrix.recipe, matrix.settings, "cpu")
+    images = 4 * work.batch * config.model.channels * config.model.image_hw[0] ** 2  # float32
+    assert memory["peak"] > memory["above_loaded"] > images
+    found = {
+        "compared": {"crate": {0: {"parameters": 1, "gflops_per_image": 1, "loss": 1, "base_lr": 1}}, "b": {}},
+        "baselines": {"raw pixels": {"probe": 0.25}}, "search": {"crate": {"1": None}},
+        "finetuned": {}, "ablations": {}, "matrix": {"ablations": {"variants": {}}}, "times": told,
+    }  # fmt: skip
+    head, rule, row, pixels = as_markdown(found).splitlines()
+    assert head.count("|") == rule.count("|") == row.count("|") == pixels.count("|")
+    assert "| time of a step | memory of a step | loss |" in head
+    assert f"| 1.00 x | {memory['above_loaded'] / 1e6:.0f} MB | 1.0000 |" in row
 
 
 def test_interrupting_the_pool_saves_running_jobs(tmp_path: Path) -> None:
