@@ -685,8 +685,9 @@ def test_what_a_step_needs_is_measured_and_stands_in_the_table(tmp_path: Path) -
     config, work = job_of(matrix.recipe, matrix.settings, "cpu")
     images = 4 * work.batch * config.model.channels * config.model.image_hw[0] ** 2  # float32
     assert memory["peak"] > memory["above_loaded"] > images
+    run = {"parameters": 1, "gflops_per_image": 1, "loss": 1, "base_lr": 1}
     found = {
-        "compared": {"crate": {0: {"parameters": 1, "gflops_per_image": 1, "loss": 1, "base_lr": 1}}, "b": {}},
+        "compared": {"crate": {0: run}, "b": {}},
         "baselines": {"raw pixels": {"probe": 0.25}}, "search": {"crate": {"1": None}},
         "finetuned": {}, "ablations": {}, "matrix": {"ablations": {"variants": {}}}, "times": told,
     }  # fmt: skip

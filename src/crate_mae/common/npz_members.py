@@ -21,6 +21,15 @@ def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
+def check_names(archive: zipfile.ZipFile) -> None:
+    """Raise BadZipFile where an archive's directory and its members' own headers name them apart.
+
+    No checksum covers names, and an array whose name is damaged would only seem not to be there.
+    """
+    for member in archive.infolist():
+        archive.open(member).close()  # opening compares the two
+
+
 def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray | None:
     """An array of an archive, read to its end, where its checksum is compared; None for a pickle.
 

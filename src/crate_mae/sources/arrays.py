@@ -13,7 +13,7 @@ from torch import Tensor
 
 from crate_mae.common.budgets import check_growth
 from crate_mae.common.file_kinds import file_kind
-from crate_mae.common.npz_members import read_header, read_member
+from crate_mae.common.npz_members import check_names, read_header, read_member
 from crate_mae.sources.archives import ArchivePart, choose_arrays, member_shapes, split_arrays
 from crate_mae.sources.base import ImageSource, LabelledSource, existing_path
 from crate_mae.sources.folders import FolderSource
@@ -155,7 +155,9 @@ def open_arrays(rest: str, split: str | None, reading: Reading = AS_USUAL) -> Im
         raise
     except zipfile.BadZipFile as error:
         kind = file_kind(path)
-        raise ValueError(f"{address}: {f'it is {kind}' if kind else error}") from error
+        other = kind is not None and not kind.startswith("a zip archive")  # as every .npz is
+        told = f"it is {kind}" if other else f"it is damaged: {error}; fetch or save it again"
+        raise ValueError(f"{address}: {told}") from error
     except Exception as error:  # a damaged header fails in whatever way its parser does
         raise ValueError(f"{address}: {str(error) or type(error).__name__}") from error
 
@@ -278,8 +280,9 @@ def _map_array(path: Path) -> np.ndarray:
 
 
 def _check_archive(path: Path) -> None:
-    """Raise ValueError for an archive that unpacks to more than is held."""
+    """Raise for an archive that unpacks to more than is held, or whose names are damaged."""
     with zipfile.ZipFile(path) as archive:
+        check_names(archive)
         unpacked = sum(member.file_size for member in archive.infolist())
         if unpacked > MAX_ARCHIVE_BYTES:
             raise ValueError(f"it unpacks to {unpacked} bytes, above {MAX_ARCHIVE_BYTES}: use .npy")

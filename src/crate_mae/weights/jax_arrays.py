@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crate_mae.common.npz_members import read_header, read_member
+from crate_mae.common.npz_members import check_names, read_header, read_member
 
 OPTIMISER = ("opt/", "opt_state/", "extra/")
 """Where the arrays that are not the model's lie."""
@@ -56,6 +56,7 @@ def read_jax(path: Path) -> tuple[dict[str, Tensor], int, list[str]]:
     passed_over = []
     try:
         with zipfile.ZipFile(path) as archive:
+            check_names(archive)
             for entry in archive.infolist():
                 name = entry.filename.removesuffix(".npy")
                 key = name.removeprefix("params/")
