@@ -42,7 +42,7 @@ def timed_steps(
     before = torch.get_num_threads()
     torch.set_num_threads(before if threads is None else threads)
     try:
-        words = {
+        words: dict[str, dict[str, Any]] = {
             name: {"recipe": matrix.recipe, "settings": {**matrix.settings, **settings}}
             for name, settings in matrix.models.items()
         }
