@@ -19,7 +19,6 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ import torch
 from torch import Tensor
 
 from crate_mae.batches.transforms import dense_fit, prepare
-from crate_mae.common.environment import environment
 from crate_mae.common.files import write_atomically
 from crate_mae.dense.class_masks import DenseSource, dense_source
 from crate_mae.dense.segment_source import SegmentSettings, segment_images
@@ -41,6 +39,7 @@ from crate_mae.training.config import FinetuneConfig
 from crate_mae.training.finetune import finetune
 from crate_mae.training.parse import parse_finetune
 from crate_mae.weights.weights_folder import load_model
+from records import day_and_machine, parser_of
 from tables import fill_between, rule_below
 
 HEADS: tuple[HeadName, ...] = ("linear", "depict-cross", "depict-self")
@@ -102,10 +101,8 @@ def _begun(given: argparse.Namespace) -> dict[str, Any]:
     if given.json.exists():
         found: dict[str, Any] = json.loads(given.json.read_text())
         return found
-    machine = environment()
     return {
-        "date": date.today().isoformat(),
-        "machine": {key: machine[key] for key in ("processor", "cores", "python", "torch")},
+        **day_and_machine(),
         "data": given.name,
         "weights": given.weights,
         "seed": given.seed,
@@ -196,9 +193,7 @@ def _numbers(told: Masks, truth: Masks) -> dict[str, float]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0] if __doc__ else "", allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--source", required=True, help="images in two splits, train and test")
     parser.add_argument("--name", required=True, help="what the images are called in the record")
     parser.add_argument("--masks", required=True, metavar="FOLDER|column:NAME")

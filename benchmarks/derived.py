@@ -16,6 +16,7 @@ from typing import Any
 
 from crate_mae.cli.options import new_file
 from crate_mae.common.files import write_atomically
+from records import parser_of
 from tables import fill_between, rule_below
 
 PLACE = "derived"
@@ -141,9 +142,7 @@ def _named(word: str) -> tuple[str, Path]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0] if __doc__ else "", allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("analyses", nargs="*", metavar="NAME=FOLDER")
     parser.add_argument("--json", type=Path, help="also as JSON (new file)")
     parser.add_argument("--record", type=Path, help="an earlier JSON file in place of analyses")

@@ -13,7 +13,6 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from datetime import date
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -24,13 +23,13 @@ import torch
 
 from crate_mae import build_model, load_model, save_model
 from crate_mae.cli.options import new_file
-from crate_mae.common.environment import environment
 from crate_mae.common.files import write_atomically
 from crate_mae.evaluation.backbones import load_backbone
 from crate_mae.export.exporting import export_model
 from crate_mae.export.int8_loss import measure_int8_loss
 from crate_mae.export.runtimes import load_exported
 from crate_mae.models.config import PRESETS
+from records import day_and_machine, parser_of
 from tables import fill_between, rule_below
 
 ENGINES = ("torch", "onnx", "openvino", "int8")
@@ -73,10 +72,8 @@ def measured(models: Sequence[str], pixels: int, rounds: int, probe: str | None)
         rows = [_row(name, pixels, rounds, probe) for name in models]
     finally:
         torch.set_num_threads(threads)
-    machine = environment()
     return {
-        "date": date.today().isoformat(),
-        "machine": {key: machine[key] for key in ("processor", "cores", "python", "torch")},
+        **day_and_machine(),
         "threads": 1,
         "rounds": rounds,
         "rows": rows,
@@ -181,9 +178,7 @@ def page_lines(record: dict[str, Any]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0] if __doc__ else "", allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("models", nargs="*", help="weights, or presets")
     parser.add_argument("--pixels", type=int, default=8 * 224 * 224, help="of a batch, in all")
     parser.add_argument("--rounds", type=int, default=7)

@@ -13,7 +13,6 @@ import argparse
 import json
 import resource
 from collections.abc import Callable, Sequence
-from datetime import date
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -24,7 +23,6 @@ import torch
 
 from crate_mae.batches.prepared import prepared_batches, reading_workers, stretches
 from crate_mae.cli.options import new_file
-from crate_mae.common.environment import environment
 from crate_mae.evaluation.backbones import load_backbone
 from crate_mae.evaluation.encoding import computing_processes
 from crate_mae.evaluation.extracting import extract_parts
@@ -32,6 +30,7 @@ from crate_mae.evaluation.feature_files import load_features
 from crate_mae.evaluation.features import extract_features, pooled_features
 from crate_mae.sources.address import open_source
 from crate_mae.sources.base import ImageSource, random_subset
+from records import day_and_machine, parser_of
 from speed.loading import generated_sources
 
 BATCH = 256
@@ -91,11 +90,9 @@ def measured(given: argparse.Namespace, address: str) -> dict[str, Any]:
     rounds = [
         {name: _times(subject) for name, subject in subjects.items()} for _ in range(given.rounds)
     ]
-    machine = environment()
     cuts = stretches(range(len(source)), BATCH)
     return {
-        "date": date.today().isoformat(),
-        "machine": {key: machine[key] for key in ("processor", "cores", "python", "torch")},
+        **day_and_machine(),
         "weights": str(given.weights),
         "images": len(source),
         "image_size": list(model.preprocess.size),
@@ -129,9 +126,7 @@ def _processor_seconds() -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0] if __doc__ else "", allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--weights", default="cifar10-shallow")
     parser.add_argument("--address", help="images, such as parquet:PATH (generated ones)")
     parser.add_argument("--images", type=int, default=5120)

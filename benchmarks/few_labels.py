@@ -21,7 +21,6 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, cast
@@ -30,7 +29,6 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 
-from crate_mae.common.environment import environment
 from crate_mae.common.files import write_atomically
 from crate_mae.evaluation.backbones import load_backbone
 from crate_mae.evaluation.features import Features, extract_features
@@ -44,6 +42,7 @@ from crate_mae.sources.address import open_source
 from crate_mae.sources.base import ImageSource, labels_of
 from crate_mae.training.finetune import finetune
 from crate_mae.training.parse import parse_finetune
+from records import day_and_machine, parser_of
 from tables import fill_between, rule_below
 
 SHOTS = (None, 100, 20, 5)
@@ -141,10 +140,8 @@ def _begun(path: Path) -> dict[str, Any]:
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text())
         return found
-    machine = environment()
     return {
-        "date": date.today().isoformat(),
-        "machine": {key: machine[key] for key in ("processor", "cores", "python", "torch")},
+        **day_and_machine(),
         "draws": DRAWS,
         "rows": [],
     }
@@ -285,9 +282,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0] if __doc__ else "", allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     parser.add_argument(
         "--set", dest="sets", action="append", required=True, type=_pair, metavar="NAME=ADDRESS"
     )

@@ -3,7 +3,6 @@
 Names are subjects of `benchmarks/bench.py`, such as crate or crate+compile.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from crate_mae.models.config import PRESETS
+from records import parser_of
 from speed.steps import Job, make_step
 
 STEPS = 3
@@ -18,9 +18,7 @@ STEPS = 3
 
 def main(words: Sequence[str] | None = None) -> int:
     """The exit status: 0, or 1 where there is no GPU or no such subject."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0], allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("subjects", nargs="+")
     parser.add_argument("--model", choices=PRESETS, default="base")
     parser.add_argument("--batch-size", type=int, default=128)

@@ -11,7 +11,6 @@ earlier FILE and measures nothing.
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from datetime import date
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -21,11 +20,11 @@ from typing import Any
 import torch
 
 from crate_mae.cli.options import new_file, whole_numbers
-from crate_mae.common.environment import environment
 from crate_mae.common.files import write_atomically
 from crate_mae.common.peak_memory import peak_memory
 from crate_mae.models.config import AttentionKind, ModelConfig
 from crate_mae.models.operators import ATTENTION
+from records import day_and_machine, parser_of
 from tables import fill_between, rule_below
 
 KINDS: tuple[AttentionKind, ...] = ("mssa", "exact", "tssa")
@@ -62,10 +61,8 @@ def measured(dim: int, heads: int, counts: Sequence[int], rounds: int) -> dict[s
         rows = [row for tokens in counts for row in _rows(dim, heads, tokens, rounds)]
     finally:
         torch.set_num_threads(threads)
-    machine = environment()
     return {
-        "date": date.today().isoformat(),
-        "machine": {key: machine[key] for key in ("processor", "cores", "python", "torch")},
+        **day_and_machine(),
         "threads": 1,
         "dim": dim,
         "heads": heads,
@@ -162,9 +159,7 @@ def _pass(operator: torch.nn.Module, x: torch.Tensor, gradient: torch.Tensor) ->
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0] if __doc__ else "", allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--heads", type=int, default=12)
     parser.add_argument("--tokens", type=whole_numbers, default=(197, 1024, 4096))

@@ -25,6 +25,7 @@ from crate_mae.sources.base import random_subset
 from crate_mae.sources.webdataset import StreamSource
 from matrix import EARLIER, TIMES, Job, jobs_of, load_matrix, searched_before, superseded
 from pool import run_jobs
+from records import parser_of
 
 logger = logging.getLogger("benchmarks")
 HERE = Path(__file__).parent
@@ -192,9 +193,7 @@ def _table(given: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0] if __doc__ else "", allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     verbs = parser.add_subparsers(required=True)
     run = verbs.add_parser(
         "run", allow_abbrev=False, help="everything of the matrix, as far as time allows"

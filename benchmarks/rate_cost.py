@@ -7,7 +7,6 @@ import argparse
 import json
 import resource
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,12 +14,12 @@ from typing import Any
 import torch
 
 from crate_mae.cli.options import new_file
-from crate_mae.common.environment import environment
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import PRESETS
 from crate_mae.models.masks import draw_mask
 from crate_mae.training.objectives import ObjectiveConfig
 from crate_mae.training.rate_term import CodingRate
+from records import day_and_machine, parser_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,10 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     step(term=True)
     pairs = [(step(term=True), step(term=False)) for _ in range(given.rounds)]
     ratios = sorted(with_it / without for with_it, without in pairs)
-    machine = environment()
     found = {
-        "date": date.today().isoformat(),
-        "machine": {key: machine[key] for key in ("processor", "cores", "python", "torch")},
+        **day_and_machine(),
         "preset": given.preset,
         "batch": given.batch,
         "rounds": given.rounds,
@@ -68,9 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0] if __doc__ else "", allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--preset", choices=PRESETS, default="base")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)

@@ -11,19 +11,18 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
 from crate_mae.cli.options import new_file, whole_numbers
-from crate_mae.common.environment import environment
 from crate_mae.common.files import write_atomically
 from crate_mae.evaluation.backbones import load_backbone
 from crate_mae.evaluation.extracting import Extraction, begin_parts
 from crate_mae.evaluation.feature_files import load_features
 from crate_mae.evaluation.on_ray import write_on_ray
+from records import day_and_machine, parser_of
 from speed.loading import generated_sources
 
 BATCH = 256
@@ -72,10 +71,8 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
         }  # fmt: skip
         found = [load_features(Path(place) / name).values for name in subjects]
         same = all(values.equal(found[0]) for values in found)
-    machine = environment()
     return {
-        "date": date.today().isoformat(),
-        "machine": {key: machine[key] for key in ("processor", "cores", "python", "torch")},
+        **day_and_machine(),
         "weights": given.weights,
         "images": given.images,
         "part_size": given.part_size,
@@ -110,9 +107,7 @@ def _subject(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0] if __doc__ else "", allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--weights", default="cifar10-shallow")
     parser.add_argument("--images", type=int, default=20_480)
     parser.add_argument("--part-size", type=int, default=1024)
