@@ -140,6 +140,7 @@ def test_processes_only_where_they_help_and_may_be(
     threads(4)
     assert computing_processes(model, source, cuts) == 4
     assert computing_processes(model, source, cuts[:4]) == 0, "they would start for nothing"
+    assert computing_processes(model, source, cuts[:5]) == 2, "two stretches for each"
     np.save(tmp_path / "arrays.npy", np.zeros((40, 8, 8, 1), np.uint8))
     in_memory = opened(f"npy:{tmp_path / 'arrays.npy'}")
     assert computing_processes(model, in_memory, cuts_of(in_memory)) == 0, "nothing to decode"

@@ -86,20 +86,21 @@ def encoded_stretches(
 def computing_processes(model: Backbone, source: ImageSource, cuts: Sequence[range]) -> int:
     """How many processes should each read and compute; 0 where one process should compute.
 
-    As many as this one has threads to compute with. Threads share every operation and wait for each
-    other, and while one process reads, the cores it computes on are idle or fought over; processes
-    that do both have nothing to wait for. Not with a GPU, for arrays that lie in memory, for few
-    images, in a process that may not be copied as it is, nor where memory is short.
+    As many as this one has threads to compute with, but two stretches for each. Threads share every
+    operation and wait for each other, and while one process reads, the cores it computes on are
+    idle or fought over; processes that do both have nothing to wait for. Not with a GPU, for arrays
+    that lie in memory, for few images, in a process that may not be copied as it is, nor where
+    memory is short.
     """
     threads = torch.get_num_threads()
-    if threads < 2 or len(cuts) <= max(FEW_STRETCHES, threads) or not source.decodes:
+    if threads < 2 or len(cuts) <= FEW_STRETCHES or not source.decodes:
         return 0
     if not _computes_alone(model) or not _may_be_copied():
         return 0
     room, needed = free_memory(), _bytes_of(model, max(map(len, cuts)))
     if room is None:
         return 0
-    found = min(threads, len(cuts), room // (MEMORY_SHARE * needed))
+    found = min(threads, len(cuts) // 2, room // (MEMORY_SHARE * needed))
     return found if found > 1 else 0
 
 
