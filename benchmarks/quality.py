@@ -13,6 +13,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ def _run(given: argparse.Namespace) -> int:
     matrix = load_matrix(given.matrix)
     open_source(given.source, split="train")  # before any work
     recorded = given.out / "matrix.json"
-    jobs = _wanted(jobs_of(matrix, given.out, given.source), given.leave_out or [])
+    jobs = _wanted(
+        jobs_of(matrix, given.out, given.source), given.leave_out or [], go_on=given.go_on
+    )
     values = json.loads(json.dumps({"matrix": matrix.values, "source": given.source}))
     old = json.loads(recorded.read_text()) if recorded.exists() else values
     if old["source"] != given.source or not _extends(values["matrix"], old["matrix"]):
@@ -114,16 +117,21 @@ def _record(path: Path) -> dict[str, Any]:
     return found
 
 
-def _wanted(jobs: list[Job], left_out: list[str]) -> list[Job]:
-    """The jobs whose names begin with none of these, nor need one that does and is not done."""
+def _wanted(jobs: list[Job], left_out: list[str], *, go_on: bool = False) -> list[Job]:
+    """The jobs whose names begin with none of these, nor need one that does and is not done.
+
+    What comes after one that is left out, as a run after the rates of its search, is left out too,
+    unless it should `go_on`.
+    """
     kept: list[Job] = []
     gone: set[str] = set()
     for job in jobs:
         unwanted = any(job.name.startswith(part) for part in left_out)
-        if (unwanted or gone & {*job.needs, *job.after}) and not job.outcome.exists():
+        lacking = gone & ({*job.needs} if go_on else {*job.needs, *job.after})
+        if (unwanted or lacking) and not job.outcome.exists():
             gone.add(job.name)
         else:
-            kept.append(job)
+            kept.append(replace(job, after=tuple(name for name in job.after if name not in gone)))
     return kept
 
 
@@ -206,6 +214,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--threads", type=int, default=1, help="threads of each job (1)")
     run.add_argument("--minutes", type=float, help="stop after so long; running jobs save first")
     run.add_argument("--leave-out", nargs="*", metavar="PREFIX", help="jobs whose names begin so")
+    run.add_argument(
+        "--go-on",
+        action="store_true",
+        help="do not wait for rates of a search that are left out: the best of the others counts",
+    )
     run.add_argument(
         "--earlier",
         type=Path,

@@ -226,7 +226,14 @@ def test_every_command_of_the_matrix_is_understood(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["quality-gpu", "quality-objective", "quality-operators", "quality-overcomplete"]
+    "name",
+    [
+        "quality-gpu",
+        "quality-objective",
+        "quality-operators",
+        "quality-operators-time",
+        "quality-overcomplete",
+    ],
 )
 def test_the_other_matrices_are_understood_too(tmp_path: Path, name: str) -> None:
     matrix = load_matrix(HERE / f"{name}.yaml")
@@ -307,6 +314,10 @@ def test_what_is_left_out_takes_its_followers_along(tmp_path: Path) -> None:
     assert "finetuned/crate-0.01-0" in names
     kept = wanted(jobs, ["search/crate-0.001"])  # and with it all that waits for the search
     assert "compared/crate-0" not in {each.name for each in kept}
+    going_on = {each.name: each for each in wanted(jobs, ["search/crate-0.001"], go_on=True)}
+    assert "search/crate-0.001" not in going_on
+    before = next(each for each in jobs if each.name == "compared/crate-0").after
+    assert {*going_on["compared/crate-0"].after} == {*before} - {"search/crate-0.001"}
     for rate in load_matrix(HERE / "quality.yaml").rates:
         folder = search_folder(tmp_path, "crate", rate)
         folder.mkdir(parents=True)
