@@ -280,6 +280,45 @@ def test_what_the_coding_rate_does_is_what_was_measured() -> None:
         assert words.format(*(100 * fall for fall in falls)) in told
 
 
+def test_forty_epochs_with_the_coding_rate_are_those_that_were_measured() -> None:
+    section = section_of(APPENDIX, "### Forty epochs with the coding rate, from nothing")
+    (table,) = tables_of(section)
+    told = " ".join(section.split())
+    answer = " ".join(section_of(RESULTS, "## Does pre-training help?").split())
+    found = {}
+    with (RECORDS / "cifar10-from-nothing-metrics.csv").open(newline="") as file:
+        logged = [float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]]
+    losses = {
+        "cifar10-from-nothing": logged[-1],
+        "cifar10-shallow": record(SHIPPED["cifar10-shallow"].folder / "metrics.json")[
+            "validation"]["val/loss"],
+    }  # fmt: skip
+    for stem, (_, loss, probe, knn, zeros, rate) in zip(losses, table[1:], strict=True):
+        shows(loss, losses[stem])
+        for cell, kind in ((probe, "probe"), (knn, "knn")):
+            (row,) = [row for row in rows_of(f"{stem}-{kind}") if row["subject"] == "model"]
+            shows_accuracy(cell, row)
+            found[stem, kind] = 100 * row["accuracy"]
+        with (RECORDS / f"{stem}-layers.csv").open(newline="") as file:
+            last = {
+                row["measure"]: float(row["mean"])
+                for row in csv.DictReader(file)
+                if (row["model"], row["side"], row["layer"], row["point"], row["head"])
+                == ("model", "encoder", "1", "sparsify", "")
+            }
+        shows(zeros, last["zero_fraction"], 100)
+        shows(rate, last["coding_rate"])
+        words = "falls by" if last["lasso_fall"] > 0 else "rises by"
+        assert f"{words} {abs(100 * last['lasso_fall']):.0f} %" in told
+    own, plain = losses
+    assert f"gain {found[own, 'knn'] - found[plain, 'knn']:.1f} points" in told
+    assert f"loses {found[plain, 'probe'] - found[own, 'probe']:.1f}." in told
+    assert f"at {found[own, 'knn']:.1f} % for neighbours and {found[own, 'probe']:.1f} %" in answer
+    assert f"at {found[plain, 'knn']:.1f} and {found[plain, 'probe']:.1f} %" in answer
+    (few,) = rows_of("cifar10-from-nothing-probe-50")
+    assert f"the probe has {100 * few['accuracy']:.1f} %" in told
+
+
 def test_the_probe_by_layer_is_that_of_its_record() -> None:
     (table,) = [t for t in tables_of(APPENDIX) if t[0][0] == "encoder layers passed"]
     rows = [row for row in rows_of("cifar10-probe-layers") if row["subject"] == "model"]
