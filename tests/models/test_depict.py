@@ -1,5 +1,6 @@
 """DEPICT's decoder: the authors' numbers in both forms, counts, and what it refuses."""
 
+import math
 from typing import Any
 
 import pytest
@@ -82,6 +83,98 @@ def test_every_step_agrees_with_the_published_code(name: str) -> None:
         classes = classes + step
     assert decoder.cross_norm is not None
     assert gap(decoder.cross_norm(classes), golden["cnorm"]) <= 1e-10
+
+
+def by_definition(decoder: SegmentationDecoder, features: Tensor) -> Tensor:
+    """Scores (L, C) of one image's features (L, d), a query, a head and a class at a time."""
+
+    def step(part: SubspaceStep, tokens: list[Tensor], queries: list[Tensor]) -> list[Tensor]:
+        heads, P = part.num_heads, part.subspaces
+        r, found = len(P) // heads, []
+        for query in queries:
+            moved = torch.zeros_like(query)
+            for head in range(heads):
+                own = P[head * r : (head + 1) * r]
+                weights = [torch.exp((own @ query) @ (own @ t) / math.sqrt(r)) for t in tokens]
+                mixed = [w * (own @ t) for w, t in zip(weights, tokens, strict=True)]
+                moved = moved + own.mT @ torch.stack(mixed).sum(0) / torch.stack(weights).sum()
+            found.append(part.step_size * moved)
+        return found
+
+    def normed(norm: nn.LayerNorm, tokens: list[Tensor]) -> list[Tensor]:
+        centred = [t - t.sum() / len(t) for t in tokens]
+        return [
+            c / torch.sqrt((c**2).sum() / len(c) + 1e-5) * norm.weight + norm.bias for c in centred
+        ]
+
+    patches, classes = list(features), list(decoder.classes[0])
+    tokens = patches + classes if decoder.form == "self" else patches
+    for part in steps_of(decoder.layers):
+        x = normed(part.norm, tokens)
+        tokens = [t + move for t, move in zip(tokens, step(part, x, x), strict=True)]
+    tokens = normed(decoder.norm, tokens)
+    if decoder.cross_norm is None:
+        patches, classes = tokens[: len(patches)], tokens[len(patches) :]
+    else:
+        patches = tokens
+        for part in steps_of(decoder.cross_layers):
+            moves = step(part, normed(part.norm, patches), classes)
+            classes = [c + move for c, move in zip(classes, moves, strict=True)]
+        classes = normed(decoder.cross_norm, classes)
+    cosines = [
+        torch.stack([p @ c / torch.sqrt((p @ p) * (c @ c)) for c in classes]) for p in patches
+    ]
+    return torch.stack(normed(decoder.class_norm, cosines))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "grid"),
+    [
+        ({"num_heads": 1, "num_layers": 1, "num_classes": 1}, (1, 1)),
+        ({"num_heads": 1, "num_layers": 2, "num_classes": 3}, (1, 4)),
+        ({"num_heads": 4, "num_layers": 3, "num_classes": 6}, (3, 2)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("form", FORMS.values())
+def test_any_sizes_are_their_definition(form: Any, sizes: dict[str, int], grid: Any) -> None:
+    torch.manual_seed(0)
+    decoder = SegmentationDecoder(dim=7, form=form, head_dim=5, cross_head_dim=3, **sizes).double()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    features = torch.randn(2, grid[0] * grid[1], 7, dtype=torch.float64, requires_grad=True)
+    leaves = [features, *decoder.parameters()]
+    found = decoder(features, grid)
+    expected = torch.stack([by_definition(decoder, image) for image in features])
+    expected = expected.mT.reshape(2, -1, *grid)
+    assert gap(found, expected) <= 1e-10
+    towards = torch.randn_like(found)
+    slopes = torch.autograd.grad((found * towards).sum(), leaves)
+    truth = torch.autograd.grad((expected * towards).sum(), leaves)
+    for slope, true in zip(slopes, truth, strict=True):
+        assert gap(slope, true) <= 1e-10 * max(1.0, float(true.abs().max()))
+
+
+def test_classes_that_are_nearly_alike_are_told_apart_in_single_precision() -> None:
+    """The norm over classes magnifies rounding: less of it is left than in cosines as they are."""
+    torch.manual_seed(0)
+    decoder = SegmentationDecoder(dim=24, num_classes=5, num_layers=1)
+    with torch.no_grad():
+        for step in steps_of(decoder.layers):
+            step.step_size.zero_()
+        decoder.classes.copy_(torch.randn(24) + 3e-4 * torch.randn(5, 24))
+    features = torch.randn(4, 60, 24)
+    patches, classes = decoder.compared(features)
+
+    def plain(patches: Tensor, classes: Tensor) -> Tensor:
+        cosines = F.normalize(patches, dim=-1) @ F.normalize(classes, dim=-1).mT
+        return F.layer_norm(cosines, (5,)).mT.reshape(4, 5, 6, 10).double()
+
+    exact = plain(patches.double(), classes.double())
+    found = (decoder(features, (6, 10)) - exact).square().mean()
+    left = (plain(patches, classes) - exact).square().mean()
+    assert float(found.detach()) < 0.5 * float(left.detach())
 
 
 def test_images_that_end_inside_a_patch() -> None:

@@ -3,6 +3,7 @@
 import argparse
 import io
 import pickle
+import re
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -131,6 +132,31 @@ def test_jax_arrays_by_their_definition() -> None:
     assert filters[1, 2, 0, 5] == state["conv1.weight"][5, 0, 1, 2]
 
 
+def test_one_head_of_jax_has_an_output_map_that_does_nothing(tmp_path: Path) -> None:
+    """JAX's code has one with any number of heads, the port and our layers none with one."""
+    torch.manual_seed(0)
+    config = replace(
+        FAMILY["crate-alpha"], num_heads=1, decoder_num_heads=1, image_size=(4, 6), patch_size=2
+    )
+    model = CrateClassifier(config, num_classes=3, pool="cls").eval()
+    save_model(model, tmp_path / "ours")
+    write_published(tmp_path / "ours", tmp_path / "one.npz")
+    arrays = dict(np.load(tmp_path / "one.npz"))
+    kernels = [key for key in arrays if key.endswith("out/kernel")]
+    assert len(kernels) == config.depth
+    d = config.dim
+    assert all(np.array_equal(arrays[key], np.eye(d)[None]) for key in kernels)
+    facts = ClassifierFacts(image_size=config.image_hw)
+    convert_family(read_checkpoint(tmp_path / "one.npz"), tmp_path / "again", facts)
+    images = images_for(config)
+    assert torch.equal(load_model(tmp_path / "again")(images), model(images))
+    arrays[kernels[0]][0, 0, 1] = 0.5
+    with pytest.raises(
+        ValueError, match=r"one head and an output map, .*0\.0\.fn\.to_out.*identity"
+    ):
+        read_checkpoint(npz(tmp_path / "odd.npz", arrays))
+
+
 @pytest.mark.parametrize("suffix", ["pth", "safetensors", "npz"])
 @pytest.mark.parametrize("family", ["crate", "crate-alpha"])
 def test_weights_go_out_and_come_back(family: str, suffix: str, tmp_path: Path) -> None:
@@ -156,6 +182,49 @@ def test_weights_go_out_and_come_back(family: str, suffix: str, tmp_path: Path) 
         write_published(tmp_path / "ours", target)
 
 
+def test_what_lies_beside_the_tensors_is_told(tmp_path: Path) -> None:
+    """An average of the weights in the same file is not what is read."""
+    state = state_of("crate")
+    average = {key: value + 1 for key, value in state.items()}
+    whole = training_file(state) | {"state_dict_ema": average, "history": []}
+    torch.save(whole, tmp_path / "file.pth")
+    found = convert_family(read_checkpoint(tmp_path / "file.pth"), tmp_path / "out", FACTS)
+    assert found.passed_over == ["optimizer, scheduler, state_dict_ema beside the tensors"]
+    model = load_model(tmp_path / "out")
+    assert torch.equal(model.encoder.class_token, state["cls_token"])
+
+
+@pytest.mark.parametrize("prefix", ["module.", "backbone.", "_orig_mod.module."])
+def test_tensors_that_differ_in_their_prefix_alone_are_refused(prefix: str, tmp_path: Path) -> None:
+    state = state_of("crate")
+    state[f"{prefix}cls_token"] = state["cls_token"] + 1
+    torch.save(state, tmp_path / "file.pth")
+    message = rf"cls_token is held twice, the second time as {re.escape(prefix)}cls_token"
+    with pytest.raises(ValueError, match=message):
+        read_checkpoint(tmp_path / "file.pth")
+    own = state_of("depict", "sa.param.")
+    own["decoder.cls_emb"] = own["cls_emb"] + 1
+    with pytest.raises(ValueError, match=r"cls_emb is held twice, with and without decoder\."):
+        from_depict(own)
+
+
+def test_what_no_file_of_crate_holds_is_told_when_it_is_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    facts = replace(FACTS, step_size=0.3, pool="mean-all")
+    model = from_published(state_of("crate"), facts)
+    save_model(model, tmp_path / "ours")
+    write_published(tmp_path / "ours", tmp_path / "back.pth")
+    assert "cannot hold ista=0.3 and pool='mean'" in caplog.text
+    again = from_published(read_checkpoint(tmp_path / "back.pth").state, facts)
+    images = family_golden("crate")[0]["in.image"]
+    assert torch.equal(again(images), model(images))
+    caplog.clear()
+    save_model(from_published(state_of("crate"), FACTS), tmp_path / "plain")
+    write_published(tmp_path / "plain", tmp_path / "plain.pth")
+    assert not caplog.text
+
+
 # --- DEPICT -----------------------------------------------------------------------------------
 
 
@@ -178,6 +247,39 @@ def test_decoders_go_in_and_out(form: str, tmp_path: Path) -> None:
     back = to_depict(decoder)
     assert back.keys() == {f"decoder.{key}" for key in own}
     assert all(torch.equal(back[f"decoder.{key}"], value) for key, value in own.items())
+    with pytest.raises(ValueError, match="only CRATE-alpha has files of JAX"):
+        write_published(tmp_path / "out", tmp_path / "theirs.npz")
+    for suffix in ("pth", "safetensors"):
+        target = str(tmp_path / f"theirs.{suffix}")
+        assert main(["convert", str(tmp_path / "out"), "--to-reference", target]) == 0
+        again = read_checkpoint(target)
+        assert again.family == "depict"
+        assert all(torch.equal(again.state[f"decoder.{key}"], own[key]) for key in own)
+    assert torch.load(tmp_path / "theirs.pth").keys() == {"model"}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"head_dim": 60}, r"head_dim 60 \(not 100\)"),
+        ({"form": "cross", "cross_head_dim": 60}, r"cross_head_dim 60 \(not 50\)"),
+        ({"form": "self", "cross_head_dim": 60}, None),  # there is no such part
+    ],
+    ids=str,
+)
+def test_decoders_of_other_heads_have_no_published_form(
+    sizes: dict[str, Any], message: str | None, tmp_path: Path
+) -> None:
+    decoder = SegmentationDecoder(dim=4, num_classes=3, num_layers=1, num_heads=1, **sizes)
+    save_decoder(decoder, tmp_path / "decoder")
+    if message is None:
+        assert write_published(tmp_path / "decoder", tmp_path / "out.pth") == len(
+            decoder.state_dict()
+        )
+        return
+    with pytest.raises(ValueError, match=f"of depict cannot express {message}"):
+        write_published(tmp_path / "decoder", tmp_path / "out.pth")
+    assert not (tmp_path / "out.pth").exists()
 
 
 def test_decoders_that_are_damaged_are_refused(tmp_path: Path) -> None:
@@ -218,6 +320,10 @@ def test_decoders_that_are_damaged_are_refused(tmp_path: Path) -> None:
     ("keys", "reason"),
     [
         (["blocks.0.attn.temp", "blocks.0.mlp.fc1.weight"], "ToST model: its blocks have an MLP"),
+        (
+            ["transformer.h.0.attn.temp", "transformer.h.0.mlp.c_fc.weight"],
+            "language model of ToST",
+        ),
         (["visual.transformer.resblocks.0.attn.in_proj_weight"], "CLIPA model with a text tower"),
         (["blocks.0.attn.qkv.weight", "head.mlp.0.weight"], "this is a ViT"),
         (["blocks.0.0.attn.qkv.weight"], "this is a ViT"),

@@ -1,9 +1,10 @@
 """Published classifiers: the authors' numbers, every wrapping, and files that are refused."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -117,6 +118,124 @@ def test_any_size_goes_there_and_back(family: str, changes: dict[str, Any]) -> N
     assert torch.equal(again(images), model(images))
 
 
+def by_definition(state: dict[str, Tensor], image: Tensor, facts: ClassifierFacts) -> Tensor:
+    """Scores (classes) of one image, a token and a head at a time, by the published names."""
+    heads, eta, bound = facts.num_heads or 1, facts.step_size, facts.step_size * facts.sparsity
+    ours = "conv1.weight" not in state
+    eps = 1e-5 if ours else 1e-6
+
+    def normed(token: Tensor, name: str, eps: float) -> Tensor:
+        centred = token - token.sum() / len(token)
+        scale = torch.sqrt((centred**2).sum() / len(token) + eps)
+        return centred / scale * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+    def embedded(patch: Tensor) -> Tensor:
+        if not ours:
+            filters = state["conv1.weight"]
+            return torch.stack([(f * patch).sum() for f in filters]) + state["conv1.bias"]
+        name, (channels, height, width) = "to_patch_embedding", patch.shape
+        values = [
+            patch[c, y, x] for y in range(height) for x in range(width) for c in range(channels)
+        ]
+        token = normed(torch.stack(values), f"{name}.1", 1e-5)
+        token = state[f"{name}.2.weight"] @ token + state[f"{name}.2.bias"]
+        return normed(token, f"{name}.3", 1e-5)
+
+    def attended(tokens: list[Tensor], name: str) -> list[Tensor]:
+        coordinates = [state[f"{name}.qkv.weight"] @ token for token in tokens]
+        p, found = len(coordinates[0]) // heads, []
+        for query in coordinates:
+            parts = []
+            for head in range(heads):
+                own = slice(head * p, (head + 1) * p)
+                weights = [torch.exp(query[own] @ c[own] / math.sqrt(p)) for c in coordinates]
+                mixed = [w * c[own] for w, c in zip(weights, coordinates, strict=True)]
+                parts.append(torch.stack(mixed).sum(0) / torch.stack(weights).sum())
+            out = torch.cat(parts)
+            if f"{name}.to_out.0.weight" in state:
+                out = state[f"{name}.to_out.0.weight"] @ out
+            if f"{name}.to_out.0.bias" in state:
+                out = out + state[f"{name}.to_out.0.bias"]
+            found.append(out)
+        return found
+
+    def sparse(h: Tensor, name: str) -> Tensor:
+        y = normed(h, f"{name}.norm", eps)
+        if ours:
+            D = state[f"{name}.fn.weight"]
+            return torch.clamp(y + eta * D.mT @ (y - D @ y) - bound, min=0)
+        D = state[f"{name}.fn.D"]
+        first = torch.clamp(eta * D.mT @ y - bound, min=0)
+        second = torch.clamp(first - eta * D.mT @ (D @ first - y) - bound, min=0)
+        return h + state[f"{name}.fn.D1"] @ second
+
+    height, width = cast("tuple[int, int]", facts.patch_size)
+    patches = [
+        image[:, y : y + height, x : x + width]
+        for y in range(0, image.shape[1], height)
+        for x in range(0, image.shape[2], width)
+    ]
+    tokens = [state["cls_token"][0, 0], *map(embedded, patches)]
+    tokens = [t + place for t, place in zip(tokens, state["pos_embedding"][0], strict=True)]
+    depth = len([key for key in state if key.endswith("fn.qkv.weight")])
+    for index in range(depth):
+        name = f"transformer.layers.{index}"
+        x = [normed(token, f"{name}.0.norm", eps) for token in tokens]
+        moves = attended(x, f"{name}.0.fn")
+        tokens = [sparse(t + move, f"{name}.1") for t, move in zip(tokens, moves, strict=True)]
+    pooled = tokens[0] if facts.pool == "cls" else torch.stack(tokens).sum(0) / len(tokens)
+    features = normed(pooled, "mlp_head.0", 1e-5)
+    return state["mlp_head.1.weight"] @ features + state["mlp_head.1.bias"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts"),
+    [
+        ({"dim": 5, "num_heads": 5, "image_size": (4, 9), "patch_size": (2, 3), "channels": 1}, {}),
+        ({"dim": 7, "num_heads": 1, "image_size": (5, 3), "patch_size": (5, 3), "channels": 2}, {}),
+        ({"dim": 9, "num_heads": 3, "depth": 1, "channels": 4}, {"sparsity": 0.0}),
+        ({"dim": 6, "num_heads": 2, "depth": 3}, {"step_size": 0.6, "sparsity": 0.3}),
+        ({"dim": 6, "num_heads": 2}, {"pool": "mean-all", "step_size": 0.0}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("atoms", [0, 1, 2, 8])
+def test_other_sizes_are_their_definition(
+    atoms: int, changes: dict[str, Any], facts: dict[str, Any]
+) -> None:
+    """CRATE, and CRATE-alpha with so many atoms a dimension: scores and every gradient."""
+    torch.manual_seed(0)
+    if atoms:
+        facts = {key: value for key, value in facts.items() if key != "pool"}
+    family: dict[str, Any] = {"decoder_num_heads": 1, "sparsity": 0.1, "step_size": 0.1}
+    family |= {"overcomplete": atoms, "final_norm_eps": 1e-5} if atoms else {}
+    config = replace(FAMILY["crate-alpha" if atoms else "crate"], **{**family, **changes})
+    state = to_published(CrateClassifier(config, num_classes=3, pool="cls"))
+    state = {key: value + 0.2 * torch.randn_like(value) for key, value in state.items()}
+    known = ClassifierFacts(
+        num_heads=config.num_heads,
+        image_size=config.image_hw,
+        patch_size=config.patch_hw,
+        channels=config.channels,
+        **facts,
+    )
+    model = from_published(state, known).double()
+    images = images_for(config).double().requires_grad_()
+    found = model(images)
+    truth = {key: value.double().requires_grad_() for key, value in state.items()}
+    expected = torch.stack([by_definition(truth, image, known) for image in images])
+    assert gap(found, expected) <= 1e-10
+    towards = torch.randn_like(found)
+    names = published_names(config, "crate-alpha" if atoms else "crate")
+    own = {names[name]: parameter for name, parameter in model.named_parameters()}
+    slopes = torch.autograd.grad((found * towards).sum(), [images, *own.values()])
+    wanted = [images, *(truth[name] for name in own)]
+    true = torch.autograd.grad((expected * towards).sum(), wanted, allow_unused=True)
+    for name, slope, exact in zip(["images", *own], slopes, true, strict=True):
+        exact = torch.zeros_like(slope) if exact is None else exact.view_as(slope)
+        assert gap(slope, exact) <= 1e-10 * max(1.0, float(exact.abs().max())), name
+
+
 def test_the_mean_over_all_tokens_is_the_other_pool() -> None:
     model = from_published(state_of("crate"), replace(FACTS, pool="mean-all"))
     images = family_golden("crate")[0]["in.image"]
@@ -142,6 +261,16 @@ def test_the_demos_two_maps_become_one() -> None:
     assert gap(model(images), expected) < 1e-5
     state["head.weight"] = torch.randn(7, 23)
     with pytest.raises(ValueError, match=r"head.weight \(7, 23\) does not follow"):
+        from_published(state, FACTS)
+
+
+def test_a_bias_of_the_demo_that_fits_nowhere_is_named() -> None:
+    state = state_of("crate")
+    state["head.weight"] = torch.zeros(5, 7)
+    with pytest.raises(ValueError, match=r"head.bias is of shape \(4,\), not \(5,\)"):
+        from_published(state | {"head.bias": torch.zeros(4)}, FACTS)
+    state["mlp_head.1.bias"] = torch.zeros(6)
+    with pytest.raises(ValueError, match=r"mlp_head.1.bias is of shape \(6,\), not \(7,\)"):
         from_published(state, FACTS)
 
 
@@ -247,7 +376,7 @@ def test_values_that_are_not_finite_are_named(value: float) -> None:
 def test_whole_numbers_are_refused() -> None:
     state = state_of("crate")
     state["cls_token"] = state["cls_token"].to(torch.int64)
-    with pytest.raises(ValueError, match="no floating-point numbers"):
+    with pytest.raises(ValueError, match=r"no floating-point numbers: .*cls_token torch\.int64"):
         from_published(state, FACTS)
 
 
@@ -265,6 +394,29 @@ def test_whole_numbers_are_refused() -> None:
 def test_facts_that_do_not_fit_are_refused(facts: ClassifierFacts, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_published(state_of("crate"), facts)
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"channels": 1}, "patches of 4 x 4 pixels and 3 channels: leave out"),
+        ({"patch_size": (2, 8)}, "patches of 4 x 4 pixels and 3 channels: leave out"),
+        ({"pool": "mean-all"}, "crate-alpha scores the class token alone"),
+    ],
+    ids=str,
+)
+def test_facts_that_are_not_those_of_an_alpha_are_refused(
+    facts: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_published(state_of("crate_alpha"), replace(FACTS, **facts))
+    from_published(state_of("crate_alpha"), replace(FACTS, channels=3, patch_size=4))
+
+
+def test_an_alpha_that_pools_all_tokens_has_no_published_form() -> None:
+    model = CrateClassifier(FAMILY["crate-alpha"], num_classes=3, pool="mean-all")
+    with pytest.raises(ValueError, match=r"crate-alpha cannot express .*pool 'mean-all'"):
+        to_published(model)
 
 
 def test_an_encoder_alone_gets_no_random_head() -> None:

@@ -8,6 +8,7 @@ from model_cases import family_golden, gap
 
 from crate_mae.whitebox.attention_only import signal_to_noise, thresholded_step
 from crate_mae.whitebox.denoising import subspace_attention
+from crate_mae.whitebox.measures import coding_rate, compression_gradient, head_coding_rates
 
 GOLDEN, CONFIG = family_golden("aot_derived")
 SETTING = CONFIG["theorem"]
@@ -24,6 +25,18 @@ def test_layers_and_ratios_agree_with_stored_numbers() -> None:
     assert gap(torch.stack(ratios), GOLDEN["theorem.snr"]) <= 1e-9 * float(
         torch.stack(ratios).max()
     )
+
+
+def test_rates_and_the_gradient_agree_with_stored_numbers() -> None:
+    z, U = GOLDEN["layers.in.tokens"].double(), GOLDEN["tied.in.U"].double()
+    eps_squared = CONFIG["eps_squared"]
+    w = torch.einsum("bnd,kdp->bknp", z, U)
+    rates = coding_rate(z, eps_squared=eps_squared, normalize=False)
+    assert gap(rates, GOLDEN["exact.R_per_image"]) <= 1e-10
+    rates = head_coding_rates(w, eps_squared=eps_squared, normalize=False)
+    assert gap(rates, GOLDEN["exact.Rc_per_image_and_head"]) <= 1e-10
+    gradient = compression_gradient(z, U, eps_squared=eps_squared)
+    assert gap(gradient, GOLDEN["exact.gradient"]) <= 1e-10
 
 
 def test_the_first_layers_raise_the_ratio_as_the_theorem_says() -> None:

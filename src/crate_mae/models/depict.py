@@ -142,6 +142,9 @@ class SegmentationDecoder(nn.Module):
         patches, classes = self.compared(features)
         patches = patches / patches.norm(dim=-1, keepdim=True)
         classes = classes / classes.norm(dim=-1, keepdim=True)
+        # The norm takes the mean over classes out in any case. Taken out here, of vectors and not
+        # of cosines, rounding is that of what tells classes apart, which may be little.
+        classes = classes - classes.mean(dim=1, keepdim=True)
         scores: Tensor = self.class_norm(patches @ classes.mT)
         return scores.mT.reshape(len(features), -1, *grid)
 

@@ -15,7 +15,7 @@ from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.crate_encoder import CrateEncoder
 from crate_mae.weights.jax_arrays import read_jax, to_jax
-from crate_mae.weights.published import published_state, to_reference
+from crate_mae.weights.published import published_parts, to_reference
 from crate_mae.weights.published_classifiers import (
     ClassifierFacts,
     encoder_from_published,
@@ -25,7 +25,14 @@ from crate_mae.weights.published_classifiers import (
     to_published,
     without_projection,
 )
-from crate_mae.weights.published_depict import from_depict, is_depict, save_decoder
+from crate_mae.weights.published_depict import (
+    from_depict,
+    is_decoder_folder,
+    is_depict,
+    load_decoder,
+    save_decoder,
+    to_depict,
+)
 from crate_mae.weights.shipped import TENSORS
 from crate_mae.weights.tensors import write_safetensors
 from crate_mae.weights.weights_folder import load_model, save_model, weights_hash
@@ -34,6 +41,8 @@ Family = Literal["crate-mae", "crate", "crate-alpha", "depict"]
 
 logger = logging.getLogger(__name__)
 
+STEP_SIZE = 0.1
+"""eta, where CRATE's code is not told another."""
 PORT_EPS, JAX_EPS = 1e-5, 1e-6
 """Epsilon of CRATE-alpha's last norm, in its authors' PyTorch port and in their JAX code."""
 
@@ -89,12 +98,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             passed_over=_counted(passed_over, "optimiser's arrays"),
         )  # fmt: skip
     projection: list[str] = []
-    state = published_state(path)
+    state, beside = published_parts(path)
     if layout_of_classifier(state) is not None:
         state, projection = without_projection(state)
+    passed_over = _counted(projection, "tensors of SimDINO's projection head")
+    if beside:
+        passed_over.append(f"{', '.join(beside)} beside the tensors")
     return Checkpoint(
         state=state, family=family_of(state), num_heads=None, from_jax=False,
-        passed_over=_counted(projection, "tensors of SimDINO's projection head"),
+        passed_over=passed_over,
     )  # fmt: skip
 
 
@@ -160,6 +172,7 @@ def write_published(weights: str | Path, file: str | Path) -> int:
     """How many tensors went into a new file with the published names of the model's family.
 
     An encoder alone goes into the wrapping of SimDINO's backbones, as a teacher in a `.pth` file.
+    A segmentation decoder in a folder of its own goes out under DEPICT's names.
     `.safetensors` and `.pth`, or `.npz` of CRATE-alpha as JAX has it. Raises ValueError for another
     suffix and for a model that its family's code cannot express, and FileExistsError for a file
     that is there.
@@ -169,6 +182,8 @@ def write_published(weights: str | Path, file: str | Path) -> int:
         raise ValueError(f"{path} must end in .safetensors, .pth or .npz")
     if path.exists():
         raise FileExistsError(f"{path} exists and is not overwritten; name another file")
+    if is_decoder_folder(weights):
+        return _write_decoder(weights, path)
     model = load_model(weights)
     alone = model.kind == CrateEncoder.kind
     if isinstance(model, CrateEncoder) and (alone or isinstance(model, CrateClassifier)):
@@ -180,6 +195,7 @@ def write_published(weights: str | Path, file: str | Path) -> int:
                 " scores will differ by about as much",
                 path, theirs, model.config.final_norm_eps,
             )  # fmt: skip
+        _tell_unwritten(model, path)
     elif isinstance(model, CrateMAE):
         state = to_reference(model)
     else:
@@ -209,6 +225,32 @@ def write_published(weights: str | Path, file: str | Path) -> int:
     return len(state)
 
 
+def _write_decoder(folder: str | Path, path: Path) -> int:
+    """How many tensors went into a new file under DEPICT's names, wrapped as its files are."""
+    if path.suffix == ".npz":
+        raise ValueError("only CRATE-alpha has files of JAX: name a .pth or .safetensors file")
+    state = {key: value.contiguous() for key, value in to_depict(load_decoder(folder)).items()}
+    with replacing(path) as fresh:
+        if path.suffix == ".pth":
+            torch.save({"model": state}, fresh)
+        else:
+            write_safetensors(state, fresh)
+    return len(state)
+
+
+def _tell_unwritten(model: CrateEncoder, path: Path) -> None:
+    """Warn of what CRATE's code has to be told, for its files do not hold it."""
+    told = []
+    if model.config.step_size != STEP_SIZE:
+        told.append(f"ista={model.config.step_size:g}")
+    if isinstance(model, CrateClassifier) and model.pool == "mean-all":
+        told.append("pool='mean'")
+    if told:
+        logger.warning(
+            "%s cannot hold %s: the code that reads it must be told", path, " and ".join(told)
+        )
+
+
 def _convert_decoder(checkpoint: Checkpoint, out: str | Path) -> FamilyConversion:
     decoder = from_depict(checkpoint.state)
     sizes = decoder.sizes
@@ -223,7 +265,7 @@ def _convert_decoder(checkpoint: Checkpoint, out: str | Path) -> FamilyConversio
             "parameters": f"{sum(p.numel() for p in decoder.parameters()):,}",
             "classes": f"{sizes['num_classes']}",
         },
-        passed_over=_counted(encoder, "tensors of an encoder, a ViT"),
+        passed_over=_counted(encoder, "tensors of an encoder, a ViT") + checkpoint.passed_over,
         sha256=file_hash(folder / TENSORS),
     )
 
@@ -248,6 +290,11 @@ REFUSED: tuple[tuple[Callable[[Mapping[str, Tensor]], bool], str], ...] = (
         "this is a ToST model: its blocks have an MLP each and its class token enters by class"
         " attention, neither of which is white-box and part of this package. Its attention is:"
         " attention=tssa, to be trained",
+    ),
+    (
+        lambda state: "transformer.h.0.attn.temp" in state,
+        "this is a language model of ToST: its blocks have an MLP each, which is not white-box, and"
+        " no model here takes text. Its attention is crate_mae.models.CausalTSSA",
     ),
     (
         lambda state: _any(state, "visual.transformer.resblocks."),

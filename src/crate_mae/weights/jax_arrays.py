@@ -81,11 +81,17 @@ def read_jax(path: Path) -> tuple[dict[str, Tensor], int, list[str]]:
         raise ValueError(
             f"{path} is no complete CRATE-alpha checkpoint: heads by its projections: {found}"
         )
-    return state, heads.pop(), passed_over
+    count = heads.pop()
+    if count == 1:
+        _without_output_maps(state, path)
+    return state, count, passed_over
 
 
 def to_jax(state: dict[str, Tensor], num_heads: int) -> dict[str, "np.ndarray[Any, Any]"]:
-    """Arrays by JAX's names of a state under the port's names."""
+    """Arrays by JAX's names of a state under the port's names.
+
+    With one head, JAX's code has an output map where the port has none: the identity.
+    """
     top = {published: name for name, published in _TOP.items()}
     inside = {published: name for name, published in _IN_BLOCK.items()}
     found = {}
@@ -103,7 +109,23 @@ def to_jax(state: dict[str, Tensor], num_heads: int) -> dict[str, "np.ndarray[An
             array = array.T.reshape(num_heads, -1, array.shape[0])
         place = "" if block is None else f"Transformer/encoderblock_{block[1]}/"
         found[f"params/{place}{name}"] = np.ascontiguousarray(array)
+        if num_heads == 1 and name.endswith("proj/kernel"):
+            name = name.replace("proj/kernel", "out/kernel")
+            found[f"params/{place}{name}"] = np.eye(len(array), dtype=array.dtype)[None]
     return found
+
+
+def _without_output_maps(state: dict[str, Tensor], path: Path) -> None:
+    """Take the output maps out of a state of one head; ValueError for one that does something."""
+    for key in [key for key in state if key.endswith("to_out.0.weight")]:
+        W, U = state.pop(key), state.get(key.replace("to_out.0", "qkv"))
+        if U is None:  # it is then named as missing
+            continue
+        if W.shape != U.shape or not torch.equal(W, torch.eye(len(W), dtype=W.dtype)):
+            raise ValueError(
+                f"{path} has one head and an output map, {key}, that is not the identity: with one"
+                " head the layers here have none, as in the PyTorch port"
+            )
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> "np.ndarray[Any, Any]":

@@ -225,19 +225,35 @@ def convert_checkpoint(
 def published_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors by their published names, out of a file or mapping in any wrapping.
 
-    Of a student and a teacher (SimDINO) it is the teacher.
+    Of a student and a teacher (SimDINO) it is the teacher. Raises as `published_parts`.
+    """
+    return published_parts(source)[0]
+
+
+def published_parts(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
+    """(tensors by their published names, what lies beside them in the wrapping, by name).
+
+    What lies beside them are an optimiser's state, other copies of the weights and the like: plain
+    values are not named.
 
     Raises FileNotFoundError, and ValueError for damaged files (a zip archive has checksums, older
     `.pth` files have none), for files that hold anything but plain tensors and values, for entries
-    that are no tensors, and for tensors that claim more values than they hold.
+    that are no tensors, for tensors that claim more values than they hold, and for tensors that
+    differ in their prefixes alone.
     """
     loaded: Any = source if isinstance(source, Mapping) else _read(user_path(source))
+    beside: list[str] = []
     for wrapper in ("model", "teacher", "state_dict", "module"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            beside += [
+                str(key)
+                for key, value in loaded.items()
+                if key != wrapper and isinstance(value, Mapping | list) and value
+            ]
             loaded = loaded[wrapper]
     if not isinstance(loaded, Mapping) or not loaded:
         raise ValueError("no state dict found: expected tensors by name, or them under 'model'")
-    state = {}
+    state: dict[str, Tensor] = {}
     for key, value in loaded.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ValueError(f"{key!r} is {type(value).__name__}, not a tensor under a name")
@@ -246,8 +262,11 @@ def published_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]
         # A pickle of a few bytes can repeat one value to any size by a stride of 0.
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ValueError(f"{key} claims {value.numel():,} values and holds fewer")
-        state[re.sub(r"^(?:module\.|_orig_mod\.|backbone\.)+", "", key)] = value
-    return state
+        name = re.sub(r"^(?:module\.|_orig_mod\.|backbone\.)+", "", key)
+        if name in state:
+            raise ValueError(f"{name} is held twice, the second time as {key}")
+        state[name] = value
+    return state, beside
 
 
 def published_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -210,7 +210,7 @@ def to_published(model: CrateEncoder) -> dict[str, Tensor]:
         output_projection="free" if layout == "crate" else "free-no-bias",
         sparse_step="ista" if layout == "crate" else "decoupled",
         overcomplete=1 if layout == "crate" else config.overcomplete,
-        step_size=0.1,
+        step_size=config.step_size if layout == "crate" else 0.1,
         sparsity=0.1,
         subspace_bias=False,
         layer_norm_eps=1e-5 if layout == "crate" else 1e-6,
@@ -222,8 +222,9 @@ def to_published(model: CrateEncoder) -> dict[str, Tensor]:
     differing = [
         f"{key} {mine[key]!r} (not {wanted[key]!r})" for key in mine if mine[key] != wanted[key]
     ]
-    if isinstance(model, CrateClassifier) and model.pool == "mean":
-        differing.append("pool 'mean' (not 'cls')")
+    pools = ("cls", "mean-all") if layout == "crate" else ("cls",)
+    if isinstance(model, CrateClassifier) and model.pool not in pools:
+        differing.append(f"pool {model.pool!r} (not 'cls')")
     if differing:
         raise ValueError(f"the published code of {layout} cannot express {', '.join(differing)}")
     names = published_names(config, layout)
@@ -272,6 +273,7 @@ def _sizes(
     else:
         _, channels, *kernel = shape("conv1.weight", 4)
         patch = (kernel[0], kernel[1])
+        _check_alpha(facts, channels, patch)
         width, atoms = shape("transformer.layers.0.1.fn.D", 2)
         family = {
             "overcomplete": max(1, atoms // max(1, width)), "sparse_step": "decoupled",
@@ -297,13 +299,27 @@ def _sizes(
     )
 
 
+def _check_alpha(facts: ClassifierFacts, channels: int, patch: tuple[int, int]) -> None:
+    """Raise ValueError for facts that are not those of a file of CRATE-alpha, or of its code."""
+    other_patch = facts.patch_size is not None and _pair(facts.patch_size) != patch
+    if other_patch or facts.channels not in (None, channels):
+        raise ValueError(
+            f"conv1.weight has patches of {patch[0]} x {patch[1]} pixels and {channels} channels:"
+            " leave out patch_size and channels"
+        )
+    if facts.pool != "cls":
+        raise ValueError(
+            f"crate-alpha scores the class token alone, whatever pool it is given, not {facts.pool}"
+        )
+
+
 def _patch(values: int, facts: ClassifierFacts) -> tuple[int, tuple[int, int]]:
     """Channels and patch of so many values in a patch."""
     channels = 3 if facts.channels is None else facts.channels
     if channels < 1:
         raise ValueError(f"channels must be a positive whole number, not {channels}")
     if facts.patch_size is not None:
-        patch = facts.patch_size if isinstance(facts.patch_size, tuple) else (facts.patch_size,) * 2
+        patch = _pair(facts.patch_size)
     else:
         side = math.isqrt(values // channels)
         patch = (side, side)
@@ -315,11 +331,14 @@ def _patch(values: int, facts: ClassifierFacts) -> tuple[int, tuple[int, int]]:
     return channels, patch
 
 
+def _pair(size: Size) -> tuple[int, int]:
+    return size if isinstance(size, tuple) else (size, size)
+
+
 def _image(patches: int, patch: tuple[int, int], facts: ClassifierFacts) -> tuple[int, int]:
     """Image size of so many patches."""
     if facts.image_size is not None:
-        size = facts.image_size
-        return size if isinstance(size, tuple) else (size, size)
+        return _pair(facts.image_size)
     side = math.isqrt(max(patches, 0))
     if side * side != patches or not patches:
         raise ValueError(
@@ -363,6 +382,12 @@ def _one_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             f"head.weight {tuple(second.shape)} does not follow mlp_head.1.weight"
             f" {tuple(first.shape)}"
         )
+    for name, vector, rows in (
+        ("mlp_head.1.bias", offset, first.shape[0]),
+        ("head.bias", bias, second.shape[0]),
+    ):
+        if vector is not None and tuple(vector.shape) != (rows,):
+            raise ValueError(f"{name} is of shape {tuple(vector.shape)}, not ({rows},)")
     shift = second.double() @ offset.double()
     state["mlp_head.1.weight"] = (second.double() @ first.double()).to(second.dtype)
     state["mlp_head.1.bias"] = (shift if bias is None else shift + bias.double()).to(second.dtype)

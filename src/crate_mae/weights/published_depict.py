@@ -47,11 +47,14 @@ def from_depict(
     one, which no file holds. Tensors of an encoder (`encoder.*`), a ViT, are passed over.
     Raises ValueError for tensors that are missing, unexpected, re-shaped or not finite.
     """
-    own = {
-        key.removeprefix("decoder."): value
-        for key, value in state.items()
-        if not key.startswith("encoder.")
-    }
+    own: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if key.startswith("encoder."):
+            continue
+        name = key.removeprefix("decoder.")
+        if name in own:
+            raise ValueError(f"{name} is held twice, with and without decoder. in front")
+        own[name] = value
     form = "cross" if "cnorm.weight" in own else "self"
     sizes = _sizes(own, form, head_dim, cross_head_dim)
     theirs = depict_names(sizes)
@@ -61,8 +64,19 @@ def from_depict(
 
 
 def to_depict(decoder: SegmentationDecoder) -> dict[str, Tensor]:
-    """A decoder's tensors under the published names, `decoder.` in front; cloned."""
-    names = depict_names(decoder.sizes)
+    """A decoder's tensors under the published names, `decoder.` in front; cloned.
+
+    Raises ValueError for a decoder whose heads have other dimensions than the published code's, for
+    no file holds them.
+    """
+    sizes = decoder.sizes
+    fixed = {"head_dim": HEAD_DIM}
+    if sizes["form"] == "cross":
+        fixed["cross_head_dim"] = CROSS_HEAD_DIM
+    differing = [f"{key} {sizes[key]} (not {n})" for key, n in fixed.items() if sizes[key] != n]
+    if differing:
+        raise ValueError(f"the published code of depict cannot express {', '.join(differing)}")
+    names = depict_names(sizes)
     return {f"decoder.{names[k]}": v.detach().clone() for k, v in decoder.state_dict().items()}
 
 
@@ -79,6 +93,12 @@ def save_decoder(
         write_safetensors(tensors, fresh / TENSORS)
         (fresh / CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     return user_path(folder)
+
+
+def is_decoder_folder(folder: str | Path) -> bool:
+    """Whether a folder's `config.json` names a decoder; ValueError for one that is damaged."""
+    described = user_path(folder) / CONFIG
+    return described.is_file() and read_json_object(described).get("model") == KIND
 
 
 def load_decoder(folder: str | Path) -> SegmentationDecoder:

@@ -86,7 +86,10 @@ def load_exactly(
     are no floating-point numbers; the model is then unchanged.
     """
     check_match({k: tuple(v.shape) for k, v in tensors.items()}, model, origin=origin, names=names)
-    strange = [f"{k} {v.dtype}" for k, v in tensors.items() if not v.is_floating_point()]
+    shown = names or {}
+    strange = [
+        f"{shown.get(k, k)} {v.dtype}" for k, v in tensors.items() if not v.is_floating_point()
+    ]
     if strange:
         raise ValueError(
             f"{origin} holds {len(strange)} tensors that are no floating-point numbers:"
