@@ -1,6 +1,7 @@
 """One address names a source of images: `digits`, `imagefolder:PATH`, `parquet:PATH`, ..."""
 
 import logging
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -161,6 +162,12 @@ def with_classes_of(train: ImageSource, other: ImageSource, part: str) -> ImageS
         raise ValueError(without_labels(train if known is None else other))
     if names == known:
         return other
+    # One letter with an accent, or a letter and an accent: file systems differ.
+    forms = {unicodedata.normalize("NFC", name): name for name in known}
+    names = tuple(
+        name if name in known else forms.get(unicodedata.normalize("NFC", name), name)
+        for name in names
+    )
     place = {name: number for number, name in enumerate(known)}
     used = {label for index in range(len(other)) if (label := other.label(index)) is not None}
     strange = [name for number, name in enumerate(names) if name not in place and number in used]
