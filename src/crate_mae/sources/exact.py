@@ -56,6 +56,20 @@ def settled(
     return image
 
 
+def stored_step(image: Image.Image, data: bytes | Path | Image.Image) -> int:
+    """What one step of the stored grey levels is in the decoded ones: 17 of 4 bits, 85 of 2."""
+    if isinstance(data, Image.Image) or image.mode != "L":
+        return 1
+    bits = 8
+    if image.format == "PNG":
+        head = _head(data, 26)
+        bits = head[_PNG_DEPTH] if head[_PNG_KIND] == 0 else 8
+    elif image.format == "TIFF":
+        tags: Any = getattr(image, "tag_v2", {})
+        bits = tags.get(_BITS, (8,))[0]
+    return 255 // ((1 << bits) - 1) if bits in (2, 4) else 1
+
+
 def _with_colour_key(image: Image.Image, data: bytes | Path, over: str) -> Image.Image:
     """A PNG whose transparent colour is on the scale of its decoded values."""
     head, key = _head(data, 26), image.info["transparency"]

@@ -16,7 +16,13 @@ from torch import Tensor
 from crate_mae.common.file_kinds import file_kind
 from crate_mae.sources import jpeg2000, tiff
 from crate_mae.sources.colour_profiles import foreign_profile
-from crate_mae.sources.exact import corrected, settled, unread_planes, with_clear_canvas
+from crate_mae.sources.exact import (
+    corrected,
+    settled,
+    stored_step,
+    unread_planes,
+    with_clear_canvas,
+)
 from crate_mae.sources.pillow_images import MAX_PIXELS_VARIABLE as MAX_PIXELS_VARIABLE
 from crate_mae.sources.pillow_images import (
     SIDEWAYS,
@@ -96,7 +102,7 @@ def _through_tifffile(data: ImageData, name: str, fault: str) -> Tensor:
 def decode_labels(data: ImageData, name: str) -> Tensor:
     """The upright numbers (H, W), int64, that the pixels of a mask stand for.
 
-    Palette entries and grey levels are taken as they are, of 16 bits the highest as 255. Colours
+    Palette entries and grey levels are taken as stored, of 16 bits the highest as 255. Colours
     are 1, black and what is transparent are 0, and the cream (224, 224, 192) in which PASCAL VOC
     draws its void is 255.
     Raises UnreadableImage as `decode_image`.
@@ -133,8 +139,12 @@ def _mask_values(data: ImageData, name: str) -> Tensor:
             image = jpeg2000.exact(opened, data)
             image.load()
             check_size(image.size, name)
+            if image.format in ("JPEG", "MPO"):
+                raise UnreadableImage(
+                    name, "JPEG changes the values of masks: save them as PNG, from before that"
+                )
             flat = _flat_mask(settled(image, data, over="black"))
-            array = upright(image, flat)
+            array = upright(image, flat) // stored_step(image, data)
     except tiff.NotForPillowError as fault:
         raise UnreadableImage(name, f"{fault}, which is no mask: save it as PNG") from fault
     values = torch.from_numpy(array.astype(np.int64))
