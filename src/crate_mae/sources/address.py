@@ -1,6 +1,7 @@
 """One address names a source of images: `digits`, `imagefolder:PATH`, `parquet:PATH`, ..."""
 
 import logging
+import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -251,7 +252,9 @@ _SCHEME_OF_SUFFIX = {
 
 def _unknown_address(address: str, scheme: str) -> str:
     path = Path(address).expanduser()
-    if path.is_dir():
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", address):
+        return f"{address!r} is not read from there: fetch the files and name where they lie"
+    if address and path.is_dir():
         return f"{address!r} is a folder: write imagefolder:{address}"
     if path.suffix.lower() in _SCHEME_OF_SUFFIX:
         return f"{address!r} is a path: write {_SCHEME_OF_SUFFIX[path.suffix.lower()]}:{address}"

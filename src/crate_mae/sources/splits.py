@@ -275,7 +275,10 @@ def split_off(
     if limit is not None:
         count = min(count, limit)
     if count >= len(source):
-        raise ValueError(f"{len(source)} images cannot be split with val_share={share}")
+        raise ValueError(
+            f"{len(source)} images cannot be split with val_share={share}: add images, or train on"
+            " all of them (of a run --data.val_share 0)"
+        )
     order = torch.randperm(len(source), generator=keyed_generator(seed, len(source))).tolist()
     return subset(source, sorted(order[count:])), subset(source, sorted(order[:count]))
 
