@@ -117,3 +117,13 @@ def test_output_that_cannot_be_written_is_named() -> None:
 
     with pytest.raises(NotWrittenError, match=r"standard output could not be written .*full"):
         print("x", file=EscapingStream(Full(), "standard output"))
+
+
+def test_closed_streams_take_what_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it after `>&-`
+    monkeypatch.setattr(sys, "stderr", None)
+    with escaping_output():
+        print("x")
+        assert not sys.stdout.isatty()
+        assert not sys.stderr.isatty()
+    assert sys.stdout is None

@@ -33,5 +33,5 @@ def test_a_damaged_name_is_told(tmp_path: Path, name: bytes, place: int, letter:
     path.write_bytes(changed)
     with zipfile.ZipFile(path) as damaged, pytest.raises(zipfile.BadZipFile, match="differ"):
         check_names(damaged)
-    with pytest.raises(ValueError, match=r"npy:.*set\.npz: it is damaged: File name in dir"):
+    with pytest.raises(ValueError, match=r"npy:.*set\.npz: damaged or cut off: File name in dir"):
         opened(f"npy:{path}")

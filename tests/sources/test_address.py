@@ -33,3 +33,14 @@ def test_a_bare_folder_says_imagefolder(tmp_path: Path) -> None:
 def test_a_missing_path_is_named(scheme: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=str(tmp_path / "none")):
         open_source(f"{scheme}:{tmp_path / 'none'}")
+
+
+@pytest.mark.parametrize("address", ["https://x.org/a.tar", "s3://bucket/a.parquet", "gs://x/y"])
+def test_addresses_on_the_network_are_not_called_paths(address: str) -> None:
+    with pytest.raises(ValueError, match=f"'{address}' is not read from there: fetch the files"):
+        open_source(address)
+
+
+def test_an_empty_address_is_no_folder() -> None:
+    with pytest.raises(ValueError, match="unknown data address ''; addresses: digits"):
+        open_source("")

@@ -1,6 +1,7 @@
 """Digits, and arrays of every layout and type."""
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +224,53 @@ def test_array_fingerprints_cover_shape_and_type(tmp_path: Path) -> None:
     ]
     assert len({fingerprint(array) for array in arrays}) == 3
     assert fingerprint(arrays[0]) == fingerprint(arrays[0].copy())
+
+
+def test_the_first_bytes_tell_what_a_file_holds(tmp_path: Path) -> None:
+    images = np.arange(4 * 8 * 9, dtype=np.uint8).reshape(4, 8, 9)
+    np.savez(tmp_path / "x.npz", images=images, labels=[0, 1, 2, 3])
+    (tmp_path / "zip.npy").write_bytes((tmp_path / "x.npz").read_bytes())
+    np.save(tmp_path / "x.npy", images)
+    (tmp_path / "array.npz").write_bytes((tmp_path / "x.npy").read_bytes())
+    for name in ("zip.npy", "array.npz"):
+        source = opened(f"npy:{tmp_path / name}")
+        np.testing.assert_array_equal(source.load(3).image[0], images[3])
+    assert labels_of(opened(f"npy:{tmp_path / 'zip.npy'}")) == [0, 1, 2, 3]
+
+
+def test_a_damaged_archive_is_called_so(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, images=np.zeros((4, 8, 9), np.uint8))
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ValueError, match="damaged or cut off"):
+        opened(f"npy:{path}")
+
+
+def test_members_of_archives_that_are_no_arrays(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    members: dict[str, Any] = {"data/images": np.zeros((4, 8, 9), np.uint8)}
+    members["data/labels"] = np.array([3, 2, 1, 0])
+    np.savez(path, **members)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("__MACOSX/data/._images.npy", b"\0\5\x16\7")
+    assert labels_of(opened(f"npy:{path}")) == [3, 2, 1, 0]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.png", b"x")
+    with pytest.raises(ValueError, match=r"holds no \.npy arrays, but a\.png"):
+        opened(f"npy:{path}")
+
+
+def test_labels_are_those_with_one_for_each_image(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    images = np.zeros((4, 8, 9), np.uint8)
+    np.savez(path, images=images, classes=np.array(["cat", "dog"]), y=[0, 1, 1, 0])
+    assert labels_of(opened(f"npy:{path}")) == [0, 1, 1, 0]
+    np.savez(path, x=images.reshape(4, -1), y=[0, 1, 1, 0])
+    with pytest.raises(ValueError, match=r"shape \(4, 72\) holds one row for each of 4 labels"):
+        opened(f"npy:{path}")
+
+
+def test_images_that_may_be_counted_last_are_told(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((28, 28, 50), np.uint8))
+    (note,) = opened(f"npy:{tmp_path / 'x.npy'}").found.notes
+    assert note.startswith("shape (28, 28, 50) is read as 28 grey images of 28 x 50; where")

@@ -1,12 +1,15 @@
 """Nothing is left out without a word: other kinds of files, links, parts of shards, pages."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image, ImageCms
 from source_cases import Encode, Write, labels_of, names_of, opened
@@ -16,6 +19,7 @@ from crate_mae.common import budgets
 from crate_mae.sources.address import open_source
 from crate_mae.sources.describe import describe_source
 from crate_mae.sources.found import Reading
+from crate_mae.sources.images import Sample, decode_image
 from crate_mae.sources.webdataset import StreamSource
 
 pytest.importorskip("webdataset")
@@ -386,3 +390,92 @@ def test_names_that_come_again_in_a_shard_are_told(tmp_path: Path, encode: Encod
     report = describe_source(StreamSource(str(tmp_path / "x.tar")))
     assert report.count == 4
     assert report.notes == ("x.tar: 2 samples come again under a name that was there before: 1, 2",)
+
+
+@pytest.mark.parametrize("packing", [gzip, bz2, lzma])
+def test_shards_of_several_packed_streams_hold_all(
+    tmp_path: Path, encode: Encode, packing: Any
+) -> None:
+    """As `bgzip`, `pbzip2`, `pixz` and `cat` write them."""
+    members = {f"{n}.png": encode((3, 4), seed=n) for n in range(4)}
+    plain = _tar(tmp_path / "x.tar", members).read_bytes()
+    path = tmp_path / "x.tar.packed"
+    parts = (plain[at : at + 700] for at in range(0, len(plain), 700))
+    path.write_bytes(b"".join(map(packing.compress, parts)))
+    source = StreamSource(str(path))
+    read = [s.image.numpy() for s in source.samples() if isinstance(s, Sample)]
+    assert len(source) == len(read) == 4
+    for image, data in zip(read, members.values(), strict=True):
+        np.testing.assert_array_equal(image, decode_image(data, "x"))
+
+
+def test_a_stray_image_and_names_that_mean_splits_in_a_shard(
+    tmp_path: Path, encode: Encode
+) -> None:
+    data = encode((3, 4))
+    stray = {"cat/1.png": data, "dog/2.png": data, "cover.png": data}
+    told = _told(StreamSource(str(_tar(tmp_path / "a.tar", stray))))
+    assert "a.tar: no labels: cover.png lies beside the folders of classes, not in one" in told
+    named = {"train_1.png": data, "test_1.png": data}
+    told = _told(StreamSource(str(_tar(tmp_path / "b.tar", named))))
+    assert "names of files may tell splits (train_1.png, test_1.png)" in told
+
+
+def test_labels_with_zeros_in_front_are_names(tmp_path: Path, encode: Encode) -> None:
+    members: dict[str, bytes] = {}
+    for number, label in enumerate((b"007", b"7", b"0", b"-1")):
+        members |= {f"{number}.png": encode((3, 4)), f"{number}.cls": label}
+    records = StreamSource(str(_tar(tmp_path / "x.tar", members))).records()
+    assert [record.label for record in records] == ["007", 7, 0, None]
+
+
+def test_folders_that_programs_leave_are_passed_over(write: Write, tmp_path: Path) -> None:
+    for name in ("cat/1.png", "dog/2.png", "@eaDir/x/3.png", "cat/@eaDir/1.png/THUMB.png"):
+        write(name)
+    source = opened(f"imagefolder:{tmp_path}")
+    assert names_of(source) == ["cat/1.png", "dog/2.png"]
+    (entry,) = source.found.passed_over
+    assert str(entry) == "2 folders that programs leave: @eaDir, cat/@eaDir"
+
+
+@pytest.mark.parametrize(
+    ("files", "note"),
+    [
+        ("a/1.png a/1_mask.png b/2.png b/2-seg.png", "2 files are called like masks or thumbnails"),
+        ("a/1.png a/1_label.png b/mask.png", "1 files are called like masks"),
+        ("Cat/1.png cat/2.png dog/3.png", "nearly one name are different classes: 'Cat', 'cat'"),
+        ("JPEGImages/1.png SegmentationClass/1.png", "SegmentationClass beside folders of images"),
+        ("a/1.png a/2_mask.png b/1.png", None),
+        ("cats/1.png dogs/1.png", None),
+    ],
+)
+def test_what_looks_like_something_else_is_told(
+    write: Write, tmp_path: Path, files: str, note: str | None
+) -> None:
+    for name in files.split():
+        write(name)
+    notes = opened(f"imagefolder:{tmp_path}").found.notes
+    assert notes == () if note is None else note in " ".join(notes)
+
+
+@pytest.mark.parametrize(
+    ("files", "classes"),
+    [
+        ("PetImages/Cat/1.png PetImages/Dog/2.png", "Cat Dog"),
+        ("data/archive/cat/1.png data/archive/dog/2.png", "cat dog"),
+        ("images/cat/1.png images/dog/2.png", "cat dog"),
+        ("cat/1.png cat/2.png", "cat"),
+        ("cat/left/1.png cat/left/2.png", "cat"),
+        ("cat/left/1.png cat/2.png", "cat"),
+        ("cat/left/1.png dog/left/2.png", "cat dog"),
+    ],
+)
+def test_one_folder_that_holds_all_classes(
+    write: Write, tmp_path: Path, files: str, classes: str
+) -> None:
+    for name in files.split():
+        write(name)
+    source = opened(f"imagefolder:{tmp_path}")
+    assert source.class_names == tuple(classes.split())
+    above = files.partition("/")[0] not in classes.split()
+    assert any("which holds everything" in note for note in source.found.notes) == above

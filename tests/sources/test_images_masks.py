@@ -1,5 +1,7 @@
 """Masks as numbers: what is transparent is background, whatever lies below it."""
 
+import struct
+import zlib
 from io import BytesIO
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from PIL import Image
 from source_cases import Encode
 
-from crate_mae.sources.images import decode_labels
+from crate_mae.sources.images import UnreadableImage, decode_class_values, decode_labels
 
 GREY = np.array([[0, 1, 1], [2, 200, 255]], np.uint8)
 ALPHA = np.array([[0, 0, 255], [255, 128, 255]], np.uint8)
@@ -45,3 +47,24 @@ def test_a_clear_entry_of_a_palette_or_a_grey_level_is_zero(encode: Encode, clea
         expected = np.where(values == clear, 0, values)
         assert decode_labels(data, "x").tolist() == expected.tolist()
         assert decode_labels(encode(image), "x").tolist() == values.tolist()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_numbers_of_few_bits_are_those_that_were_stored(bits: int) -> None:
+    values = np.random.default_rng(0).integers(0, 1 << bits, (5, 8)).astype(np.uint8)
+    packed = np.unpackbits(values[..., None], axis=-1)[..., -bits:].reshape(5, -1)
+    head = struct.pack(">IIBBBBB", 8, 5, bits, 0, 0, 0, 0)
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in packed)
+    data = b"\x89PNG\r\n\x1a\n"
+    for name, body in ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        checksum = struct.pack(">I", zlib.crc32(name + body))
+        data += struct.pack(">I", len(body)) + name + body + checksum
+    np.testing.assert_array_equal(decode_labels(data, "x"), values)
+    np.testing.assert_array_equal(decode_class_values(data, "x"), values)
+
+
+def test_jpeg_is_no_mask(encode: Encode) -> None:
+    data = encode(Image.fromarray(GREY), "JPEG")
+    for decode in (decode_labels, decode_class_values):
+        with pytest.raises(UnreadableImage, match="JPEG changes the values of masks: save them as"):
+            decode(data, "x")

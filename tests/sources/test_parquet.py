@@ -1,12 +1,16 @@
 """Tables of encoded images."""
 
 import json
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from source_cases import labels_of, opened, picture_table
 
 from crate_mae.sources import parquet as tables
@@ -174,3 +178,77 @@ def test_parquet_fingerprints_follow_sizes_and_labels(
     ]
     assert len({fingerprint(table) for table in tables}) == 4
     assert fingerprint(tables[0]) == fingerprint(tables[0])
+
+
+@pytest.mark.parametrize(
+    "kind", ["dictionary", "view", "fixed size", "record of another name", "large record"]
+)
+def test_bytes_of_any_kind(tmp_path: Path, pictures: list[bytes], kind: str) -> None:
+    cells: pa.Array = pa.array(pictures)
+    if kind == "dictionary":
+        cells = cells.dictionary_encode()
+    elif kind == "view":
+        cells = pa.array(pictures, pa.binary_view())
+    elif kind == "fixed size":
+        longest = max(map(len, pictures))
+        padded = [data.ljust(longest, b"\0") for data in pictures]  # decoders stop before
+        cells = pa.array(padded, pa.binary(longest))
+    elif kind == "record of another name":
+        cells = pa.array([{"data": data} for data in pictures])
+    else:
+        inner = pa.struct([("bytes", pa.large_binary()), ("thumbnail", pa.binary())])
+        cells = pa.array([{"bytes": data, "thumbnail": b""} for data in pictures], inner)
+    pq.write_table(pa.table({"image": cells, "label": [3, 2, 1, 0]}), tmp_path / "x.parquet")
+    source = opened(f"parquet:{tmp_path}")
+    for index, data in enumerate(pictures):
+        expected = np.asarray(Image.open(BytesIO(data)).convert("RGB"))
+        np.testing.assert_array_equal(source.load(index).image.permute(1, 2, 0), expected)
+    assert labels_of(source) == [3, 2, 1, 0]
+
+
+def test_a_dictionary_counts_with_every_row(
+    tmp_path: Path, pictures: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = pa.array([pictures[0]] * 400).dictionary_encode()
+    pq.write_table(pa.table({"image": cells}), tmp_path / "x.parquet")
+    monkeypatch.setattr(tables, "MAX_PARQUET_BYTES", 200 * len(pictures[0]))
+    with pytest.raises(ValueError, match="too much to hold in memory"):
+        open_source(f"parquet:{tmp_path}")
+
+
+def test_a_first_file_without_rows_has_no_types(tmp_path: Path, pictures: list[bytes]) -> None:
+    empty = pa.table({"image": pa.nulls(0), "label": pa.nulls(0)})
+    pq.write_table(empty, tmp_path / "0.parquet")
+    pq.write_table(pa.table({"image": pictures, "label": [0, 1, 0, 1]}), tmp_path / "1.parquet")
+    assert labels_of(opened(f"parquet:{tmp_path}")) == [0, 1, 0, 1]
+
+
+def test_rows_without_an_image_are_called_so(tmp_path: Path, pictures: list[bytes]) -> None:
+    pq.write_table(pa.table({"image": [*pictures[:1], None]}), tmp_path / "x.parquet")
+    with pytest.raises(UnreadableImage, match="there is no image in this row"):
+        opened(f"parquet:{tmp_path}").load(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda data: data[:0], "is empty"),
+        (lambda data: data[:-9], "does not end as parquet does: cut off"),
+        (lambda data: b"ARROW1\0\0" + data, "is an Arrow file: write it as parquet"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(
+    tmp_path: Path, pictures: list[bytes], change: Callable[[bytes], bytes], words: str
+) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"image": pictures}), path)
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ValueError, match=f"x.parquet {words}"):
+        open_source(f"parquet:{path}")
+
+
+def test_hashes_of_the_hub_are_no_different_names(tmp_path: Path, pictures: list[bytes]) -> None:
+    for name in ("train-00000-of-00002-a1b2c3d4e5f60718", "train-00001-of-00002-ffee00112233aabb"):
+        pq.write_table(pa.table({"image": pictures}), tmp_path / f"{name}.parquet")
+    source = opened(f"parquet:{tmp_path}")
+    assert (len(source), source.found.notes) == (8, ())

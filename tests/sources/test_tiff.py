@@ -371,3 +371,59 @@ def test_images_are_upright(tmp_path: Path, orientation: int, kind: str) -> None
         np.testing.assert_allclose(decode_image(path, "x")[2] * scale, expected, rtol=1e-5)
         header = probe_image(path, "x")
         assert (header.height, header.width) == expected.shape
+
+
+@pytest.mark.parametrize("space", ["separated", "cielab", "icclab"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_colours_that_are_not_rgb_in_separate_planes(
+    tmp_path: Path, space: str, dtype: type
+) -> None:
+    """As the same pixels side by side, which Pillow reads; Lab of ICC is moved by half."""
+    samples = 4 if space == "separated" else 3
+    values = RNG.integers(0, 256, (6, 7, samples)).astype(np.uint8)
+    plain = values.copy()
+    if space == "icclab":
+        plain[..., 1:] ^= 128
+    together = "separated" if space == "separated" else "cielab"
+    usual = _write(tmp_path / "usual.tif", plain, photometric=together)
+    expected = decode_image(usual, "x").numpy()
+    assert probe_image(usual, "x").mode == ("CMYK" if samples == 4 else "LAB")
+    stored = values if dtype is np.uint8 else values.astype(np.uint16) * 256
+    planes = np.moveaxis(stored, -1, 0)
+    for compression in (None, "zlib"):
+        path = _write(
+            tmp_path / "x.tif",
+            planes,
+            photometric=space,
+            planarconfig="separate",
+            compression=compression,
+        )
+        np.testing.assert_array_equal(decode_image(path, "x").numpy(), expected)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_numbers_of_a_deep_palette_and_of_one_with_alpha(tmp_path: Path, bits: int) -> None:
+    dtype, count = (np.uint8, 256) if bits == 8 else (np.uint16, 65536)
+    values = RNG.integers(0, count, (6, 7)).astype(dtype)
+    colours = RNG.integers(0, 65536, (3, count)).astype(np.uint16)
+    path = _write(tmp_path / "x.tif", values, photometric="palette", colormap=colours)
+    np.testing.assert_array_equal(decode_image(path, "x").numpy(), colours[:, values] >> 8)
+
+
+def test_tiles_of_webp_are_read(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    values = RNG.integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    path = _write(
+        tmp_path / "x.tif",
+        values,
+        photometric="rgb",
+        compression="webp",
+        compressionargs={"lossless": True},
+    )
+    np.testing.assert_array_equal(decode_image(path, "x").numpy(), np.moveaxis(values, -1, 0))
+    assert not capfd.readouterr().err
+
+
+def test_complex_numbers_are_called_so(tmp_path: Path) -> None:
+    path = _write(tmp_path / "x.tif", np.ones((4, 5), np.complex64))
+    with pytest.raises(UnreadableImage, match=r"64-bit complex numbers: .*no known scale"):
+        decode_image(path, "x")

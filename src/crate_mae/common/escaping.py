@@ -9,9 +9,11 @@ import contextlib
 import errno
 import io
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TextIO
 
 from crate_mae.common.files import NotWrittenError
@@ -129,12 +131,13 @@ class EscapingFilter(logging.Filter):
 def escaping_output() -> Iterator[None]:
     """A context in which standard output and the error stream escape what is written to them."""
     before = sys.stdout, sys.stderr
-    sys.stdout = EscapingStream(before[0], STANDARD_OUTPUT_NAME)
-    sys.stderr = EscapingStream(before[1], "the error stream")
-    try:
-        yield
-    finally:
-        sys.stdout, sys.stderr = before
+    with Path(os.devnull).open("w") as nowhere:  # where a stream was closed, as by `>&-`
+        sys.stdout = EscapingStream(before[0] or nowhere, STANDARD_OUTPUT_NAME)
+        sys.stderr = EscapingStream(before[1] or nowhere, "the error stream")
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
 
 
 def unescaped(stream: Any) -> Any:

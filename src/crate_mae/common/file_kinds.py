@@ -28,6 +28,9 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\x00\x00\x01\xba", "a video: save its frames as images"),
     (b"\x1a\x45\xdf\xa3", "a video: save its frames as images"),
     (b"SQLite format 3", "an SQLite database"),
+    (b"ARROW1", "an Arrow file: write it as parquet"),
+    (b"FEA1", "a Feather file: write it as parquet"),
+    (b"ORC", "ORC: write it as parquet"),
 )
 _BRANDS = {
     **dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"), "HEIC"),
@@ -39,6 +42,8 @@ def file_kind(source: bytes | Path) -> str | None:
     """What a file is (its first bytes or its path), with a remedy; None where nothing is known."""
     head = source if isinstance(source, bytes) else _head(source)
     head = head[:HEAD_BYTES]
+    if head.startswith(b"PK\x03\x04") and b"[Content_Types].xml" in head:
+        return "an Office document: save its table as CSV UTF-8"
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             return kind

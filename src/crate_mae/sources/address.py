@@ -1,6 +1,8 @@
 """One address names a source of images: `digits`, `imagefolder:PATH`, `parquet:PATH`, ..."""
 
 import logging
+import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -161,6 +163,12 @@ def with_classes_of(train: ImageSource, other: ImageSource, part: str) -> ImageS
         raise ValueError(without_labels(train if known is None else other))
     if names == known:
         return other
+    # One letter with an accent, or a letter and an accent: file systems differ.
+    forms = {unicodedata.normalize("NFC", name): name for name in known}
+    names = tuple(
+        name if name in known else forms.get(unicodedata.normalize("NFC", name), name)
+        for name in names
+    )
     place = {name: number for number, name in enumerate(known)}
     used = {label for index in range(len(other)) if (label := other.label(index)) is not None}
     strange = [name for number, name in enumerate(names) if name not in place and number in used]
@@ -244,7 +252,9 @@ _SCHEME_OF_SUFFIX = {
 
 def _unknown_address(address: str, scheme: str) -> str:
     path = Path(address).expanduser()
-    if path.is_dir():
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", address):
+        return f"{address!r} is not read from there: fetch the files and name where they lie"
+    if address and path.is_dir():
         return f"{address!r} is a folder: write imagefolder:{address}"
     if path.suffix.lower() in _SCHEME_OF_SUFFIX:
         return f"{address!r} is a path: write {_SCHEME_OF_SUFFIX[path.suffix.lower()]}:{address}"

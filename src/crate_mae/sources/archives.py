@@ -36,11 +36,16 @@ def member_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """The shape of every array in an archive, from its header alone; nothing is unpickled."""
     shapes: dict[str, tuple[int, ...]] = {}
     with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if not name.endswith(".npy"):
+        names = archive.namelist()
+        for name in names:
+            hidden = any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+            if not name.endswith(".npy") or hidden:
                 continue
             with archive.open(name) as file:
                 shapes[name.removesuffix(".npy")] = read_header(file)[0]
+    if not shapes:
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        raise ValueError(f"the archive holds no .npy arrays, but {shown or 'nothing'}")
     return shapes
 
 
@@ -115,10 +120,12 @@ def _labels(
         for name in shapes
         if name != image and ((other := split_name(name)) and other.word) == word
     ]
-    for key in LABEL_KEYS:
-        for name in alike:
-            if _base(name) == key:
-                return name, None
+    fitting = [name for name in alike if shapes[name][:1] == shapes[image][:1]]
+    for group in (fitting, alike):
+        for key in LABEL_KEYS:
+            for name in group:
+                if _base(name) == key:
+                    return name, None
     others = ", ".join(name for name in shapes if name != image)
     return None, "no array is called labels" + (
         f" (beside {image} it holds {others}); choose one with --label-key" if others else ""
@@ -126,5 +133,8 @@ def _labels(
 
 
 def _base(name: str) -> str:
-    """The name without the words that tell a split and without numbers: `x` of `x_train`."""
-    return "_".join(words_beside_split(name))
+    """The name without the words that tell a split and without numbers: `x` of `x_train`.
+
+    Of a name with folders, what the last part says counts.
+    """
+    return "_".join(words_beside_split(name.rpartition("/")[2]) or words_beside_split(name))

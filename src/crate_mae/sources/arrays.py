@@ -23,12 +23,15 @@ from crate_mae.sources.labels import Labels, class_labels, whole_labels
 from crate_mae.sources.splits import (
     ChosenRows,
     NoSuchSplitError,
+    are_splits,
     match_split,
+    rows_of_splits,
     split_column,
     split_rows,
 )
 
 MAX_ARCHIVE_BYTES = 8 * 1024**3
+_MAGIC = b"\x93NUMPY"
 MOST_COLOURS = 4
 """Up to so many values side by side are channels, not columns of a picture."""
 
@@ -146,7 +149,7 @@ def open_arrays(rest: str, split: str | None, reading: Reading = AS_USUAL) -> Im
     if path.is_dir():
         return ArrayFolderSource(address, path, {".npy"}, split, reading)
     try:
-        if path.suffix.lower() == ".npz":
+        if _is_archive(path):
             return _open_archive(path, address, split, reading)
         if split is not None:
             match_split(split, (), address)
@@ -154,12 +157,23 @@ def open_arrays(rest: str, split: str | None, reading: Reading = AS_USUAL) -> Im
     except NoSuchSplitError:
         raise
     except zipfile.BadZipFile as error:
-        kind = file_kind(path)
-        other = kind is not None and not kind.startswith("a zip archive")  # as every .npz is
-        told = f"it is {kind}" if other else f"it is damaged: {error}; fetch or save it again"
-        raise ValueError(f"{address}: {told}") from error
+        kind = None if _is_zip(path) else file_kind(path)
+        damaged = f"damaged or cut off: {error}"
+        raise ValueError(f"{address}: {f'it is {kind}' if kind else damaged}") from error
     except Exception as error:  # a damaged header fails in whatever way its parser does
         raise ValueError(f"{address}: {str(error) or type(error).__name__}") from error
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a file holds several arrays; its first bytes tell, whatever it is called."""
+    with path.open("rb") as file:
+        array = file.read(len(_MAGIC)) == _MAGIC
+    return _is_zip(path) or (path.suffix.lower() == ".npz" and not array)
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
 
 
 def _open_array(path: Path, address: str, reading: Reading) -> ImageSource:
@@ -179,16 +193,26 @@ def _open_array(path: Path, address: str, reading: Reading) -> ImageSource:
 def _open_archive(path: Path, address: str, split: str | None, reading: Reading) -> ImageSource:
     _check_archive(path)
     shapes = member_shapes(path)
-    column = split_column(name for name, shape in shapes.items() if len(shape) == 1)
+    lists = [name for name, shape in shapes.items() if len(shape) == 1 or shape[1:] == (1,)]
+    column = split_column(lists, lambda name: are_splits(name, _words(path, name)))
     by_rows = column is not None and split_arrays(shapes) == ()
     part = choose_arrays(shapes, None if by_rows else split, reading, address)
     array, values = _read_archive(path, part)
     labels, rows = Labels(why_none=part.why_unlabelled), ChosenRows()
     count = len(_as_stack(array)[0])
     if part.label is not None:
+        if array.ndim == 2 and values is not None and values.shape[:1] == array.shape[:1]:
+            raise ValueError(
+                f"the array {part.image} of shape {array.shape} holds one row for each of"
+                f" {len(array)} labels: reshape it to (N, H, W) or (N, H, W, C)"
+            )
         labels = array_labels(values, count, f"the array {part.label}")
-    if by_rows and column is not None and shapes[column] == (count,):
-        rows = split_rows(column, _words(path, column), split, address)
+    if by_rows and column is not None and shapes[column][0] == count:
+        words = _words(path, column)
+        rows = split_rows(column, words, split, address)
+        if not words:
+            told = f"the array {column} holds Python objects, which are never loaded"
+            rows = rows._replace(notes=(f"{told}: splits, if it tells any, are read together",))
     elif by_rows and split is not None:
         match_split(split, (), address)
     source = _array_source(
@@ -199,16 +223,20 @@ def _open_archive(path: Path, address: str, split: str | None, reading: Reading)
         source.found,
         splits=part.splits or rows.splits,
         passed_over=(*others, *passed_over("rows of no split", map(str, rows.outside))),
-        notes=(*source.found.notes, *rows.notes),
+        notes=(
+            *source.found.notes,
+            *rows.notes,
+            *rows_of_splits(lists, part.split or rows.split),
+        ),
     )
     return source
 
 
 def _words(path: Path, name: str) -> list[object]:
-    """The values of a small array of an archive; none of a pickle."""
+    """The values of a list in an archive; none of a pickle."""
     with zipfile.ZipFile(path) as archive:
         values = read_member(archive, archive.getinfo(f"{name}.npy"))
-    return [] if values is None else list(values.tolist())
+    return [] if values is None else list(values.reshape(-1).tolist())
 
 
 def _array_source(
@@ -265,7 +293,7 @@ def array_labels(values: np.ndarray | None, count: int, where: str) -> Labels:
 def _map_array(path: Path) -> np.ndarray:
     """The array of a `.npy` file, mapped; pickled objects are refused."""
     with path.open("rb") as file:
-        if file.read(6) != b"\x93NUMPY":
+        if file.read(len(_MAGIC)) != _MAGIC:
             kind = file_kind(path)
             known = f", but {kind}" if kind else ""
             raise ValueError(f"{path.name} is not a .npy file{known}")
@@ -321,6 +349,11 @@ def _as_stack(array: np.ndarray) -> tuple[np.ndarray, str | None]:
     first, rows, columns = array.shape
     if columns <= MOST_COLOURS < min(first, rows):
         return array[None], f"shape {array.shape} is read as one image of {columns} channels"
+    if first == rows != columns:
+        return array, (
+            f"shape {array.shape} is read as {first} grey images of {rows} x {columns}; where the"
+            " images are counted last, move that axis to the front"
+        )
     if first in (3, MOST_COLOURS) and min(rows, columns) > MOST_COLOURS:
         return array, (
             f"shape {array.shape} is read as {first} grey images; one image of {first} channels"

@@ -3,18 +3,30 @@
 import codecs
 import csv
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from crate_mae.common.file_kinds import file_kind
 from crate_mae.sources.base import EncodedSource, ImageSource, existing_path
-from crate_mae.sources.folders import list_files
+from crate_mae.sources.folders import list_files, split_level
 from crate_mae.sources.found import AS_USUAL, Found, Reading, Tally, passed_over
 from crate_mae.sources.images import image_suffixes
 from crate_mae.sources.labels import Labels, chosen_key, class_labels, label_column, other_labels
 from crate_mae.sources.split_names import meaning_of
-from crate_mae.sources.splits import ChosenRows, match_split, split_column, split_rows
+from crate_mae.sources.splits import (
+    ChosenRows,
+    are_splits,
+    joined_name,
+    match_split,
+    matching_splits,
+    rows_of_splits,
+    split_column,
+    split_rows,
+)
 
 Row = dict[str, str]
 
@@ -56,7 +68,7 @@ def open_csv(rest: str, split: str | None, reading: Reading = AS_USUAL) -> Image
     alone or, as on Kaggle, by their name without suffix.
     """
     path, address = existing_path(rest, "csv"), f"csv:{rest}"
-    columns, rows = _read_table(path, address)
+    columns, rows, told = _read_table(path, address)
     usual = {column.lower(): column for column in reversed(columns)}
     key = next((usual[name] for name in PATH_KEYS if name in usual), None)
     if reading.image_key is not None:
@@ -67,15 +79,21 @@ def open_csv(rest: str, split: str | None, reading: Reading = AS_USUAL) -> Image
             f" {', '.join(columns)}; choose one with --image-key"
         )
     label, why = label_column([c for c in columns if c != key], [], reading, address)
-    of_split = _of_split(columns, rows, split, address)
-    chosen = of_split.split
     files, passed = list_files(
         path.parent, image_suffixes(), address, follow_links=reading.follow_links
     )
-    index, several = _by_name(files, chosen or path.stem)
+    others = [name for name in columns if name not in (key, label)]
+    column = split_column(others, lambda name: are_splits(name, [row[name] for row in rows]))
+    of_split = ChosenRows()
+    if column is not None:
+        of_split = split_rows(column, [row[column] for row in rows], split, address)
+    index, several = _by_name(files, of_split.split or split or path.stem)
+    places = [_place(row[key], path.parent, index) for row in rows]
+    if column is None:
+        of_split = _split_of_paths(places, split, path, address)
+    chosen = of_split.split
     met, named, found = Tally(), set[str](), dict[str, Row]()
-    for number, row in enumerate(rows):
-        place = _place(row[key], path.parent, index)
+    for number, (row, place) in enumerate(zip(rows, places, strict=True)):
         named.update(() if place is None else (place,))
         if of_split.kept is not None and not of_split.kept[number]:
             if number in of_split.outside:
@@ -98,15 +116,20 @@ def open_csv(rest: str, split: str | None, reading: Reading = AS_USUAL) -> Image
         labels = class_labels(values, None, f"column {label}")
     source = CsvSource(address, chosen, path.parent, list(found), labels)
     why = labels.why_none
-    others = (entry for entry in passed if path.name not in entry.names or entry.count > 1)
+    beside = (entry for entry in passed if path.name not in entry.names or entry.count > 1)
     source.found = Found(
         splits=of_split.splits,
         passed_over=(
             *met.entries(),
             *passed_over("images that no row names", sorted(set(files) - named)),
-            *others,
+            *beside,
         ),
-        notes=(*of_split.notes, *other_labels(columns, label, reading)),
+        notes=(
+            *of_split.notes,
+            *rows_of_splits(others, of_split.split),
+            *told,
+            *other_labels(columns, label, reading),
+        ),
         could_be_labelled=why is not None and not reading.unlabelled,
         no_labels=why,
     )
@@ -116,7 +139,7 @@ def open_csv(rest: str, split: str | None, reading: Reading = AS_USUAL) -> Image
 def _place(name: str, root: Path, index: Mapping[str, str]) -> str | None:
     """The listed file that a cell names: a path below root, an absolute one, a name or a stem."""
     name = name.strip()
-    for form in (name, name.replace("\\", "/")):
+    for form in (name, name.replace("\\", "/"), _composed(name)):
         if form in index:
             return index[form]
         if Path(form).is_absolute() and Path(form).is_relative_to(root.absolute()):
@@ -138,23 +161,45 @@ def _why_missing(name: str, root: Path, several: Container[str]) -> str:
     return "rows whose file is not there"
 
 
-def _of_split(
-    columns: Sequence[str], rows: Sequence[Row], split: str | None, address: str
+def _split_of_paths(
+    places: Sequence[str | None], split: str | None, table: Path, address: str
 ) -> ChosenRows:
-    """The rows of the split, where a column tells splits."""
-    column = split_column(columns)
-    if column is not None:
-        return split_rows(column, [row[column] for row in rows], split, address)
-    if split is not None:
-        match_split(split, (), address)
-    return ChosenRows()
+    """The rows whose files lie in folders of that split, where folders are splits.
+
+    Where a single split is there, it is read; so is the one that the table is called by.
+    """
+    folders = [[] if place is None else place.split("/")[:-1] for place in places]
+    depth, splits = split_level([folder for folder in folders if folder])
+    if not splits:
+        if split is not None:
+            match_split(split, (), address)
+        return ChosenRows()
+    wanted = split
+    if split is None and len(set(splits.values())) == 1:
+        wanted = next(iter(splits))
+    elif split is None and meaning_of(table.stem) in splits.values():
+        wanted = table.stem
+    chosen = matching_splits(wanted, splits, address)
+    called, notes = joined_name(chosen)
+    at = [folder[depth] if len(folder) > depth else None for folder in folders]
+    return ChosenRows(
+        np.array([name in chosen for name in at]),
+        called,
+        tuple(sorted(splits)),
+        tuple(row for row, name in enumerate(at) if name not in splits),
+        (*notes, "the folders of the files tell the splits"),
+    )
 
 
-def _read_table(path: Path, address: str) -> tuple[list[str], list[Row]]:
-    """(Column names, rows); ValueError for what is no table."""
+def _read_table(path: Path, address: str) -> tuple[list[str], list[Row], tuple[str, ...]]:
+    """(Column names, rows, notes on them); ValueError for what is no table."""
+    if path.is_dir():
+        raise ValueError(f"{address} is a folder: name the table in it, or write imagefolder:PATH")
     if not path.is_file() or path.stat().st_size > MAX_CSV_BYTES:
         raise ValueError(f"{address} is no file, or larger than {MAX_CSV_BYTES} bytes")
     kind = file_kind(path)
+    if kind is not None and kind.startswith("JSON"):
+        raise ValueError(f"{address} is JSON: write a table with a line of column names above it")
     if kind not in (None, "a text file"):
         raise ValueError(f"{address} is {kind}")
     try:
@@ -162,8 +207,12 @@ def _read_table(path: Path, address: str) -> tuple[list[str], list[Row]]:
             wide = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as Excel writes
         with path.open(newline="", encoding="utf-16" if wide else "utf-8-sig") as file:
             first = file.readline()
-            file.seek(0)
-            delimiter = max(",;\t|", key=first.count)
+            if "\0" in first:
+                raise ValueError(f"{address} is not text in UTF-8, it seems: save it as CSV UTF-8")
+            told = re.fullmatch(r"sep=(.)\s*", first)  # as Excel is told of a separator
+            if told is None:
+                file.seek(0)
+            delimiter = max(",;\t|", key=first.count) if told is None else told[1]
             table = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
             columns = [name.strip() for name in next(table, ())]
             filled = [row + [""] * (len(columns) - len(row)) for row in table if any(row)]
@@ -176,10 +225,21 @@ def _read_table(path: Path, address: str) -> tuple[list[str], list[Row]]:
     twice = sorted(name for name, count in Counter(columns).items() if count > 1 and name)
     if twice:
         raise ValueError(f"{address} has several columns called {', '.join(twice)}: rename them")
+    images = tuple(image_suffixes())
+    if any(re.split(r"\s", name)[0].lower().endswith(images) for name in columns):
+        raise ValueError(
+            f"{address}: its first line names a file ({', '.join(columns)}): put a line of column"
+            " names above it, such as file_name,label"
+        )
     rows = [dict(zip(columns, row, strict=False)) for row in filled]
     if not rows:
         raise ValueError(f"{address} holds no rows below its line of column names")
-    return columns, rows
+    longer = [row for row in filled if any(cell.strip() for cell in row[len(columns) :])]
+    notes = (
+        f"{len(longer)} rows have more cells than there are columns, and what goes beyond them is"
+        f" not read ({delimiter.join(longer[0])}): write cells that hold {delimiter!r} in quotes",
+    ) if longer else ()  # fmt: skip
+    return columns, rows, notes
 
 
 def _by_name(files: Iterable[str], split: str) -> tuple[dict[str, str], set[str]]:
@@ -202,7 +262,13 @@ def _by_name(files: Iterable[str], split: str) -> tuple[dict[str, str], set[str]
             index.setdefault(short, file)
     kept = {short: file for short, file in index.items() if short not in several}
     paths = {form: file for file in listed for form in (f"./{file}", file)}
-    return {**kept, **paths}, several - paths.keys()
+    known = {**kept, **paths}
+    # One letter with an accent, or a letter and an accent: file systems differ.
+    return {_composed(form): file for form, file in known.items()} | known, several - paths.keys()
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _value(text: str) -> int | float | str | bool:
@@ -210,7 +276,8 @@ def _value(text: str) -> int | float | str | bool:
     text = text.strip()
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    if re.fullmatch(r"[-+]?\d{1,18}", text, re.ASCII):  # not 1_0 or 1e3, which may be names
+    # Not 1_0, 1e3 or 007, which may be names.
+    if re.fullmatch(r"[-+]?(0|[1-9]\d{0,17})", text, re.ASCII):
         return int(text)
     if text.lower() == "nan" or re.fullmatch(r"[-+]?\d{1,18}\.\d*", text, re.ASCII):
         return float(text)

@@ -152,6 +152,7 @@ class _Tally:
     labels: Counter[int | str | None] = field(default_factory=Counter)
     met: Tally = field(default_factory=Tally)
     profiles: Counter[str] = field(default_factory=Counter)
+    no_data: Counter[str] = field(default_factory=Counter)
     channels: Counter[int] = field(default_factory=Counter)
     statistics: dict[int, PixelStatistics] = field(default_factory=dict)
 
@@ -176,6 +177,8 @@ class _Tally:
                 self.met.add(f"images with {facts.unread}, not read", sample.name)
             if facts.profile is not None:
                 self.profiles[facts.profile] += 1
+            if facts.no_data is not None:
+                self.no_data[facts.no_data] += 1
         self.statistics.setdefault(channels, PixelStatistics(channels)).add(sample.image)
 
     def report(self, source: Source, count: int) -> DataReport:
@@ -221,6 +224,12 @@ class _Tally:
                 f"{self.profiles.total()} images have colour profiles that are not applied"
                 f" ({_counted(dict(self.profiles.most_common(5)))}): their colours are taken as"
                 " sRGB; convert them to sRGB beforehand where that matters"
+            )
+        if self.no_data:
+            yield (
+                f"{self.no_data.total()} images name a value that stands for no data"
+                f" ({_counted(dict(self.no_data.most_common(5)))}): it is read like any other; fill"
+                " such pixels in beforehand"
             )
 
 

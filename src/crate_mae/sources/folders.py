@@ -1,6 +1,8 @@
 """Folders of image files: names, splits and classes come from the folders' names."""
 
 import os
+import re
+import unicodedata
 from collections import deque
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,11 +11,15 @@ from pathlib import Path
 from crate_mae.sources.base import EncodedSource, ImageSource, existing_path
 from crate_mae.sources.found import AS_USUAL, Found, PassedOver, Reading, Tally, passed_over
 from crate_mae.sources.images import image_suffixes
-from crate_mae.sources.split_names import TRAIN, split_folders, split_name
+from crate_mae.sources.split_names import TRAIN, split_folders, split_name, words_of
 from crate_mae.sources.splits import joined_name, match_split, matching_splits
 
 _CONTAINERS = ("images", "image", "imgs", "img", "data", "jpg")
 """Folders of such names that hold everything are no class."""
+_OF_IMAGES = {*_CONTAINERS, "jpeg", "png", "rgb", "photos", "pictures"}
+"""Words in the names of folders of images, beside which masks lie."""
+_OF_SYSTEMS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+"""Folders that programs leave, some with thumbnails of every image."""
 _LOOKED_AT = 3
 """Levels of folders at which splits that are not read as such are told of."""
 _LOOKED_INTO = 20_000
@@ -24,6 +30,12 @@ _PIXEL_LABELS = {
     "trimaps", "depth", "bbox", "boxes",
 }  # fmt: skip
 """Folders of such names beside one of images hold what belongs to them, not further images."""
+_BELONGING = re.compile(
+    r"[ ._-]*(masks?|seg|segmentation|labels?|labelids|gt|groundtruth|matte|trimap|annotations?"
+    r"|depth|thumb|thumbnail)([ ._-]?\d+)?$",
+    re.IGNORECASE,
+)
+"""What names of files end with that belong to the image of the same name without it."""
 
 
 class FolderSource(EncodedSource):
@@ -188,6 +200,9 @@ def _walk(
             if entry.name.startswith("."):
                 continue
             name = f"{prefix}{entry.name}"
+            if entry.name in _OF_SYSTEMS:
+                tally.add("folders that programs leave", name)
+                continue
             try:
                 inner = entry.is_dir(follow_symlinks=follow_links)
                 link = inner and entry.is_symlink()
@@ -240,13 +255,24 @@ def _select_split(names: list[str], split: str | None, address: str) -> _Part:
     if not splits:
         if split is not None:
             match_split(split, (), address)
-        notes = (*split_like(folders), *_doubtful_classes(folders, 0), *_split_files(names))
-        return _Part(names=names, notes=notes)
+        place = below_containers(folders, 0)
+        notes = (
+            *split_like(folders),
+            *_below(folders, 0, place),
+            *_doubtful_classes(folders, place),
+            *split_files(names),
+            *_belonging_files(names),
+        )
+        return _Part(names=names, class_depth=place, notes=notes)
     chosen = matching_splits(split, splits, address)
     shown, notes = joined_name(chosen)
     depth_of_classes, kept = class_place(folders, splits, chosen, depth)
     below_split = depth + 1 if depth_of_classes < depth else depth_of_classes
-    notes += tuple(_doubtful_classes(kept, depth_of_classes, below_split))
+    notes += (
+        *_below(kept, depth + 1, depth_of_classes),
+        *_doubtful_classes(kept, depth_of_classes, below_split),
+        *_belonging_files(names),
+    )
     below = [parts[depth] if len(parts) > depth else None for parts in folders]
     return _Part(
         names=[name for name, at in zip(names, below, strict=True) if at in chosen],
@@ -304,7 +330,8 @@ def below_containers(folders: Sequence[Sequence[str]], place: int) -> int:
     """The place, or a deeper one below folders that hold everything and are no class.
 
     Those are called as the folder above them is, if that is a split (`seg_train/seg_train/forest`),
-    or just `images`.
+    or just `images`, or hold every image in one of several folders (`PetImages/Cat`,
+    `PetImages/Dog`).
     """
     while True:
         inside = {parts[place] if len(parts) > place else None for parts in folders}
@@ -313,9 +340,17 @@ def below_containers(folders: Sequence[Sequence[str]], place: int) -> int:
             return place
         said = split_name(name)
         same = place and said is not None and said == split_name(folders[0][place - 1])
-        if not same and name.lower() not in _CONTAINERS:
+        below = {parts[place + 1] if len(parts) > place + 1 else None for parts in folders}
+        if not same and name.lower() not in _CONTAINERS and (len(below) < 2 or None in below):
             return place
         place += 1
+
+
+def _below(folders: Sequence[Sequence[str]], place: int, classes: int) -> Iterator[str]:
+    """A note where folders below a single one are the classes."""
+    if classes > place:
+        above = "/".join(folders[0][:classes])
+        yield f"classes are the folders below {above}, which holds everything"
 
 
 def split_like(folders: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -353,13 +388,19 @@ def _doubtful_classes(
             inside.setdefault(parts[place], set()).update(parts[below : below + 1])
     if len(inside) < 2:
         return
-    beside = sorted(name for name in inside if name.lower() in _PIXEL_LABELS)
-    if beside and any(name.lower() in _CONTAINERS for name in inside):
+    beside = sorted(name for name in inside if _says(name, _PIXEL_LABELS))
+    if beside and any(_says(name, _OF_IMAGES) for name in inside if name not in beside):
         yield (
             f"{', '.join(beside)} beside folders of images: read as images of a class; name the"
             " folder of the images where these are masks"
         )
         return
+    alike: dict[str, list[str]] = {}
+    for name in sorted(inside):
+        alike.setdefault(unicodedata.normalize("NFC", name).strip().casefold(), []).append(name)
+    twins = [f"{', '.join(map(repr, names))}" for names in alike.values() if len(names) > 1]
+    if twins:
+        yield f"classes of nearly one name are different classes: {_few(twins)}"
     shared = set.intersection(*inside.values())
     if len(shared) > 1:
         yield (
@@ -368,11 +409,32 @@ def _doubtful_classes(
         )
 
 
+def _says(name: str, words: Container[str]) -> bool:
+    """Whether a name, or a word of it, is among these."""
+    return name.lower() in words or any(word in words for word in words_of(name))
+
+
+def _belonging_files(names: Sequence[str]) -> Iterator[str]:
+    """A note on files that are masks and the like, by their names, of images beside them."""
+    stems = {name.rpartition(".")[0] for name in names}
+    found = []
+    for name in names:
+        stem = name.rpartition(".")[0]
+        short = _BELONGING.sub("", stem)
+        if short != stem and short in stems and not short.endswith("/"):
+            found.append(name)
+    if found:
+        yield (
+            f"{len(found)} files are called like masks or thumbnails of images beside them, and"
+            f" read as images: {_few(found)}; move them elsewhere where they are"
+        )
+
+
 def _few(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
-def _split_files(names: Sequence[str]) -> Iterator[str]:
+def split_files(names: Sequence[str]) -> Iterator[str]:
     """A note where names of files mean several splits, which folders alone are read as."""
     stems: dict[str, str] = {}
     for name in names[:: 1 + len(names) // _LOOKED_INTO]:

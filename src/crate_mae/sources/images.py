@@ -1,6 +1,5 @@
 """From the bytes of an image file to a tensor, without trusting the file."""
 
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from crate_mae.common.file_kinds import file_kind
-from crate_mae.sources import tiff
-from crate_mae.sources.exact import corrected, with_clear_canvas
+from crate_mae.sources import jpeg2000, tiff
+from crate_mae.sources.colour_profiles import foreign_profile
+from crate_mae.sources.exact import (
+    corrected,
+    settled,
+    stored_step,
+    unread_planes,
+    with_clear_canvas,
+)
 from crate_mae.sources.pillow_images import MAX_PIXELS_VARIABLE as MAX_PIXELS_VARIABLE
 from crate_mae.sources.pillow_images import (
     SIDEWAYS,
@@ -47,6 +53,8 @@ class ImageFacts:
     """What the file holds beside the image that is read, such as further pages."""
     profile: str | None = None
     """The colour profile, where it is not sRGB; colours are taken as they are stored."""
+    no_data: str | None = None
+    """The value that stands for pixels without one; they are read like any other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +77,11 @@ def decode_image(data: ImageData, name: str) -> Tensor:
     empty, not an image, or larger than `MAX_PIXELS` (see `max_pixels`).
     """
     try:
-        with _opened(data, name) as image:
+        with _opened(data, name) as opened:
+            image = jpeg2000.exact(opened, data)
             image.load()
             check_size(image.size, name)  # icon files may grow on loading
-            flat = without_alpha(image)
+            flat = without_alpha(settled(image, data))
             array = corrected(upright(image, flat), image, data)
     except tiff.NotForPillowError as fault:
         return _through_tifffile(data, name, str(fault))
@@ -93,7 +102,7 @@ def _through_tifffile(data: ImageData, name: str, fault: str) -> Tensor:
 def decode_labels(data: ImageData, name: str) -> Tensor:
     """The upright numbers (H, W), int64, that the pixels of a mask stand for.
 
-    Palette entries and grey levels are taken as they are, of 16 bits the highest as 255. Colours
+    Palette entries and grey levels are taken as stored, of 16 bits the highest as 255. Colours
     are 1, black and what is transparent are 0, and the cream (224, 224, 192) in which PASCAL VOC
     draws its void is 255.
     Raises UnreadableImage as `decode_image`.
@@ -126,11 +135,16 @@ def decode_class_values(data: ImageData, name: str) -> Tensor:
 def _mask_values(data: ImageData, name: str) -> Tensor:
     """The upright values of a mask: numbers (H, W), or colours (H, W, 3), int64."""
     try:
-        with _opened(data, name) as image:
+        with _opened(data, name) as opened:
+            image = jpeg2000.exact(opened, data)
             image.load()
             check_size(image.size, name)
-            flat = _flat_mask(image)
-            array = upright(image, flat)
+            if image.format in ("JPEG", "MPO"):
+                raise UnreadableImage(
+                    name, "JPEG changes the values of masks: save them as PNG, from before that"
+                )
+            flat = _flat_mask(settled(image, data, over="black"))
+            array = upright(image, flat) // stored_step(image, data)
     except tiff.NotForPillowError as fault:
         raise UnreadableImage(name, f"{fault}, which is no mask: save it as PNG") from fault
     values = torch.from_numpy(array.astype(np.int64))
@@ -170,20 +184,15 @@ def _header_facts(data: ImageData, name: str) -> ImageFacts:
         settled = image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)
         if not settled and orientation(image) in SIDEWAYS:
             width, height = height, width
-        mode, profile = image.mode, _foreign_profile(image)
-        return ImageFacts(mode, height, width, tiff.unread_part(image), profile)
-
-
-def _foreign_profile(image: Image.Image) -> str | None:
-    """The name of an RGB image's colour profile unless it is sRGB; None without one."""
-    profile = image.info.get("icc_profile")
-    if not isinstance(profile, bytes) or not image.mode.startswith("RGB"):
-        return None
-    try:
-        text = ImageCms.getProfileDescription(BytesIO(profile)).strip()
-    except Exception:  # a damaged profile says nothing
-        return None
-    return None if re.search(r"srgb|^c2$", text, re.IGNORECASE) or not text else text[:60]
+        unread = (
+            tiff.unread_part(image)
+            or unread_planes(image, data)
+            or jpeg2000.unread_bits(image, data)
+            or None
+        )
+        return ImageFacts(
+            image.mode, height, width, unread, foreign_profile(image, data), tiff.no_data(image)
+        )
 
 
 @cache

@@ -3,6 +3,7 @@
 What is no class (fractions, several labels an image, records) gives no labels and the reason.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -121,7 +122,7 @@ def chosen_key(key: str, present: Iterable[str], address: str, what: str) -> str
 
 def usual_label(names: Iterable[str]) -> str | None:
     """The name among these that labels usually have, in any case, or None."""
-    lower = {name.lower(): name for name in reversed(list(names))}
+    lower = {re.sub(r"[\s-]+", "_", name.lower()): name for name in reversed(list(names))}
     return next((lower[key] for key in LABEL_KEYS if key in lower), None)
 
 
@@ -156,5 +157,5 @@ def label_column(
         )
     shown = ", ".join(columns[:10]) + (", ..." if len(columns) > 10 else "")
     if not columns:
-        return None, None
+        return None, "there is no column beside that of the images"
     return None, f"no column is called a label ({shown}); choose one with --label-key"

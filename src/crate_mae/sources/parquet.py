@@ -29,16 +29,21 @@ from crate_mae.sources.labels import (
 )
 from crate_mae.sources.parquet_pages import dictionary_bytes
 from crate_mae.sources.splits import (
+    MOST_SPLITS,
     ChosenFiles,
     ChosenRows,
     NoSuchSplitError,
+    are_splits,
     match_split,
+    rows_of_splits,
     select_shards,
     split_column,
     split_rows,
 )
 
 MAX_PARQUET_BYTES = 8 * 1024**3
+_LOOKED_AT = 1000
+"""Files whose notes tell whether a column holds splits."""
 BATCH_BYTES = 64 << 20
 """Of the rows that are unpacked at once."""
 
@@ -54,9 +59,11 @@ class ParquetSource(EncodedSource):
         encoded: pa.ChunkedArray,
         labels: Labels,
         kept: np.ndarray | None = None,
+        *,
+        of_records: bool = True,
     ) -> None:
         super().__init__(address, split, labels.numbers, labels.names)
-        self._column = encoded
+        self._column, self._of_records = encoded, of_records
         self._rows = None if kept is None else np.flatnonzero(kept)
         self._shard_names = [name for name, _ in shards]
         self._ends = list(accumulate(rows for _, rows in shards))
@@ -78,7 +85,9 @@ class ParquetSource(EncodedSource):
             raise UnreadableImage(
                 self.name(index),
                 "the file holds at most a path here, not the image itself:"
-                " write it again with the images embedded, or open their folder",
+                " write it again with the images embedded, or open their folder"
+                if self._of_records
+                else "there is no image in this row",
             )
         return bytes(data)
 
@@ -112,6 +121,7 @@ def open_parquet(rest: str, split: str | None, reading: Reading = AS_USUAL) -> P
     rest_names = [file.relative_to(root).as_posix() for file in chosen.rest]
     try:
         rows = _split_rows(chosen, names, split, address)
+        columns = [field.name for field in _schema(chosen.files)]
         source, why, told = _read_parquet(address, rows, chosen.files, names, reading)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
@@ -124,7 +134,7 @@ def open_parquet(rest: str, split: str | None, reading: Reading = AS_USUAL) -> P
             *passed_over("files outside the splits", rest_names),
             *passed_over("rows of no split", map(str, rows.outside)),
         ),
-        notes=(*chosen.notes, *rows.notes, *told),
+        notes=(*chosen.notes, *rows.notes, *rows_of_splits(columns, rows.split), *told),
         could_be_labelled=why is not None and not reading.unlabelled,
         no_labels=why,
     )
@@ -137,15 +147,28 @@ def _but(files: Sequence[Path], error: Exception) -> str:
         kind = file_kind(file)
         if kind is not None and not kind.startswith("parquet"):
             return f": {file.name} is {kind}"
+        if file.stat().st_size == 0:
+            return f": {file.name} is empty"
+        if kind is not None and not _ends_as_parquet(file):
+            return f": {file.name} does not end as parquet does: cut off? Fetch it again"
     return f": {error}"
+
+
+def _ends_as_parquet(file: Path) -> bool:
+    with file.open("rb") as opened:
+        opened.seek(-4, 2)
+        return opened.read() == b"PAR1"
 
 
 def _split_rows(
     chosen: ChosenFiles, names: Sequence[str], split: str | None, address: str
 ) -> ChosenRows:
     """The rows of the split: all of the chosen files where their names tell it, else by column."""
-    schema = pq.read_schema(chosen.files[0])
-    column = split_column(field.name for field in schema if not _holds_images(field.type))
+    schema = _schema(chosen.files)
+    column = split_column(
+        (field.name for field in schema if not _holds_images(field.type)),
+        lambda name: _seem_splits(name, schema, chosen.files),
+    )
     if chosen.splits or column is None:
         if split is not None and not chosen.splits:
             match_split(split, (), address)
@@ -163,6 +186,37 @@ def _split_rows(
     return split_rows(column, values, split, address)
 
 
+def _schema(files: Sequence[Path]) -> pa.Schema:
+    """The columns of the first file that has rows: those of none may be of no type."""
+    for file in files:
+        with pq.ParquetFile(file) as table:
+            if table.metadata.num_rows:
+                return table.schema_arrow
+    return pq.read_schema(files[0])
+
+
+def _seem_splits(column: str, schema: pa.Schema, files: Sequence[Path]) -> bool:
+    """Whether the lowest and highest values that files note of a column of text are splits."""
+    kind = schema.field(column).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return False
+    bounds: set[str] = set()
+    for file in files[:_LOOKED_AT]:
+        with pq.ParquetFile(file) as table:
+            about = table.metadata
+            for group in range(about.num_row_groups):
+                for index in range(about.num_columns):
+                    chunk = about.row_group(group).column(index)
+                    noted = chunk.statistics if chunk.path_in_schema == column else None
+                    if noted is not None and noted.has_min_max:
+                        bounds |= {str(noted.min), str(noted.max)}
+        if len(bounds) > MOST_SPLITS:
+            break
+    return are_splits(column, sorted(bounds))
+
+
 def _read_parquet(
     address: str,
     part: ChosenRows,
@@ -171,7 +225,7 @@ def _read_parquet(
     reading: Reading,
 ) -> tuple[ParquetSource, str | None, tuple[str, ...]]:
     """(The source of these rows, why it has no labels where it has none, notes on them)."""
-    schema = pq.read_schema(files[0])
+    schema = _schema(files)
     image, label, class_names, why = _find_columns(schema, reading, address)
     columns = [image] if label is None else [image, _top(label, schema)]
     images: list[pa.Array] = []
@@ -194,7 +248,10 @@ def _read_parquet(
         images = [array.cast(pa.large_binary()) for array in images]
     encoded = pa.chunked_array(images)
     shards = list(rows.items())
-    source = ParquetSource(address, part.split, shards, encoded, found, part.kept)
+    records = pa.types.is_struct(schema.field(image).type)
+    source = ParquetSource(
+        address, part.split, shards, encoded, found, part.kept, of_records=records
+    )
     return source, found.why_none, other_labels(schema.names, label, reading)
 
 
@@ -244,12 +301,22 @@ def _batches(
                 for batch in table.iter_batches(
                     batch_size=rows, row_groups=[group], columns=columns
                 ):
+                    batch = _plain(batch)
                     budget -= batch.nbytes
                     unpacked += batch.nbytes
                     check_growth(packed, unpacked, f"{address}, {name}: its values")
                     if budget < 0:
                         raise ValueError(_too_large(address))
                     yield name, batch
+
+
+def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with bytes of any kind (of fixed size, views, dictionaries) as plain ones."""
+    for index, field in enumerate(batch.schema):
+        if _is_bytes(field.type) and not pa.types.is_binary(field.type):
+            plain = batch.column(index).cast(pa.large_binary())
+            batch = batch.set_column(index, field.name, plain)
+    return batch
 
 
 def _rows_at_once(table: pq.ParquetFile, group: int, columns: Sequence[str], raw: IO[bytes]) -> int:
@@ -273,7 +340,10 @@ def _rows_at_once(table: pq.ParquetFile, group: int, columns: Sequence[str], raw
 
 def _check_column(present: pa.Schema, expected: pa.Schema, column: str, where: str) -> None:
     if column not in present.names:
-        raise ValueError(f"{where} has no column {column!r}, which the first file has")
+        raise ValueError(
+            f"{where} has no column {column!r}, which the first file has: choose others with"
+            " --image-key and --label-key (none for no labels)"
+        )
     here, there = present.field(column).type, expected.field(column).type
     if _holds_images(there) and pa.types.is_struct(here) != pa.types.is_struct(there):
         raise ValueError(f"{where} has another type in column {column!r} than the first file")
@@ -288,7 +358,8 @@ def _too_large(address: str) -> str:
 
 
 def _encoded_images(column: pa.Array) -> pa.Array:
-    return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+    field = _bytes_field(column.type)
+    return column if field is None else pc.struct_field(column, field)
 
 
 def integer_column(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
@@ -349,9 +420,27 @@ def _hugging_face_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
 
 
 def _holds_images(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return any(field.name == "bytes" and _holds_images(field.type) for field in kind)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return _is_bytes(kind) or _bytes_field(kind) is not None
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    of_kind = (
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_binary_view,
+        pa.types.is_fixed_size_binary,
+    )
+    return any(of(kind) for of in of_kind)
+
+
+def _bytes_field(kind: pa.DataType) -> str | None:
+    """The part of records that holds bytes: one called so, else the only one; None without."""
+    if not pa.types.is_struct(kind):
+        return None
+    found = [field.name for field in kind if _is_bytes(field.type)]
+    return "bytes" if "bytes" in found else found[0] if len(found) == 1 else None
 
 
 def image_column(

@@ -21,7 +21,13 @@ from typing import IO, Any
 from crate_mae.common.budgets import check_growth
 from crate_mae.common.file_kinds import file_kind
 from crate_mae.sources.base import IMAGE_KEYS, LABEL_KEYS
-from crate_mae.sources.folders import below_containers, class_place, split_level, split_like
+from crate_mae.sources.folders import (
+    below_containers,
+    class_place,
+    split_files,
+    split_level,
+    split_like,
+)
 from crate_mae.sources.found import PassedOver, Reading, Tally
 from crate_mae.sources.images import image_suffixes
 from crate_mae.sources.splits import NoSuchSplitError, joined_name, matching_splits
@@ -124,7 +130,7 @@ def suffix_rank(suffix: str) -> int | None:
 
 def folders_of(member: str) -> list[str]:
     """The folders of a member, without those that say nothing: `./cat/1.jpg` lies in `cat`."""
-    return [folder for folder in member.split("/")[:-1] if folder not in ("", ".")]
+    return [folder for folder in member.split("/")[:-1] if folder not in ("", ".", "..")]
 
 
 def is_label_text(suffix: str) -> bool:
@@ -155,12 +161,17 @@ def survey_shard(
     except NoSuchSplitError:
         chosen = []
     read, told = joined_name(chosen) if chosen else (None, tuple(split_like(folders)))
+    if not splits:
+        told += tuple(split_files(images))
     if splits or inside:
         layout = replace(layout, split_depth=depth, split_folders=frozenset(chosen))
     suffixes = (layout.key_and_suffix(name)[1] for name in names)
     if not reading.unlabelled and not any(map(layout.is_label, suffixes)):
-        place = _class_depth(folders, splits, chosen, depth)
+        place, stray = _class_depth(folders, splits, chosen, depth)
         layout = replace(layout, class_depth=place)
+        if stray:
+            name = next(n for n in images or names if tuple(folders_of(n)) == stray[0])
+            told += (f"no labels: {name} lies beside the folders of classes, not in one",)
     tally = Tally()
     for member in met:
         if not member.isreg():
@@ -237,14 +248,18 @@ def _fields(names: Sequence[str]) -> frozenset[str]:
 
 def _class_depth(
     folders: Sequence[Sequence[str]], splits: Container[str], chosen: Container[str], depth: int
-) -> int | None:
-    """Where the folders stand that are classes; None unless every image lies below one."""
+) -> tuple[int | None, list[Sequence[str]]]:
+    """(Where the folders stand that are classes, what lies beside them where others do not).
+
+    None unless every image lies below a class.
+    """
     if splits:
         place, folders = class_place(folders, splits, chosen, depth)
     else:
         place = below_containers(folders, 0)
-    classes = {parts[place] if len(parts) > place else None for parts in folders}
-    return None if not classes or None in classes else place
+    stray = [parts for parts in folders if len(parts) <= place]
+    whole = bool(folders) and not stray
+    return (place if whole else None), ([] if len(stray) == len(folders) else stray)
 
 
 def _parts(member: str) -> tuple[str, str, str]:
@@ -270,7 +285,7 @@ def _headers(shard: Path, notes: list[str]) -> Iterator[tarfile.TarInfo]:
     """
     size, total = shard.stat().st_size, 0
     try:
-        with _unpacked(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        with unpacked(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 total += member.size
                 check_growth(size, total, f"{shard}: its members")
@@ -282,7 +297,7 @@ def _headers(shard: Path, notes: list[str]) -> Iterator[tarfile.TarInfo]:
         raise ValueError(f"{shard} is not a complete tar file{why}") from error
 
 
-def _unpacked(shard: Path) -> IO[bytes]:
+def unpacked(shard: Path) -> IO[bytes]:
     """The shard as a plain tar file, unpacked while it is read."""
     opened = _packing(shard)
     unpacked: IO[bytes] = shard.open("rb") if opened is None else opened(shard)

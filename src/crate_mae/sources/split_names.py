@@ -16,11 +16,13 @@ _MEANINGS = {
     word: meaning
     for meaning, words in (
         (TRAIN, "train training trn trainval entrenamiento entraînement entrainement apprentissage"
-                " treino treinamento addestramento 训练 訓練 学習 훈련"),
-        (VALIDATION, "val valid validation validate dev devel development eval evaluation"
-                     " validación validacion validação validacao validierung 验证 驗證 検証 검증"),
-        (TEST, "test testing tests tst holdout heldout prueba pruebas teste"
-               " 测试 測試 テスト 테스트"),
+                " treino treinamento addestramento trening eğitim обучение обучающая обучающий"
+                " тренировка тренировочная 训练 訓練 学習 훈련 학습"),
+        (VALIDATION, "val valid validation validate dev devel development eval evaluation evaluate"
+                     " doğrulama валидация валидационная validación validacion validação validacao"
+                     " validierung 验证 驗證 検証 검증"),
+        (TEST, "test testing tests tst testdev holdout heldout prueba pruebas teste"
+               " тест тестовая тестовый 测试 測試 テスト 테스트"),
     )
     for word in words.split()
 }  # fmt: skip
@@ -30,7 +32,7 @@ _EMPTY = (
     "|s?daten|集|数据集?|數據集?|データ|セット"
 )
 _SAID = "|".join(sorted(_MEANINGS, key=len, reverse=True))
-_JOINED = re.compile(f"(?P<word>{_SAID})(?:{_EMPTY})|[xy](?P<behind>{_SAID}|tr|te)")
+_JOINED = re.compile(f"(?:mini)?(?P<word>{_SAID})(?:{_EMPTY}|用)?|[xy](?P<behind>{_SAID}|tr|te)")
 _SHORT = {"tr": "train", "te": "test"}
 """Only behind an x or y, as in `Xtr`: alone they may be languages."""
 _WORD = re.compile(r"[A-Z]+(?![^\W\d_A-Z])|[A-Z]?[^\W\d_A-Z]+")

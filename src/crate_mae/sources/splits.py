@@ -1,6 +1,7 @@
 """Splits by name, and images set apart by chance: split off, held out, few of every class."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -10,11 +11,17 @@ from torch import Tensor
 
 from crate_mae.common.hints import did_you_mean
 from crate_mae.common.randomness import keyed_generator
-from crate_mae.sources.base import ImageSource, subset
+from crate_mae.sources.base import LABEL_KEYS, ImageSource, subset
 from crate_mae.sources.split_names import TRAIN, SplitName, meaning_of, split_name, words_of
 
 SPLIT_KEYS = ("split", "set", "subset", "partition", "dataset")
 """What tables call a column of splits."""
+_ROWS_OF = {"idx", "index", "indices", "ids", "mask", "flag", "samples"}
+"""Words beside that of a split in the names of arrays and columns that choose rows."""
+MOST_SPLITS = 20
+"""A column of more values than that holds something else."""
+_HASH = re.compile(r"-of-\d+-[0-9a-f]{8,}$")
+"""What names of shards on the Hub end with."""
 _TRUTH = {**dict.fromkeys(("1", "1.0", "true", "yes"), True),
           **dict.fromkeys(("0", "0.0", "false", "no"), False)}  # fmt: skip
 
@@ -120,7 +127,7 @@ def select_shards(
 
 def _of_several(files: Iterable[Path]) -> tuple[str, ...]:
     """A note where files of one split are, by their names, about different things."""
-    said = {file.name: split_name(_stem(file)) for file in files}
+    said = {file.name: split_name(_HASH.sub("", _stem(file))) for file in files}
     about = {split.about: name for name, split in said.items() if split is not None}
     if len(about) < 2:
         return ()
@@ -156,12 +163,46 @@ class ChosenRows(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def split_column(columns: Iterable[str]) -> str | None:
-    """The column that may tell splits: one of `SPLIT_KEYS`, or one such as `is_train`."""
+def split_column(
+    columns: Iterable[str], tells: Callable[[str], bool] = lambda _: False
+) -> str | None:
+    """The column that may tell splits.
+
+    One of `SPLIT_KEYS` or such as `is_train`, those first of which `tells` says that their values
+    are splits; else any column of which it says so.
+    """
     names = list(columns)
     usual = {name.lower(): name for name in reversed(names)}
-    found = next((usual[key] for key in SPLIT_KEYS if key in usual), None)
-    return found or next((name for name in names if _asked(name) is not None), None)
+    likely = [usual[key] for key in SPLIT_KEYS if key in usual]
+    likely += [name for name in names if _asked(name) is not None and name not in likely]
+    others = (name for name in names if name not in likely and name.lower() not in LABEL_KEYS)
+    for name in (*likely, *others):
+        if tells(name):
+            return name
+    return likely[0] if likely else None
+
+
+def are_splits(column: str, values: Sequence[object]) -> bool:
+    """Whether the values of a column are names of splits, of more than one, and nothing else."""
+    for part in (values[:1000], values):  # most columns are done with after the first rows
+        words = set(_row_splits(column, part)) - {""}
+        said = {word: split_name(word) for word in words} if len(words) <= MOST_SPLITS else {}
+        if not said or None in said.values():
+            return False
+    return len({name.meaning for name in said.values() if name is not None}) > 1
+
+
+def rows_of_splits(columns: Iterable[str], used: str | None) -> tuple[str, ...]:
+    """A note on columns that by their names choose rows of a split, and are not read so."""
+    found = [
+        name
+        for name in columns
+        if name != used and (said := split_name(name)) is not None and set(said.about) <= _ROWS_OF
+    ]
+    if not found or used is not None:
+        return ()
+    shown = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+    return (f"{shown}: called like splits, and not read as such: all rows are read together",)
 
 
 def _asked(column: str) -> SplitName | None:
@@ -191,6 +232,8 @@ def split_rows(
         return ChosenRows(notes=(f"{note}: all rows are read",) if few and distinct else ())
     chosen = matching_splits(split, said, address)
     called, notes = joined_name(chosen)
+    if column.lower() not in SPLIT_KEYS and _asked(column) is None:
+        notes += (f"the column {column} tells the splits",)
     return ChosenRows(
         np.array([word in chosen for word in words]),
         called,
@@ -232,7 +275,10 @@ def split_off(
     if limit is not None:
         count = min(count, limit)
     if count >= len(source):
-        raise ValueError(f"{len(source)} images cannot be split with val_share={share}")
+        raise ValueError(
+            f"{len(source)} images cannot be split with val_share={share}: add images, or train on"
+            " all of them (of a run --data.val_share 0)"
+        )
     order = torch.randperm(len(source), generator=keyed_generator(seed, len(source))).tolist()
     return subset(source, sorted(order[count:])), subset(source, sorted(order[:count]))
 

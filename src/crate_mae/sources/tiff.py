@@ -27,6 +27,9 @@ _WIDTH, _LENGTH, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA, _FORMAT, _COMPR
     256, 257, 258, 262, 277, 284, 338, 339, 259,
 )  # fmt: skip
 _SIGNED = 2
+_PALETTE, _SEPARATED, _YCBCR, _CIE_LAB, _ICC_LAB, _ITU_LAB = 3, 5, 6, 8, 9, 10
+_JPEG, _WEBP = 7, 50001
+_NO_DATA = 42113
 _MULTIPLIED, _PLAIN = (1,), (2,)
 """Extra samples that are an alpha channel; by the first, colours are multiplied already."""
 
@@ -41,6 +44,8 @@ def check_tags(image: Image.Image) -> None:
     if tags is None:
         return
     bits = tuple(tags.get(_BITS, (1,)))
+    if tags.get(_COMPRESSION) == _WEBP:
+        raise NotForPillowError("a TIFF of WebP tiles")
     if _SIGNED in tuple(tags.get(_FORMAT, ())):
         raise NotForPillowError(f"a TIFF of signed {bits[0]}-bit integers")
     if tags.get(_PHOTOMETRIC) == 0 and image.mode in ("I", "F"):
@@ -50,10 +55,18 @@ def check_tags(image: Image.Image) -> None:
         # Unpacking has put the bytes in the machine's order, and Pillow turns them once more.
         raise NotForPillowError(f"a compressed big-endian TIFF of {bits[0]} bits")
     separate = tags.get(_PLANAR, 1) == 2 and len(bits) > 1
+    if separate and tags.get(_PHOTOMETRIC) in (_CIE_LAB, _ICC_LAB, _ITU_LAB):
+        raise NotForPillowError("a TIFF of separate planes of Lab colours")
     grey = tags.get(_PHOTOMETRIC) in (0, 1)
     multiplied = _MULTIPLIED[0] in tuple(tags.get(_EXTRA, ()))
     if separate and (grey or (not packed and (max(bits) > 8 or multiplied))):
         raise NotForPillowError(f"a TIFF of {len(bits)} separate planes of {bits[0]} bits")
+
+
+def no_data(image: Image.Image) -> str | None:
+    """The value of a GeoTIFF that stands for pixels without one, as it is written; else None."""
+    tags: Any = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    return str(tags[_NO_DATA]).strip("\0 ") if _NO_DATA in tags else None
 
 
 def unread_part(image: Image.Image) -> str | None:
@@ -75,7 +88,7 @@ def _unread_parts(image: Image.Image) -> Iterator[str]:
         if pages > 0:
             yield f"{pages} more page{'s' * (pages > 1)} (tiff:PATH reads all)"
         return
-    if len(image.getbands()) > 1 and _is_deep(image):
+    if (len(image.getbands()) > 1 or image.format == "SGI") and _is_deep(image):
         yield "the lower 8 of 16 bits (saved as .npy, all are read)"
     # A phone's second frame is the same picture again.
     if image.format != "MPO" and getattr(image, "is_animated", False):
@@ -104,7 +117,7 @@ def in_words(data: bytes | Path) -> str:
             bands = int(directory.get(_SAMPLES, 1))
     except Exception:  # tags of a damaged file say nothing
         return "a TIFF of an unknown kind"
-    kinds = {2: "signed integers", 3: "floats"}
+    kinds = {2: "signed integers", 3: "floats", 5: "complex integers", 6: "complex numbers"}
     kind = kinds.get((tuple(directory.get(_FORMAT, ())) or (1,))[0], "integers")
     return f"a TIFF of {bands} band{'s' * (bands > 1)} of {bits[0]}-bit {kind}"
 
@@ -119,6 +132,9 @@ def first_image(data: bytes | Path, fault: str) -> np.ndarray | Image.Image:
     with _stream(data) as file, library.TiffFile(file) as tiff:
         page = tiff.pages[0]
         planes = read_page(page, fault)
+        picture = _as_picture(planes, page, fault)
+        if picture is not None:
+            return picture
         colour = getattr(page.photometric, "name", "") == "RGB"
         extra = tuple(int(kind) for kind in page.extrasamples)
     has_alpha = len(planes) in (2, 4) and extra in (_MULTIPLIED, _PLAIN)
@@ -129,6 +145,32 @@ def first_image(data: bytes | Path, fault: str) -> np.ndarray | Image.Image:
         if alpha != _MULTIPLIED:
             return Image.fromarray(np.ascontiguousarray(np.moveaxis(planes, 0, -1)))
     return planes if alpha is None else _over_white(planes, multiplied=alpha == _MULTIPLIED)
+
+
+def _as_picture(planes: np.ndarray, page: Any, fault: str) -> Image.Image | None:
+    """Planes of colours that are not RGB, for Pillow to convert; None for bands, grey and RGB.
+
+    Lab has signed a and b, but for that of ICC, where they are moved by half the range.
+    """
+    space = int(page.photometric)
+    if space not in (_SEPARATED, _CIE_LAB, _ICC_LAB, _ITU_LAB, _YCBCR):
+        return None
+    if space == _SEPARATED and len(planes) != 4:
+        return None  # inks of any kind are bands
+    if space == _YCBCR and int(page.compression) == _JPEG:
+        return None  # unpacking has made RGB of it
+    if space in (_ITU_LAB, _YCBCR) or planes.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"{fault}: colours that are not RGB: save it as PNG")
+    upper = planes if planes.dtype == np.uint8 else (planes >> 8).astype(np.uint8)
+    pixels = np.ascontiguousarray(np.moveaxis(upper, 0, -1))
+    height, width = pixels.shape[:2]
+    if space == _SEPARATED:
+        return Image.frombytes("CMYK", (width, height), pixels.tobytes())
+    if len(planes) != 3:
+        raise ValueError(f"{fault}: Lab colours of {len(planes)} channels: save it as PNG")
+    if space == _ICC_LAB:
+        pixels[..., 1:] ^= 128
+    return Image.frombytes("LAB", (width, height), pixels.tobytes(), "raw", "LAB")
 
 
 def _over_white(planes: np.ndarray, *, multiplied: bool) -> np.ndarray:
@@ -156,13 +198,33 @@ def read_page(page: Any, what: str) -> np.ndarray:
     """The upright channels (C, H, W) of one page of tifffile; ValueError without a scale."""
     check_extent(page.imagelength, page.imagewidth, page.nbytes)
     kind = np.dtype(page.dtype).kind
-    if kind == "i" or kind not in "uf":
-        raise ValueError(f"{what}: signed integers have no known scale: save them as floats")
+    if kind not in "uf":
+        known = {"i": "signed integers", "c": "complex numbers"}.get(kind, str(page.dtype))
+        raise ValueError(f"{what}: {known} have no known scale: save them as floats")
     array = np.asarray(page.asarray())
     if "S" in page.axes:
         array = np.moveaxis(array, page.axes.index("S"), 0)
     planes = array.reshape(-1, page.imagelength, page.imagewidth)
-    return upright(scaled(planes, page), orientation(page))
+    colours = palette(page)
+    if colours is not None:
+        if len(planes) > 1 and planes.dtype != np.uint8:
+            raise ValueError(f"{what}: a palette beside {planes.dtype} values: save it as PNG")
+        laid = colours[:, planes[0]]
+        planes = np.concatenate([laid, planes[1:]]) if len(planes) > 1 else laid
+    else:
+        planes = scaled(planes, page)
+    return upright(planes, orientation(page))
+
+
+def palette(page: Any) -> np.ndarray | None:
+    """The colours (3, n) of the numbers that a page of tifffile holds; None where it holds values.
+
+    They have 16 bits; where all are below 256 they were written with 8, as libtiff takes them.
+    """
+    if int(page.photometric) != _PALETTE or page.colormap is None:
+        return None
+    colours = np.asarray(page.colormap)
+    return np.asarray(colours if colours.max() < 256 else colours >> 8, np.uint8)
 
 
 def orientation(page: Any) -> int:

@@ -19,14 +19,13 @@ from crate_mae.sources.tiff import (
     SUFFIXES,
     check_extent,
     orientation,
+    palette,
     scaled,
     tifffile_module,
     upright,
 )
 
 _CHANNELS = "CS"
-_PALETTE = 3
-"""The photometric interpretation of numbers that stand for colours."""
 
 
 @dataclass(frozen=True)
@@ -165,9 +164,10 @@ def _sizes(series: Any) -> tuple[int, int, int]:
 def _palette(series: Any) -> np.ndarray | None:
     """The colours (3, n) of the numbers that a series holds; None where it holds values."""
     page = series.keyframe
-    if int(page.photometric) != _PALETTE or page.colormap is None:
-        return None
-    return np.asarray(np.asarray(page.colormap) >> 8, np.uint8)
+    colours = palette(page)
+    if colours is not None and int(page.samplesperpixel) > 1:
+        raise ValueError("numbers of a palette beside other channels: save it as PNG")
+    return colours
 
 
 def _count(series: Any) -> int:
@@ -211,9 +211,9 @@ def _images_in(series: Any) -> np.ndarray:
     """The planes of a series, channels of an image beside each other; for palettes the colours."""
     array = np.asarray(series.asarray())
     array = array.transpose(sorted(range(array.ndim), key=lambda at: _rank(series.axes[at])))
-    planes, palette = array.reshape(-1, *array.shape[-2:]), _palette(series)
-    if palette is not None:
-        return np.moveaxis(palette[:, planes], 0, 1)
+    planes, colours = array.reshape(-1, *array.shape[-2:]), _palette(series)
+    if colours is not None:
+        return np.moveaxis(colours[:, planes], 0, 1)
     return scaled(planes, series.keyframe)
 
 

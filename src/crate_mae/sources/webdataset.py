@@ -20,7 +20,14 @@ from crate_mae.sources.folders import list_files
 from crate_mae.sources.found import AS_USUAL, Found, PassedOver, Reading, passed_over
 from crate_mae.sources.images import Sample, UnreadableImage, decode_image
 from crate_mae.sources.labels import plain_label, usual_label
-from crate_mae.sources.shards import Layout, ShardFacts, folders_of, is_label_text, survey_shard
+from crate_mae.sources.shards import (
+    Layout,
+    ShardFacts,
+    folders_of,
+    is_label_text,
+    survey_shard,
+    unpacked,
+)
 from crate_mae.sources.splits import NoSuchSplitError, matching_splits, select_shards
 
 SHUFFLE_BUFFER = 1000
@@ -126,7 +133,9 @@ class StreamSource(Source):
         library = _import_webdataset()
         for shard in shards:
             layout = self._survey(shard).layout  # its sizes are believed only then
-            with shard.open("rb") as stream:
+            # Unpacked here: what reads the members would stop at the end of the first of several
+            # streams, as `bgzip`, `pbzip2` and `cat` write them.
+            with unpacked(shard) as stream:
                 opened = [{"url": str(shard), "stream": stream}]
                 try:
                     members = library.tar_file_expander(opened, select_files=layout.is_wanted)
@@ -291,7 +300,7 @@ def _label(members: dict[str, bytes], key: str, layout: Layout) -> int | str | N
         text = value.removeprefix(codecs.BOM_UTF8).strip()
         if len(text) > 200 or b"\n" in text:
             raise ValueError(f"its label {text[:20]!r}... is no class")
-        value = int(text) if re.fullmatch(rb"-?\d{1,18}", text) else text
+        value = int(text) if re.fullmatch(rb"-?(0|[1-9]\d{0,17})", text) else text
     label = plain_label(value)
     if isinstance(label, bool):
         return str(label).lower()
