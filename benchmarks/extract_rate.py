@@ -97,7 +97,7 @@ def measured(given: argparse.Namespace, address: str) -> dict[str, Any]:
         "images": len(source),
         "image_size": list(model.preprocess.size),
         "threads": torch.get_num_threads(),
-        "processes": computing_processes(model, source, cuts),
+        "processes": computing_processes(model, source, encode, cuts),
         "workers": reading_workers(source, model.preprocess, cuts),
         "rate_beside_encode": {
             name: {

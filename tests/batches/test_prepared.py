@@ -127,7 +127,7 @@ def test_processes_read_where_there_is_much_to_decode(
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert reading_workers(pictures, PREPROCESS, many) == 6
     # Room for the stretches of one worker: 2 of 8 x 6 pixels of 3 channels in float32, 3 times.
-    monkeypatch.setattr(prepared, "_shared_memory", lambda: 2 * 3 * (2 * 8 * 6 * 3 * 4) * 1 + 5)
+    monkeypatch.setattr(prepared, "shared_memory", lambda: 2 * 3 * (2 * 8 * 6 * 3 * 4) * 1 + 5)
     assert reading_workers(pictures, PREPROCESS, many) == 1
-    monkeypatch.setattr(prepared, "_shared_memory", lambda: 1000)
+    monkeypatch.setattr(prepared, "shared_memory", lambda: 1000)
     assert reading_workers(pictures, PREPROCESS, many) == 0

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -19,7 +20,12 @@ from crate_mae.evaluation import encoding
 from crate_mae.evaluation.encoding import computing_processes
 from crate_mae.evaluation.extracting import extract_parts
 from crate_mae.evaluation.feature_files import load_features
-from crate_mae.evaluation.features import extract_all, extract_features
+from crate_mae.evaluation.features import (
+    FeaturePool,
+    extract_all,
+    extract_features,
+    pooled_features,
+)
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.sources.base import ImageSource
 
@@ -42,6 +48,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ImageSource:
 
 def cuts_of(source: ImageSource, batch_size: int = 2) -> list[range]:
     return stretches(range(len(source)), batch_size)
+
+
+def processes(
+    model: CrateMAE, source: ImageSource, cuts: list[range], pool: FeaturePool = "mean"
+) -> int:
+    """How many are chosen for the last layer's features."""
+    encode = pooled_features(model, pools=(pool,), layers=(None,))
+    return computing_processes(model, source, encode, cuts)
 
 
 def test_processes_give_what_one_gives(
@@ -100,6 +114,8 @@ class Failing(CrateMAE):
 
     def layer_tokens(self, *words: object, **options: object) -> dict[int | None, torch.Tensor]:
         """Raise the fault, or end the process where there is none."""
+        if multiprocessing.parent_process() is None:  # asked for the size of a row
+            return {None: torch.zeros(1, 2, 3)}
         if self.fault is None:
             os.kill(os.getpid(), signal.SIGKILL)
             raise AssertionError
@@ -124,7 +140,7 @@ def test_what_goes_wrong_in_a_process_is_raised_here(
     threads(2)
     model = Failing(digits_model().config)
     model.fault = fault
-    assert computing_processes(model, source, cuts_of(source)) == 2
+    assert processes(model, source, cuts_of(source)) == 2
     with pytest.raises(expected, match=words):
         extract_features(model, source, batch_size=2)
     assert not multiprocessing.active_children()
@@ -138,35 +154,33 @@ def test_processes_only_where_they_help_and_may_be(
 ) -> None:
     model, cuts = digits_model(), cuts_of(source)
     threads(4)
-    assert computing_processes(model, source, cuts) == 4
-    assert computing_processes(model, source, cuts[:4]) == 0, "they would start for nothing"
-    assert computing_processes(model, source, cuts[:5]) == 2, "two stretches for each"
+    assert processes(model, source, cuts) == 4
+    assert processes(model, source, cuts[:4]) == 0, "they would start for nothing"
+    assert processes(model, source, cuts[:5]) == 2, "two stretches for each"
     np.save(tmp_path / "arrays.npy", np.zeros((40, 8, 8, 1), np.uint8))
     in_memory = opened(f"npy:{tmp_path / 'arrays.npy'}")
-    assert computing_processes(model, in_memory, cuts_of(in_memory)) == 0, "nothing to decode"
+    assert processes(model, in_memory, cuts_of(in_memory)) == 0, "nothing to decode"
 
     hook = model.encoder.register_forward_hook(lambda *_: None)
-    assert computing_processes(model, source, cuts) == 0, "this process would hear nothing"
+    assert processes(model, source, cuts) == 0, "this process would hear nothing"
     hook.remove()
     model.runs_elsewhere = True  # type: ignore[assignment]
-    assert computing_processes(model, source, cuts) == 0, "a runtime of its own"
+    assert processes(model, source, cuts) == 0, "a runtime of its own"
     del model.runs_elsewhere
-    assert computing_processes(model, source, cuts) == 4
-    assert computing_processes(model.to("meta"), source, cuts) == 0, "not on the CPU"
+    assert processes(model, source, cuts) == 4
+    assert processes(model.to("meta"), source, cuts) == 0, "not on the CPU"
     model = digits_model()
 
     beside: list[int] = []
-    thread = threading.Thread(
-        target=lambda: beside.append(computing_processes(model, source, cuts))
-    )
+    thread = threading.Thread(target=lambda: beside.append(processes(model, source, cuts)))
     thread.start()
     thread.join()
     assert beside == [0], "the main thread may hold what a copy would wait for"
     with monkeypatch.context() as patch:
         patch.setattr("sys.platform", "darwin")
-        assert computing_processes(model, source, cuts) == 0
+        assert processes(model, source, cuts) == 0
     threads(1)
-    assert computing_processes(model, source, cuts) == 0, "one core"
+    assert processes(model, source, cuts) == 0, "one core"
 
 
 def test_no_more_processes_than_memory_holds(
@@ -180,4 +194,19 @@ def test_no_more_processes_than_memory_holds(
     threads(4)
     for free, expected in ((None, 0), (4 * one * 3, 3), (4 * one * 2 - 1, 0), (4 * one * 9, 4)):
         monkeypatch.setattr(encoding, "free_memory", lambda free=free: free)
-        assert computing_processes(model, source, cuts) == expected
+        assert processes(model, source, cuts) == expected
+
+
+def test_rows_fit_into_shared_memory(
+    source: ImageSource, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a batch of 2 in float32, twice, for what each process has done or is doing ahead."""
+    model, cuts = digits_model(), cuts_of(source)
+    threads(4)
+    row = 4 * model.config.dim
+    for pool, values in (("mean", row), ("tokens", row * (1 + model.config.num_patches))):
+        for count in (4, 3, 1):
+            room = 2 * (2 * values) * 3 * count
+            monkeypatch.setattr(encoding, "shared_memory", lambda room=room: room)
+            chosen = processes(model, source, cuts, cast("FeaturePool", pool))
+            assert chosen == (count if count > 1 else 0)

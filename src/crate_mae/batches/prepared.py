@@ -202,7 +202,7 @@ def reading_workers(source: Source, preprocess: Preprocess, cuts: Sequence[range
     wanted = min(8, cores or 1) if torch.cuda.is_available() else max(1, min(8, (cores or 1) // 2))
     height, width = preprocess.size
     stretch = 4 * preprocess.channels * height * width * max(map(len, cuts))
-    return min(wanted, _shared_memory() // (2 * stretch * (AHEAD + 1)))
+    return min(wanted, shared_memory() // (2 * stretch * (AHEAD + 1)))
 
 
 class _Cuts(Dataset[Any]):
@@ -258,7 +258,7 @@ def _fitted(
     )
 
 
-def _shared_memory() -> int:
+def shared_memory() -> int:
     """Bytes that workers may hand over at a time; plenty where the system has no such place."""
     try:
         room = os.statvfs(SHARED_MEMORY)

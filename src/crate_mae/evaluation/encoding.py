@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from crate_mae.batches.prepared import (
+    AHEAD,
     FEW_STRETCHES,
     Stretch,
     each_cut,
     read_stretch,
     read_stretches,
     reading_workers,
+    shared_memory,
 )
 from crate_mae.common.budgets import free_memory
 from crate_mae.models.backbone import Backbone
@@ -70,7 +72,7 @@ def encoded_stretches(
     are given, read ahead and compute nothing. What comes out is the same.
     """
     preprocess = model.preprocess
-    if workers is None and (processes := computing_processes(model, source, cuts)):
+    if workers is None and (processes := computing_processes(model, source, encode, cuts)):
 
         def both(cut: range) -> Encoded:
             return encoded(read_stretch(source, preprocess, cut), preprocess, encode)
@@ -83,24 +85,30 @@ def encoded_stretches(
         yield encoded(stretch, preprocess, encode)
 
 
-def computing_processes(model: Backbone, source: ImageSource, cuts: Sequence[range]) -> int:
+def computing_processes(
+    model: Backbone, source: ImageSource, encode: Encode, cuts: Sequence[range]
+) -> int:
     """How many processes should each read and compute; 0 where one process should compute.
 
     As many as this one has threads to compute with, but two stretches for each. Threads share every
     operation and wait for each other, and while one process reads, the cores it computes on are
     idle or fought over; processes that do both have nothing to wait for. Not with a GPU, for arrays
     that lie in memory, for few images, in a process that may not be copied as it is, nor where
-    memory is short.
+    memory is short, or shared memory, through which rows are handed over.
     """
     threads = torch.get_num_threads()
     if threads < 2 or len(cuts) <= FEW_STRETCHES or not source.decodes:
         return 0
     if not _computes_alone(model) or not _may_be_copied():
         return 0
-    room, needed = free_memory(), _bytes_of(model, max(map(len, cuts)))
+    largest = max(map(len, cuts))
+    room, needed = free_memory(), _bytes_of(model, largest)
     if room is None:
         return 0
-    found = min(threads, len(cuts) // 2, room // (MEMORY_SHARE * needed))
+    blank = torch.zeros(1, model.preprocess.channels, *model.preprocess.size)
+    rows = largest * sum(row.nbytes for row in encode(blank).values())
+    handed_over = shared_memory() // (2 * rows * (AHEAD + 1))
+    found = min(threads, len(cuts) // 2, room // (MEMORY_SHARE * needed), handed_over)
     return found if found > 1 else 0
 
 
