@@ -1,6 +1,7 @@
 """Features: the same as calling the model by hand, whatever the batch; files give them back."""
 
 import json
+import statistics
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -31,6 +32,7 @@ from crate_mae.evaluation.features import (
     Features,
     extract_all,
     extract_features,
+    places_of,
     raw_pixels,
     reduced,
 )
@@ -96,7 +98,7 @@ def random_features(
     )
 
 
-@pytest.mark.parametrize("pool", ["mean", "cls", "both", "tokens"])
+@pytest.mark.parametrize("pool", ["mean", "cls", "both", "mean-std", "layers", "tokens"])
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_features_are_what_the_model_encodes(
     model: CrateMAE, pool: FeaturePool, batch_size: int
@@ -109,10 +111,15 @@ def test_features_are_what_the_model_encodes(
         pixels = fit(source.images[index], (8, 8)).double() / 255
         tokens = twin.encode(((pixels - mean) / std)[None])[0]
         mean_token = tokens[1:].mean(0)
+        by_layer = twin.layer_tokens(((pixels - mean) / std)[None], [1, 2])
         expected = {
             "mean": mean_token,
             "cls": tokens[0],
             "both": torch.cat([tokens[0], mean_token]),
+            "mean-std": statistics_of(tokens),
+            "layers": torch.cat(
+                [statistics_of(each) for each in (by_layer[1][0], by_layer[2][0], tokens)]
+            ),
             "tokens": tokens,
         }[pool]
         torch.testing.assert_close(features.values[index].double(), expected, atol=1e-5, rtol=1e-5)
@@ -124,6 +131,46 @@ def test_features_are_what_the_model_encodes(
     assert features.values.dtype == torch.float32
     assert not features.values.is_inference()
     assert not features.values.requires_grad
+
+
+def statistics_of(tokens: torch.Tensor) -> torch.Tensor:
+    """Mean, then standard deviation, of patch tokens (1 + L, d), number by number."""
+    columns = [[float(value) for value in column] for column in tokens[1:].detach().T]
+    means = [statistics.fmean(column) for column in columns]
+    return torch.tensor([*means, *map(statistics.pstdev, columns)], dtype=torch.float64)
+
+
+@given(depth=st.integers(1, 30), data=st.data())
+def test_places_of_the_pool_of_layers(depth: int, data: st.DataObject) -> None:
+    layer = data.draw(st.sampled_from([*range(depth + 1), None]))
+    places = places_of(layer, depth)
+    order = [*range(depth + 1), None]
+    positions = [order.index(place) for place in places]
+    assert places[-1] == layer
+    assert positions == list(range(positions[0], positions[-1] + 1)), "no gap, in order"
+    assert (0 in places) == (layer == 0)
+    before = order.index(layer)  # how many places other than 0 there are up to this one
+    assert len(places) == (1 if layer == 0 else min(4, before))
+
+
+def test_the_pool_of_layers_in_the_middle_and_beside_others(model: CrateMAE) -> None:
+    source = Made(3)
+    found = extract_all(model, source, pools=("mean-std", "layers", "mean"), layers=(0, 1, None))
+    for layer, parts in {0: (0,), 1: (1,), None: (1, 2, None)}.items():
+        expected = [extract_features(model, source, pool="mean-std", layer=i) for i in parts]
+        assert torch.equal(
+            found[layer, "layers"].values, torch.cat([each.values for each in expected], dim=1)
+        )
+        whole = found[layer, "mean-std"].values
+        torch.testing.assert_close(whole[:, : whole.shape[1] // 2], found[layer, "mean"].values)
+
+
+def test_one_patch_has_no_spread() -> None:
+    model = build_model("debug", image_size=4, patch_size=4)
+    found = extract_features(model, Made(2), pool="mean-std").values
+    width = model.config.dim
+    assert found.shape == (2, 2 * width)
+    assert torch.equal(found[:, width:], torch.zeros(2, width))
 
 
 def test_all_layers_and_pools_come_from_one_pass(
@@ -252,7 +299,7 @@ def test_missing_labels_are_marked(model: CrateMAE) -> None:
 
 def test_wrong_arguments(model: CrateMAE) -> None:
     with pytest.raises(
-        ValueError, match="pool must be one of mean, cls, mean-all, both, tokens, not 'max'"
+        ValueError, match=r"pool must be one of mean, .*, both, mean-std, layers, tokens, not 'max'"
     ):
         extract_features(model, Made(1), pool="max")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):

@@ -12,9 +12,11 @@ from sklearn.metrics import confusion_matrix
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from crate_mae.evaluation.choosing import fold_numbers
+from crate_mae.evaluation.comparison import setting_text
 from crate_mae.evaluation.features import Features
 from crate_mae.evaluation.knn import nearest, nearest_neighbours, vote
 from crate_mae.evaluation.metrics import HELD_OUT
+from crate_mae.evaluation.whitening import whitening
 from crate_mae.sources.splits import hold_out
 
 
@@ -231,6 +233,77 @@ def test_zero_features_are_similar_to_nothing() -> None:
     blank = features(torch.zeros(12, 5), torch.arange(12) % 4)
     assert 0 <= nearest_neighbours(train, blank).accuracy <= 1
     assert nearest_neighbours(train, test).chance == 0.25
+
+
+def hidden(n: int, *, seed: int) -> Features:
+    """Two classes apart along one direction, beside which others spread ten times as far."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 2
+    noise = 10 * torch.randn(n, 3, generator=generator)
+    signal = (2.0 * labels - 1)[:, None] + 0.1 * torch.randn(n, 1, generator=generator)
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(7)))[0]
+    return features(torch.cat([noise, signal], dim=1) @ turn, labels)
+
+
+def test_whitened_neighbours_are_those_of_sklearn_in_the_same_space() -> None:
+    train, test = hidden(300, seed=0), hidden(100, seed=1)
+    assert train.labels is not None
+    assert test.labels is not None
+    result = nearest_neighbours(train, test, k=(3,), temperatures=(1e6,), whiten=True)
+    mean, maps = whitening(train.values)
+    judge = KNeighborsClassifier(3, metric="cosine").fit((train.values - mean) @ maps, train.labels)
+    right = judge.predict((test.values - mean) @ maps) == test.labels.numpy()
+    assert result.accuracy == right.mean() >= 0.95
+    assert result.whitened
+    assert result.setting == {"k": 3, "temperature": 1e6}
+    assert nearest_neighbours(train, test, k=(3,), temperatures=(1e6,)).accuracy <= 0.8
+
+
+def test_whitening_is_chosen_where_it_helps_on_held_out_images() -> None:
+    train, test = hidden(300, seed=0), hidden(100, seed=1)
+    result = nearest_neighbours(train, test, k=(1, 5), whiten=None)
+    assert result.whitened
+    assert result.setting["whitened"] is True
+    assert setting_text(result.setting).startswith("whitened, k = ")
+    by_space = {
+        white: {
+            (point.setting["k"], point.setting["temperature"]): point.accuracy
+            for point in result.grid
+            if point.setting["whitened"] == white
+        }
+        for white in (0.0, 1.0)
+    }
+    assert max(by_space[1.0].values()) > max(by_space[0.0].values())
+    for white, expected in by_space.items():  # each half is what it is alone
+        alone = nearest_neighbours(train, test, k=(1, 5), whiten=bool(white))
+        assert {
+            (p.setting["k"], p.setting["temperature"]): p.accuracy for p in alone.grid
+        } == expected
+    assert not [text for text in result.on_edge if "whitened" in text]
+
+
+def test_whitening_is_not_chosen_where_it_does_not_help() -> None:
+    # Many directions of pure noise, far below the signal: whitening blows them up.
+    generator = torch.Generator().manual_seed(0)
+
+    def loud(n: int) -> Features:
+        labels = torch.arange(n) % 2
+        noise = 0.05 * torch.randn(n, 40, generator=generator)
+        signal = (2.0 * labels - 1)[:, None].repeat(1, 20) + 0.3 * torch.randn(n, 1)
+        return features(torch.cat([signal, noise], dim=1) + 1e-3 * torch.randn(n, 60), labels)
+
+    train, test = loud(60), loud(60)
+    result = nearest_neighbours(train, test, k=(1,), whiten=None)
+    assert not result.whitened
+    assert result.accuracy == nearest_neighbours(train, test, k=(1,)).accuracy
+    assert setting_text(result.setting).startswith("k = 1, temperature ")
+
+
+def test_one_image_of_every_class_is_compared_as_it_is() -> None:
+    train = features(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
+    test = features(torch.tensor([[0.9, 0.1]]), torch.tensor([0]))
+    result = nearest_neighbours(train, test, whiten=None)
+    assert (result.whitened, result.accuracy) == (False, 1.0)
 
 
 def test_unseen_classes_are_wrong() -> None:

@@ -25,6 +25,7 @@ from crate_mae.cli.options import (
     verb_parser,
     whole_numbers,
 )
+from crate_mae.common.extras import check_installed
 from crate_mae.common.files import user_path
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from crate_mae.models.backbone import Backbone
 
 MAX_GRIDS = 8
-POOLS = ("cls", "mean", "both")
+POOLS = ("cls", "mean", "both", "mean-std", "layers")
 BASELINES = ("random", "pixels", "none")
 DRAWS = 5
 """Repeats where labels are few and drawn at random, unless --seeds says otherwise: one draw of five
@@ -94,6 +95,11 @@ def knn_parser() -> CommandParser:
     parser.add_argument(
         "--temperatures", type=numbers, metavar="X,X", help="grid (0.002,0.005,0.02,0.07,0.2)"
     )
+    parser.add_argument(
+        "--whiten", default="no", choices=["no", "yes", "choose"],
+        help="compare features whitened by the training images: no, as is published; yes; choose,"
+        " on held-out images (no)",
+    )  # fmt: skip
     return parser
 
 
@@ -109,6 +115,9 @@ def knn(argv: list[str]) -> int:
     asked = {"k": given.k, "temperatures": given.temperatures}
     settings = {key: value for key, value in asked.items() if value is not None}
     check_knn(**settings)
+    if given.whiten != "no":
+        check_installed("sklearn")
+        settings["whiten"] = True if given.whiten == "yes" else None
     return _measure("knn", partial(nearest_neighbours, **settings), settings, given, output, argv)
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from crate_mae.evaluation.feature_parts import FeatureParts
     from crate_mae.models.backbone import Backbone
 
-POOLS = ("cls", "mean", "both", "tokens")
+POOLS = ("cls", "mean", "both", "mean-std", "layers", "tokens")
 ENGINES = ("torch", "onnx", "openvino", "ray")
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from crate_mae.models.backbone import Backbone
     from crate_mae.sources.base import ImageSource
 
-POOLS = ("cls", "mean", "both")
+POOLS = ("cls", "mean", "both", "mean-std", "layers")
 SHOWN_PAIRS = 20
 """Near-duplicates that are printed, those with two labels first; JSON has all."""
 

@@ -101,11 +101,14 @@ def counts_text(row: PlainRow) -> str:
 
 def setting_text(setting: PlainRow) -> str:
     """The values of a setting as text, such as "k = 5, temperature 0.07"."""
-    return ", ".join(
+    words = [
         f"{name.replace('_', ' ')}{' = ' if name == 'k' else ' '}{setting[name]:g}"
         for name in SETTINGS
         if is_number(setting.get(name))
-    )
+    ]
+    if setting.get("whitened") is True:
+        words.insert(0, "whitened")
+    return ", ".join(words)
 
 
 def method_name(row: PlainRow) -> str:

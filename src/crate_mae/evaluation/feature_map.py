@@ -96,9 +96,12 @@ def check_mappable(source: ImageSource) -> None:
 
 def feature_words(features: Features, size: tuple[int, int]) -> str:
     """What the features are, as a caption says it; `size` is the images' height and width."""
-    pooled = {"mean": "mean of patch tokens", "cls": "class token"}.get(
-        features.pool, features.pool
-    )
+    pooled = {
+        "mean": "mean of patch tokens",
+        "cls": "class token",
+        "mean-std": "mean and standard deviation of patch tokens",
+        "layers": "mean and standard deviation of patch tokens of several layers, the last",
+    }.get(features.pool, features.pool)
     where = "final norm" if features.layer is None else f"{features.layer} encoder layers"
     return f"Features: {pooled} after {where}, images {size[0]}x{size[1]}."
 

@@ -19,7 +19,9 @@ from crate_mae.models.classifier import pool_tokens
 from crate_mae.models.config import Preprocess
 from crate_mae.sources.base import ImageSource, Source
 
-FeaturePool = Literal["mean", "cls", "mean-all", "both", "tokens"]
+FeaturePool = Literal["mean", "cls", "mean-all", "both", "mean-std", "layers", "tokens"]
+SIDE_BY_SIDE = 4
+"""Places whose tokens the pool "layers" describes, at most."""
 MAX_PIXEL_VALUES = 4096
 """Values of an image in the raw-pixel baseline, at most: 64 x 64 of grey, 36 x 36 of colour."""
 
@@ -37,7 +39,9 @@ class Features:
     class_names: tuple[str, ...] | None
     pool: str
     """What a row is: "mean" of the patch tokens, "cls" token, "mean-all" of both, "both" (class
-    token, then mean), all "tokens", or "pixels"."""
+    token, then mean), "mean-std" (mean of the patch tokens, then their standard deviation),
+    "layers" ("mean-std" of up to `SIDE_BY_SIDE` places, see `places_of`), all "tokens", or
+    "pixels"."""
     unreadable: list[tuple[str, str]]
     """Name and reason of every image that was skipped."""
     layer: int | None = None
@@ -121,20 +125,49 @@ def pooled_features(model: Backbone, *, pools: Sequence[FeaturePool], layers: La
     wanted = checked_layers(model, layers)
     # The class token and the mean are halves of both: one memory holds all three.
     kept = [pool for pool in pools if "both" not in pools or pool not in ("cls", "mean")]
+    places = {
+        (layer, pool): places_of(layer, model.config.depth) if pool == "layers" else (layer,)
+        for layer in wanted
+        for pool in kept
+    }
+    needed = checked_layers(model, [place for each in places.values() for place in each])
 
     def encode(images: Tensor) -> dict[Key, Tensor]:
-        place = next(model.parameters()).device  # of an exported encoder: its original's
+        device = next(model.parameters()).device  # of an exported encoder: its original's
         with torch.inference_mode():
-            states = model.layer_tokens(images.to(place), wanted)
-            rows = {(i, pool): _pooled(states[i], pool) for i in wanted for pool in kept}
-            return {key: row.float().cpu() for key, row in rows.items()}
+            states = model.layer_tokens(images.to(device), needed)
+            return {
+                key: _pooled([states[place] for place in each], key[1]).float().cpu()
+                for key, each in places.items()
+            }
 
     return encode
 
 
-def _pooled(tokens: Tensor, pool: str) -> Tensor:
+def places_of(layer: int | None, depth: int) -> tuple[int | None, ...]:
+    """Where the tokens lie that the pool "layers" describes, for a layer 0 to `depth`, or None.
+
+    The last `SIDE_BY_SIDE` of 1 to `layer`, or, for None, of 1 to `depth` and None, in that order.
+    Patches that were only embedded (0) are described for `layer` 0 alone.
+    """
+    if layer == 0:
+        return (0,)
+    last = depth if layer is None else layer
+    every = [*range(1, last + 1), *([None] if layer is None else [])]
+    return tuple(every[-SIDE_BY_SIDE:])
+
+
+def _pooled(states: Sequence[Tensor], pool: str) -> Tensor:
+    """Rows of tokens (B, 1 + L, d) of one place, or of several for "layers"."""
+    if pool == "layers":
+        return torch.cat([_pooled([tokens], "mean-std") for tokens in states], dim=1)
+    (tokens,) = states
     if pool == "both":
         return torch.cat([pool_tokens(tokens, "cls"), pool_tokens(tokens, "mean")], dim=1)
+    if pool == "mean-std":
+        # Of the patches that are there, not an estimate: one patch has 0.
+        std, mean = torch.std_mean(tokens[:, 1:], dim=1, correction=0)
+        return torch.cat([mean, std], dim=1)
     return pool_tokens(tokens, pool)
 
 

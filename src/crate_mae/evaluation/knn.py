@@ -22,13 +22,14 @@ from crate_mae.evaluation.metrics import (
     labelled_pair,
     score,
 )
+from crate_mae.evaluation.whitening import whitening
 
-Choice = tuple[int, float]
-"""Number of neighbours and temperature."""
+Choice = tuple[bool, int, float]
+"""Whether features are whitened, number of neighbours, temperature."""
 
 NEIGHBOURS = (1, 5, 10, 20, 50, 100, 200)
 TEMPERATURES = (0.002, 0.005, 0.02, 0.07, 0.2)
-FIXED: Choice = (1, 0.07)
+FIXED = (1, 0.07)
 """With one image of every class nothing can be held out, so that nothing can be chosen."""
 
 BLOCK_VALUES = 1 << 26
@@ -37,8 +38,11 @@ BLOCK_VALUES = 1 << 26
 
 @dataclass(frozen=True, kw_only=True)
 class KnnResult(TunedScore):
-    """What a vote of nearest neighbours measured; `setting` holds `k` and `temperature`."""
+    """What a vote of nearest neighbours measured; `setting` holds `k` and `temperature`, and
+    `whitened` where that was chosen, too."""
 
+    whitened: bool
+    """Whether features were whitened before they were compared."""
     by_k: dict[int, float]
     """Test accuracy for each k at the chosen temperature: to be looked at, not chosen from."""
     skipped_k: list[int]
@@ -56,6 +60,7 @@ def nearest_neighbours(
     *,
     k: Sequence[int] = NEIGHBOURS,
     temperatures: Sequence[float] = TEMPERATURES,
+    whiten: bool | None = False,
     seed: int = 0,
     block: int | None = None,
     device: str | torch.device | None = None,
@@ -66,29 +71,41 @@ def nearest_neighbours(
     Similarity s is the cosine, a vote weighs exp(s / temperature); the search is exact. k and
     temperature are chosen together on held-out training images, as `held_out_parts` takes them (of
     equals the smallest k, then the lowest temperature); with one image of every class nothing can
-    be held out, and k is 1. `block` queries are compared at a time (by default as many as fit
-    256 MiB).
+    be held out, and k is 1. The published protocol compares features as they are. With `whiten`
+    they are whitened before, by the images that are searched (`whitening`); with None both are
+    tried, and what is better on held-out images is taken (of equals, as they are). `block` queries
+    are compared at a time (by default as many as fit 256 MiB).
     Raises ValueError for features that cannot be measured and for a k or temperature that is not
     above 0.
     """
     train_labels, test_labels = labelled_pair(train, test)
     check_knn(k=k, temperatures=temperatures)
     warmth = sorted(set(temperatures))
-    chosen_already = len(set(k)) == len(warmth) == 1  # then nothing need be held out
+    spaces = [False, True] if whiten is None else [whiten]
+    # With one setting nothing need be held out.
+    chosen_already = len(set(k)) == len(warmth) == len(spaces) == 1
     parts = [] if chosen_already else held_out_parts(train_labels, seed)
     most_held = max((int(part.sum()) for part in parts), default=0)
     usable, skipped = _usable(k, len(train_labels) - most_held)
 
     classes, votes_for = torch.unique(train_labels, return_inverse=True)
-    X = F.normalize(train.values.to(device), dim=1)
+    X, Q = train.values.to(device), test.values.to(device)
     y = votes_for.to(X.device)
-    queries = F.normalize(test.values.to(device), dim=1)
 
     def answers(
-        queries: Tensor, keys: Tensor, labels: Tensor, temperatures: Sequence[float]
-    ) -> dict[Choice, Tensor]:
+        queries: Tensor,
+        keys: Tensor,
+        labels: Tensor,
+        temperatures: Sequence[float],
+        *,
+        white: bool,
+    ) -> dict[tuple[int, float], Tensor]:
+        if white:
+            mean, maps = (each.to(keys.device) for each in whitening(keys))
+            queries, keys = (queries - mean) @ maps, (keys - mean) @ maps
+        queries, keys = F.normalize(queries, dim=1), F.normalize(keys, dim=1)
         blocks = torch.split(queries, block or max(1, BLOCK_VALUES // len(keys)))
-        found: list[dict[Choice, Tensor]] = []
+        found: list[dict[tuple[int, float], Tensor]] = []
         for done, part in enumerate(blocks, start=1):
             neighbours = nearest(part, keys, max(usable))
             found.append(
@@ -105,41 +122,54 @@ def nearest_neighbours(
         return {choice: torch.cat([part[choice] for part in found]).cpu() for choice in found[0]}
 
     grid: list[GridPoint] = []
-    choices = list(product(usable, warmth))
+    choices: list[Choice] = list(product(spaces, usable, warmth))
+
+    def setting_of(choice: Choice) -> dict[str, float]:
+        white, count, value = choice
+        chosen = {"whitened": white} if whiten is None else {}
+        return {**chosen, "k": count, "temperature": value}
 
     def grid_of(held: Tensor) -> list[GridPoint]:
         here = held.to(X.device)
-        tried = answers(X[here], X[~here], y[~here], warmth)
+        tried = {
+            (white, *rest): answer
+            for white in spaces
+            for rest, answer in answers(X[here], X[~here], y[~here], warmth, white=white).items()
+        }
         return [
             GridPoint(
-                setting={"k": count, "temperature": value},
-                accuracy=float((tried[count, value] == votes_for[held]).double().mean()),
+                setting=setting_of(choice),
+                accuracy=float((tried[choice] == votes_for[held]).double().mean()),
             )
-            for count, value in choices
+            for choice in choices
         ]
 
     if len(choices) == 1:
         best, parts = choices[0], []
     elif not parts:
-        best = FIXED
+        best = (spaces[0], *FIXED)
         usable = [FIXED[0]]
     else:
         grid = tried_on(parts, grid_of)
         chosen = best_point(grid).setting
-        best = int(chosen["k"]), chosen["temperature"]
+        white = bool(chosen.get("whitened", spaces[0]))
+        best = white, int(chosen["k"]), chosen["temperature"]
+    white, count, value = best
     final = {
-        count: classes[answer] for (count, _), answer in answers(queries, X, y, [best[1]]).items()
+        number: classes[answer]
+        for (number, _), answer in answers(Q, X, y, [value], white=white).items()
     }
     return KnnResult(
-        **vars(score(train, test_labels, train_labels, final[best[0]])),
-        setting={"k": best[0], "temperature": best[1]},
+        **vars(score(train, test_labels, train_labels, final[count])),
+        setting=setting_of(best),
         grid=grid,
         num_held_out=sum(int(part.sum()) for part in parts),
         folds=len(parts),
         on_edge=edges(grid),
         converged=True,
         seed=seed,
-        by_k={count: float((a == test_labels).double().mean()) for count, a in final.items()},
+        whitened=white,
+        by_k={number: float((a == test_labels).double().mean()) for number, a in final.items()},
         skipped_k=skipped,
     )
 

@@ -17,8 +17,8 @@ MAX_CONFUSION = 200
 """Above this many classes the confusion matrix is left out: it would be millions of numbers."""
 TOP_CONFUSIONS = 10
 """Mistakes that are listed, the most frequent ones."""
-NATURAL_ENDS = {"k": 1.0, "weight_decay": 0.0, "penalty": 0.0}
-"""Below these no setting makes sense, so that being the lowest of a grid says nothing."""
+NATURAL_ENDS = {"k": {1.0}, "weight_decay": {0.0}, "penalty": {0.0}, "whitened": {0.0, 1.0}}
+"""Beyond these no setting makes sense, so that being the end of a grid says nothing."""
 
 
 def labelled_pair(train: Features, test: Features) -> tuple[Tensor, Tensor]:
@@ -48,7 +48,7 @@ def _checked(features: Features, role: str) -> Tensor:
     if values.ndim != 2:
         raise ValueError(
             f"the {role} features have shape {tuple(values.shape)}; one row per image is needed:"
-            " extract with pool 'mean', 'cls' or 'both'"
+            " extract with another pool than 'tokens'"
         )
     if not len(values):
         raise ValueError(f"the {role} set is empty")
@@ -207,7 +207,7 @@ def edges(grid: Sequence[GridPoint]) -> list[str]:
     """For every setting whose best values are the lowest or the highest tried: a text saying so.
 
     Nothing is said where a value inside the grid is as good, of a setting tried with one value, and
-    of natural ends (k = 1, no weight decay).
+    of natural ends (k = 1, no weight decay, whitened or not).
     """
     found = []
     top = max((point.accuracy for point in grid), default=0.0)
@@ -216,7 +216,9 @@ def edges(grid: Sequence[GridPoint]) -> list[str]:
         best = {point.setting[name] for point in grid if point.accuracy == top}
         if len(tried) < 2:
             continue
-        if best == {tried[0]} and tried[0] != NATURAL_ENDS.get(name):
+        if best <= NATURAL_ENDS.get(name, set()):
+            continue
+        if best == {tried[0]}:
             found.append(f"{name} {tried[0]:g} is the smallest tried")
         elif best == {tried[-1]}:
             found.append(f"{name} {tried[-1]:g} is the largest tried")

@@ -48,7 +48,10 @@ class ExportedEncoder(nn.Module):
     ) -> dict[int | None, Tensor]:
         """Features as `encode`, for None alone; ValueError for other layers."""
         if set(layers) != {None}:
-            raise ValueError("an exported encoder gives features after the last layer alone")
+            raise ValueError(
+                "an exported encoder gives features after the last layer alone: other layers, and"
+                " the pool 'layers', need the engine torch"
+            )
         return {None: self.encode(images)}
 
     def untrained(self, seed: int) -> CrateMAE | CrateEncoder:
