@@ -31,15 +31,18 @@ def _bench(argv: list[str]) -> int:
     given = _parser().read(argv)
 
     from crate_mae.models.config import resolve_config
+    from crate_mae.weights.shipped import SHIPPED
+    from crate_mae.weights.weights_folder import load_model
     from speed.loading import unreadable
     from speed.result_text import result_text
     from speed.run_bench import run_bench
     from speed.settings import Settings
 
     output = Output(given.json)
+    model = load_model(given.model).config if given.model in SHIPPED else given.model
     sizes = {"image_size": given.image_size, "patch_size": given.patch_size}
     settings = Settings(
-        config=resolve_config(given.model, **{k: v for k, v in sizes.items() if v is not None}),
+        config=resolve_config(model, **{k: v for k, v in sizes.items() if v is not None}),
         model=given.model,
         subjects=given.subjects,
         compiled=given.compile,
@@ -87,7 +90,7 @@ def _parser() -> CommandParser:
         " what they are. Without options: a small model, a few minutes.",
     )
     what = parser.add_argument_group("what is timed")
-    what.add_argument("--model", default=DEFAULT, help=f"preset ({DEFAULT})")
+    what.add_argument("--model", default=DEFAULT, help=f"preset or shipped model ({DEFAULT})")
     what.add_argument("--image-size", type=image_size, metavar="N|HxW", help="(the preset's)")
     what.add_argument("--patch-size", type=image_size, metavar="N|HxW", help="(the preset's)")
     what.add_argument("--subjects", type=_words, metavar="A,B", help="(the usual ones)")

@@ -7,8 +7,10 @@ deviation over draws of the labels), and nearest neighbours with all. Beside the
 untrained, raw pixels (reduced to 16 px), and histograms of oriented gradients (scikit-image). With
 --finetune each model is also fine-tuned by the recipe finetune-few-labels with 20 and 5 labels a
 class, and the same network is trained from scratch by it ("untrained"), with one rate for all
-layers and a random head. Each row names the set's address without its path, how many images there
-were, and the SHA-256 of the weights. Rows are written as they come; what stands in FILE already is
+layers and a random head. --pool takes another pool of tokens than the mean, which then stands in
+the names of rows; neighbours among such wide features are whitened where that is better on held-out
+training images. Each row names the set's address without its path, how many images there were, and
+the SHA-256 of the weights. Rows are written as they come; what stands in FILE already is
 not measured again. With --docs the table also goes between the markers of a Markdown page.
 """
 
@@ -31,7 +33,7 @@ from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 
 from crate_mae.common.files import write_atomically
 from crate_mae.evaluation.backbones import load_backbone
-from crate_mae.evaluation.features import Features, extract_features
+from crate_mae.evaluation.features import FeaturePool, Features, extract_features
 from crate_mae.evaluation.knn import nearest_neighbours
 from crate_mae.evaluation.metrics import few_shot
 from crate_mae.evaluation.probe import linear_probe
@@ -56,6 +58,9 @@ PIXELS, GRADIENTS = 16, 64
 """Side in px to which images are brought for both baselines."""
 
 PLACE = "few-labels"
+USUAL: FeaturePool = "mean"
+WIDE: tuple[FeaturePool, ...] = ("mean-std", "layers")
+"""Pools whose neighbours may be whitened."""
 
 logger = logging.getLogger("benchmarks")
 Describe = Callable[[ImageSource], Features]
@@ -69,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for set_name, address in given.sets:
         train, test = (_source(address, split) for split in ("train", "test"))
         fewest = min(Counter(labels_of(train)).values())
-        for subject in _subjects(given.models, given.image_size, set_name):
+        for subject in _subjects(given.models, given.image_size, set_name, given.pool):
 
             def keep(row: dict[str, Any], facts: dict[str, Any]) -> None:
                 logger.info("%s, %s: %s", facts["set"], facts["subject"], row)
@@ -110,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join(table_lines(record)))
     if given.docs is not None:
         content = "\n".join(table_lines(record))
-        fill_between(given.docs, PLACE, content)
+        fill_between(given.docs, given.place, content)
     return 0
 
 
@@ -184,16 +189,17 @@ def finetuned(
 
 
 def _subjects(
-    models: Sequence[tuple[str, str]], size: int | None, set_name: str
+    models: Sequence[tuple[str, str]], size: int | None, set_name: str, pool: FeaturePool
 ) -> Iterator[Subject]:
     """What is measured on a set, in turn; `{set}` in weights stands for the set's name."""
+    more = "" if pool == USUAL else f", {pool}"
 
     def of(model: Backbone) -> Describe:
         if size is not None:
             model.preprocess = replace(model.preprocess, size=(size, size))
 
         def described(source: ImageSource) -> Features:
-            return extract_features(model, source, batch_size=64)
+            return extract_features(model, source, pool=pool, batch_size=64)
 
         return described
 
@@ -204,12 +210,12 @@ def _subjects(
             logger.info("%s is not there: passed over", path)
             continue
         model, sha256 = load_backbone(path)
-        yield Subject(name, of(model), size, sha256, ["--weights", path])
+        yield Subject(name + more, of(model), size, sha256, ["--weights", path])
         fresh = None
         if model.config not in drawn:  # from scratch one network is trained once
             fresh = ["--from-scratch", path, *(w for pair in FROM_SCRATCH.items() for w in pair)]
             drawn.append(model.config)
-        yield Subject(f"{name}, untrained", of(model.untrained(0)), size, words=fresh)
+        yield Subject(f"{name}, untrained{more}", of(model.untrained(0)), size, words=fresh)
     yield Subject(f"raw pixels, {PIXELS} px", _pixels)
     yield Subject(f"HOG, {GRADIENTS} px", _gradients)
 
@@ -265,7 +271,9 @@ def _rows(known: Features, unknown: Features) -> Iterator[dict[str, Any]]:
             part = known if shots is None else few_shot(known, shots, seed)
             found.append(linear_probe(part, unknown, seed=seed).accuracy)
         yield _row("probe", shots, found)
-    yield _row("knn", None, [nearest_neighbours(known, unknown).accuracy])
+    # Beside wide features, those of one layer and raw pixels are compared as they are.
+    result = nearest_neighbours(known, unknown, whiten=None if known.pool in WIDE else False)
+    yield {**_row("knn", None, [result.accuracy]), "whitened": result.whitened}
 
 
 def _row(measure: str, shots: int | None, found: list[float]) -> dict[str, Any]:
@@ -306,8 +314,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="--KEY=VALUE",
         help="of fine-tuning, in place of the recipe's",
     )
+    parser.add_argument("--pool", default=USUAL, choices=(USUAL, *WIDE), help="of tokens (mean)")
     parser.add_argument("--json", type=Path, required=True, help="goes on there if it exists")
     parser.add_argument("--docs", type=Path, help="page that takes the table")
+    parser.add_argument("--place", default=PLACE, help=f"name of its markers ({PLACE})")
     return parser
 
 

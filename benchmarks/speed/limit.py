@@ -27,7 +27,7 @@ from speed.arithmetic import (
 )
 from speed.harness import Rounds, spread
 from speed.steps import Job
-from speed.subjects import COMPILED, SUBJECTS, subject_of
+from speed.subjects import COMPILED, SUBJECTS, VISIBLE, subject_of
 
 GEMM = "gemm"
 """The name under which matrix products are timed among the subjects."""
@@ -35,15 +35,19 @@ PRODUCTS = 8
 """Products in one timed call, so that starting a call does not count."""
 
 
-def least_flops(job: Job) -> int:
+def least_flops(job: Job, *, visible: bool = False) -> int:
     """The least floating-point operations of the job's work, with mask tokens in the encoder.
 
     Features need one product with M in every ISTA step: M changes with the weights alone. A
     training step takes the cheapest of x M with M made from D, two products, and what the library
-    itself does.
+    itself does. With `visible` the encoder of a training step sees visible patches only, and what
+    the library itself does counts.
     """
     if job.work == "encode":
         return _counted(job, lambda x, D, _: x @ D)  # counts as x M does
+    if visible:
+        config = replace(job.config, mask_tokens="decoder")
+        return model_cost(config, batch=job.batch, ratio=job.ratio).step
     own = model_cost(replace(job.config, mask_tokens="encoder"), batch=job.batch, ratio=job.ratio)
     return min(own.step, *(_counted(job, step) for step in (folded_product, two_products)))
 
@@ -88,20 +92,30 @@ def limit_of(job: Job, times: Rounds) -> dict[str, Any]:
     """The limit in seconds and each subject's share of it, round by round, JSON-able.
 
     `times` holds rounds of `GEMM` (calls of `gemm_call`). A share is limit / time: 1 would be
-    matrix products and nothing else. Only subjects that compute what `crate` computes have one.
+    matrix products and nothing else. Only subjects that compute what `crate` computes have one, and
+    `crate-visible`, of its own operations ("visible_flops").
     """
     flops, d = least_flops(job), job.config.dim
     rates = [PRODUCTS * 2 * job.tokens * d * d / seconds for seconds in times[GEMM]]
     limits = [flops / rate for rate in rates]
+    measured = subjects_only(times)
+    needed = {name: flops for name in measured if subject_of(name).same}
+    visible = [name for name in measured if name.removesuffix(COMPILED) == VISIBLE]
+    needed |= dict.fromkeys(visible, least_flops(job, visible=True) if visible else 0)
     return {
         "flops": flops,
+        **({"visible_flops": needed[visible[0]]} if visible else {}),
         "gemm_shape": [job.tokens, d, d],
         "flops_per_second": spread(rates).to_dict(),
         "seconds": spread(limits).to_dict(),
         "share": {
-            name: spread([a / b for a, b in zip(limits, seconds, strict=True)]).to_dict()
-            for name, seconds in subjects_only(times).items()
-            if subject_of(name).same
+            name: spread(
+                [
+                    count / rate / seconds
+                    for rate, seconds in zip(rates, measured[name], strict=True)
+                ]
+            ).to_dict()
+            for name, count in needed.items()
         },
     }
 

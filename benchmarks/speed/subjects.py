@@ -28,6 +28,8 @@ from speed.arithmetic import (
 
 Work = Literal["train", "encode"]
 COMPILED = "+compile"
+VISIBLE = "crate-visible"
+"""The library's model with an encoder that sees visible patches only."""
 INSTALL = 'pip install "crate-mae[bench]"'
 
 
@@ -147,7 +149,7 @@ SUBJECTS: dict[str, Subject] = {
         build=partial(_written, attend=fused_attention, gradient_step=folded_product),
         same=True,
     ),
-    "crate-visible": Subject(
+    VISIBLE: Subject(
         summary="the library, encoding visible patches only (mask_tokens: decoder)",
         build=partial(_crate, visible=True),
         works=("train",),

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from bench import main
 from crate_mae.common.peak_memory import OutOfMemoryError, PeakMemory
 from crate_mae.common.text import bytes_text, time_text
 from crate_mae.models.config import PRESETS, ModelConfig
+from crate_mae.models.cost import model_cost
 from speed import growth as growth_module
 from speed.growth import growing_sizes, growth_of
 from speed.harness import alternate
@@ -32,7 +34,7 @@ from speed.result_text import growth_text, loading_text, result_text
 from speed.run_bench import run_bench
 from speed.settings import Settings
 from speed.steps import Job, make_step
-from speed.subjects import SUBJECTS, Work, choose_subjects
+from speed.subjects import SUBJECTS, VISIBLE, Work, choose_subjects
 
 DEBUG = PRESETS["debug"]
 SMALL = ["--model", "debug", "--batch-sizes", "2", "--rounds", "2", "--threads", "1"]
@@ -62,7 +64,8 @@ def test_the_whole_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
                 for a, b in zip(own["rounds"], case["subjects"]["crate"]["rounds"], strict=True)
             )
             assert own["speedup"]["median"] == pytest.approx(sum(ratios) / 2)
-        assert set(case["limit"]["share"]) == {n for n, s in SUBJECTS.items() if s.same}
+        judged = {VISIBLE, *(n for n, s in SUBJECTS.items() if s.same)}
+        assert set(case["limit"]["share"]) == judged & set(case["subjects"])
     assert result["settings"]["batch_sizes"] == [2]
     assert result["machine"]["threads"] == 1
     assert result["machine"]["packages"]["timm"]
@@ -183,6 +186,11 @@ def test_the_limit_is_flops_over_rate() -> None:
     assert found["seconds"]["most"] == pytest.approx(2 * flops / one)
     assert found["share"]["crate"]["most"] == pytest.approx(flops / one / 2)
     assert set(found["share"]) == {"crate"}
+    assert "visible_flops" not in found
+    fewer = model_cost(replace(DEBUG, mask_tokens="decoder"), batch=2, ratio=job.ratio).step
+    found = limit_of(job, {"crate": [2.0], "crate-visible": [2.0], GEMM: [1.0]})
+    assert found["visible_flops"] == fewer < flops
+    assert found["share"]["crate-visible"]["median"] == pytest.approx(fewer / one / 2)
     assert gemm_call(job)().shape == (job.tokens, 32)
 
 

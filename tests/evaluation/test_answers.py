@@ -92,7 +92,7 @@ def test_what_is_open_is_not_called_worse(method: str, base: str) -> None:
     model = line("model", 0.7, 0.65, 0.75) | {"method": method}
     cases = {
         (0.66, 0.6, 0.72): f"no clear difference. That is not shown to be better with {name}: try",
-        (0.9, 0.85, 0.95): "Not better than the same network untrained: try other layers"
+        (0.9, 0.85, 0.95): "Not better than the same network untrained: try wider features"
         if base == "random baseline"
         else f"Raw pixels do better with {name}: try fine-tuning",
     }
@@ -101,7 +101,8 @@ def test_what_is_open_is_not_called_worse(method: str, base: str) -> None:
         (answer,) = beside_baselines(rows, method)
         assert told in answer.text
         if base == "random baseline":
-            assert f"`crate-mae {method} WEIGHTS ADDRESS --after all`" in answer.text
+            wider = "--pool mean,layers" + (" --whiten choose" if method == "knn" else "")
+            assert f"`crate-mae {method} WEIGHTS ADDRESS {wider}`" in answer.text
 
 
 @pytest.mark.parametrize(
@@ -125,6 +126,23 @@ def test_the_options_that_are_advised_belong_to_the_method(
     texts = {answer.rule: answer.text for answer in found}
     assert texts["edge"].endswith(f"it is the largest: try a wider {grid}")
     assert fit is None or texts["not converged"].endswith(fit)
+
+
+@pytest.mark.parametrize("method", ["probe", "knn"])
+def test_wider_features_are_advised_where_there_are_images_for_them(method: str) -> None:
+    usual = line("model", 0.7, 0.68, 0.72, pool="mean", num_train=1000) | {"method": method}
+    (answer,) = feature_answers([usual])
+    assert (answer.rule, answer.good) == ("wider features", None)
+    assert f"`crate-mae {method} WEIGHTS ADDRESS --pool mean,layers" in answer.text
+    assert ("--whiten choose" in answer.text) == (method == "knn")
+    assert feature_answers([usual | {"num_train": 999}]) == []
+    assert feature_answers([usual, usual | {"pool": "layers"}]) == [], "they were asked for"
+    assert feature_answers([usual | {"pool": "cls"}]) == []
+    assert feature_answers([usual | {"whitened": True}]) == []
+    other = line("random baseline", 0.1, 0.05, 0.2, pool="mean", num_train=1000)
+    assert rules(feature_answers([usual, other | {"method": method}])) == {
+        "untrained": True, "wider features": None,
+    }  # fmt: skip
 
 
 def test_what_a_test_can_tell() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from crate_mae.common.values import is_finite
+from crate_mae.common.values import is_finite, is_number
 from crate_mae.evaluation.comparison import BASELINES, LONG_NAMES, PlainRow, headline, interval
 
 FEW_STEPS = 1000
@@ -21,6 +21,10 @@ FEW_IMAGES = 2000
 """Images below which starting from a trained model is advised."""
 UNEVEN_CLASSES = 3.0
 """Times the images of the smallest class from which the largest makes a set uneven."""
+MANY_KNOWN = 1000
+"""Training images from which wider features are advised: fewer do not tell how they spread."""
+WIDER = {"probe": ("--pool", "mean,layers"), "knn": ("--pool", "mean,layers", "--whiten", "choose")}
+"""By method: the options that ask for more than the mean of the last layer's tokens."""
 HARDLY = 0.7
 """Share of what guessing loses that is left when a classifier has hardly learned."""
 HARDLY_COMPLETED = 0.95
@@ -53,6 +57,8 @@ Rule = Literal[
     "uneven",
     # a rare class hardly moves a loss that is a mean over pixels
     "missed",
+    # the mean of the last layer leaves out what a classifier or neighbour can use
+    "wider features",
     # a better setting may lie beyond the last one tried
     "edge",
     # an unfinished fit is not the minimum that the table speaks of
@@ -158,8 +164,24 @@ def feature_answers(rows: Sequence[PlainRow], place: Place | None = None) -> lis
             *_beside_majority(model, method),
             *beside_baselines(rows, method, place),
             *_of_the_test(model, method, place),
+            *_wider_features(rows, method, place),
         ]
     return found
+
+
+def _wider_features(rows: Sequence[PlainRow], method: str, place: Place) -> list[Answer]:
+    own = [row for row in rows if row["method"] == method and row["subject"] == "model"]
+    usual = [row for row in own if row.get("pool") == "mean" and not row.get("whitened")]
+    known = own[0].get("num_train")
+    if len(usual) < len(own) or not is_number(known) or known < MANY_KNOWN:
+        return []
+    words = {
+        "probe": "mean and spread of the tokens of several layers often tell more",
+        "knn": "mean and spread of several layers, whitened, often find better ones",
+    }[method]
+    ask = place.command(method, place.weights, place.address, *WIDER[method])
+    text = f"{_name(method)}: {words}: {ask}."
+    return [Answer(rule="wider features", text=text, good=None)]
 
 
 def beside_baselines(
@@ -191,9 +213,9 @@ def _not_better(rule: Rule, method: str, place: Place, *, known: bool) -> str:
     unknown = f"That is not shown to be better with {_name(method).lower()}"
     if rule == "untrained":
         plan = place.command("plan", "own-images", "--data.source", place.address, "--within", "8h")
-        layers = place.command(method, place.weights, place.address, "--after", "all")
+        wider = place.command(method, place.weights, place.address, *WIDER[method])
         says = "Not better than the same network untrained" if known else unknown
-        return f"{says}: try other layers, {layers}, or longer training, {plan}."
+        return f"{says}: try wider features, {wider}, or longer training, {plan}."
     finetune = place.command(
         "finetune", place.weights, "--config", "finetune-few-labels",
         "--data.source", place.address,
