@@ -36,7 +36,7 @@ def test_the_pages_commands_and_snippets_run(
     monkeypatch.chdir(weights.parents[2])
     # Few images can be separated, where the minimum is far away: not what is asked here.
     monkeypatch.setattr("crate_mae.evaluation.regression.MAX_STEPS", 20)
-    assert len(commands_of(PAGE)) == 16
+    assert len(commands_of(PAGE)) == 17
     assert len(code_of(PAGE)) == 1
     short = ["--optim.epochs", "1", "--optim.warmup_epochs", "0", "--data.limit", "160"]
     for language, block in blocks_of(PAGE):
@@ -48,6 +48,27 @@ def test_the_pages_commands_and_snippets_run(
             few = short if verb in ("pretrain", "finetune") else few
             assert main([verb, *words, *few]) == 0, (verb, words)
     assert json.loads(Path("probe.json").read_text("utf-8"))["rows"][0]["pool"] == "both"
+
+
+def test_whitening_is_chosen_and_told(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "knn.json"
+    words = ["knn", str(weights), "digits", *FEW, "--pool", "layers", "--whiten", "choose"]
+    assert main([*words, "--no-baselines", "--json", str(target)]) == 0
+    (row,) = json.loads(target.read_text("utf-8"))["rows"]
+    assert {point["whitened"] for point in row["grid"]} == {False, True}
+    best = max(row["grid"], key=lambda point: point["accuracy"])  # the first of equals
+    assert (row["whitened"], row["k"]) == (best["whitened"], best["k"])
+    assert "whitened, k = " in capsys.readouterr().out, "in the grid"
+
+
+def test_whitening_needs_a_package_before_images_are_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("crate_mae.common.extras.find_spec", lambda _: None)
+    assert main(["knn", "nothing", "nowhere", "--whiten", "yes"]) == 1
+    assert 'pip install "crate-mae[evaluate]"' in capsys.readouterr().err
 
 
 def test_the_page_names_every_key(weights: Path, tmp_path: Path) -> None:
