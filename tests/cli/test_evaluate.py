@@ -64,10 +64,11 @@ def test_whitening_is_chosen_and_told(
 
 
 def test_whitening_needs_a_package_before_images_are_read(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("crate_mae.common.extras.find_spec", lambda _: None)
-    assert main(["knn", "nothing", "nowhere", "--whiten", "yes"]) == 1
+    monkeypatch.setattr("crate_mae.sources.address.open_pair", None)
+    assert main(["knn", str(weights), "digits", "--whiten", "yes"]) == 1
     assert 'pip install "crate-mae[evaluate]"' in capsys.readouterr().err
 
 
