@@ -34,7 +34,7 @@ from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 from crate_mae.common.files import write_atomically
 from crate_mae.evaluation.backbones import load_backbone
 from crate_mae.evaluation.features import FeaturePool, Features, extract_features
-from crate_mae.evaluation.knn import nearest_neighbours
+from crate_mae.evaluation.knn import AS_THEY_ARE, STRENGTHS, nearest_neighbours
 from crate_mae.evaluation.metrics import few_shot
 from crate_mae.evaluation.probe import linear_probe
 from crate_mae.models.backbone import Backbone
@@ -272,7 +272,8 @@ def _rows(known: Features, unknown: Features) -> Iterator[dict[str, Any]]:
             found.append(linear_probe(part, unknown, seed=seed).accuracy)
         yield _row("probe", shots, found)
     # Beside wide features, those of one layer and raw pixels are compared as they are.
-    result = nearest_neighbours(known, unknown, whiten=None if known.pool in WIDE else False)
+    tried = (AS_THEY_ARE, *STRENGTHS) if known.pool in WIDE else (AS_THEY_ARE,)
+    result = nearest_neighbours(known, unknown, whitening=tried)
     yield {**_row("knn", None, [result.accuracy]), "whitened": result.whitened}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from crate_mae.evaluation.comparison import setting_text
 from crate_mae.evaluation.features import Features
 from crate_mae.evaluation.knn import nearest, nearest_neighbours, vote
 from crate_mae.evaluation.metrics import HELD_OUT
-from crate_mae.evaluation.whitening import whitening
+from crate_mae.evaluation.whitening import Whitening
 from crate_mae.sources.splits import hold_out
 
 
@@ -249,61 +250,63 @@ def test_whitened_neighbours_are_those_of_sklearn_in_the_same_space() -> None:
     train, test = hidden(300, seed=0), hidden(100, seed=1)
     assert train.labels is not None
     assert test.labels is not None
-    result = nearest_neighbours(train, test, k=(3,), temperatures=(1e6,), whiten=True)
-    mean, maps = whitening(train.values)
-    judge = KNeighborsClassifier(3, metric="cosine").fit((train.values - mean) @ maps, train.labels)
-    right = judge.predict((test.values - mean) @ maps) == test.labels.numpy()
+    fixed: dict[str, Any] = {"k": (3,), "temperatures": (1e6,)}
+    result = nearest_neighbours(train, test, **fixed, whitening=(1e4,))
+    found = Whitening(train.values)
+    judge = KNeighborsClassifier(3, metric="cosine").fit(found(train.values, 1e4), train.labels)
+    right = judge.predict(found(test.values, 1e4)) == test.labels.numpy()
     assert result.accuracy == right.mean() >= 0.95
     assert result.whitened
-    assert result.setting == {"k": 3, "temperature": 1e6}
-    assert nearest_neighbours(train, test, k=(3,), temperatures=(1e6,)).accuracy <= 0.8
+    assert result.setting == {"whitening": 1e4, "k": 3, "temperature": 1e6}
+    assert setting_text(result.setting) == "whitening 10000, k = 3, temperature 1e+06"
+    plain = nearest_neighbours(train, test, **fixed)
+    assert plain.accuracy <= 0.8
+    assert (plain.whitened, plain.setting) == (False, {"k": 3, "temperature": 1e6})
 
 
-def test_whitening_is_chosen_where_it_helps_on_held_out_images() -> None:
+def test_the_strength_is_chosen_on_held_out_images() -> None:
     train, test = hidden(300, seed=0), hidden(100, seed=1)
-    result = nearest_neighbours(train, test, k=(1, 5), whiten=None)
-    assert result.whitened
-    assert bool(result.setting["whitened"])
-    assert setting_text(result.setting).startswith("whitened, k = ")
-    by_space = {
-        white: {
-            (point.setting["k"], point.setting["temperature"]): point.accuracy
-            for point in result.grid
-            if point.setting["whitened"] == white
-        }
-        for white in (0.0, 1.0)
-    }
-    assert max(by_space[1.0].values()) > max(by_space[0.0].values())
-    for white, expected in by_space.items():  # each half is what it is alone
-        alone = nearest_neighbours(train, test, k=(1, 5), whiten=bool(white))
-        assert {
-            (p.setting["k"], p.setting["temperature"]): p.accuracy for p in alone.grid
-        } == expected
-    assert not [text for text in result.on_edge if "whitened" in text]
+    strengths = (0.0, 1.0, 1e4)
+    result = nearest_neighbours(train, test, k=(1, 5), whitening=strengths)
+    assert (result.whitened, result.setting["whitening"]) == (True, 1e4)
+    best = []
+    for strength in strengths:  # each part is what it is alone
+        alone = nearest_neighbours(train, test, k=(1, 5), whitening=(strength,))
+        own = [point for point in result.grid if point.setting["whitening"] == strength]
+        assert [point.accuracy for point in own] == [point.accuracy for point in alone.grid]
+        best.append(max(point.accuracy for point in own))
+    assert best.index(max(best)) == 2
+    assert "whitening 10000 is the largest tried" in result.on_edge
 
 
-def test_whitening_is_not_chosen_where_it_does_not_help() -> None:
-    # Many directions of pure noise, far below the signal: whitening blows them up.
+def test_no_whitening_is_chosen_where_it_does_not_help() -> None:
     generator = torch.Generator().manual_seed(0)
 
     def loud(n: int) -> Features:
+        """Classes far apart in length-one directions, beside many features of pure noise."""
         labels = torch.arange(n) % 2
         noise = 0.05 * torch.randn(n, 40, generator=generator)
-        signal = (2.0 * labels - 1)[:, None].repeat(1, 20) + 0.3 * torch.randn(n, 1)
-        return features(torch.cat([signal, noise], dim=1) + 1e-3 * torch.randn(n, 60), labels)
+        signal = (2.0 * labels - 1)[:, None] + 0.3 * torch.randn(n, 20, generator=generator)
+        return features(torch.cat([signal, noise], dim=1), labels)
 
     train, test = loud(60), loud(60)
-    result = nearest_neighbours(train, test, k=(1,), whiten=None)
-    assert not result.whitened
+    result = nearest_neighbours(train, test, k=(1,), whitening=(0.0, 1e6))
+    assert (result.whitened, result.setting["whitening"]) == (False, 0.0)
     assert result.accuracy == nearest_neighbours(train, test, k=(1,)).accuracy
-    assert setting_text(result.setting).startswith("k = 1, temperature ")
+    assert not [text for text in result.on_edge if "whitening" in text]
 
 
 def test_one_image_of_every_class_is_compared_as_it_is() -> None:
     train = features(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
     test = features(torch.tensor([[0.9, 0.1]]), torch.tensor([0]))
-    result = nearest_neighbours(train, test, whiten=None)
+    result = nearest_neighbours(train, test, whitening=(0.0, 1.0))
     assert (result.whitened, result.accuracy) == (False, 1.0)
+
+
+@pytest.mark.parametrize("whitening", [(), (-1.0,), (math.inf,), (math.nan,)])
+def test_wrong_strengths(whitening: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="strength of whitening must be 0 or above"):
+        nearest_neighbours(clouds(30), clouds(30), whitening=whitening)
 
 
 def test_unseen_classes_are_wrong() -> None:

@@ -64,6 +64,16 @@ def facts_of(label: str) -> dict[str, float]:
         )
         facts = {"linear probe": probe["accuracy"], "kNN": knn["accuracy"]}
         return facts | ({"parameters": probe["parameters"]} if "random" in label else {})
+    if "ships as `cifar10-rate`" in label:
+        kept = record(SHIPPED["cifar10-rate"].folder / "metrics.json")
+        (probe,), (knn,) = (
+            [row for row in rows_of(f"cifar10-rate-{kind}") if row["subject"] == "model"]
+            for kind in ("probe", "knn")
+        )
+        return {
+            "parameters": kept["parameters"], "loss": kept["validation"]["val/loss"],
+            "linear probe": probe["accuracy"], "kNN": knn["accuracy"],
+        }  # fmt: skip
     named = {
         "CRATE-MAE, ships as": "crate-shallow",
         "ViT-MAE, as small": "vitmae-shallow",
@@ -324,11 +334,10 @@ def test_forty_epochs_with_the_coding_rate_are_those_that_were_measured() -> Non
     found = {}
     with (RECORDS / "cifar10-from-nothing-metrics.csv").open(newline="") as file:
         logged = [float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]]
-    losses = {
-        "cifar10-from-nothing": logged[-1],
-        "cifar10-shallow": record(SHIPPED["cifar10-shallow"].folder / "metrics.json")[
-            "validation"]["val/loss"],
-    }  # fmt: skip
+    losses = {"cifar10-from-nothing": logged[-1]} | {
+        name: record(SHIPPED[name].folder / "metrics.json")["validation"]["val/loss"]
+        for name in ("cifar10-rate", "cifar10-shallow")
+    }
     for stem, (_, loss, probe, knn, zeros, rate) in zip(losses, table[1:], strict=True):
         shows(loss, losses[stem])
         for cell, kind in ((probe, "probe"), (knn, "knn")):
@@ -346,11 +355,12 @@ def test_forty_epochs_with_the_coding_rate_are_those_that_were_measured() -> Non
         shows(rate, last["coding_rate"])
         words = "falls by" if last["lasso_fall"] > 0 else "rises by"
         assert f"{words} {abs(100 * last['lasso_fall']):.0f} %" in told
-    own, plain = losses
+    strong, own, plain = losses
     assert f"gain {found[own, 'knn'] - found[plain, 'knn']:.1f} points" in told
-    assert f"loses {found[plain, 'probe'] - found[own, 'probe']:.1f}." in told
+    assert f"loses {found[plain, 'probe'] - found[strong, 'probe']:.1f} points" in told
     assert f"at {found[own, 'knn']:.1f} % for neighbours and {found[own, 'probe']:.1f} %" in answer
     assert f"at {found[plain, 'knn']:.1f} and {found[plain, 'probe']:.1f} %" in answer
+    assert f"at {found[strong, 'knn']:.1f} and {found[strong, 'probe']:.1f} %" in answer
     (few,) = rows_of("cifar10-from-nothing-probe-50")
     assert f"the probe has {100 * few['accuracy']:.1f} %" in told
 

@@ -25,7 +25,6 @@ from crate_mae.cli.options import (
     verb_parser,
     whole_numbers,
 )
-from crate_mae.common.extras import check_installed
 from crate_mae.common.files import user_path
 
 if TYPE_CHECKING:
@@ -97,8 +96,8 @@ def knn_parser() -> CommandParser:
     )
     parser.add_argument(
         "--whiten", default="no", choices=["no", "yes", "choose"],
-        help="compare features whitened by the training images: no, as is published; yes; choose,"
-        " on held-out images (no)",
+        help="compare features whitened by the training images, as strongly as held-out images"
+        " ask: no, as is published; yes; choose whether at all (no)",
     )  # fmt: skip
     return parser
 
@@ -109,15 +108,14 @@ def knn(argv: list[str]) -> int:
     check_words(given)
     output = Output(given.json)
 
-    from crate_mae.evaluation.knn import check_knn
+    from crate_mae.evaluation.knn import AS_THEY_ARE, STRENGTHS, check_knn
     from crate_mae.evaluation.knn import nearest_neighbours as nearest_neighbours
 
     asked = {"k": given.k, "temperatures": given.temperatures}
     settings = {key: value for key, value in asked.items() if value is not None}
-    check_knn(**settings)
     if given.whiten != "no":
-        check_installed("sklearn")
-        settings["whiten"] = True if given.whiten == "yes" else None
+        settings["whitening"] = (*((AS_THEY_ARE,) if given.whiten == "choose" else ()), *STRENGTHS)
+    check_knn(**settings)
     return _measure("knn", partial(nearest_neighbours, **settings), settings, given, output, argv)
 
 

@@ -39,4 +39,4 @@ from .reconstruction import reconstruct as reconstruct
 from .reconstruction import reconstruct_source as reconstruct_source
 from .rows import Row as Row
 from .rows import comparison_table as comparison_table
-from .whitening import whitening as whitening
+from .whitening import Whitening as Whitening

@@ -18,7 +18,7 @@ LONG_NAMES = {"probe": "linear probe", "knn": "nearest neighbours"}
 """Methods where they stand alone."""
 BASELINES = ("random baseline", "raw pixels")
 """Subjects that have learned nothing."""
-SETTINGS = ("k", "temperature", "penalty", "learning_rate", "weight_decay")
+SETTINGS = ("whitening", "k", "temperature", "penalty", "learning_rate", "weight_decay")
 
 PlainRow = Mapping[str, Any]
 
@@ -101,14 +101,11 @@ def counts_text(row: PlainRow) -> str:
 
 def setting_text(setting: PlainRow) -> str:
     """The values of a setting as text, such as "k = 5, temperature 0.07"."""
-    words = [
+    return ", ".join(
         f"{name.replace('_', ' ')}{' = ' if name == 'k' else ' '}{setting[name]:g}"
         for name in SETTINGS
         if is_number(setting.get(name))
-    ]
-    if setting.get("whitened") is True:
-        words.insert(0, "whitened")
-    return ", ".join(words)
+    )
 
 
 def method_name(row: PlainRow) -> str:

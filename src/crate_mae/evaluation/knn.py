@@ -3,7 +3,7 @@
 Shapes: n images, m queries, d features, C classes, K neighbours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -22,13 +22,20 @@ from crate_mae.evaluation.metrics import (
     labelled_pair,
     score,
 )
-from crate_mae.evaluation.whitening import whitening
+from crate_mae.evaluation.whitening import Whitening
 
-Choice = tuple[bool, int, float]
-"""Whether features are whitened, number of neighbours, temperature."""
+Spaces = Iterator[tuple[float, Tensor, Tensor]]
+"""Strengths of whitening, and queries (m, d) and keys (n, d) at them."""
+Choice = tuple[float, int, float]
+"""Strength of whitening, number of neighbours, temperature."""
 
 NEIGHBOURS = (1, 5, 10, 20, 50, 100, 200)
 TEMPERATURES = (0.002, 0.005, 0.02, 0.07, 0.2)
+AS_THEY_ARE = 0.0
+"""The strength of whitening at which features are compared as they are, not even standardised."""
+STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
+"""Strengths of whitening that are worth a try: the first for hundreds of images, the last for tens
+of thousands."""
 FIXED = (1, 0.07)
 """With one image of every class nothing can be held out, so that nothing can be chosen."""
 
@@ -39,7 +46,7 @@ BLOCK_VALUES = 1 << 26
 @dataclass(frozen=True, kw_only=True)
 class KnnResult(TunedScore):
     """What a vote of nearest neighbours measured; `setting` holds `k` and `temperature`, and
-    `whitened` where that was chosen, too."""
+    `whitening` where another strength of it than 0 was tried."""
 
     whitened: bool
     """Whether features were whitened before they were compared."""
@@ -60,7 +67,7 @@ def nearest_neighbours(
     *,
     k: Sequence[int] = NEIGHBOURS,
     temperatures: Sequence[float] = TEMPERATURES,
-    whiten: bool | None = False,
+    whitening: Sequence[float] = (AS_THEY_ARE,),
     seed: int = 0,
     block: int | None = None,
     device: str | torch.device | None = None,
@@ -71,19 +78,20 @@ def nearest_neighbours(
     Similarity s is the cosine, a vote weighs exp(s / temperature); the search is exact. k and
     temperature are chosen together on held-out training images, as `held_out_parts` takes them (of
     equals the smallest k, then the lowest temperature); with one image of every class nothing can
-    be held out, and k is 1. The published protocol compares features as they are. With `whiten`
-    they are whitened before, by the images that are searched (`whitening`); with None both are
-    tried, and what is better on held-out images is taken (of equals, as they are). `block` queries
-    are compared at a time (by default as many as fit 256 MiB).
+    be held out, and k is 1. The published protocol compares features as they are. At a strength of
+    `whitening` above 0 they are whitened before, by the images that are searched (`Whitening`);
+    among several strengths it is chosen with k and temperature (of equals the lowest), the lowest
+    where nothing can be held out. `block` queries are compared at a time (by default as many as fit
+    256 MiB).
     Raises ValueError for features that cannot be measured and for a k or temperature that is not
-    above 0.
+    above 0, or a strength below 0.
     """
     train_labels, test_labels = labelled_pair(train, test)
-    check_knn(k=k, temperatures=temperatures)
+    check_knn(k=k, temperatures=temperatures, whitening=whitening)
     warmth = sorted(set(temperatures))
-    spaces = [False, True] if whiten is None else [whiten]
+    strengths = sorted(set(whitening))
     # With one setting nothing need be held out.
-    chosen_already = len(set(k)) == len(warmth) == len(spaces) == 1
+    chosen_already = len(set(k)) == len(warmth) == len(strengths) == 1
     parts = [] if chosen_already else held_out_parts(train_labels, seed)
     most_held = max((int(part.sum()) for part in parts), default=0)
     usable, skipped = _usable(k, len(train_labels) - most_held)
@@ -97,12 +105,7 @@ def nearest_neighbours(
         keys: Tensor,
         labels: Tensor,
         temperatures: Sequence[float],
-        *,
-        white: bool,
     ) -> dict[tuple[int, float], Tensor]:
-        if white:
-            mean, maps = (each.to(keys.device) for each in whitening(keys))
-            queries, keys = (queries - mean) @ maps, (keys - mean) @ maps
         queries, keys = F.normalize(queries, dim=1), F.normalize(keys, dim=1)
         blocks = torch.split(queries, block or max(1, BLOCK_VALUES // len(keys)))
         found: list[dict[tuple[int, float], Tensor]] = []
@@ -122,19 +125,28 @@ def nearest_neighbours(
         return {choice: torch.cat([part[choice] for part in found]).cpu() for choice in found[0]}
 
     grid: list[GridPoint] = []
-    choices: list[Choice] = list(product(spaces, usable, warmth))
+    choices: list[Choice] = list(product(strengths, usable, warmth))
 
     def setting_of(choice: Choice) -> dict[str, float]:
-        white, count, value = choice
-        chosen = {"whitened": white} if whiten is None else {}
-        return {**chosen, "k": count, "temperature": value}
+        strength, count, value = choice
+        first = {} if strengths == [AS_THEY_ARE] else {"whitening": strength}
+        return {**first, "k": count, "temperature": value}
+
+    def spaces(queries: Tensor, keys: Tensor, strengths: Sequence[float]) -> Spaces:
+        """Queries and keys at each strength; directions are found once for all."""
+        found = Whitening(keys) if any(strengths) else None
+        for strength in strengths:
+            if found is None or strength == AS_THEY_ARE:
+                yield strength, queries, keys
+            else:
+                yield strength, found(queries, strength), found(keys, strength)
 
     def grid_of(held: Tensor) -> list[GridPoint]:
         here = held.to(X.device)
         tried = {
-            (white, *rest): answer
-            for white in spaces
-            for rest, answer in answers(X[here], X[~here], y[~here], warmth, white=white).items()
+            (strength, *rest): answer
+            for strength, queries, keys in spaces(X[here], X[~here], strengths)
+            for rest, answer in answers(queries, keys, y[~here], warmth).items()
         }
         return [
             GridPoint(
@@ -147,17 +159,18 @@ def nearest_neighbours(
     if len(choices) == 1:
         best, parts = choices[0], []
     elif not parts:
-        best = (spaces[0], *FIXED)
+        best = (strengths[0], *FIXED)
         usable = [FIXED[0]]
     else:
         grid = tried_on(parts, grid_of)
         chosen = best_point(grid).setting
-        white = bool(chosen.get("whitened", spaces[0]))
-        best = white, int(chosen["k"]), chosen["temperature"]
-    white, count, value = best
+        strength = chosen.get("whitening", strengths[0])
+        best = strength, int(chosen["k"]), chosen["temperature"]
+    strength, count, value = best
+    ((_, queries, keys),) = spaces(Q, X, [strength])
     final = {
         number: classes[answer]
-        for (number, _), answer in answers(Q, X, y, [value], white=white).items()
+        for (number, _), answer in answers(queries, keys, y, [value]).items()
     }
     return KnnResult(
         **vars(score(train, test_labels, train_labels, final[count])),
@@ -168,14 +181,17 @@ def nearest_neighbours(
         on_edge=edges(grid),
         converged=True,
         seed=seed,
-        whitened=white,
+        whitened=strength != AS_THEY_ARE,
         by_k={number: float((a == test_labels).double().mean()) for number, a in final.items()},
         skipped_k=skipped,
     )
 
 
 def check_knn(
-    *, k: Sequence[int] = NEIGHBOURS, temperatures: Sequence[float] = TEMPERATURES
+    *,
+    k: Sequence[int] = NEIGHBOURS,
+    temperatures: Sequence[float] = TEMPERATURES,
+    whitening: Sequence[float] = (AS_THEY_ARE,),
 ) -> None:
     """Raise ValueError for settings that `knn` would refuse, before there are features.
 
@@ -183,6 +199,8 @@ def check_knn(
     """
     if not temperatures or not all(0 < value < float("inf") for value in temperatures):
         raise ValueError(f"temperature must be above 0, not {list(temperatures)}")
+    if not whitening or not all(0 <= value < float("inf") for value in whitening):
+        raise ValueError(f"the strength of whitening must be 0 or above, not {list(whitening)}")
     if not k or min(k) < 1:
         raise ValueError(f"k must be one or more numbers of at least 1, not {list(k)}")
 

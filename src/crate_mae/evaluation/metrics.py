@@ -17,7 +17,7 @@ MAX_CONFUSION = 200
 """Above this many classes the confusion matrix is left out: it would be millions of numbers."""
 TOP_CONFUSIONS = 10
 """Mistakes that are listed, the most frequent ones."""
-NATURAL_ENDS = {"k": {1.0}, "weight_decay": {0.0}, "penalty": {0.0}, "whitened": {0.0, 1.0}}
+NATURAL_ENDS = {"k": {1.0}, "weight_decay": {0.0}, "penalty": {0.0}, "whitening": {0.0}}
 """Beyond these no setting makes sense, so that being the end of a grid says nothing."""
 
 
@@ -207,7 +207,7 @@ def edges(grid: Sequence[GridPoint]) -> list[str]:
     """For every setting whose best values are the lowest or the highest tried: a text saying so.
 
     Nothing is said where a value inside the grid is as good, of a setting tried with one value, and
-    of natural ends (k = 1, no weight decay, whitened or not).
+    of natural ends (k = 1, no weight decay, no whitening).
     """
     found = []
     top = max((point.accuracy for point in grid), default=0.0)

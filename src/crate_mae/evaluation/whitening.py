@@ -1,6 +1,6 @@
-"""Whitening: features brought to equal spread in every direction, by images without labels.
+"""Whitening: features brought to like spread in every direction, by images without labels.
 
-Shapes: n images, d features.
+Shapes: n and m images, d features.
 """
 
 import torch
@@ -9,30 +9,33 @@ from torch import Tensor
 from crate_mae.evaluation.regression import standardising
 
 
-def whitening(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (d,) and map W (d, d), float32 on the CPU: (z - mean) W has the unit covariance.
+class Whitening:
+    """The directions in which some images differ, and by how much; no labels are used.
 
-        W = S C^(-1/2),    S = diag(1 / standard deviation),    C = covariance of (z - mean) S
+        W = S (I + s C)^(-1/2),    S = diag(1 / deviation),    C = covariance of (z - mean) S
 
-    of features `values` (n, d). C is estimated as Ledoit and Wolf do ("A well-conditioned estimator
-    for large-dimensional covariance matrices", 2004): drawn toward the identity as much as so few
-    images call for, so that directions in which they hardly differ are not blown up. With fewer
-    images than features it is far from the unit covariance, and with two it is standardising.
-    Features that never change are taken out. No labels are used.
+    At strength s -> 0 features are standardised; the larger s, the more alike all directions count,
+    up to the unit covariance. Few images do not tell the spread of many directions, and a large s
+    then blows up what is chance in them. Features that never change are taken out.
     """
-    from sklearn.covariance import ledoit_wolf
 
-    mean, scale = standardising(values.cpu())
-    changing = scale > 0
-    maps = torch.zeros(len(mean), len(mean))
-    if not bool(changing.any()):
-        return mean, maps
-    standard = ((values.cpu() - mean) * scale)[:, changing].double()
-    covariance, _ = ledoit_wolf(standard.numpy(), assume_centered=True)
-    eigenvalues, V = torch.linalg.eigh(torch.from_numpy(covariance))
-    # The estimate is positive, but for rounding where all images are equal in some direction.
-    roots = eigenvalues.clamp_min(eigenvalues[-1] * 1e-12).rsqrt()
-    whole = (V * roots) @ V.T
-    kept = changing.nonzero().flatten()
-    maps[kept[:, None], kept] = (scale[changing, None].double() * whole).float()
-    return mean, maps
+    def __init__(self, values: Tensor) -> None:
+        """Take the features (n, d) of the images that directions are learned from."""
+        self.mean, self.scale = standardising(values.cpu())
+        covariance = torch.zeros(len(self.mean), len(self.mean), dtype=torch.float64)
+        for block in torch.split(values.cpu(), 4096):  # float64 copies of pieces
+            standard = ((block - self.mean) * self.scale).double()
+            covariance += standard.mT @ standard / len(values)
+        self.eigenvalues, self.directions = torch.linalg.eigh(covariance)
+
+    def map(self, strength: float) -> Tensor:
+        """W (d, d) in float32, for a strength s above 0."""
+        roots = (1 + strength * self.eigenvalues.clamp_min(0)).rsqrt()
+        whole = (self.directions * roots) @ self.directions.mT
+        W: Tensor = (self.scale[:, None].double() * whole).float()
+        return W
+
+    def __call__(self, values: Tensor, strength: float) -> Tensor:
+        """The features (m, d) of any images, whitened: (z - mean) W, on their device."""
+        mean, W = self.mean.to(values.device), self.map(strength).to(values.device)
+        return (values - mean) @ W

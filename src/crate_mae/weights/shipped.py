@@ -69,7 +69,13 @@ SHIPPED = {
             name="cifar10-shallow",
             sha256="f970cf4874a36e41d9662efc51a2958411c03b6362ec5697e93f1654a1f3b5d3",
             settings_sha256="21ac9f36156a307dad7235384a2b632f2376534937fde90334cc886d6f52ed9d",
-            summary="the best features of the published layers: width 192, 2 + 2 layers, 40 epochs",
+            summary="the published layers and objective: width 192, 2 + 2 layers, 40 epochs",
+        ),
+        ShippedWeights(
+            name="cifar10-rate",
+            sha256="SHA",
+            settings_sha256="SETTINGS",
+            summary="the best features: as cifar10-shallow, with the coding rate in its loss",
         ),
         ShippedWeights(
             name="cifar10-overcomplete",
