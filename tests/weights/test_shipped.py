@@ -233,6 +233,6 @@ def test_verify_compares_with_what_was_written_down(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_unknown_name_hears_of_the_shipped_ones() -> None:
-    names = "cifar10-small, cifar10-shallow, cifar10-overcomplete, photos64"
+    names = ", ".join(SHIPPED)
     with pytest.raises(FileNotFoundError, match=rf"shipped model \({names}\)"):
         local_weights_folder("cifar10-large")

@@ -73,9 +73,10 @@ def weights(argv: list[str]) -> int:
         raise ValueError(f"name the model whose card you want: {', '.join(SHIPPED)}")
     chosen = [SHIPPED[given.name]] if given.name else list(SHIPPED.values())
     damaged = []
+    width = max(map(len, SHIPPED))
     for one in chosen:
         if given.action == "list":
-            print(f"{one.name:<16} {one.summary}")
+            print(f"{one.name:<{width}}  {one.summary}")
         elif given.action == "card":
             print(one.card, end="")
         elif faults := one.damaged():

@@ -73,8 +73,8 @@ SHIPPED = {
         ),
         ShippedWeights(
             name="cifar10-rate",
-            sha256="SHA",
-            settings_sha256="SETTINGS",
+            sha256="cce8c2f9e178916d0d174b511b8483413cbd9047f2e4fc35e63a166087fbe628",
+            settings_sha256="d7c4ceeb073bb75d75d77a7e7e6904041ce53bf16dbdcaf3f7f76ba2d9b904e1",
             summary="the best features: as cifar10-shallow, with the coding rate in its loss",
         ),
         ShippedWeights(
