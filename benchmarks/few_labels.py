@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def table_lines(record: dict[str, Any]) -> list[str]:
-    """A Markdown table of a record, a row for every set and subject."""
+    """A Markdown table of a record, a row for every set and subject, a column for what it has."""
     columns = [
         ("probe", 5), ("finetune", 5), ("probe", 20), ("finetune", 20), ("probe", 100),
         ("probe", None), ("knn", None),
@@ -129,6 +129,10 @@ def table_lines(record: dict[str, Any]) -> list[str]:
         "set", "features", "5 a class: probe", "fine-tuned", "20 a class: probe", "fine-tuned",
         "100: probe", "all: probe", "all: kNN",
     ]  # fmt: skip
+    measured = {(row["measure"], row["shots"]) for row in record["rows"]}
+    shown = [number for number, column in enumerate(columns) if column in measured]
+    columns = [columns[number] for number in shown]
+    heads = [*heads[:2], *(heads[2 + number] for number in shown)]
     lines = [f"| {' | '.join(heads)} |", rule_below(len(heads))]
     found: dict[tuple[str, str], dict[tuple[str, int | None], str]] = {}
     for row in record["rows"]:

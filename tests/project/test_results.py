@@ -11,6 +11,7 @@ from pages import PAGES, ROOT, section_of, tables_of
 
 import derived
 import operator_cost
+import pools
 from crate_mae.weights.shipped import SHIPPED
 from few_labels import PLACE, table_lines
 from quality_tables import as_markdown
@@ -19,6 +20,7 @@ RECORDS, BENCHMARKS = ROOT / "docs" / "results", ROOT / "benchmarks" / "results"
 GPU = "quality-nvidia-h200-2026-11-26"
 OPERATORS = "quality-operators-intel-xeon-2-cores-2026-11-30"
 OPERATORS_IN_TIME = "quality-operators-time-intel-xeon-2-cores-2026-11-30"
+POOLS = "pools-intel-xeon-2-cores-2026-11-30"
 DERIVED = "derived-intel-xeon-2-cores-2026-11-30"
 RESULTS = (ROOT / "docs" / "results.md").read_text("utf-8")
 APPENDIX = (ROOT / "docs" / "results-appendix.md").read_text("utf-8")
@@ -380,11 +382,54 @@ def test_fine_tuned_accuracies_are_those_of_their_records() -> None:
             shows_accuracy(cell, record(RECORDS / f"cifar10-{kind}{suffix}.json"))
 
 
-def test_the_table_of_few_labels_is_that_of_its_record() -> None:
+@pytest.mark.parametrize(("place", "name"), [("pools", POOLS)])
+def test_the_tables_of_pools_are_those_of_their_records(place: str, name: str) -> None:
+    _, _, rest = APPENDIX.partition(f"<!-- {place} -->\n")
+    shown, end, _ = rest.partition(f"<!-- /{place} -->")
+    assert end
+    assert shown.strip() == "\n".join(pools.table_lines(record(BENCHMARKS / f"{name}.json")))
+    assert f"../benchmarks/results/{name}.json" in APPENDIX
+
+
+def test_what_the_pool_leaves_out_is_told_as_it_was_measured() -> None:
+    found = {
+        (row["subject"], row["pool"], row["method"], bool(row.get("whitened"))): (
+            f"{100 * row['accuracy']:.1f}"
+        )
+        for row in record(BENCHMARKS / f"{POOLS}.json")["rows"]
+    }
+    model, random = "`cifar10-shallow`", "random baseline of `cifar10-shallow`"
+    probe, near = (
+        {name: found[name, "layers", *kind] for name in (model, random)}
+        for kind in (("probe", False), ("knn", True))
+    )
+    pixels = [found["raw pixels", "pixels", *kind] for kind in (("probe", False), ("knn", True))]
+    readme, told = (" ".join(page.split()) for page in (README, RESULTS))
+    assert f"the first has {probe[model]} and {near[model]} %" in readme
+    assert f"{probe[random]} and {near[random]} %" in readme
+    assert f"{pixels[0]} and {pixels[1]} %" in readme
+    assert f"has {probe[model]} % in place of" in told
+    assert f"have {near[model]} in place of" in told
+    assert f"to {probe[random]} and {near[random]} %" in told
+    assert f"raw pixels to {pixels[1]} %" in told
+    gains = (float(each[model]) - float(each[random]) for each in (probe, near))
+    assert "adds is {:.1f} and {:.1f} points".format(*gains) in told
+    page = " ".join((ROOT / "docs" / "evaluation.md").read_text("utf-8").split())
+    assert f"from {found[model, 'mean', 'probe', False]} to {probe[model]} %" in page
+    assert f"with the probe: {near[model]} % for `cifar10-shallow`" in page
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        (PLACE, "few-labels-amd-epyc-2-cores-2026-11-30.json"),
+        (f"{PLACE}-wide", "few-labels-intel-xeon-2-cores-2026-11-30.json"),
+    ],
+)
+def test_the_tables_of_few_labels_are_those_of_their_records(place: str, name: str) -> None:
     page = (ROOT / "docs" / "own-images.md").read_text("utf-8")
-    name = "few-labels-amd-epyc-2-cores-2026-11-30.json"
-    _, _, rest = page.partition(f"<!-- {PLACE} -->\n")
-    shown, end, _ = rest.partition(f"<!-- /{PLACE} -->")
+    _, _, rest = page.partition(f"<!-- {place} -->\n")
+    shown, end, _ = rest.partition(f"<!-- /{place} -->")
     assert end
     assert shown.strip() == "\n".join(table_lines(record(BENCHMARKS / name)))
     assert f"../benchmarks/results/{name}" in page
