@@ -21,6 +21,7 @@ GPU = "quality-nvidia-h200-2026-11-26"
 OPERATORS = "quality-operators-intel-xeon-2-cores-2026-11-30"
 OPERATORS_IN_TIME = "quality-operators-time-intel-xeon-2-cores-2026-11-30"
 POOLS = "pools-intel-xeon-2-cores-2026-11-30"
+POOLS_SHORT = "pools-short-intel-xeon-2-cores-2026-11-30"
 DERIVED = "derived-intel-xeon-2-cores-2026-11-30"
 RESULTS = (ROOT / "docs" / "results.md").read_text("utf-8")
 APPENDIX = (ROOT / "docs" / "results-appendix.md").read_text("utf-8")
@@ -140,6 +141,7 @@ def test_the_sentences_of_the_results_page_hold_what_was_measured() -> None:
         ("quality", "quality-amd-epyc-2-cores-2026-11-26"),
         ("overcomplete", "quality-overcomplete-amd-epyc-2-cores-2026-11-26"),
         ("objective", "quality-objective-amd-epyc-2-cores-2026-11-30"),
+        ("objective-eps", "quality-objective-intel-xeon-2-cores-2026-11-30"),
         ("operators", OPERATORS),
         ("operators-time", OPERATORS_IN_TIME),
     ],
@@ -382,7 +384,7 @@ def test_fine_tuned_accuracies_are_those_of_their_records() -> None:
             shows_accuracy(cell, record(RECORDS / f"cifar10-{kind}{suffix}.json"))
 
 
-@pytest.mark.parametrize(("place", "name"), [("pools", POOLS)])
+@pytest.mark.parametrize(("place", "name"), [("pools", POOLS), ("pools-short", POOLS_SHORT)])
 def test_the_tables_of_pools_are_those_of_their_records(place: str, name: str) -> None:
     _, _, rest = APPENDIX.partition(f"<!-- {place} -->\n")
     shown, end, _ = rest.partition(f"<!-- /{place} -->")
