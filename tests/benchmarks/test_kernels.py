@@ -29,4 +29,4 @@ def test_kernels_of_a_step_are_listed_longest_first(
     assert len(times) == 5
     assert times == sorted(times, reverse=True)
     assert float(title.split()[1]) >= sum(times) * 0.999
-    assert device == "cuda" or rows[0].split()[-1].startswith("aten::")
+    assert device == "cuda" or any(row.split()[-1].startswith("aten::") for row in rows)

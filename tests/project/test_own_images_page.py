@@ -65,7 +65,10 @@ def test_its_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -
     assert {"3.png", "double.png"} in pairs
     assert "very few" in told[3]
     rows = json.loads((workplace / "probe.json").read_text("utf-8"))["rows"]
-    assert [row["subject"] for row in rows] == ["model", "random baseline", "raw pixels"]
+    assert [(row["subject"], row["pool"]) for row in rows] == [
+        ("model", "mean"), ("model", "layers"), ("random baseline", "mean"),
+        ("random baseline", "layers"), ("raw pixels", "pixels"),
+    ]  # fmt: skip
     assert rows[0]["seeds"] == [0, 1, 2, 3, 4]
     assert "in words:" in told[8]
     assert "test over 2 seeds: " in told[12]
