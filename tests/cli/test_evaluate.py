@@ -50,8 +50,10 @@ def test_the_pages_commands_and_snippets_run(
     assert json.loads(Path("probe.json").read_text("utf-8"))["rows"][0]["pool"] == "both"
 
 
-@pytest.mark.parametrize(("whiten", "tried"), [("choose", {0, 1, 10, 100, 1000}),
-                                               ("yes", {1, 10, 100, 1000})])  # fmt: skip
+@pytest.mark.parametrize(
+    ("whiten", "tried"),
+    [("choose", {0, 1, 10, 100, 1000}), ("yes", {1, 10, 100, 1000}), ("0.5,0", {0, 0.5})],
+)
 def test_whitening_is_chosen_and_told(
     whiten: str, tried: set[int], weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,6 +66,12 @@ def test_whitening_is_chosen_and_told(
     assert (row["whitening"], row["k"]) == (best["whitening"], best["k"])
     assert row["whitened"] == (row["whitening"] > 0)
     assert f"whitening {row['whitening']:g}, k = {row['k']}" in capsys.readouterr().out
+
+
+def test_words_that_are_no_way_of_whitening(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["knn", "cifar10-small", "digits", "--whiten", "maybe"])
+    assert "'maybe' is none of no, yes, choose, and no strengths" in capsys.readouterr().err
 
 
 def test_the_page_names_every_key(weights: Path, tmp_path: Path) -> None:
@@ -221,6 +229,7 @@ def test_verbose_shows_every_grid_and_mistakes(
         (["knn", "W", "digits", "--baselines", "none,random"], "none stands alone"),
         (["knn", "W", "digits", "--no-baselines", "--baselines", "random"], "exclude each other"),
         (["knn", "W", "digits", "--image-size", "9"], "nearest size"),
+        (["knn", "W", "digits", "--whiten", "-1"], "must be 0 or above"),
         (["knn", "a.safetensors", "digits"], "should hold test features"),
         (["knn", "a.safetensors", "b.safetensors"], "there is no file a.safetensors"),
         (["knn", "a.safetensors", "b.safetensors", "--pool", "cls"], "--pool is for images"),

@@ -112,10 +112,12 @@ def test_what_is_open_is_not_called_worse(method: str, base: str) -> None:
         ({"solver": "sgd"}, "grid, `--learning-rates`, `--weight-decays`.",
          "try a lower rate, `--learning-rates`."),
         ({"method": "knn"}, "grid, `--k`, `--temperatures`.", None),
+        ({"method": "knn", "on_edge": ["whitening 1 is the smallest tried", "it is the largest"]},
+         "grid, `--k`, `--temperatures`, `--whiten`.", None),
     ],
 )  # fmt: skip
 def test_the_options_that_are_advised_belong_to_the_method(
-    more: dict[str, str], grid: str, fit: str | None
+    more: dict[str, Any], grid: str, fit: str | None
 ) -> None:
     found = feature_answers(
         [

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 MAX_GRIDS = 8
 POOLS = ("cls", "mean", "both", "mean-std", "layers")
 BASELINES = ("random", "pixels", "none")
+WHITEN = ("no", "yes", "choose")
 DRAWS = 5
 """Repeats where labels are few and drawn at random, unless --seeds says otherwise: one draw of five
 labels a class is worth little."""
@@ -95,11 +96,24 @@ def knn_parser() -> CommandParser:
         "--temperatures", type=numbers, metavar="X,X", help="grid (0.002,0.005,0.02,0.07,0.2)"
     )
     parser.add_argument(
-        "--whiten", default="no", choices=["no", "yes", "choose"],
+        "--whiten", type=_whiten, default="no", metavar="HOW",
         help="compare features whitened by the training images, as strongly as held-out images"
-        " ask: no, as is published; yes; choose whether at all (no)",
+        " ask: no, as is published; yes; choose, whether at all; or strengths X,X to try, 0 for"
+        " features as they are (no)",
     )  # fmt: skip
     return parser
+
+
+def _whiten(text: str) -> str | tuple[float, ...]:
+    """One of the words, or strengths."""
+    if text in WHITEN:
+        return text
+    try:
+        return numbers(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is none of {', '.join(WHITEN)}, and no strengths such as 0,1,10"
+        ) from None
 
 
 def knn(argv: list[str]) -> int:
@@ -113,8 +127,9 @@ def knn(argv: list[str]) -> int:
 
     asked = {"k": given.k, "temperatures": given.temperatures}
     settings = {key: value for key, value in asked.items() if value is not None}
+    named = {"yes": STRENGTHS, "choose": (AS_THEY_ARE, *STRENGTHS)}
     if given.whiten != "no":
-        settings["whitening"] = (*((AS_THEY_ARE,) if given.whiten == "choose" else ()), *STRENGTHS)
+        settings["whitening"] = named.get(given.whiten, given.whiten)
     check_knn(**settings)
     return _measure("knn", partial(nearest_neighbours, **settings), settings, given, output, argv)
 

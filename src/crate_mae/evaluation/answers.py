@@ -267,6 +267,8 @@ def _of_the_test(row: PlainRow, method: str, place: Place) -> list[Answer]:
     edges = row.get("on_edge")
     if isinstance(edges, list) and edges:
         grid = _wider(method, sgd=sgd)
+        if any(str(edge).startswith("whitening") for edge in edges):
+            grid += ", `--whiten`"
         text = f"{_name(method)}: {', '.join(map(str, edges))}: try a wider grid, {grid}."
         found.append(Answer(rule="edge", text=text, good=None))
     return found
