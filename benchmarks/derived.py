@@ -16,7 +16,7 @@ from typing import Any
 
 from crate_mae.cli.options import new_file
 from crate_mae.common.files import write_atomically
-from records import parser_of
+from records import named_path, parser_of
 from tables import fill_between, rule_below
 
 PLACE = "derived"
@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         record = json.loads(given.record.read_text("utf-8"))
     else:
         target = new_file(given.json)
-        record = recorded(dict(_named(word) for word in given.analyses))
+        record = recorded(
+            dict(named_path(word, "analyses as NAME=FOLDER") for word in given.analyses)
+        )
         if target is not None:
             write_atomically(target, json.dumps(record, indent=1) + "\n")
     lines = table_lines(record)
@@ -132,13 +134,6 @@ def table_lines(record: Mapping[str, Any]) -> list[str]:
                 cells.append(f"{form.format(scale * own)} ({form.format(scale * random)})")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
-
-
-def _named(word: str) -> tuple[str, Path]:
-    name, equals, folder = word.partition("=")
-    if not (name and equals and folder):
-        raise ValueError(f"name analyses as NAME=FOLDER, not {word!r}")
-    return name, Path(folder)
 
 
 def _parser() -> argparse.ArgumentParser:

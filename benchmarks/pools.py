@@ -16,7 +16,7 @@ from typing import Any
 
 from crate_mae.cli.options import new_file
 from crate_mae.common.files import write_atomically
-from records import day_and_machine, parser_of
+from records import day_and_machine, named_path, parser_of
 from tables import fill_between, rule_below
 
 PLACE = "pools"
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         record = json.loads(given.record.read_text("utf-8"))
     else:
         target = new_file(given.json)
-        record = recorded([_named(word) for word in given.files])
+        record = recorded([named_path(word, "files as NAME=FILE") for word in given.files])
         if target is not None:
             write_atomically(target, json.dumps(record, indent=1) + "\n")
     lines = table_lines(record)
@@ -88,13 +88,6 @@ def table_lines(record: Mapping[str, Any]) -> list[str]:
 
 def _cell(row: Mapping[str, Any]) -> tuple[str, str, str, bool | None]:
     return row["subject"], row["pool"], row["method"], row.get("whitened")
-
-
-def _named(word: str) -> tuple[str, Path]:
-    name, equals, path = word.partition("=")
-    if not (name and equals and path):
-        raise ValueError(f"name files as NAME=FILE, not {word!r}")
-    return name, Path(path)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 import argparse
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 from crate_mae.common.environment import environment
@@ -14,6 +15,14 @@ def day_and_machine() -> dict[str, Any]:
         "date": date.today().isoformat(),
         "machine": {key: machine[key] for key in ("processor", "cores", "python", "torch")},
     }
+
+
+def named_path(word: str, form: str) -> tuple[str, Path]:
+    """Name and path of a word NAME=PATH; ValueError, saying the `form`, for other words."""
+    name, equals, path = word.partition("=")
+    if not (name and equals and path):
+        raise ValueError(f"name {form}, not {word!r}")
+    return name, Path(path)
 
 
 def parser_of(docstring: str | None) -> argparse.ArgumentParser:
