@@ -84,6 +84,19 @@ def test_parts_cut_like_the_batches_give_the_bytes_of_one_file(here: Path) -> No
     assert (here / "f.safetensors").read_bytes() == (here / "one.safetensors").read_bytes()
 
 
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("words", [["--pool", "layers"], ["--after", "1"]])
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_an_engine_without_the_layers_is_refused_before_it_is_made(
+    words: list[str], engine: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("crate_mae.export.engines.engine_for", None)
+    monkeypatch.setattr("crate_mae.cli.extract.check_installed", lambda _: None)
+    assert main([*EXTRACT, "--engine", engine, *words]) == 1
+    assert "the pool 'layers', need the engine torch" in capsys.readouterr().err
+
+
 def test_what_a_folder_says_of_itself(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(EXTRACT) == 0
     told = capsys.readouterr()

@@ -203,8 +203,11 @@ def _extractor(given: argparse.Namespace) -> "PartExtractor":
     from crate_mae.export.engines import engine_for
     from crate_mae.weights.weights_folder import weights_hash
 
-    if layer is not None:
-        raise ValueError(f"engine {given.engine} gives features after the last layer alone")
+    if layer is not None or pool == "layers":
+        raise ValueError(
+            f"engine {given.engine} gives features after the last layer alone: other layers, and"
+            " the pool 'layers', need the engine torch"
+        )
     if given.image_size is not None:
         raise ValueError(f"engine {given.engine} takes images of the model's own size alone")
     source = opened_images(given)
