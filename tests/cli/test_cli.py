@@ -49,6 +49,22 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
     assert f"crate-mae {verb}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("verb", ["probe", "knn", "extract", "map", "neighbours"])
+def test_every_verb_of_features_has_every_pool(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    assert "of cls, mean, both, mean-std, layers" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_map_of_wide_features(weights: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "map.png"
+    few = ["--limit", "60", "--perplexity", "5", "--pool", "layers"]
+    assert main(words("map", weights, "digits", "--split", "test", *few, "--out", picture)) == 0
+    assert picture.stat().st_size > 1000
+
+
 def test_an_unknown_verb_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pretrian"]) == 2
     assert "did you mean 'pretrain'" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """Maps of features: components, t-SNE on separate groups, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -81,6 +83,8 @@ def test_what_is_refused() -> None:
 def test_words_and_labels() -> None:
     words = feature_words(groups(), (32, 24))
     assert words == "Features: mean of patch tokens after final norm, images 32x24."
+    wide = feature_words(replace(groups(), pool="layers", layer=2), (8, 8))
+    assert "of several layers, the last after 2 encoder layers, images 8x8" in wide
     digits = open_images(["digits"], split="test", limit=5)
     check_mappable(digits)
     with pytest.raises(ValueError, match="a limit of at most 10000"):

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from crate_mae.models.backbone import Backbone
 
 MAX_GRIDS = 8
-POOLS = ("cls", "mean", "both", "mean-std", "layers")
 BASELINES = ("random", "pixels", "none")
 WHITEN = ("no", "yes", "choose")
 DRAWS = 5
@@ -153,7 +152,7 @@ def _comparing_parser(verb: str, summary: str) -> CommandParser:
     parser.add_argument(
         "--shots", type=int, metavar="N", help="learn from this many labels of every class (all)"
     )
-    add_pool(parser, POOLS, several=True)
+    add_pool(parser, several=True)
     add_after(parser, several=True)
     add_image_size(parser)
     parser.add_argument(

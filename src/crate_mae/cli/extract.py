@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from crate_mae.cli.early import FEATURE_FILES, PARTS, check_words, is_feature_file
 from crate_mae.cli.options import (
+    POOLS,
     CommandParser,
     add_after,
     add_batch_size,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from crate_mae.evaluation.feature_parts import FeatureParts
     from crate_mae.models.backbone import Backbone
 
-POOLS = ("cls", "mean", "both", "mean-std", "layers", "tokens")
 ENGINES = ("torch", "onnx", "openvino", "ray")
 
 
@@ -42,7 +42,7 @@ def extract_parser() -> CommandParser:
     parser = verb_parser("extract", "Features of images, with names, labels and preprocessing.")
     add_weights(parser, ", ViT-MAE folder")
     add_images(parser)
-    add_pool(parser, POOLS)
+    add_pool(parser, (*POOLS, "tokens"))
     add_after(parser)
     add_image_size(parser)
     add_batch_size(parser, 256)

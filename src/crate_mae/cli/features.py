@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from crate_mae.models.backbone import Backbone
     from crate_mae.sources.base import ImageSource
 
-POOLS = ("cls", "mean", "both", "mean-std", "layers")
 SHOWN_PAIRS = 20
 """Near-duplicates that are printed, those with two labels first; JSON has all."""
 
@@ -45,7 +44,7 @@ def map_parser() -> CommandParser:
     parser.add_argument(
         "--method", default="tsne", choices=["pca", "tsne"], help="the way into the plane (tsne)"
     )
-    add_pool(parser, ("cls", "mean"))
+    add_pool(parser)
     add_after(parser)
     add_image_size(parser)
     parser.add_argument(
@@ -116,7 +115,7 @@ def neighbours_parser() -> CommandParser:
         "--similarity", type=float, metavar="X", default=0.95,
         help="of near-duplicates, at least, by features (0.95)",
     )  # fmt: skip
-    add_pool(parser, POOLS)
+    add_pool(parser)
     add_after(parser)
     add_image_size(parser)
     add_batch_size(parser, 256)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = "weights folder, run folder, shipped model (crate-mae weights) or Hub repository"
 STANDARD_OUTPUT = "-"
+POOLS = ("cls", "mean", "both", "mean-std", "layers")
+"""What the tokens of an image can become, in every verb that takes features."""
 
 T = TypeVar("T")
 
@@ -164,7 +166,7 @@ def _add_numbers(parser: CommandParser, option: str, what: str, several: bool) -
     )
 
 
-def add_pool(parser: CommandParser, known: Sequence[str], *, several: bool = False) -> None:
+def add_pool(parser: CommandParser, known: Sequence[str] = POOLS, *, several: bool = False) -> None:
     """Add --pool: how the tokens of an image become its features."""
     parser.add_argument(
         "--pool",
