@@ -38,7 +38,7 @@ from crate_mae.evaluation.knn import AS_THEY_ARE, STRENGTHS, nearest_neighbours
 from crate_mae.evaluation.metrics import few_shot
 from crate_mae.evaluation.probe import linear_probe
 from crate_mae.models.backbone import Backbone
-from crate_mae.models.config import ModelConfig
+from crate_mae.models.config import ModelConfig, Preprocess
 from crate_mae.publish.redact import public_address
 from crate_mae.sources.address import open_source
 from crate_mae.sources.base import ImageSource, labels_of
@@ -206,7 +206,8 @@ def _subjects(
 
         return described
 
-    drawn: list[ModelConfig] = []
+    drawn: list[tuple[str | None, ModelConfig]] = []
+    shown: list[tuple[str | None, ModelConfig, Preprocess]] = []
     for name, weights in models:
         path = weights.replace("{set}", set_name)
         if not Path(path).exists() and "/" in path:
@@ -215,10 +216,13 @@ def _subjects(
         model, sha256 = load_backbone(path)
         yield Subject(name + more, of(model), size, sha256, ["--weights", path])
         fresh = None
-        if model.config not in drawn:  # from scratch one network is trained once
+        network = (model.match, model.config)
+        if network not in drawn:  # from scratch one network is trained once
             fresh = ["--from-scratch", path, *(w for pair in FROM_SCRATCH.items() for w in pair)]
-            drawn.append(model.config)
-        yield Subject(f"{name}, untrained{more}", of(model.untrained(0)), size, words=fresh)
+            drawn.append(network)
+        if (*network, model.preprocess) not in shown:  # the same weights, the same images
+            shown.append((*network, model.preprocess))
+            yield Subject(f"{name}, untrained{more}", of(model.untrained(0)), size, words=fresh)
     yield Subject(f"raw pixels, {PIXELS} px", _pixels)
     yield Subject(f"HOG, {GRADIENTS} px", _gradients)
 

@@ -76,3 +76,14 @@ def test_fine_tuned_rows_stand_beside_training_from_scratch(
     again = json.loads((tmp_path / "record.json").read_text("utf-8"))["rows"]
     assert [row for row in again if row == found[0]] == [found[0]]
     assert len(again) == len(record["rows"]) + 1
+
+
+def test_networks_that_differ_in_their_weights_alone_share_an_untrained_row(
+    tmp_path: Path, words: list[str]
+) -> None:
+    assert main([*words, "--model", "again=cifar10-rate", "--model", "deep=cifar10-small"]) == 0
+    record = json.loads((tmp_path / "record.json").read_text("utf-8"))
+    assert list(dict.fromkeys(row["subject"] for row in record["rows"])) == [
+        "shallow", "shallow, untrained", "again", "deep", "deep, untrained",
+        "raw pixels, 16 px", "HOG, 64 px",
+    ]  # fmt: skip
