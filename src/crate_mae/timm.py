@@ -84,7 +84,7 @@ class CrateTransformer(VisionTransformer):
     It has all that timm's own have: pools, image sizes, pruning, features of layers, groups for
     layer decay. Positions are a buffer, computed for any grid in the coordinates of the
     configuration's own. `img_size`, `patch_size` and `in_chans` may differ from it.
-    Raises ValueError for a configuration that is `unsupported_by_timm`.
+    Raises ValueError for a configuration or a pool that is `unsupported_by_timm`.
     """
 
     def __init__(
@@ -99,8 +99,11 @@ class CrateTransformer(VisionTransformer):
         dtype: Any = None,
         **kwargs: Any,
     ) -> None:
-        if foreign := unsupported_by_timm(config):
-            raise ValueError(f"timm's vision transformers have no {', '.join(foreign)}")
+        if foreign := unsupported_by_timm(config, kwargs.get("global_pool")):
+            raise ValueError(
+                f"timm's vision transformers have no {', '.join(foreign)}: load the weights with"
+                " crate_mae.load_model"
+            )
         place = torch.get_default_device() if device is None else torch.device(device)
 
         def block(*, drop_path: float = 0.0, **_: Any) -> CrateBlock:

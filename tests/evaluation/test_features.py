@@ -32,7 +32,6 @@ from crate_mae.evaluation.features import (
     Features,
     extract_all,
     extract_features,
-    places_of,
     raw_pixels,
     reduced,
 )
@@ -138,19 +137,6 @@ def statistics_of(tokens: torch.Tensor) -> torch.Tensor:
     columns = [[float(value) for value in column] for column in tokens[1:].detach().T]
     means = [statistics.fmean(column) for column in columns]
     return torch.tensor([*means, *map(statistics.pstdev, columns)], dtype=torch.float64)
-
-
-@given(depth=st.integers(1, 30), data=st.data())
-def test_places_of_the_pool_of_layers(depth: int, data: st.DataObject) -> None:
-    layer = data.draw(st.sampled_from([*range(depth + 1), None]))
-    places = places_of(layer, depth)
-    order = [*range(depth + 1), None]
-    positions = [order.index(place) for place in places]
-    assert places[-1] == layer
-    assert positions == list(range(positions[0], positions[-1] + 1)), "no gap, in order"
-    assert (0 in places) == (layer == 0)
-    before = order.index(layer)  # how many places other than 0 there are up to this one
-    assert len(places) == (1 if layer == 0 else min(4, before))
 
 
 def test_the_pool_of_layers_in_the_middle_and_beside_others(model: CrateMAE) -> None:

@@ -77,7 +77,9 @@ def test_reconstructions_of_any_number_of_images(format: str, place: str, tmp_pa
 @pytest.mark.parametrize("format", EVERY)
 def test_scores_of_classifiers(format: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = CrateClassifier(tiny(), num_classes=3, class_names=("a", "b", "c")).eval()
+    model = CrateClassifier(
+        tiny(), num_classes=3, pool="layers", class_names=("a", "b", "c")
+    ).eval()
     name = save_model(model, tmp_path / "weights")
     done = export_model(name, tmp_path / "out", format=format, what="classify")
     images = torch.randn(4, 3, 8, 12)

@@ -7,43 +7,69 @@ import torch
 import torch.nn.functional as F
 from model_cases import VARIANTS, gap, images_for, make, tiny
 
-from crate_mae.models.classifier import CrateClassifier, pool_tokens
+from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import MAX_CLASSES, Preprocess
 
 
-@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("pool", ["cls", "mean", "mean-std", "layers"])
 def test_scores_are_a_linear_map_of_pooled_features(pool: Any) -> None:
-    config = tiny()
+    config = tiny(depth=5)
     torch.manual_seed(0)
     classifier = CrateClassifier(config, num_classes=5, pool=pool).double().eval()
     torch.nn.init.normal_(classifier.head.bias)
     images = images_for(config).double()
     scores, tokens = classifier(images), classifier.encode(images).detach()
+    by_layer = classifier.layer_tokens(images, [3, 4, 5])
     assert scores.shape == (2, 5)
     for b in range(2):
-        pooled = tokens[b, 0].clone()
-        if pool == "mean":  # of the six patches, without the class token
-            pooled.zero_()
-            for i in range(1, 7):
-                pooled += tokens[b, i] / 6
-        expected = classifier.head.weight @ pooled + classifier.head.bias
+        if pool == "cls":
+            row = tokens[b, 0]
+        elif pool == "mean":
+            row = mean_and_spread(tokens[b])[: config.dim]
+        elif pool == "mean-std":
+            row = mean_and_spread(tokens[b])
+        else:  # of the last four places
+            states = [*(by_layer[layer][b].detach() for layer in (3, 4, 5)), tokens[b]]
+            row = torch.cat([mean_and_spread(each) for each in states])
+        expected = classifier.head.weight @ row + classifier.head.bias
         assert gap(scores[b], expected) <= 1e-12
 
 
-def test_pooling_names() -> None:
-    tokens = torch.randn(2, 4, 3)
-    assert torch.equal(pool_tokens(tokens, "cls"), tokens[:, 0])
-    assert gap(pool_tokens(tokens, "mean"), (tokens[:, 1] + tokens[:, 2] + tokens[:, 3]) / 3) < 1e-6
-    assert (
-        gap(
-            pool_tokens(tokens, "mean-all"),
-            torch.stack([tokens[:, i] for i in range(4)]).sum(dim=0) / 4,
-        )
-        < 1e-6
-    )
-    assert torch.equal(pool_tokens(tokens, "tokens"), tokens)
-    with pytest.raises(ValueError, match="pool must be cls, mean, mean-all or tokens, not 'max'"):
-        pool_tokens(tokens, "max")
+def mean_and_spread(tokens: torch.Tensor) -> torch.Tensor:
+    """Of the six patches of tokens (7, d), without the class token, step by step."""
+    mean = sum(tokens[i] for i in range(1, 7)) / 6
+    variance = sum((tokens[i] - mean) ** 2 for i in range(1, 7)) / 6
+    return torch.cat([torch.as_tensor(mean), torch.as_tensor(variance) ** 0.5])
+
+
+@pytest.mark.parametrize("pool", ["mean", "mean-std", "layers"])
+def test_recomputed_layers_and_dropped_steps_under_every_pool(pool: Any) -> None:
+    """Stochastic depth reaches the layers below the last, and recomputing changes no gradient."""
+    config = tiny(depth=3)
+    torch.manual_seed(0)
+    classifier = CrateClassifier(config, num_classes=3, pool=pool).double().train()
+    images, keep = images_for(config).double(), torch.ones(3, 2, dtype=torch.float64)
+    assert gap(classifier(images, keep), classifier(images)) < 1e-12
+    keep[0, 1] = 0  # the first layer of the second image
+    apart = (classifier(images, keep) - classifier(images)).detach().abs().amax(dim=1)
+    assert float(apart[0]) < 1e-12
+    assert float(apart[1]) > 1e-6
+    found = []
+    for recompute in (False, True):
+        classifier.zero_grad()
+        classifier.recompute_layers(recompute)
+        classifier(images, keep).pow(2).sum().backward()
+        gradients = {key: p.grad for key, p in classifier.named_parameters()}
+        found.append({key: each.clone() for key, each in gradients.items() if each is not None})
+    assert len(found[0]) == len(found[1]) == len(gradients)
+    for key, gradient in found[0].items():
+        assert gap(found[1][key], gradient) < 1e-12, key
+
+
+@pytest.mark.parametrize("pool", ["mean-std", "layers"])
+def test_a_norm_made_for_one_token_takes_no_wider_pool(pool: Any) -> None:
+    with pytest.raises(ValueError, match="with head_norm 'pooled' the final norm acts on what was"):
+        CrateClassifier(tiny(head_norm="pooled"), num_classes=3, pool=pool)
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean", "mean-all"])
@@ -90,7 +116,7 @@ def test_pre_trained_encoder_is_copied(name: str) -> None:
 
 
 def test_every_parameter_receives_a_gradient() -> None:
-    for pool in ("cls", "mean"):
+    for pool in ("cls", "mean", "mean-std", "layers"):
         classifier = CrateClassifier(tiny(), num_classes=3, pool=pool)
         loss = F.cross_entropy(classifier(images_for(tiny())), torch.tensor([0, 2]))
         loss.backward()  # type: ignore[no-untyped-call]
@@ -126,8 +152,11 @@ def test_a_tiny_classifier_learns_four_images_by_heart() -> None:
         ({"num_classes": 1}, f"needs 2 to {MAX_CLASSES} classes, not 1"),
         ({"num_classes": -3}, "classes, not -3"),
         ({"num_classes": 10**12}, "classes, not 1000000000000"),
-        ({"num_classes": 3, "pool": "max"}, "pool must be one of cls, mean, mean-all, not 'max'"),
-        ({"num_classes": 3, "pool": "tokens"}, "mean-all, not 'tokens'"),
+        (
+            {"num_classes": 3, "pool": "max"},
+            "pool must be one of cls, mean, mean-all, mean-std, ",
+        ),
+        ({"num_classes": 3, "pool": "tokens"}, "layers, not 'tokens'"),
         ({"num_classes": 3, "class_names": ("a", "b")}, "2 class names for 3 classes"),
     ],
     ids=str,

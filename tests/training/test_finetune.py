@@ -255,7 +255,7 @@ def test_a_classifier_keeps_its_head_or_gets_a_new_one(whole: Path, tmp_path: Pa
     assert (other.pool, other.class_names) == ("cls", Shades.classes)
 
 
-@pytest.mark.parametrize("pool", ["mean", "cls"])
+@pytest.mark.parametrize("pool", ["mean", "cls", "layers"])
 def test_a_head_can_begin_as_the_linear_probe(pretrained: Path, tmp_path: Path, pool: Any) -> None:
     """With a rate of nearly nothing the run's test is that of the probe of the frozen weights."""
     data = replace(small_finetune().data, val_share=0.0, augment=PLAIN)
@@ -276,7 +276,7 @@ def test_a_head_can_begin_as_the_linear_probe(pretrained: Path, tmp_path: Path, 
 
 
 def test_a_fitted_head_and_resuming(pretrained: Path, tmp_path: Path) -> None:
-    config = small_finetune(weights=str(pretrained), model=None, head_start="probe")
+    config = small_finetune(weights=str(pretrained), model=None, head_start="probe", pool="layers")
     finetune(config, tmp_path / "whole")
     finetune(config, tmp_path / "parts", stop_after=3)
     finetune(config, tmp_path / "parts", resume=True)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import Preprocess
 from crate_mae.models.cost import model_cost, parameter_count
+from crate_mae.models.pools import Pool
 from crate_mae.training.finetune import finetune
 from crate_mae.training.masked_completion import MaskedCompletion
 from crate_mae.training.optim import decayed_names, layer_decay_share
@@ -189,12 +190,19 @@ def test_a_stopped_supervised_twin_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_scores_are_the_head_on_pooled_tokens(tmp_path: Path) -> None:
-    for pool in ("mean", "cls"):
+    for pool in get_args(Pool):
         made = ViTClassifier(MODEL, num_classes=3, pool=pool, class_names=("a", "b", "c")).eval()
         images = torch.rand(2, 1, 8, 8)
         tokens = made.vitmae.encode(images)
-        pooled = tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(dim=1)
-        expected = pooled @ made.head.weight.T + made.head.bias
+        spread = [
+            torch.cat([each[:, 1:].mean(dim=1), each[:, 1:].std(dim=1, correction=0)], dim=1)
+            for each in made.layer_tokens(images, [1, None]).values()
+        ]
+        row = {
+            "cls": tokens[:, 0], "mean": tokens[:, 1:].mean(dim=1), "mean-all": tokens.mean(dim=1),
+            "mean-std": spread[-1], "layers": torch.cat(spread, dim=1),
+        }[pool]  # fmt: skip
+        expected = row @ made.head.weight.T + made.head.bias
         torch.testing.assert_close(made(images), expected)
         save_vit_classifier(made, tmp_path / pool)
         loaded = loaded_classifier(tmp_path / pool)

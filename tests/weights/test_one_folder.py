@@ -96,6 +96,40 @@ def test_classifiers_give_the_same_scores_and_names(pool: Any, tmp_path: Path) -
     assert in_timm.pretrained_cfg["label_names"] == list(names)
 
 
+@pytest.mark.parametrize("pool", ["mean-std", "layers"])
+def test_heads_on_wide_pools_go_to_transformers_and_timm_says_why_not(
+    pool: Any, tmp_path: Path
+) -> None:
+    timm = pytest.importorskip("timm")
+    pytest.importorskip("transformers")
+    from transformers import AutoModel, AutoModelForImageClassification
+
+    import crate_mae.timm
+    import crate_mae.transformers  # noqa: F401
+
+    torch.manual_seed(0)
+    model = CrateClassifier(tiny(depth=5), num_classes=3, pool=pool).eval()
+    folder = save_model(model, tmp_path / "weights")
+    batch = images(model.config, model.config.image_hw)
+    classifier = AutoModelForImageClassification.from_pretrained(folder)
+    encoder = AutoModel.from_pretrained(folder)
+    with torch.inference_mode():
+        scores = model(batch)
+        assert torch.equal(load_model(folder)(batch), scores)
+        assert (classifier(batch).logits - scores).abs().max() <= FAR
+        found = encoder(batch)
+        assert (model.head(found.pooler_output) - scores).abs().max() <= FAR
+        assert (found.last_hidden_state - model.encode(batch)).abs().max() <= FAR
+    with pytest.raises(ValueError, match=rf"no pool '{pool}': load the weights with crate_mae"):
+        timm.create_model(f"local-dir:{folder}", pretrained=True)
+    features = timm.create_model(
+        f"local-dir:{folder}", pretrained=True, num_classes=0, global_pool="avg"
+    ).eval()
+    with torch.inference_mode():
+        expected = model.encode(batch)[:, 1:].mean(dim=1)
+        assert (features(batch) - expected).abs().max() <= FAR
+
+
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_shipped_models_are_written_for_every_library(name: str, tmp_path: Path) -> None:
     folder = save_model(load_model(name), tmp_path / "weights")

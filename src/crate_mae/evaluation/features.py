@@ -15,13 +15,11 @@ from crate_mae.common.progress import Progress
 from crate_mae.evaluation.backbones import Layers, checked_layers, evaluating
 from crate_mae.evaluation.encoding import Encode, Encoded, Key, encoded, encoded_stretches
 from crate_mae.models.backbone import Backbone
-from crate_mae.models.classifier import pool_tokens
 from crate_mae.models.config import Preprocess
+from crate_mae.models.pools import places_of, pooled
 from crate_mae.sources.base import ImageSource, Source
 
 FeaturePool = Literal["mean", "cls", "mean-all", "both", "mean-std", "layers", "tokens"]
-SIDE_BY_SIDE = 4
-"""Places whose tokens the pool "layers" describes, at most."""
 MAX_PIXEL_VALUES = 4096
 """Values of an image in the raw-pixel baseline, at most: 64 x 64 of grey, 36 x 36 of colour."""
 
@@ -38,10 +36,7 @@ class Features:
     """One per row."""
     class_names: tuple[str, ...] | None
     pool: str
-    """What a row is: "mean" of the patch tokens, "cls" token, "mean-all" of both, "both" (class
-    token, then mean), "mean-std" (mean of the patch tokens, then their standard deviation),
-    "layers" ("mean-std" of up to `SIDE_BY_SIDE` places, see `places_of`), all "tokens", or
-    "pixels"."""
+    """What a row is: a pool of tokens (`models.pools.pooled`), or "pixels"."""
     unreadable: list[tuple[str, str]]
     """Name and reason of every image that was skipped."""
     layer: int | None = None
@@ -126,7 +121,7 @@ def pooled_features(model: Backbone, *, pools: Sequence[FeaturePool], layers: La
     # The class token and the mean are halves of both: one memory holds all three.
     kept = [pool for pool in pools if "both" not in pools or pool not in ("cls", "mean")]
     places = {
-        (layer, pool): places_of(layer, model.config.depth) if pool == "layers" else (layer,)
+        (layer, pool): places_of(pool, layer, model.config.depth)
         for layer in wanted
         for pool in kept
     }
@@ -137,38 +132,11 @@ def pooled_features(model: Backbone, *, pools: Sequence[FeaturePool], layers: La
         with torch.inference_mode():
             states = model.layer_tokens(images.to(device), needed)
             return {
-                key: _pooled([states[place] for place in each], key[1]).float().cpu()
+                key: pooled([states[place] for place in each], key[1]).float().cpu()
                 for key, each in places.items()
             }
 
     return encode
-
-
-def places_of(layer: int | None, depth: int) -> tuple[int | None, ...]:
-    """Where the tokens lie that the pool "layers" describes, for a layer 0 to `depth`, or None.
-
-    The last `SIDE_BY_SIDE` of 1 to `layer`, or, for None, of 1 to `depth` and None, in that order.
-    Patches that were only embedded (0) are described for `layer` 0 alone.
-    """
-    if layer == 0:
-        return (0,)
-    last = depth if layer is None else layer
-    every = [*range(1, last + 1), *([None] if layer is None else [])]
-    return tuple(every[-SIDE_BY_SIDE:])
-
-
-def _pooled(states: Sequence[Tensor], pool: str) -> Tensor:
-    """Rows of tokens (B, 1 + L, d) of one place, or of several for "layers"."""
-    if pool == "layers":
-        return torch.cat([_pooled([tokens], "mean-std") for tokens in states], dim=1)
-    (tokens,) = states
-    if pool == "both":
-        return torch.cat([pool_tokens(tokens, "cls"), pool_tokens(tokens, "mean")], dim=1)
-    if pool == "mean-std":
-        # Of the patches that are there, not an estimate: one patch has 0.
-        std, mean = torch.std_mean(tokens[:, 1:], dim=1, correction=0)
-        return torch.cat([mean, std], dim=1)
-    return pool_tokens(tokens, pool)
 
 
 def _part(found: dict[Key, Features], layer: int | None, pool: str) -> Features:

@@ -5,7 +5,6 @@ from .backbone import Backbone as Backbone
 from .backbone import ImageClassifier as ImageClassifier
 from .backbone import MaskedAutoencoder as MaskedAutoencoder
 from .classifier import CrateClassifier as CrateClassifier
-from .classifier import pool_tokens as pool_tokens
 from .coding_rate import disagreement as disagreement
 from .coding_rate import largest_rate as largest_rate
 from .coding_rate import rate_share as rate_share
@@ -23,7 +22,6 @@ from .depict import SegmentationDecoder as SegmentationDecoder
 from .encoder import Encoder as Encoder
 from .exact import ExactCompression as ExactCompression
 from .half_steps import HalfStep as HalfStep
-from .half_steps import tokens_after as tokens_after
 from .ista import ISTA as ISTA
 from .ista import SparseStep as SparseStep
 from .ista import Synthesis as Synthesis
@@ -53,6 +51,8 @@ from .patches import patchify as patchify
 from .patches import positions_at as positions_at
 from .patches import sincos_positions as sincos_positions
 from .patches import unpatchify as unpatchify
+from .pools import pool_tokens as pool_tokens
+from .pools import pooled as pooled
 from .simdino import ProjectionHead as ProjectionHead
 from .simdino import SimDINOTerms as SimDINOTerms
 from .simdino import compression as compression

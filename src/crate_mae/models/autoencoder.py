@@ -86,7 +86,8 @@ class CrateMAE(nn.Module):
             mask = draw_mask("random", grid, mask_ratio, generator, batch=images.shape[0])
         mask = self._checked_mask(mask, images)
         tokens = self.embed_masked(images, mask, kept)
-        latent, asked = self.encoder.run_layers_with(tokens, layer)
+        found = self.encoder.after_layers(tokens, (None, layer))
+        latent, asked = found[None], found[layer]
         prediction = self.decode(latent, mask, grid)
         return MaskedOutput(self.loss(images, prediction, mask), prediction, mask, asked)
 
@@ -117,7 +118,7 @@ class CrateMAE(nn.Module):
 
         None: after all layers and the encoder norm.
         """
-        return self.encoder.run_some_layers(self.embed_masked(images, mask, kept), layer)
+        return self.encoder.after_layers(self.embed_masked(images, mask, kept), (layer,))[layer]
 
     def decoder_input(self, latent: Tensor, mask: Tensor | None, grid: tuple[int, int]) -> Tensor:
         """Tokens (B, N, d) that enter the first decoder layer.

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from crate_mae.models.autoencoder import MaskedOutput
-from crate_mae.models.classifier import Pool
 from crate_mae.models.config import ModelConfig, Preprocess
+from crate_mae.models.pools import Pool
 
 
 class Backbone(Protocol):
@@ -130,8 +130,8 @@ class ImageClassifier(Backbone, Protocol):
         """After how many layers tokens are pooled for the head; None: after the final norm, too."""
         ...
 
-    def score(self, pooled: Tensor) -> Tensor:
-        """Class scores (B, classes) of pooled tokens (B, d) of `pooled_layer`."""
+    def score(self, features: Tensor) -> Tensor:
+        """Class scores (B, classes) of what was pooled (B, values of a row) at `pooled_layer`."""
         ...
 
     def __call__(self, images: Tensor, keep: Tensor | None = ...) -> Tensor:

@@ -1,7 +1,7 @@
 """A classifier on the CRATE encoder."""
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +10,15 @@ from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import MAX_CLASSES, ModelConfig
 from crate_mae.models.crate_encoder import CrateEncoder
 from crate_mae.models.initial_values import INITIAL_VALUES
-
-Pool = Literal["cls", "mean", "mean-all"]
+from crate_mae.models.pools import Pool, head_width, places_of, pooled
 
 
 class CrateClassifier(CrateEncoder):
-    """Class scores from the encoder's class token, or the mean of its patch tokens or of all.
+    """Class scores from the encoder's tokens, pooled: see `models.pools.pooled`.
 
     With `head_norm="pooled"` in its configuration the tokens of the last layer are pooled as they
     are and the encoder's norm acts on what comes of it (CRATE); else tokens are normalised first.
+    Pools wider than a token cannot be had there: ValueError.
     """
 
     kind: ClassVar[str] = "CrateClassifier"
@@ -34,7 +34,8 @@ class CrateClassifier(CrateEncoder):
         super().__init__(config)
         self.pool = pool
         self.class_names = class_names
-        self.head = classifier_head(config.dim, num_classes, pool=pool, class_names=class_names)
+        width = head_width(pool, config)
+        self.head = classifier_head(width, num_classes, class_names=class_names)
         if config.initial_values != "crate-mae":  # those it has drawn already
             INITIAL_VALUES[config.initial_values].head(self.head)
 
@@ -58,10 +59,8 @@ class CrateClassifier(CrateEncoder):
     def tensors_to_scores(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Name and value of every tensor on the way to the scores, in order of computation."""
         walk = self.tensors_in_layers if self.pooled_layer else self.tensors_to_features
-        for name, tensor in walk(images):
-            yield name, tensor
-            tokens = tensor
-        yield "scores", self.score(pool_tokens(tokens, self.pool))
+        yield from walk(images)
+        yield "scores", self(images)
 
     def describe_head(self) -> dict[str, Any]:
         """What `config.json` says of the head, in plain values."""
@@ -85,35 +84,32 @@ class CrateClassifier(CrateEncoder):
 
         `keep` (layers, B) multiplies each layer's MSSA step for each image: stochastic depth.
         """
-        if self.pooled_layer is None:
-            tokens = self.encoder(images, keep)
-        else:
-            tokens = self.encoder.through_layers(self.encoder.embed(images), keep)
-        return self.score(pool_tokens(tokens, self.pool))
+        places = places_of(self.pool, self.pooled_layer, self.config.depth)
+        states = self.encoder.layer_tokens(images, places, keep)
+        return self.score(pooled([states[place] for place in places], self.pool))
 
     @property
     def pooled_layer(self) -> int | None:
         """After how many layers tokens are pooled for the head; None: after the final norm, too."""
         return None if self.config.head_norm == "tokens" else self.config.depth
 
-    def score(self, pooled: Tensor) -> Tensor:
-        """Class scores (B, classes) of pooled tokens (B, d) of `pooled_layer`."""
-        features = pooled if self.pooled_layer is None else self.encoder.norm(pooled)
+    def score(self, features: Tensor) -> Tensor:
+        """Class scores (B, classes) of what was pooled (B, values of a row) at `pooled_layer`."""
+        if self.pooled_layer is not None:
+            features = self.encoder.norm(features)
         scores: Tensor = self.head(features)
         return scores
 
 
 def classifier_head(
-    width: int, num_classes: int, *, pool: str, class_names: tuple[str, ...] | None
+    width: int, num_classes: int, *, class_names: tuple[str, ...] | None
 ) -> nn.Linear:
     """A new head from features of this width to class scores.
 
-    Raises ValueError for too few or too many classes, an unknown pool, and names that do not fit.
+    Raises ValueError for too few or too many classes, and names that do not fit.
     """
     if not 2 <= num_classes <= MAX_CLASSES:
         raise ValueError(f"a classifier needs 2 to {MAX_CLASSES} classes, not {num_classes}")
-    if pool not in get_args(Pool):
-        raise ValueError(f"pool must be one of {', '.join(get_args(Pool))}, not {pool!r}")
     if class_names is not None and len(class_names) != num_classes:
         raise ValueError(f"{len(class_names)} class names for {num_classes} classes")
     head = nn.Linear(width, num_classes)
@@ -127,21 +123,3 @@ def head_facts(head: nn.Linear, pool: Pool, class_names: tuple[str, ...] | None)
     names = None if class_names is None else list(class_names)
     facts = {"num_classes": head.out_features, "pool": pool, "class_names": names}
     return {"classifier": facts}
-
-
-def pool_tokens(tokens: Tensor, pool: str) -> Tensor:
-    """Pooled tokens of (B, 1 + L, d): "cls", "mean" of patches, "mean-all", or all "tokens".
-
-    All but the last give (B, d); "mean-all" has the class token in the mean (CRATE).
-
-    Raises ValueError for another name.
-    """
-    if pool == "cls":
-        return tokens[:, 0]
-    if pool == "mean":
-        return tokens[:, 1:].mean(dim=1)
-    if pool == "mean-all":
-        return tokens.mean(dim=1)
-    if pool == "tokens":
-        return tokens
-    raise ValueError(f"pool must be cls, mean, mean-all or tokens, not {pool!r}")

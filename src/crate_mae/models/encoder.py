@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from crate_mae.models.config import ModelConfig, size_fault
 from crate_mae.models.embedding import patch_embedding
-from crate_mae.models.half_steps import tokens_after
 from crate_mae.models.initial_values import INITIAL_VALUES
 from crate_mae.models.layers import EncoderLayer, Stack
 from crate_mae.models.masks import place_visible, take_visible
@@ -137,35 +136,31 @@ class Encoder(nn.Module):
         normed: Tensor = self.norm(self.through_layers(tokens, keep))
         return normed
 
-    def run_some_layers(self, tokens: Tensor, layer: int | None) -> Tensor:
-        """Tokens (B, N, d) after so many layers and no more; None: as `run_layers`.
+    def after_layers(
+        self, tokens: Tensor, layers: Sequence[int | None], keep: Tensor | None = None
+    ) -> dict[int | None, Tensor]:
+        """Tokens (B, N, d) after each of so many layers, in one walk to the last that is asked for.
 
+        0 is what enters the first layer, None what `run_layers` returns; `keep` as there.
         Raises ValueError for a layer that is not there.
         """
-        self.check_layer(layer)
-        if layer is None:
-            return self.run_layers(tokens)
-        for each in islice(self.layers, layer):
-            tokens = self.layers.run(each, tokens, None)
-        return tokens
+        for layer in layers:
+            self.check_layer(layer)
+        depth = len(self.layers)
+        wanted = {depth if layer is None else layer for layer in layers}
+        found: dict[int | None, Tensor] = {0: tokens}
+        for index, each in enumerate(islice(self.layers, max(wanted, default=0))):
+            tokens = self.layers.run(each, tokens, None if keep is None else keep[index])
+            if index + 1 in wanted:
+                found[index + 1] = tokens
+        if None in layers:
+            found[None] = self.norm(found[depth])
+        return {layer: found[layer] for layer in layers}
 
     def check_layer(self, layer: int | None) -> None:
         """Raise ValueError unless tokens can have passed so many layers."""
         if layer is not None and not 0 <= layer <= len(self.layers):
             raise ValueError(f"layer must be from 0 to {len(self.layers)}, not {layer}")
-
-    def run_layers_with(self, tokens: Tensor, layer: int | None) -> tuple[Tensor, Tensor]:
-        """What `run_layers` returns, and the tokens (B, N, d) after so many layers.
-
-        None: what `run_layers` returns, twice. Raises ValueError for a layer that is not there.
-        """
-        self.check_layer(layer)
-        asked = tokens
-        for done, each in enumerate(self.layers, start=1):
-            tokens = self.layers.run(each, tokens, None)
-            asked = tokens if done == layer else asked
-        normed: Tensor = self.norm(tokens)
-        return normed, normed if layer is None else asked
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Features (B, 1 + L, d) of images (B, C, H, W): no masking, raster order, normalised."""
@@ -176,20 +171,16 @@ class Encoder(nn.Module):
         return torch.cat([self.run_layers(self.embed(part)) for part in torch.split(images, few)])
 
     def layer_tokens(
-        self, images: Tensor, layers: Sequence[int | None]
+        self, images: Tensor, layers: Sequence[int | None], keep: Tensor | None = None
     ) -> dict[int | None, Tensor]:
         """Tokens (B, 1 + L, d) of images (B, C, H, W) after each of so many layers, in one walk.
 
-        0 is what enters the first layer, None what `forward` returns; they must exist.
+        0 is what enters the first layer, None what `forward` returns; they must exist. `keep`
+        (layers, B) multiplies each layer's MSSA step for each image: stochastic depth.
         """
         if set(layers) == {None}:
-            return {None: self(images)}
-        depth = len(self.layers)
-        wanted = [depth if layer is None else layer for layer in layers]
-        found = tokens_after(list(self.layers), self.embed(images), wanted)
-        return {
-            layer: self.norm(found[depth]) if layer is None else found[layer] for layer in layers
-        }
+            return {None: self(images, keep)}
+        return self.after_layers(self.embed(images), layers, keep)
 
     def _images_at_a_time(self, images: Tensor) -> int:
         """How many of the images go through all layers together.

@@ -1,11 +1,11 @@
 """The walk through layers, half step by half step: what each took in and gave out.
 
-Everything that looks inside a network goes this way: attention, tokens by layer, the search for
-the first number that is not finite, the white-box analysis. Nothing is computed before it is asked
+Everything that looks inside a layer goes this way: attention, the search for the first number that
+is not finite, the white-box analysis. Nothing is computed before it is asked
 for: `after` of a half step is computed when it is read, or when the walk goes on.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -77,17 +77,3 @@ def half_steps(layers: Iterable[Layer], tokens: Tensor) -> Iterator[HalfStep]:
             step = HalfStep(index=index, layer=layer, name=name, before=tokens)
             yield step
             tokens = step.after
-
-
-def tokens_after(
-    layers: Collection[Layer], tokens: Tensor, wanted: Collection[int]
-) -> dict[int, Tensor]:
-    """Tokens (B, N, d) after each wanted number of layers, 0 to all of them, in one walk."""
-    found = {0: tokens} if 0 in wanted else {}
-    last = max(wanted, default=0)
-    for step in half_steps(layers, tokens):
-        if step.index == last:
-            break
-        if not step.is_first and step.index + 1 in wanted:
-            found[step.index + 1] = step.after
-    return found

@@ -95,7 +95,8 @@ def card_data(
     trained_on = origin.trained_on or ((found,) if found else ())
     kind = facts.weights["model"]
     config = ModelConfig.from_dict(facts.weights["config"])
-    in_timm = kind in CLASSES and not unsupported_by_timm(config)
+    pool = facts.weights.get("classifier", {}).get("pool")
+    in_timm = kind in CLASSES and not unsupported_by_timm(config, pool)
     return ModelCardData(
         license=licence,
         library_name="transformers" if kind in CLASSES else "crate-mae",

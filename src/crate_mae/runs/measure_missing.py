@@ -14,7 +14,7 @@ from crate_mae.evaluation.compare import compare_models
 from crate_mae.evaluation.reconstruction import reconstruct_source
 from crate_mae.evaluation.rows import comparison_table
 from crate_mae.figures.reconstruction_sheet import draw_reconstruction
-from crate_mae.models.classifier import Pool
+from crate_mae.models.pools import Pool
 from crate_mae.runs.contents import (
     ANALYSIS,
     EVALUATION,

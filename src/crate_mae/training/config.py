@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args
 
 from crate_mae.batches.config import Augment, DataConfig, LabelledDataConfig, Masking
-from crate_mae.models.classifier import Pool
 from crate_mae.models.config import ModelConfig
+from crate_mae.models.pools import Pool
 from crate_mae.training.objectives import ObjectiveConfig, SimDINOConfig
 from crate_mae.training.segment_config import SegmentConfig
 from crate_mae.training.tracker_names import TrackerName, tracker_names
@@ -371,7 +371,9 @@ class FinetuneConfig(RunConfig):
     image_size: int | tuple[int, int] | None = None
     """Height and width of the images; as the weights were trained when not given."""
     pool: Pool = "mean"
-    """What the head sees: the mean of the patch tokens or the class token (cls)."""
+    """What the head sees: the mean of the patch tokens, the class token (cls), the mean of both
+    (mean-all), mean and standard deviation of the patch tokens (mean-std), or those of up to four
+    places in the encoder (layers)."""
     new_head: bool = False
     """Replace the head of weights that have one for the task already."""
     head_start: HeadStart = "random"

@@ -18,6 +18,7 @@ from crate_mae.common.progress import progress_bar
 from crate_mae.evaluation.backbones import load_backbone
 from crate_mae.models.backbone import Backbone
 from crate_mae.models.config import ModelConfig, Preprocess, size_fault
+from crate_mae.models.pools import head_width
 from crate_mae.sources.base import ImageSource
 from crate_mae.training.callbacks import is_main_process
 from crate_mae.training.classify_task import ClassifyTask
@@ -176,6 +177,7 @@ def resolved(config: FinetuneConfig, origin: Backbone | None) -> FinetuneConfig:
             )
         if config.weights is None:
             model = replace(model, image_size=config.image_hw)
+    head_width(config.pool, model)  # raises where the two do not fit
     return replace(config, model=model)
 
 

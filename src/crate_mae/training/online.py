@@ -15,8 +15,8 @@ from crate_mae.evaluation.features import Features, extract_features
 from crate_mae.evaluation.knn import nearest_neighbours
 from crate_mae.evaluation.probe import linear_probe
 from crate_mae.models.backbone import Backbone
-from crate_mae.models.classifier import Pool
 from crate_mae.models.coding_rate import rate_share
+from crate_mae.models.pools import Pool
 from crate_mae.sources.base import ImageSource, random_subset
 from crate_mae.training.training_module import TrainingModule
 from crate_mae.whitebox.measures import effective_rank

@@ -2,7 +2,7 @@
 """The configuration of a CRATE-MAE in transformers: every field of `ModelConfig`, and four more."""
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -10,8 +10,8 @@ from transformers.backbone_utils import BackboneConfigMixin
 
 from crate_mae.models.config import ModelConfig
 from crate_mae.models.field_names import TRANSFORMERS_NAMES, from_transformers
+from crate_mae.models.pools import Pool
 
-POOLS = ("cls", "mean", "mean-all")
 FOREIGN = (
     "format", "model", "config", "classifier",  # ours
     "architecture", "num_classes", "num_features", "global_pool", "model_args", "pretrained_cfg",
@@ -43,7 +43,8 @@ class CrateMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     mask_ratio: float = 0.75
     """Share of patches that `CrateMAEForPreTraining` removes where it is given no mask."""
     pool: str = "mean"
-    """What is pooled: "mean" of the patch tokens, "mean-all" tokens, or "cls", the class token."""
+    """What is pooled: "mean" of the patch tokens, "mean-all" tokens, "cls", the class token, or a
+    wider one, "mean-std" or "layers": mean and standard deviation of the patch tokens."""
     apply_layernorm: bool = True
     """Whether feature maps of a backbone go through the encoder's final norm."""
     reshape_hidden_states: bool = True
@@ -55,8 +56,8 @@ class CrateMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         for name in FOREIGN:
             kwargs.pop(name, None)
-        if self.pool not in POOLS:
-            raise ValueError(f"pool must be one of {', '.join(POOLS)}, not {self.pool!r}")
+        if self.pool not in get_args(Pool):
+            raise ValueError(f"pool must be one of {', '.join(get_args(Pool))}, not {self.pool!r}")
         layers = self.to_model_config().depth
         self.stage_names = ["stem", *(f"stage{index}" for index in range(1, layers + 1))]
         self.set_output_features_output_indices(

@@ -25,7 +25,6 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from crate_mae.models.classifier import pool_tokens
 from crate_mae.models.config import ModelConfig
 from crate_mae.models.encoder import Encoder
 from crate_mae.models.initial_values import INITIAL_VALUES, MASK_TOKEN
@@ -35,6 +34,7 @@ from crate_mae.models.masks import num_kept
 from crate_mae.models.mssa import MSSA, Attention
 from crate_mae.models.operators import Operators, operators_of, with_initial_values
 from crate_mae.models.patches import grid_of
+from crate_mae.models.pools import head_width, places_of, pooled
 from crate_mae.transformers.configuration_crate_mae import CrateMAEConfig
 
 
@@ -217,13 +217,16 @@ class CrateMAEModel(CrateMAEPreTrainedModel):
 
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
-        """`last_hidden_state` (B, 1 + L, d) as `CrateMAE.encode`, and `pooler_output` (B, d).
+        """`last_hidden_state` (B, 1 + L, d) as `CrateMAE.encode`, and `pooler_output`.
 
-        Pooled as `config.pool` says. Images (B, C, H, W) may have any size that the patch divides.
+        That is (B, d), pooled as `config.pool` says, or wider by a wide pool. Images (B, C, H, W)
+        may have any size that the patch divides.
         """
-        tokens = self.encoder(pixel_values.to(self.dtype))
+        pool, depth = self.config.pool, self.encoder.config.depth
+        places = places_of(pool, None, depth)
+        states = self.encoder.layer_tokens(pixel_values.to(self.dtype), places)
         return BaseModelOutputWithPooling(
-            last_hidden_state=tokens, pooler_output=pool_tokens(tokens, self.config.pool)
+            last_hidden_state=states[None], pooler_output=pooled([*states.values()], pool)
         )
 
 
@@ -301,7 +304,7 @@ class CrateMAEForImageClassification(CrateMAEPreTrainedModel):
     def __init__(self, config: CrateMAEConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.head = nn.Linear(config.to_model_config().dim, config.num_labels)
+        self.head = nn.Linear(head_width(config.pool, config.to_model_config()), config.num_labels)
         _draw_in("head", self.head)
         self.post_init()
 
@@ -316,13 +319,12 @@ class CrateMAEForImageClassification(CrateMAEPreTrainedModel):
         self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any
     ) -> ImageClassifierOutput:
         """Class scores (B, classes) of images (B, C, H, W), and the loss where labels are given."""
-        encoder, images = self.encoder, pixel_values.to(self.dtype)
-        if encoder.config.head_norm == "pooled":
-            tokens = encoder.through_layers(encoder.embed(images))
-            pooled = encoder.norm(pool_tokens(tokens, self.config.pool))
-        else:
-            pooled = pool_tokens(encoder(images), self.config.pool)
-        logits = self.head(pooled)
+        encoder, pool = self.encoder, self.config.pool
+        depth, behind = encoder.config.depth, encoder.config.head_norm == "pooled"
+        places = places_of(pool, depth if behind else None, depth)
+        states = encoder.layer_tokens(pixel_values.to(self.dtype), places)
+        row = pooled([*states.values()], pool)
+        logits = self.head(encoder.norm(row) if behind else row)
         loss = None
         if labels is not None:
             loss = self.loss_function(labels, logits, self.config, **kwargs)

@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from crate_mae.models.classifier import Pool, classifier_head, head_facts, pool_tokens
+from crate_mae.models.classifier import classifier_head, head_facts
 from crate_mae.models.config import ModelConfig
+from crate_mae.models.pools import Pool, head_width, places_of, pooled
 from crate_mae.vitmae.encoder import ViTEncoder, encoder_facts, load_filled
 from crate_mae.vitmae.model import Match, ViTMAE, vitmae_config
 from crate_mae.weights.weights_folder import save_described
@@ -21,7 +22,7 @@ ARITHMETIC = (
 
 
 class ViTClassifier(ViTEncoder):
-    """Class scores from a ViT-MAE encoder's class token or from the mean of its patch tokens.
+    """Class scores from the tokens of a ViT-MAE encoder, pooled: see `models.pools.pooled`.
 
     The encoder is that of the ViT-MAE baseline (`vitmae_config`) of a configuration.
     """
@@ -41,7 +42,8 @@ class ViTClassifier(ViTEncoder):
         super().__init__(config, match, seed=seed)
         self.pool = pool
         self.class_names = class_names
-        self.head = classifier_head(self.width, num_classes, pool=pool, class_names=class_names)
+        width = head_width(pool, config, width=self.width)
+        self.head = classifier_head(width, num_classes, class_names=class_names)
 
     @classmethod
     def from_pretrained(
@@ -72,9 +74,8 @@ class ViTClassifier(ViTEncoder):
 
     def tensors_to_scores(self, images: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Name and value of the tensors on the way to the scores; its layers are not told."""
-        tokens = self.encode(images)
-        yield "features (the layers of ViT-MAE are not looked into)", tokens
-        yield "scores", self.score(pool_tokens(tokens, self.pool))
+        yield "features (the layers of ViT-MAE are not looked into)", self.encode(images)
+        yield "scores", self(images)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Class scores (B, classes) of images (B, C, H, W).
@@ -83,16 +84,18 @@ class ViTClassifier(ViTEncoder):
         """
         if keep is not None:
             raise ValueError("ViT-MAE has no stochastic depth: set optim.drop_path to 0")
-        return self.score(pool_tokens(self.encode(images), self.pool))
+        places = places_of(self.pool, None, self.config.depth)
+        states = self.layer_tokens(images, places)
+        return self.score(pooled([states[place] for place in places], self.pool))
 
     @property
     def pooled_layer(self) -> None:
         """None: tokens are pooled after the final norm."""
         return None
 
-    def score(self, pooled: Tensor) -> Tensor:
-        """Class scores (B, classes) of pooled features (B, d)."""
-        scores: Tensor = self.head(pooled)
+    def score(self, features: Tensor) -> Tensor:
+        """Class scores (B, classes) of what was pooled (B, values of a row)."""
+        scores: Tensor = self.head(features)
         return scores
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from crate_mae.models.config import ModelConfig, Preprocess
 from crate_mae.models.field_names import to_transformers
+from crate_mae.models.pools import WIDE
 
 OWN_KEYS = ("format", "model", "config", "classifier")
 """Keys of `config.json` that we read ourselves."""
@@ -77,14 +78,18 @@ def timm_cfg(config: ModelConfig, preprocess: Preprocess, *, num_classes: int) -
     }
 
 
-def unsupported_by_timm(config: ModelConfig) -> list[str]:
-    """Fields and values of a configuration that timm's vision transformers cannot have."""
+def unsupported_by_timm(config: ModelConfig, pool: str | None = None) -> list[str]:
+    """Fields and values of a configuration that timm's vision transformers cannot have.
+
+    With the `pool` of a classifier's head, its own or timm's, where there is one.
+    """
     wanted = {"embedding": "conv", "positions": "sincos", "head_norm": "tokens"}
-    return [
+    foreign = [
         f"{name} {getattr(config, name)!r}"
         for name, value in wanted.items()
         if getattr(config, name) != value
     ]
+    return [*foreign, *([f"pool {pool!r}"] if pool in WIDE else [])]
 
 
 def _transformers_keys(described: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
@@ -109,7 +114,8 @@ def _timm_keys(
     head = described.get("classifier")
     classes = 0 if head is None else head["num_classes"]
     of_classifier = None if head is None else head["pool"]
-    pool = "token" if of_classifier == "cls" else "avg"
+    # A wide pool keeps its name, so that timm's class refuses what it cannot pool.
+    pool = "token" if of_classifier == "cls" else of_classifier if of_classifier in WIDE else "avg"
     # timm's average leaves the class token out unless it is told not to.
     prefix = {"pool_include_prefix": True} if of_classifier == "mean-all" else {}
     keys: dict[str, Any] = {

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from crate_mae.models.classifier import CrateClassifier, Pool
+from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -25,6 +25,7 @@ from crate_mae.models.config import (
     Preprocess,
 )
 from crate_mae.models.crate_encoder import CrateEncoder
+from crate_mae.models.pools import Pool
 from crate_mae.weights.tensors import check_match, load_exactly
 
 Layout = Literal["crate", "crate-alpha"]

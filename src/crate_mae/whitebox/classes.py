@@ -8,9 +8,9 @@ from torch import Tensor
 
 from crate_mae.batches.prepared import UNLABELLED
 from crate_mae.models.autoencoder import CrateMAE
-from crate_mae.models.classifier import pool_tokens
 from crate_mae.models.crate_encoder import CrateEncoder
 from crate_mae.models.half_steps import HalfStep
+from crate_mae.models.pools import pool_tokens
 from crate_mae.sources.base import ImageSource
 from crate_mae.whitebox.measures import class_rate_reduction, unit_rows
 from crate_mae.whitebox.streaming import ClassMoments
