@@ -7,11 +7,12 @@ deviation over draws of the labels), and nearest neighbours with all. Beside the
 untrained, raw pixels (reduced to 16 px), and histograms of oriented gradients (scikit-image). With
 --finetune each model is also fine-tuned by the recipe finetune-few-labels with 20 and 5 labels a
 class, and the same network is trained from scratch by it ("untrained"), with one rate for all
-layers and a random head. Neighbours are compared as they are, and whitened where that is better on
-held-out training images. --pool takes another pool of tokens than the mean, which then stands in
-the names of rows. Each row names the set's address without its path, how many images there were,
-and the SHA-256 of the weights. Rows are written as they come; what stands in FILE already is not
-measured again. With --docs the table also goes between the markers of a Markdown page.
+layers and a random head; heads see the pool of the row. Neighbours are compared as they are, and
+whitened where that is better on held-out training images. --pool takes another pool of tokens than
+the mean, which then stands in the names of rows. Each row names the set's address without its path,
+how many images there were, and the SHA-256 of the weights. Rows are written as they come; what
+stands in FILE already is not measured again. With --docs the table also goes between the markers of
+a Markdown page.
 """
 
 import argparse
@@ -103,11 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     keep(row, facts)
             if subject.words is None or not given.finetune:
                 continue
+            words = [*subject.words, "--pool", given.pool]
             for shots in FINETUNED:
                 if ("finetune", shots) in done or shots > fewest:
                     continue
                 found = [
-                    finetuned(subject.words, address, shots, seed, subject.size, given.setting)
+                    finetuned(words, address, shots, seed, subject.size, given.setting)
                     for seed in range(given.finetune)
                 ]
                 keep(_row("finetune", shots, found), facts)
