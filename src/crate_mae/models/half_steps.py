@@ -1,8 +1,8 @@
 """The walk through layers, half step by half step: what each took in and gave out.
 
 Everything that looks inside a layer goes this way: attention, the search for the first number that
-is not finite, the white-box analysis. Nothing is computed before it is asked
-for: `after` of a half step is computed when it is read, or when the walk goes on.
+is not finite, the white-box analysis. Nothing is computed before it is asked for: `after` of a half
+step is computed when it is read, or when the walk goes on.
 """
 
 from collections.abc import Iterable, Iterator
