@@ -426,6 +426,7 @@ def test_what_the_pool_leaves_out_is_told_as_it_was_measured() -> None:
     [
         (PLACE, "few-labels-amd-epyc-2-cores-2026-11-30.json"),
         (f"{PLACE}-wide", "few-labels-intel-xeon-2-cores-2026-11-30.json"),
+        (f"{PLACE}-own", "few-labels-own-amd-epyc-2-cores-2026-11-30.json"),
     ],
 )
 def test_the_tables_of_few_labels_are_those_of_their_records(place: str, name: str) -> None:
