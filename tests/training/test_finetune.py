@@ -293,6 +293,15 @@ def test_a_fitted_head_is_refused_where_there_is_a_head(whole: Path, tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
+def test_a_pool_that_does_not_fit_the_head_is_refused_before_any_work(tmp_path: Path) -> None:
+    config = small_finetune(pool="layers")
+    assert config.model is not None
+    config = replace(config, model=replace(config.model, head_norm="pooled"))
+    with pytest.raises(ValueError, match="choose cls, mean or mean-all"):
+        finetune(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 # Going on
 
 
