@@ -557,7 +557,7 @@ def test_configurations_of_strangers_are_refused_before_anything_is_made(
         ({"num_classes": 3.7}, "num_classes must be a whole number"),
         ({"num_classes": True}, "num_classes must be a whole number"),
         ({"num_classes": None}, "num_classes must be a whole number"),
-        ({"pool": "max"}, "pool must be one of cls, mean, mean-all, not 'max'"),
+        ({"pool": "max"}, "pool must be one of cls, mean, mean-all, mean-std, layers, not 'max'"),
         ({"pool": ["mean"]}, "pool must be one of cls, mean, mean-all"),
         ({"class_names": ["a"]}, "1 class names for 3 classes"),
         ({"class_names": "abc"}, "class_names a list or null"),
