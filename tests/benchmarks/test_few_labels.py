@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from crate_mae.training.config import FinetuneConfig
+from crate_mae.training.finetune import finetune
+from crate_mae.training.session import RunSummary
 from crate_mae.weights.shipped import SHIPPED
 from few_labels import main, table_lines
 
@@ -54,11 +57,22 @@ def test_rows_name_their_images_and_weights_but_no_place(
 
 
 def test_fine_tuned_rows_stand_beside_training_from_scratch(
-    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two draws of five labels; a record that was cut short goes on where it was."""
+    pools = []
+
+    def seen(config: FinetuneConfig, folder: str) -> RunSummary:
+        pools.append(config.pool)
+        return finetune(config, folder)
+
+    monkeypatch.setattr("few_labels.finetune", seen)
     words += ["--finetune", "2", "--setting=--optim.epochs=2", "--setting=--optim.warmup_epochs=0"]
     assert main(words) == 0
+    assert pools == ["mean"] * 4, "the pool of the rows, not that of the recipe"
     record = json.loads((tmp_path / "record.json").read_text("utf-8"))
     found = [row for row in record["rows"] if row["measure"] == "finetune"]
     assert [(row["subject"], row["shots"]) for row in found] == [

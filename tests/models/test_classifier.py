@@ -154,9 +154,9 @@ def test_a_tiny_classifier_learns_four_images_by_heart() -> None:
         ({"num_classes": 10**12}, "classes, not 1000000000000"),
         (
             {"num_classes": 3, "pool": "max"},
-            "pool must be one of cls, mean, mean-all, mean-std, ",
+            "pool must be one of cls, mean, mean-all, mean-std, layers, not 'max'",
         ),
-        ({"num_classes": 3, "pool": "tokens"}, "layers, not 'tokens'"),
+        ({"num_classes": 3, "pool": "tokens"}, "mean-all, mean-std, layers, not 'tokens'"),
         ({"num_classes": 3, "class_names": ("a", "b")}, "2 class names for 3 classes"),
     ],
     ids=str,

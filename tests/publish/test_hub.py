@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import huggingface_hub
 import pytest
@@ -20,6 +20,7 @@ from crate_mae import load_model, save_model
 from crate_mae.cli import main
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.pools import Pool
 from crate_mae.publish.card import Origin
 from crate_mae.publish.hub import check_repository, push
 from crate_mae.publish.package import Package, build_package, check_licence, write_folder
@@ -429,6 +430,14 @@ def test_only_what_timm_can_build_is_called_its_own(changes: Any, tmp_path: Path
     other = card_of(package_of(save_model(model, tmp_path / "other")))
     assert "timm" not in other.metadata["tags"]
     assert other.metadata.get("library_name") == "transformers"
+
+
+def test_a_head_on_a_wide_pool_is_not_called_timms(tmp_path: Path) -> None:
+    for pool, in_timm in (("mean", True), ("layers", False)):
+        model = CrateClassifier(digits_model(0).config, num_classes=3, pool=cast("Pool", pool))
+        card = card_of(package_of(save_model(model, tmp_path / pool)))
+        assert ("timm" in card.metadata["tags"]) == in_timm
+        assert card.metadata.get("library_name") == "transformers"
 
 
 def test_layers_that_are_not_the_papers_are_called_so(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from crate_mae.models.config import ModelConfig
 from crate_mae.publish.facts import RECIPE, Facts
 from crate_mae.publish.redact import address_and_split, hub_dataset
 from crate_mae.weights.one_folder import CLASSES, unsupported_by_timm
+from crate_mae.weights.weights_folder import find_weights
 
 _LOADING = re.compile(
     r'(    from crate_mae import load_model\n    model = load_model\(")(.+)("\)\n)'
@@ -95,7 +96,7 @@ def card_data(
     trained_on = origin.trained_on or ((found,) if found else ())
     kind = facts.weights["model"]
     config = ModelConfig.from_dict(facts.weights["config"])
-    pool = facts.weights.get("classifier", {}).get("pool")
+    pool = find_weights(facts.folder)[1].get("classifier", {}).get("pool")
     in_timm = kind in CLASSES and not unsupported_by_timm(config, pool)
     return ModelCardData(
         license=licence,
