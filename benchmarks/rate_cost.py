@@ -1,17 +1,23 @@
-"""What the coding-rate term costs: steps with and without it, in turn, in one process.
+"""What the coding-rate term costs beside a step of a model: CPU time, and values that are held.
 
-python benchmarks/rate_cost.py --preset base --batch 8 --json FILE
+python benchmarks/rate_cost.py --preset base --batch 4 --json FILE
+
+A step without the term is timed on a batch that fits this machine; a larger batch takes as many
+times as long. The term alone, forward and backward from the latent tokens of visible patches, is
+timed at each size of `--images`, and set beside a step of as many images. "Held" is what autograd
+keeps for the backward pass, counted in values. Accumulation adds a pass through the encoder, whose
+operations are counted by `crate-mae plan`.
 """
 
 import argparse
 import json
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from crate_mae.cli.options import new_file
 from crate_mae.models.autoencoder import CrateMAE
@@ -31,43 +37,81 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = CrateMAE(PRESETS[given.preset]).train()
     images = torch.randn(given.batch, 3, *model.config.image_hw)
     mask = draw_mask("random", model.config.grid, 0.75, None, batch=given.batch)
-    rate = CodingRate(
-        ObjectiveConfig(gamma=0.1), kept=int((~mask[0]).sum()), visible_only=False, accumulate=1
-    )
-    batch: dict[str, Any] = {"images": images, "mask": mask}
+    visible = int((~mask[0]).sum())
 
-    def step(*, term: bool) -> float:
-        """CPU seconds of one step, forward and backward."""
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
-        output = model(images, mask=mask)
-        loss = output.loss
-        if term:
-            loss = loss + rate(batch, output.latent, lambda _: output.latent).loss
+    def step() -> Tensor:
         model.zero_grad()
-        torch.autograd.backward(loss)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_utime - before
+        loss: Tensor = model(images, mask=mask).loss
+        return loss
 
-    step(term=True)
-    pairs = [(step(term=True), step(term=False)) for _ in range(given.rounds)]
-    ratios = sorted(with_it / without for with_it, without in pairs)
+    step_seconds = _seconds(step, given.rounds) / given.batch
+    step_held = values_held(step, model.parameters()) / given.batch
+    rows = []
+    for count in given.images:
+        term = _term_of(torch.randn(count, 1 + visible, model.config.dim, requires_grad=True))
+        seconds, held = _seconds(term, given.rounds), values_held(term)
+        rows.append(
+            {
+                "images": count,
+                "of_the_time": seconds / (count * step_seconds),
+                "of_the_values_held": held / (count * step_held),
+            }
+        )
+        print(json.dumps(rows[-1]))
     found = {
         **day_and_machine(),
         "preset": given.preset,
         "batch": given.batch,
         "rounds": given.rounds,
-        "cpu_time_ratio": {"median": median(ratios), "lowest": ratios[0], "highest": ratios[-1]},
-        "extra_values_held": given.batch * model.config.dim + 3 * given.batch**2,
+        "values_held_per_image": step_held,
+        "term": rows,
     }
-    print(json.dumps(found["cpu_time_ratio"]))
     if target is not None:
         target.write_text(json.dumps(found, indent=1) + "\n")
     return 0
 
 
+def _term_of(latent: Tensor) -> Callable[[], Tensor]:
+    """The term of latent tokens (B, 1 + visible patches, d)."""
+    objective = ObjectiveConfig(gamma=0.1)
+    rate = CodingRate(objective, kept=latent.shape[1] - 1, visible_only=True, accumulate=1)
+    of_no_use = {"mask": torch.ones(0, dtype=torch.bool)}  # as all tokens are visible
+    return lambda: rate(of_no_use, latent, lambda _: latent).loss
+
+
+def _seconds(loss: Callable[[], Tensor], rounds: int) -> float:
+    """CPU seconds of a loss and its gradient: median, after one that does not count."""
+    torch.autograd.backward(loss())
+    taken = []
+    for _ in range(rounds):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+        torch.autograd.backward(loss())
+        taken.append(resource.getrusage(resource.RUSAGE_SELF).ru_utime - before)
+    return median(taken)
+
+
+def values_held(loss: Callable[[], Tensor], weights: Iterable[Tensor] = ()) -> int:
+    """Values of the tensors that autograd keeps for the gradient of a loss, `weights` left out."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = loss()  # whose graph holds what was kept: no address is given away twice
+    torch.autograd.backward(result)
+    for weight in weights:
+        kept.pop(weight.untyped_storage().data_ptr(), None)
+    return sum(kept.values())
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = parser_of(__doc__)
     parser.add_argument("--preset", choices=PRESETS, default="base")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=4, help="images of the step that is timed")
+    parser.add_argument("--images", type=int, nargs="+", default=[4, 64, 256, 1024])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also as JSON (new file)")
     return parser

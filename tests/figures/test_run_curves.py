@@ -44,3 +44,22 @@ def test_accuracy_has_a_panel_of_its_own(tmp_path: Path) -> None:
         assert expected in words
     assert "masked loss" not in words
     assert "masked loss" in texts(draw_training(METRICS, tmp_path / "b.svg"))
+
+
+@pytest.mark.usefixtures("svg_words")
+def test_what_features_are_worth_has_panels(tmp_path: Path) -> None:
+    watched = [
+        {
+            "step": step, "train/loss": 1.0, "val/knn": 0.5, "val/probe": 0.25,
+            "val/effective_rank": 8.0, "val/coding_rate_share": 0.3,
+        }
+        for step in range(2, 5)
+    ]  # fmt: skip
+    words = texts(draw_training(watched, tmp_path / "a.svg"))
+    for expected in (
+        "linear probe, held-out labels (best 25.0%, last 25.0%)",
+        "nearest neighbours, held-out labels (best 50.0%, last 50.0%)",
+        "effective rank",
+        "R / max. R",
+    ):
+        assert expected in words

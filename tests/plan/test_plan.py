@@ -245,6 +245,10 @@ def test_a_cluster_is_reckoned_by_a_given_rate() -> None:
         ("digits", ()),
         ("digits", ("--model.mask_tokens", "decoder")),
         ("digits", ("--trainer.recompute", "true")),
+        ("digits", ("--objective.gamma", "0.1")),
+        ("digits", ("--objective.gamma", "0.1", "--trainer.accumulate", "2")),
+        ("digits", ("--objective.gamma", "0.1", "--objective.features", "tokens")),
+        ("digits", ("--objective.gamma", "0.1", "--objective.views", "2")),
         ("finetune-cifar10-small", ("--from-scratch", "debug")),
         ("finetune-cifar10-small", ("--from-scratch", "debug", "--trainer.recompute", "true")),
         (

@@ -82,6 +82,33 @@ def test_a_supervised_recipe_says_how_many_steps_it_takes(name: str, images: int
     assert f"{text}, {config.optim.epochs} epochs)" in header_of(recipe(name))
 
 
+@pytest.mark.parametrize(
+    ("name", "images"),
+    [
+        ("cifar10", 50_000), ("cifar10-gpu", 50_000), ("cifar10-overcomplete", 50_000),
+        ("cifar10-shallow", 50_000), ("cifar10-simdino", 50_000), ("digits", 1_437),
+        ("imagenet1k", 1_281_167), ("own-images", 1_884 - 188), ("tiny-imagenet", 50_000),
+    ],
+)  # fmt: skip
+def test_a_recipe_of_pre_training_says_how_many_steps_it_takes(name: str, images: int) -> None:
+    config, _ = parse_pretrain(["--config", name])
+    optim, header = config.optim, header_of(recipe(name))
+    steps = images // optim.batch_size
+    text = f"{steps * optim.epochs:,} ({steps:,} an epoch, batch {optim.batch_size:,}, "
+    assert f"{text}{optim.epochs:,} epochs)" in header
+    if name == "own-images":
+        assert f"{9000 // optim.batch_size * optim.epochs:,} for 10,000." in header
+
+
+def test_every_recipe_says_its_steps() -> None:
+    tests = (
+        test_a_recipe_of_pre_training_says_how_many_steps_it_takes,
+        test_a_supervised_recipe_says_how_many_steps_it_takes,
+    )
+    told = {name for test in tests for name, _ in test.pytestmark[0].args[1]}  # type: ignore[attr-defined]
+    assert told == {path.stem for path in RECIPES}
+
+
 @pytest.mark.parametrize("path", SUPERVISED, ids=lambda path: path.stem)
 def test_a_supervised_recipe_builds_at_its_own_size(path: Path) -> None:
     """A real step of the whole network that its header speaks of, on one image."""

@@ -330,9 +330,20 @@ def test_what_the_coding_rate_does_is_what_was_measured() -> None:
         assert words.format(*(100 * fall for fall in falls)) in told
 
 
+def encoder_means(name: str, model: str) -> dict[tuple[int, str, str], float]:
+    """Means over images and heads, by layer, point and measure, of a record of the layers."""
+    with (RECORDS / f"{name}.csv").open(newline="") as file:
+        return {
+            (int(row["layer"]), row["point"], row["measure"]): float(row["mean"])
+            for row in csv.DictReader(file)
+            if (row["model"], row["side"], row["head"]) == (model, "encoder", "")
+            and row["layer"].isdigit()
+        }
+
+
 def test_forty_epochs_with_the_coding_rate_are_those_that_were_measured() -> None:
     section = section_of(APPENDIX, "### Forty epochs with the coding rate, from nothing")
-    (table,) = tables_of(section)
+    table, by_layer = tables_of(section)
     told = " ".join(section.split())
     answer = " ".join(section_of(RESULTS, "## Does pre-training help?").split())
     found = {}
@@ -348,17 +359,23 @@ def test_forty_epochs_with_the_coding_rate_are_those_that_were_measured() -> Non
             (row,) = [row for row in rows_of(f"{stem}-{kind}") if row["subject"] == "model"]
             shows_accuracy(cell, row)
             found[stem, kind] = 100 * row["accuracy"]
-        with (RECORDS / f"{stem}-layers.csv").open(newline="") as file:
-            last = {
-                row["measure"]: float(row["mean"])
-                for row in csv.DictReader(file)
-                if (row["model"], row["side"], row["layer"], row["point"], row["head"])
-                == ("model", "encoder", "1", "sparsify", "")
-            }
-        shows(zeros, last["zero_fraction"], 100)
-        shows(rate, last["coding_rate"])
-        words = "falls by" if last["lasso_fall"] > 0 else "rises by"
-        assert f"{words} {abs(100 * last['lasso_fall']):.0f} %" in told
+        means = encoder_means(f"{stem}-layers", "model")
+        shows(zeros, means[1, "sparsify", "zero_fraction"], 100)
+        shows(rate, means[1, "sparsify", "coding_rate"])
+        fall = means[1, "sparsify", "lasso_fall"]
+        assert f"{'falls by' if fall > 0 else 'rises by'} {abs(100 * fall):.0f} %" in told
+    random = encoder_means(f"{stem}-layers", "random baseline")
+    for (_, *cells), means in zip(
+        by_layer[1:],
+        [*(encoder_means(f"{stem}-layers", "model") for stem in losses), random],
+        strict=True,
+    ):
+        for layer, rate, fall in zip((0, 1), cells[:2], cells[2:], strict=True):
+            shows(rate, means[layer, "sparsify", "coding_rate"])
+            before, after = (
+                means[layer, point, "subspace_coding_rate"] for point in ("input", "compress")
+            )
+            shows(fall, 1 - after / before, 100)
     strong, own, plain = losses
     assert f"gain {found[own, 'knn'] - found[plain, 'knn']:.1f} points" in told
     assert f"loses {found[plain, 'probe'] - found[strong, 'probe']:.1f} points" in told

@@ -19,8 +19,9 @@ from crate_mae.sources.address import open_source
 from crate_mae.sources.base import ImageSource, random_subset
 from crate_mae.sources.splits import split_off
 from crate_mae.training.config import PretrainConfig, RecordConfig
+from crate_mae.training.objectives import ObjectiveConfig
 from crate_mae.training.online import RANK, SHARE, OnlineMeasures, accuracies
-from crate_mae.training.pretrain import pretrain
+from crate_mae.training.pretrain import _callbacks, pretrain
 from crate_mae.weights.weights_folder import load_autoencoder
 
 NAMES = ("val/effective_rank", "val/coding_rate_share", "val/knn", "val/probe")
@@ -43,8 +44,10 @@ def measured(folder: Path) -> list[dict[str, float]]:
 
 
 def test_they_are_measured_when_due_and_at_the_end(run: Path) -> None:
-    assert [record["epoch"] for record in measured(run)] == [1, 2]
-    assert all(name in record for record in measured(run) for name in NAMES)
+    """Rank and rate at each validation, accuracies every second epoch and at the end."""
+    assert [record["epoch"] for record in measured(run)] == [0, 1, 2]
+    assert [record["epoch"] for record in records(run) if "val/knn" in record] == [1, 2]
+    assert all(name in record for record in measured(run)[1:] for name in NAMES)
 
 
 def test_the_run_is_the_same_without_them(run: Path, tmp_path: Path) -> None:
@@ -125,17 +128,45 @@ def test_without_labels_there_are_rank_and_rate(tmp_path: Path) -> None:
     assert "val/knn" not in last
 
 
-def test_collapsed_features_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    measures = OnlineMeasures(every=1, eps_squared=0.25, seed=0)
+def test_collapse_is_warned_of_once_with_what_helps(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Views that only have to agree agree best where all images are alike."""
+    objective = ObjectiveConfig(views=2, invariance=20.0)
+    pretrain(replace(config_of(2), objective=objective), tmp_path / "run")
+    ranks = [record[RANK] for record in measured(tmp_path / "run")]
+    assert ranks == sorted(ranks, reverse=True)
+    (warning,) = [text for text in caplog.messages if "closer together" in text]
+    assert f"effective rank {ranks[0]:.3g}, untrained" in warning
+    assert "set objective.gamma to 0.1 or lower the learning rate" in warning
+
+
+def test_the_warning_begins_anew_when_features_have_recovered(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    measures = OnlineMeasures(every=1, eps_squared=0.25, seed=0, advice="do this")
     measures.untrained = {RANK: 10.0, SHARE: 0.5}
     with caplog.at_level(logging.WARNING, logger="crate_mae"):
         measures._warn_of_collapse({RANK: 11.0, SHARE: 0.6}, 1)
         assert not caplog.records
         measures._warn_of_collapse({RANK: 4.0, SHARE: 0.6}, 2)
         measures._warn_of_collapse({RANK: 3.0, SHARE: 0.6}, 3)
-    assert len(caplog.records) == 1
-    assert "effective rank 4, untrained 10" in caplog.text
-    assert "coding rate" not in caplog.text.split("(")[1].split(")")[0]
+        assert len(caplog.records) == 1
+        measures._warn_of_collapse({RANK: 11.0, SHARE: 0.6}, 4)
+        measures._warn_of_collapse({RANK: 11.0, SHARE: 0.4}, 5)
+    assert "effective rank 4, untrained 10" in caplog.messages[0]
+    assert "coding rate" not in caplog.messages[0].split("(")[1].split(")")[0]
+    assert "share of the largest coding rate 0.4, untrained 0.5" in caplog.messages[1]
+    assert caplog.messages[1].endswith("If it stays so, do this")
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3])
+def test_what_helps_depends_on_the_weight_that_is_set(gamma: float, tmp_path: Path) -> None:
+    config = replace(config_of(2), objective=ObjectiveConfig(gamma=gamma))
+    _, measures = _callbacks(config, tmp_path)
+    assert isinstance(measures, OnlineMeasures)
+    told = "raise objective.gamma above 0.3" if gamma else "set objective.gamma to 0.1"
+    assert measures.advice == f"{told} or lower the learning rate"
 
 
 def test_a_number_of_epochs_below_zero_is_refused() -> None:

@@ -10,14 +10,15 @@ from data_cases import MODEL
 from torch import Tensor
 from training_runs import final_state, records, small_config, two_processes, write_recipe
 
+from crate_mae.batches.config import DataConfig
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.backbone import MaskedAutoencoder
 from crate_mae.models.config import Preprocess
 from crate_mae.models.masks import draw_mask
 from crate_mae.training.config import OptimConfig, TrainerConfig
-from crate_mae.training.objectives import ObjectiveConfig
+from crate_mae.training.objectives import ObjectiveConfig, SimDINOConfig
 from crate_mae.training.pretrain import pretrain
-from crate_mae.training.rate_term import CodingRate
+from crate_mae.training.rate_term import CodingRate, loss_in_words
 from crate_mae.vitmae.model import build_vitmae, vitmae_config
 from crate_mae.whitebox.measures import coding_rate
 
@@ -174,6 +175,58 @@ def test_accumulation_trains_what_one_batch_trains(whole: Path, tmp_path: Path) 
     trainer = TrainerConfig(accelerator="cpu", devices=1, accumulate=4)
     pretrain(small_config(optim=OPTIM, objective=RATE, trainer=trainer), tmp_path / "four")
     compare(whole, tmp_path / "four")
+
+
+def test_the_log_says_what_is_minimised(whole: Path) -> None:
+    said = "loss: masked loss + 0.5 x (1 - R / max. R); R is of mean visible patch tokens over 32"
+    assert said in (whole / "log.txt").read_text()
+
+
+def test_the_log_says_when_the_rate_depends_on_how_a_step_is_split(tmp_path: Path) -> None:
+    config = small_config(
+        optim=replace(OPTIM, epochs=1, warmup_epochs=0),
+        objective=replace(RATE, over="batch"),
+        trainer=TrainerConfig(accelerator="cpu", devices=1, accumulate=4),
+    )
+    pretrain(config, tmp_path / "run")
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "over 8 images, a part of the 32 of a step, so that the result depends on how" in log
+
+
+@pytest.mark.parametrize(
+    ("objective", "words"),
+    [
+        (ObjectiveConfig(), "masked loss"),
+        (replace(RATE, over="batch"), "patch tokens over 32 images"),
+        (replace(RATE, features="class_token"), "R is of class tokens over 32 images"),
+        (
+            replace(RATE, features="tokens", over="batch"),
+            "R is of visible patch tokens of each image by themselves",
+        ),
+        (
+            VIEWS,
+            "masked loss + 0.5 x (1 - R / max. R) + 0.3 x disagreement of 2 views; R is of mean"
+            " visible patch tokens over 32 images",
+        ),
+        (replace(VIEWS, gamma=0.0), "masked loss + 0.3 x disagreement of 2 views"),
+    ],
+)
+def test_the_loss_in_words(objective: ObjectiveConfig, words: str) -> None:
+    said = loss_in_words(small_config(optim=OPTIM, objective=objective), 32)
+    assert said.endswith(words)
+    assert said.startswith("masked loss")
+
+
+@pytest.mark.parametrize(("whole", "images"), [(True, "32 images"), (False, "16 images, a part")])
+def test_the_loss_of_simdino_in_words(whole: bool, images: str) -> None:
+    config = small_config(
+        optim=OPTIM,
+        data=DataConfig(source="digits"),
+        method="simdino",
+        simdino=SimDINOConfig(reduce_cov=whole, coefficient=2.0),
+    )
+    expected = "-2 x compression - expansion; R is of class tokens through the head over " + images
+    assert loss_in_words(config, 16).startswith(expected)
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(whole: Path, tmp_path: Path) -> None:

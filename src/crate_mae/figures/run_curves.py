@@ -27,13 +27,13 @@ _LEARNING_RATES = ("lr", "train/lr", "learning_rate", "lr-AdamW")
 def draw_training(
     metrics: Sequence[dict[str, float]], path: str | Path, *, overwrite: bool = False
 ) -> Path:
-    """The path of a picture of the losses, what accuracies and rank there are, the learning rate.
+    """The path of a picture of losses, what accuracies, rank and rate there are, learning rate.
 
     Each row of `metrics` has a "step" and any of "train/loss", "val/loss", "val/mean_colour",
     "val/patch_mean" (of masked completion), "train/accuracy", "val/accuracy" (of classification,
     from 0 to 1), "val/mean_iou", "val/pixel_accuracy" (of masks), "val/probe", "val/knn",
-    "val/effective_rank" (of features measured in training) and "lr"; what is absent or not finite
-    is left out.
+    "val/effective_rank", "val/coding_rate_share" (of features measured in training) and "lr"; what
+    is absent or not finite is left out.
     Raises as `check_figure_target`, and ValueError when no row has a loss.
     """
     path = check_figure_target(path, overwrite=overwrite)
@@ -52,12 +52,17 @@ def draw_training(
         )
         if len((curve := _curve(metrics, key))[0])
     ]
-    rank = _curve(metrics, "val/effective_rank")
+    spreads = [
+        (curve, name)
+        for key, name in (
+            ("val/effective_rank", "effective rank"),
+            ("val/coding_rate_share", "R / max. R"),
+        )
+        if len((curve := _curve(metrics, key))[0])
+    ]
     rate = next((c for key in _LEARNING_RATES if len((c := _curve(metrics, key))[0])), None)
 
-    heights = [
-        4, *([2.5] if accuracies else []), *([1] if len(rank[0]) else []), *([1] if rate else [])
-    ]  # fmt: skip
+    heights = [4, *([2.5] if accuracies else []), *[1] * len(spreads), *([1] if rate else [])]
     figure = new_figure(8, sum(heights) if len(heights) > 1 else 4)
     grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
     axes = figure.add_subplot(grid[0])
@@ -79,10 +84,10 @@ def draw_training(
     _finish_losses(axes, np.concatenate([train[1], validation[1]]), kind)
     if accuracies:
         _draw_accuracies(figure.add_subplot(grid[1], sharex=axes), accuracies)
-    if len(rank[0]):
-        small = figure.add_subplot(grid[2 if accuracies else 1], sharex=axes)
-        _line(small, rank, "", GREY)
-        small.set_ylabel("effective rank")
+    for place, (curve, name) in enumerate(spreads, 2 if accuracies else 1):
+        small = figure.add_subplot(grid[place], sharex=axes)
+        _line(small, curve, "", GREY)
+        small.set_ylabel(name)
         small.set_ylim(bottom=0)
     if rate:
         small = figure.add_subplot(grid[-1], sharex=axes)

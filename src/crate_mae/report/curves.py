@@ -17,6 +17,7 @@ NAMES = {
     "val/knn": "kNN",
     "val/probe": "Probe",
     "val/effective_rank": "Rank",
+    "val/coding_rate_share": "R / max. R, held-out",
     "train/coding_rate": "R",
     "train/largest_rate": "Max. R",
     "train/disagreement": "Views disagree",

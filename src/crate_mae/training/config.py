@@ -154,8 +154,9 @@ class RecordConfig(CheckpointConfig):
     reconstruct_images: int = 8
     """How many fixed images are drawn."""
     measure_epochs: int = 5
-    """Measure features of held-out images every so many epochs: rank and coding rate, and, where
-    there are labels, nearest neighbours and a linear probe; 0 for never."""
+    """Where there are labels, try held-out images by nearest neighbours and a linear probe every so
+    many epochs. Rank and coding rate of their features are measured at each validation. 0: none of
+    it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

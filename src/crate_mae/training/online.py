@@ -1,7 +1,8 @@
 """What features are worth while they train: rank, rate, and accuracy where there are labels.
 
-Frozen features of unmasked held-out images, measured by the same code as afterwards, on few images
-so that it takes seconds. Nothing random is drawn from the run, so that the run stays the same.
+Frozen features of unmasked held-out images, measured by the same code as afterwards, on few images:
+less than 1 % of the time of a run of `cifar10-shallow` (docs/speed.md). Nothing random is drawn
+from the run, so that the run stays the same.
 """
 
 import logging
@@ -30,20 +31,18 @@ TRAINING_IMAGES = 2000
 NEIGHBOURS, TEMPERATURE, PENALTY = 20, 0.07, 1e-2
 """One setting each, as nothing may be chosen in seconds; the evaluation afterwards does choose."""
 
-ADVICE = "set objective.gamma to 0.1 or lower the learning rate"
-"""What helps masked pre-training whose features collapse."""
-
 RANK, SHARE = "val/effective_rank", "val/coding_rate_share"
 
 
 class OnlineMeasures(Callback):
-    """Logs what the features of held-out images are worth, every few epochs and at the end.
+    """Logs what the features of held-out images are worth.
 
-    `val/effective_rank` and `val/coding_rate_share` (the coding rate over its largest value) need
-    no labels; `val/knn` and `val/probe` are accuracies on validation images, where they and the
-    training images have labels of the same classes. Features are mean patch tokens or, with `pool`
-    "cls", class tokens. Warns when the features have collapsed: rank
-    or rate below those of the same network untrained.
+    At each validation `val/effective_rank` and `val/coding_rate_share` (the coding rate over its
+    largest value). Every `every` epochs and at the end also `val/knn` and `val/probe`: accuracies
+    on validation images, where they and the training images have labels of the same classes. With
+    0 nothing is measured. Features are mean patch tokens or, with `pool` "cls", class tokens. Warns
+    when the features have collapsed, rank or rate below those of the same network untrained, with
+    `advice` on what helps.
     """
 
     def __init__(
@@ -52,8 +51,8 @@ class OnlineMeasures(Callback):
         every: int,
         eps_squared: float,
         seed: int,
+        advice: str,
         pool: Pool = "mean",
-        advice: str = ADVICE,
     ) -> None:
         self.every, self.eps_squared, self.seed = every, eps_squared, seed
         self.pool, self.advice = pool, advice
@@ -61,22 +60,25 @@ class OnlineMeasures(Callback):
         self._warned = False
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure and log when due; a failed measurement is logged, not fatal."""
-        epoch = trainer.current_epoch + 1
-        due = self.every and (epoch % self.every == 0 or epoch == trainer.max_epochs)
+        """Measure and log; a failed measurement is logged, not fatal."""
         # Sharded weights are whole only inside a step.
-        if not due or not trainer.is_global_zero or "FSDP" in type(trainer.strategy).__name__:
+        sharded = "FSDP" in type(trainer.strategy).__name__
+        if not self.every or not trainer.is_global_zero or sharded:
             return
+        epoch = trainer.current_epoch + 1
+        due = epoch % self.every == 0 or epoch == trainer.max_epochs
         try:
-            found = self.measured(trainer, pl_module)
+            found = self.measured(trainer, pl_module, by_labels=due)
         except Exception as error:  # whatever measuring stumbles over, training goes on
             logger.warning("features not measured at epoch %d: %s", epoch, error)
             return
         pl_module.log_dict(found, rank_zero_only=True)
         self._warn_of_collapse(found, epoch)
 
-    def measured(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
-        """What is logged, by name; empty without validation images."""
+    def measured(
+        self, trainer: Trainer, module: LightningModule, *, by_labels: bool
+    ) -> dict[str, float]:
+        """What is logged, by name, accuracies `by_labels`, too; empty without held-out images."""
         assert isinstance(module, TrainingModule)
         model = module.backbone
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -88,7 +90,7 @@ class OnlineMeasures(Callback):
             self.untrained = self.spread(features_of(fresh, held_out, self.pool))
         features = features_of(model, held_out, self.pool)
         found = self.spread(features)
-        train = data.train_source
+        train = data.train_source if by_labels else None
         if isinstance(train, ImageSource) and can_compare(train, data.val_source):
             few = random_subset(train, TRAINING_IMAGES)
             found |= accuracies(features_of(model, few, self.pool), features)

@@ -26,7 +26,7 @@ from crate_mae.training.callbacks import Monitor, is_main_process
 from crate_mae.training.config import PretrainConfig
 from crate_mae.training.masked_completion import MaskedCompletion
 from crate_mae.training.online import OnlineMeasures
-from crate_mae.training.rate_term import coding_rate_of
+from crate_mae.training.rate_term import coding_rate_of, loss_in_words
 from crate_mae.training.reconstructions import Reconstructions
 from crate_mae.training.run_folder import check_start, continuing, recorded_preprocess
 from crate_mae.training.self_distillation import self_distillation, view_network
@@ -106,6 +106,7 @@ def pretrain(
         module = _module(config, origin, data.preprocess, session)
         with session.recording(config, data, resume=resume, changes=changes, command=command):
             if is_main_process():
+                logger.info("loss: %s", loss_in_words(config, data.batch_size))
                 _warn_of_few_steps(config, data)
             finished = session.fit(module, data, resume=resume)
         return session.summary(finished=finished)
@@ -165,7 +166,9 @@ def _callbacks(config: PretrainConfig, folder: Path) -> list[Callback]:
     sheets = Reconstructions(
         folder, every=record.reconstruct_epochs, count=record.reconstruct_images
     )
-    return [sheets, measures()]
+    gamma = config.objective.gamma
+    more = f"raise objective.gamma above {gamma:g}" if gamma else "set objective.gamma to 0.1"
+    return [sheets, measures(advice=f"{more} or lower the learning rate")]
 
 
 def _module(

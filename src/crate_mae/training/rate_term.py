@@ -100,6 +100,44 @@ class CodingRate:
         return (patches * visible).sum(dim=1) / visible.sum(dim=1)
 
 
+FEATURES_IN_WORDS = {
+    "pooled": "mean visible patch tokens",
+    "class_token": "class tokens",
+    "tokens": "visible patch tokens of each image by themselves",
+}
+
+
+def loss_in_words(config: PretrainConfig, batch_size: int) -> str:
+    """What a run minimises, with the features that a rate is of; `batch_size` is of a device.
+
+    It says aloud when the result depends on how a step is split over devices and accumulation.
+    """
+    images, objective = config.optim.batch_size, config.objective
+    if config.method == "simdino":
+        sizes, whole = config.simdino, config.simdino.reduce_cov
+        terms = [f"-{sizes.coefficient:g} x compression", "- expansion"]
+        of = "class tokens through the head"
+    else:
+        whole = objective.over == "step" or objective.features == "tokens"
+        terms = ["masked loss"]
+        if objective.gamma:
+            terms.append(f"+ {objective.gamma:g} x (1 - R / max. R)")
+        if objective.invariance:
+            terms.append(f"+ {objective.invariance:g} x disagreement of {objective.views} views")
+        of = FEATURES_IN_WORDS[objective.features]
+        if objective.gamma == 0:
+            return " ".join(terms)
+        if objective.features == "tokens":
+            return f"{' '.join(terms)}; R is of {of}"
+    said = f"{' '.join(terms)}; R is of {of} over {images if whole else batch_size} images"
+    if whole or batch_size == images:
+        return said
+    return (
+        f"{said}, a part of the {images} of a step, so that the result depends on how a step is"
+        " split over devices and accumulation"
+    )
+
+
 def coding_rate_of(config: PretrainConfig) -> CodingRate | None:
     """The coding rate that a run trains on; None where all weights are 0."""
     if config.objective.gamma == 0 and config.objective.invariance == 0:

@@ -21,6 +21,7 @@ SHOWN = {
     "knn": "val/knn",
     "probe": "val/probe",
     "rank": "val/effective_rank",
+    "R/max": "val/coding_rate_share",
 }
 
 
