@@ -1,6 +1,7 @@
 """Measures of features while they train: as measured afterwards, without effect on the run."""
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -48,6 +49,10 @@ def test_they_are_measured_when_due_and_at_the_end(run: Path) -> None:
     assert [record["epoch"] for record in measured(run)] == [0, 1, 2]
     assert [record["epoch"] for record in records(run) if "val/knn" in record] == [1, 2]
     assert all(name in record for record in measured(run)[1:] for name in NAMES)
+    (told,) = re.findall(
+        r"features measured in ([\d.]+) s; so every 2", (run / "log.txt").read_text()
+    )
+    assert 0 <= float(told) < 60
 
 
 def test_the_run_is_the_same_without_them(run: Path, tmp_path: Path) -> None:
