@@ -3,6 +3,12 @@
 The sparse rate reduction R(Z) - R^c(Z | U) - lambda |Z| that the layers are derived from asks for a
 large R. The layers lower R^c and |Z|; nothing in them raises R, and neither does the masked loss.
 The term here does: it is 0 where features fill all the room there is and grows as they collapse.
+
+With rows of F scaled to length 1 and a = d / (n eps^2), dR/dF = a (I + a F F^T)^-1 F: each feature
+is pushed away from the directions that are full. Relatives: the pairwise term of U-MAE (Zhang et
+al., 2022), the mean of (f_i . f_j)^2, is the second order of -R in a; SimDINO (Wu et al., 2025)
+maximises R of a head's output. docs/model.md compares them.
+
 Shapes: n features (or tokens) of d values, B images.
 """
 
