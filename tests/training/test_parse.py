@@ -103,6 +103,10 @@ def test_no_setting_outside_the_sections_is_left_out(kind: type, tested: dict[st
     assert {field.name for field in fields(kind)} - sections == set(tested)
 
 
-def test_the_recipe_for_few_labels_begins_with_the_probe() -> None:
+def test_what_a_recipe_says_is_taken() -> None:
     config, _ = parse_finetune(["photos64", "--config", "finetune-few-labels"])
-    assert (config.head_start, config.pool) == ("probe", "layers")
+    assert (config.pool, config.optim.batch_size, config.data.augment.min_scale) == (
+        "layers",
+        8,
+        0.5,
+    )
