@@ -22,6 +22,7 @@ OPERATORS = "quality-operators-intel-xeon-2-cores-2026-11-30"
 OPERATORS_IN_TIME = "quality-operators-time-intel-xeon-2-cores-2026-11-30"
 POOLS = "pools-intel-xeon-2-cores-2026-11-30"
 POOLS_SHORT = "pools-short-intel-xeon-2-cores-2026-11-30"
+POOLS_PARAMS = "pools-params-amd-epyc-2-cores-2026-12-01"
 DERIVED = "derived-intel-xeon-2-cores-2026-11-30"
 RESULTS = (ROOT / "docs" / "results.md").read_text("utf-8")
 APPENDIX = (ROOT / "docs" / "results-appendix.md").read_text("utf-8")
@@ -401,7 +402,10 @@ def test_fine_tuned_accuracies_are_those_of_their_records() -> None:
             shows_accuracy(cell, record(RECORDS / f"cifar10-{kind}{suffix}.json"))
 
 
-@pytest.mark.parametrize(("place", "name"), [("pools", POOLS), ("pools-short", POOLS_SHORT)])
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [("pools", POOLS), ("pools-short", POOLS_SHORT), ("pools-params", POOLS_PARAMS)],
+)
 def test_the_tables_of_pools_are_those_of_their_records(place: str, name: str) -> None:
     _, _, rest = APPENDIX.partition(f"<!-- {place} -->\n")
     shown, end, _ = rest.partition(f"<!-- /{place} -->")
