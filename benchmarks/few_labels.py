@@ -7,7 +7,7 @@ deviation over draws of the labels), and nearest neighbours with all. Beside the
 untrained, raw pixels (reduced to 16 px), and histograms of oriented gradients (scikit-image). With
 --finetune each model is also fine-tuned by the recipe finetune-few-labels with 20 and 5 labels a
 class, and the same network is trained from scratch by it ("untrained"), with one rate for all
-layers and a random head; heads see the pool of the row. Neighbours are compared as they are, and
+layers; heads see the pool of the row. Neighbours are compared as they are, and
 whitened where that is better on held-out training images. --pool takes another pool of tokens than
 the mean, which then stands in the names of rows. Each row names the set's address without its path,
 how many images there were, and the SHA-256 of the weights. Rows are written as they come; what
@@ -53,7 +53,7 @@ SHOTS = (None, 100, 20, 5)
 DRAWS = 5
 FINETUNED = {20: 50, 5: 100}
 """Labels of a class, and the epochs of fine-tuning: with fewer images an epoch has fewer steps."""
-FROM_SCRATCH = {"--head_start": "random", "--optim.layer_decay": "1"}
+FROM_SCRATCH = {"--optim.layer_decay": "1"}
 """What suits fresh weights in place of the recipe's settings."""
 PIXELS, GRADIENTS = 16, 64
 """Side in px to which images are brought for both baselines."""

@@ -345,7 +345,9 @@ def test_too_many_broken_images_stop_the_run_with_a_list(cache_gib: float) -> No
             module.broken.note(batch["broken"])
         module.broken.stop_if_too_many()
 
-    message = r"6 of 30 .* allowed share of 0\.1 \(data\.max_broken\):\n  picture-00\d: torn\n"
+    message = (
+        r"6 of 30 .* allowed share of 0\.1: .* set data\.max_broken to 0\.2\n  picture-00\d: torn\n"
+    )
     with pytest.raises(TooManyBrokenImagesError, match=message) as caught:
         train()
     assert all(f"\n  picture-00{i}: torn" in str(caught.value) for i in range(6))

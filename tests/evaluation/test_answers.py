@@ -67,6 +67,26 @@ def test_a_model_is_better_only_where_intervals_part(
     assert ("`crate-mae " in answer.text) == (not better), "what to try where it is not better"
 
 
+def test_equal_accuracies_are_level() -> None:
+    rows = [line("model", 0.7, 0.65, 0.75), line("random baseline", 0.7, 0.65, 0.75)]
+    (answer,) = beside_baselines(rows, "probe")
+    assert answer.text.startswith("Linear probe: 70.0%, level with random baseline (70.0%), but")
+
+
+@pytest.mark.parametrize("method", ["probe", "knn"])
+def test_what_was_tried_already_is_not_advised(method: str) -> None:
+    rows = [
+        line("model", 0.5, 0.4, 0.6, pool=pool, shots=10) | {"method": method}
+        for pool in ("mean", "layers")
+    ]
+    rows.append(line("random baseline", 0.5, 0.4, 0.6) | {"method": method})
+    (narrow,) = beside_baselines([rows[0], rows[2]], method)
+    assert f"`crate-mae {method} WEIGHTS ADDRESS --shots 10 --pool mean,layers" in narrow.text
+    (wide,) = beside_baselines(rows, method)
+    assert "wider" not in wide.text
+    assert "try longer training, `crate-mae plan own-images" in wide.text
+
+
 def test_without_an_interval_nothing_is_clear() -> None:
     rows = [line("model", 0.9, 0.85, 0.95), line("raw pixels", 0.1, 0.0, 0.2) | {"interval": None}]
     assert [answer.good for answer in beside_baselines(rows, "probe")] == [None]

@@ -370,12 +370,12 @@ def test_forty_epochs_with_the_coding_rate_are_those_that_were_measured() -> Non
         [*(encoder_means(f"{stem}-layers", "model") for stem in losses), random],
         strict=True,
     ):
-        for layer, rate, fall in zip((0, 1), cells[:2], cells[2:], strict=True):
+        for layer, rate, lost in zip((0, 1), cells[:2], cells[2:], strict=True):
             shows(rate, means[layer, "sparsify", "coding_rate"])
             before, after = (
                 means[layer, point, "subspace_coding_rate"] for point in ("input", "compress")
             )
-            shows(fall, 1 - after / before, 100)
+            shows(lost, 1 - after / before, 100)
     strong, own, plain = losses
     assert f"gain {found[own, 'knn'] - found[plain, 'knn']:.1f} points" in told
     assert f"loses {found[plain, 'probe'] - found[strong, 'probe']:.1f} points" in told

@@ -25,6 +25,7 @@ from crate_mae.training.online import RANK, SHARE, OnlineMeasures, accuracies
 from crate_mae.training.pretrain import _callbacks, pretrain
 from crate_mae.weights.weights_folder import load_autoencoder
 
+MORE_HELD_OUT = replace(small_config().data, val_share=0.2)
 NAMES = ("val/effective_rank", "val/coding_rate_share", "val/knn", "val/probe")
 
 
@@ -50,7 +51,7 @@ def test_they_are_measured_when_due_and_at_the_end(run: Path) -> None:
     assert [record["epoch"] for record in records(run) if "val/knn" in record] == [1, 2]
     assert all(name in record for record in measured(run)[1:] for name in NAMES)
     (told,) = re.findall(
-        r"features measured in ([\d.]+) s; so every 2", (run / "log.txt").read_text()
+        r"features measured in ([\d.]+) s: .* each 2 epochs", (run / "log.txt").read_text()
     )
     assert 0 <= float(told) < 60
 
@@ -138,7 +139,8 @@ def test_collapse_is_warned_of_once_with_what_helps(
 ) -> None:
     """At a rate that is far too high, features of all images become alike."""
     config = config_of(2)
-    pretrain(replace(config, optim=replace(config.optim, base_lr=0.2)), tmp_path / "run")
+    config = replace(config, optim=replace(config.optim, base_lr=0.2), data=MORE_HELD_OUT)
+    pretrain(config, tmp_path / "run")
     ranks = [record[RANK] for record in measured(tmp_path / "run")]
     assert ranks == sorted(ranks, reverse=True)
     (warning,) = [text for text in caplog.messages if "closer together" in text]
@@ -151,14 +153,24 @@ def test_the_warning_begins_anew_when_features_have_recovered(
 ) -> None:
     measures = OnlineMeasures(every=1, eps_squared=0.25, seed=0, advice="do this")
     measures.untrained = {RANK: 10.0, SHARE: 0.5}
+    measures._images = 32
     with caplog.at_level(logging.WARNING, logger="crate_mae"):
         measures._warn_of_collapse({RANK: 11.0, SHARE: 0.6}, 1)
         assert not caplog.records
         measures._warn_of_collapse({RANK: 4.0, SHARE: 0.6}, 2)
         measures._warn_of_collapse({RANK: 3.0, SHARE: 0.6}, 3)
+        measures._warn_of_collapse({RANK: 9.9, SHARE: 0.6}, 4)  # nearly as untrained: no news
+        measures._warn_of_collapse({RANK: 9.0, SHARE: 0.6}, 5)
         assert len(caplog.records) == 1
-        measures._warn_of_collapse({RANK: 11.0, SHARE: 0.6}, 4)
-        measures._warn_of_collapse({RANK: 11.0, SHARE: 0.4}, 5)
+        measures._warn_of_collapse({RANK: 11.0, SHARE: 0.6}, 6)
+        measures._warn_of_collapse({RANK: 11.0, SHARE: 0.495}, 7)
+        assert len(caplog.records) == 1
+        measures._warn_of_collapse({RANK: 11.0, SHARE: 0.4}, 8)
+        assert len(caplog.records) == 2
+        measures._images = 31
+        measures._warned = False
+        measures._warn_of_collapse({RANK: 1.0, SHARE: 0.1}, 9)
+        assert len(caplog.records) == 2, "so few images say nothing"
     assert "effective rank 4, untrained 10" in caplog.messages[0]
     assert "coding rate" not in caplog.messages[0].split("(")[1].split(")")[0]
     assert "share of the largest coding rate 0.4, untrained 0.5" in caplog.messages[1]

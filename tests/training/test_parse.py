@@ -1,11 +1,14 @@
-"""Words of a command line that are no YAML: text where text is wanted, else an error."""
+"""Words and recipes as settings: none is lost, and what is no YAML is text or an error."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
 from data_cases import MODEL
 
 from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.training.config import FinetuneConfig, PretrainConfig
 from crate_mae.training.parse import parse_finetune, parse_pretrain
 from crate_mae.weights.shipped import SHIPPED
 from crate_mae.weights.weights_folder import load_model, save_model
@@ -47,3 +50,63 @@ def test_from_scratch_takes_the_architecture_of_weights(
     with pytest.raises(SystemExit):
         parse_finetune(["--from-scratch", str(tmp_path / "weights")])
     assert "says no architecture of ours: name a run, or a preset" in capsys.readouterr().err
+
+
+FINETUNE = {
+    "name": "other", "seed": 3, "task": "segment", "weights": "mine", "vitmae": "configuration",
+    "image_size": 16, "pool": "cls", "new_head": True, "head_start": "probe", "evaluate": "best",
+}  # fmt: skip
+PRETRAIN = {"name": "other", "seed": 3, "vitmae": "parameters", "method": "simdino"}
+OTHERS = {"task": ["--segment.masks", "masks"], "evaluate": ["--data.val_share", "0.2"]}
+"""What a value needs beside it."""
+
+
+@pytest.mark.parametrize(("name", "value"), FINETUNE.items())
+def test_settings_of_fine_tuning_survive_words_and_recipes(
+    name: str, value: object, tmp_path: Path
+) -> None:
+    words = [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
+    start = [] if name == "weights" else ["--from-scratch", "debug"]
+    found, _ = parse_finetune([*start, *words, *OTHERS.get(name, [])])
+    assert getattr(found, name) == value != getattr(FinetuneConfig(), name)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(found.to_dict()))
+    again, _ = parse_finetune(["--config", str(tmp_path / "recipe.yaml")])
+    assert again == found
+
+
+@pytest.mark.parametrize(("name", "value"), PRETRAIN.items())
+def test_settings_of_pre_training_survive_words_and_recipes(
+    name: str, value: object, tmp_path: Path
+) -> None:
+    found, _ = parse_pretrain([f"--{name}", str(value)])
+    assert getattr(found, name) == value
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(found.to_dict()))
+    again, _ = parse_pretrain(["--config", str(tmp_path / "recipe.yaml")])
+    assert again == found
+
+
+@pytest.mark.parametrize(
+    ("kind", "tested"), [(FinetuneConfig, FINETUNE), (PretrainConfig, PRETRAIN)]
+)
+def test_no_setting_outside_the_sections_is_left_out(kind: type, tested: dict[str, object]) -> None:
+    sections = {
+        "model",
+        "data",
+        "masking",
+        "objective",
+        "simdino",
+        "segment",
+        "optim",
+        "trainer",
+        "record",
+    }
+    assert {field.name for field in fields(kind)} - sections == set(tested)
+
+
+def test_what_a_recipe_says_is_taken() -> None:
+    config, _ = parse_finetune(["photos64", "--config", "finetune-few-labels"])
+    assert (config.pool, config.optim.batch_size, config.data.augment.min_scale) == (
+        "layers",
+        8,
+        0.5,
+    )

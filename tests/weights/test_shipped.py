@@ -26,11 +26,12 @@ from crate_mae.weights.shipped import SHIPPED
 from crate_mae.weights.weights_folder import local_weights_folder, weights_hash
 
 CIFAR10 = [name for name in SHIPPED if name.startswith("cifar10")]
+PHOTOS = [name for name in SHIPPED if name.startswith("photos")]
 _PART = "the training images of CIFAR-10 as a JPEG copy (quality 75, halved chroma), without labels"
 _PHOTOS = "50,000 training images of Tiny ImageNet, without labels"
 ORIGINS = {
     **dict.fromkeys(CIFAR10, ("mit", "JPEG copy of CIFAR-10", _PART)),
-    "photos64": ("cc-by-nc-4.0", "Tiny ImageNet", _PHOTOS),
+    **dict.fromkeys(PHOTOS, ("cc-by-nc-4.0", "Tiny ImageNet", _PHOTOS)),
 }
 """Licence, name of the data set and of its part, as each was pushed."""
 
@@ -69,8 +70,8 @@ def test_the_card_tells_what_a_user_must_know(name: str) -> None:
     model = load_model(name)
     assert ModelConfig.from_dict(recipe["model"]) == model.config
     assert set(model.config.to_dict()) - set(recipe["model"]) <= ModelConfig.ADDED
-    given = recipe["data"]["mean"]  # photos64 measured its own
-    assert given is None if name == "photos64" else given == list(model.preprocess.mean)
+    given = recipe["data"]["mean"]  # those of photographs measured their own
+    assert given is None if name in PHOTOS else given == list(model.preprocess.mean)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from math import ceil
 
 from crate_mae.sources.images import Sample, UnreadableImage
 
@@ -47,9 +48,10 @@ class BrokenImages(Mapping[str, str]):
         if len(self) <= self.allowed * self.total:
             return
         lines = "\n".join(f"  {name}: {reason}" for name, reason in self.items())
+        share = ceil(100 * len(self) / max(1, self.total)) / 100
         raise TooManyBrokenImagesError(
             f"{len(self)} of {self.total} images cannot be read, more than the allowed share of"
-            f" {self.allowed:g} (data.max_broken):\n{lines}"
+            f" {self.allowed:g}: mend or remove them, or set data.max_broken to {share:g}\n{lines}"
         )
 
 

@@ -169,11 +169,19 @@ def feature_answers(rows: Sequence[PlainRow], place: Place | None = None) -> lis
     return found
 
 
+def _of_model(rows: Sequence[PlainRow], method: str) -> list[PlainRow]:
+    return [row for row in rows if row["method"] == method and row["subject"] == "model"]
+
+
+def _read_widely(rows: Sequence[PlainRow], method: str) -> bool:
+    """Whether other pools than the usual one, or whitened features, were tried already."""
+    own = _of_model(rows, method)
+    return any(row.get("pool", "mean") != "mean" or row.get("whitened") for row in own)
+
+
 def _wider_features(rows: Sequence[PlainRow], method: str, place: Place) -> list[Answer]:
-    own = [row for row in rows if row["method"] == method and row["subject"] == "model"]
-    usual = [row for row in own if row.get("pool") == "mean" and not row.get("whitened")]
-    known = own[0].get("num_train")
-    if len(usual) < len(own) or not is_number(known) or known < MANY_KNOWN:
+    known = next(row.get("num_train") for row in _of_model(rows, method))
+    if _read_widely(rows, method) or not is_number(known) or known < MANY_KNOWN:
         return []
     words = {
         "probe": "mean and spread of the tokens of several layers often tell more",
@@ -198,23 +206,29 @@ def beside_baselines(
         better = clearly_better(model, base)
         gap = 100 * (model["accuracy"] - base["accuracy"])
         sure = ", but the intervals overlap: no clear difference" if better is None else ""
-        text = (
-            f"{_name(method)}: {model['accuracy']:.1%}, {abs(gap):.1f} points"
-            f" {'above' if gap >= 0 else 'below'} {other} ({base['accuracy']:.1%}){sure}."
-        )
+        far = f"{abs(gap):.1f} points {'above' if gap > 0 else 'below'}" if gap else "level with"
+        text = f"{_name(method)}: {model['accuracy']:.1%}, {far} {other}"
+        text += f" ({base['accuracy']:.1%}){sure}."
         rule: Rule = "untrained" if other == "random baseline" else "pixels"
         if not better:
-            text += f" {_not_better(rule, method, place, known=better is False)}"
+            known, wide = better is False, _read_widely(rows, method)
+            shots = model.get("shots")
+            text += f" {_not_better(rule, method, place, known=known, wide=wide, shots=shots)}"
         found.append(Answer(rule=rule, text=text, good=better))
     return found
 
 
-def _not_better(rule: Rule, method: str, place: Place, *, known: bool) -> str:
+def _not_better(
+    rule: Rule, method: str, place: Place, *, known: bool, wide: bool, shots: Any
+) -> str:
     unknown = f"That is not shown to be better with {_name(method).lower()}"
     if rule == "untrained":
         plan = place.command("plan", "own-images", "--data.source", place.address, "--within", "8h")
-        wider = place.command(method, place.weights, place.address, *WIDER[method])
         says = "Not better than the same network untrained" if known else unknown
+        if wide:
+            return f"{says}: try longer training, {plan}."
+        few = ("--shots", str(shots)) if is_number(shots) else ()
+        wider = place.command(method, place.weights, place.address, *few, *WIDER[method])
         return f"{says}: try wider features, {wider}, or longer training, {plan}."
     finetune = place.command(
         "finetune", place.weights, "--config", "finetune-few-labels",

@@ -93,7 +93,8 @@ def compare_models(
         if subject is not None and not isinstance(subject, partial):
             checked_layers(subject, layers)  # before any work
     if shots is not None:
-        few_shot_indices([train.label(index) for index in range(len(train))], shots, seeds[0])
+        labels = [train.label(index) for index in range(len(train))]
+        few_shot_indices(labels, shots, seeds[0], train.class_names)
 
     def features(
         subject: Backbone | None, source: ImageSource, what: str

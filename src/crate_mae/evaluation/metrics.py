@@ -67,7 +67,7 @@ def few_shot(features: Features, shots: int, seed: int) -> Features:
     Raises ValueError when a class has fewer, naming it, and for unlabelled features.
     """
     labels = [None] * len(features.values) if features.labels is None else features.labels.tolist()
-    chosen = few_shot_indices(labels, shots, seed)
+    chosen = few_shot_indices(labels, shots, seed, features.class_names)
     return replace(
         features,
         values=features.values[chosen],

@@ -60,8 +60,8 @@ def _work(plan: RunPlan) -> Iterator[Row]:
         yield (
             "",
             (
-                "very few to train from scratch: more epochs or a smaller optim.batch_size usually"
-                " help"
+                "very few, above all from scratch: more epochs or a smaller optim.batch_size"
+                " usually help"
             ),
         )
     yield (

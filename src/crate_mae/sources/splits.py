@@ -308,11 +308,13 @@ def hold_out(labels: Tensor, share: float, seed: int) -> Tensor:
     return chosen
 
 
-def few_shot_indices(labels: Sequence[int | None], shots: int, seed: int) -> list[int]:
+def few_shot_indices(
+    labels: Sequence[int | None], shots: int, seed: int, names: Sequence[str] | None = None
+) -> list[int]:
     """The indices, ascending, of `shots` images of every class, drawn at random by the seed.
 
     Images without a label (None or below 0) are never drawn. Raises ValueError for `shots` below
-    1, when nothing is labelled, and for classes with fewer than `shots` images, naming them.
+    1, when nothing is labelled, and for classes with fewer than `shots` images, by their `names`.
     """
     if shots < 1:
         raise ValueError(f"shots must be at least 1, not {shots}")
@@ -324,9 +326,15 @@ def few_shot_indices(labels: Sequence[int | None], shots: int, seed: int) -> lis
         raise ValueError("no image has a label: few-shot sets are drawn by class")
     short = {label: len(found) for label, found in sorted(members.items()) if len(found) < shots}
     if short:
-        shown = ", ".join(f"class {label} has {count}" for label, count in list(short.items())[:10])
+        shown = ", ".join(
+            f"{names[label] if names and label < len(names) else f'class {label}'} has {count}"
+            for label, count in list(short.items())[:10]
+        )
         more = f" and {len(short) - 10} more" if len(short) > 10 else ""
-        raise ValueError(f"{shots} images of every class were asked for, but {shown}{more}")
+        raise ValueError(
+            f"{shots} training images of every class were asked for, but {shown}{more}: ask for at"
+            f" most {min(short.values())}, add images, or leave such classes out"
+        )
     generator = torch.Generator().manual_seed(seed)
     chosen: list[int] = []
     for label in sorted(members):

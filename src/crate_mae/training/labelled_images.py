@@ -132,7 +132,7 @@ def _pair(
 def _chosen(train: ImageSource, config: LabelledDataConfig, seed: int) -> ImageSource:
     labels = labels_of(train)
     if config.shots is not None:
-        return subset(train, few_shot_indices(labels, config.shots, seed))
+        return subset(train, few_shot_indices(labels, config.shots, seed, train.class_names))
     if config.share is not None and config.share < 1:
         return subset(train, share_indices(torch.tensor(labels), config.share, seed))
     return train

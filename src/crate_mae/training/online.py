@@ -32,6 +32,11 @@ TRAINING_IMAGES = 2000
 NEIGHBOURS, TEMPERATURE, PENALTY = 20, 0.07, 1e-2
 """One setting each, as nothing may be chosen in seconds; the evaluation afterwards does choose."""
 
+FEWEST_IMAGES = 32
+"""Held-out images below which rank and rate say more of the images than of the network."""
+TOLERANCE = 0.02
+"""Share by which rank or rate must lie below those of the untrained network to be warned of."""
+
 RANK, SHARE = "val/effective_rank", "val/coding_rate_share"
 
 
@@ -59,6 +64,7 @@ class OnlineMeasures(Callback):
         self.pool, self.advice = pool, advice
         self.untrained: dict[str, float] | None = None
         self._warned = self._timed = False
+        self._images = 0
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure and log; a failed measurement is logged, not fatal."""
@@ -77,10 +83,10 @@ class OnlineMeasures(Callback):
         if found and due and not self._timed:
             self._timed = True
             logger.info(
-                "features measured in %.1f s; so every %d epochs and at the end, rank and rate at"
-                " each validation",
+                "features measured in %.1f s: rank and rate at each validation, and where there are"
+                " labels neighbours and probe each %s and at the end",
                 perf_counter() - started,
-                self.every,
+                "epoch" if self.every == 1 else f"{self.every} epochs",
             )
         pl_module.log_dict(found, rank_zero_only=True)
         self._warn_of_collapse(found, epoch)
@@ -95,6 +101,7 @@ class OnlineMeasures(Callback):
         if data.val_source is None or not len(data.val_source):
             return {}
         held_out = random_subset(data.val_source, HELD_OUT_IMAGES)
+        self._images = len(held_out)
         if self.untrained is None:
             fresh = model.untrained(self.seed).to(module.device)
             self.untrained = self.spread(features_of(fresh, held_out, self.pool))
@@ -113,13 +120,14 @@ class OnlineMeasures(Callback):
         return {RANK: float(effective_rank(values)), SHARE: float(share)}
 
     def _warn_of_collapse(self, found: dict[str, float], epoch: int) -> None:
-        if self.untrained is None or not found:
+        if self.untrained is None or not found or self._images < FEWEST_IMAGES:
             return
         lower = [
             f"{name} {found[key]:.3g}, untrained {self.untrained[key]:.3g}"
             for key, name in ((RANK, "effective rank"), (SHARE, "share of the largest coding rate"))
-            if found[key] < self.untrained[key]
+            if found[key] < (1 - TOLERANCE) * self.untrained[key]
         ]
+        recovered = all(found[key] >= value for key, value in self.untrained.items())
         if lower and not self._warned:
             logger.warning(
                 "at epoch %d the features of different images lie closer together than those of the"
@@ -129,7 +137,7 @@ class OnlineMeasures(Callback):
                 "; ".join(lower),
                 self.advice,
             )
-        self._warned = bool(lower)
+        self._warned = bool(lower) or (self._warned and not recovered)
 
 
 def features_of(model: Backbone, source: ImageSource, pool: Pool = "mean") -> Features:

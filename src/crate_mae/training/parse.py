@@ -3,9 +3,10 @@
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
@@ -268,12 +269,10 @@ def _with_recipe_files(arguments: list[str], parser: SettingsParser) -> list[str
 def build_config(given: Namespace) -> PretrainConfig:
     """The configuration of a parsed namespace; ValueError when its values do not fit together."""
     data, simdino = _values(given, "data"), _values(given, "simdino")
-    return PretrainConfig(
-        name=given.name,
-        seed=given.seed,
+    return _built(
+        PretrainConfig,
+        given,
         model=ModelConfig.from_dict(_values(given, "model")),
-        vitmae=given.vitmae,
-        method=given.method,
         simdino=SimDINOConfig(**{**simdino, "crops": Crops(**simdino["crops"])}),
         data=DataConfig(**{**data, "augment": Augment(**data["augment"])}),
         masking=Masking(**_values(given, "masking")),
@@ -287,24 +286,22 @@ def build_config(given: Namespace) -> PretrainConfig:
 def build_finetune_config(given: Namespace) -> FinetuneConfig:
     """The configuration of a parsed namespace; ValueError when its values do not fit together."""
     data = _values(given, "data")
-    model = given.model
-    return FinetuneConfig(
-        name=given.name,
-        seed=given.seed,
-        task=given.task,
-        weights=given.weights,
-        model=None if model is None else ModelConfig.from_dict(_values(given, "model")),
-        vitmae=given.vitmae,
-        image_size=given.image_size,
-        pool=given.pool,
-        new_head=given.new_head,
-        evaluate=given.evaluate,
+    return _built(
+        FinetuneConfig,
+        given,
+        model=None if given.model is None else ModelConfig.from_dict(_values(given, "model")),
         segment=SegmentConfig(**_values(given, "segment")),
         data=LabelledDataConfig(**{**data, "augment": SupervisedAugment(**data["augment"])}),
         optim=FinetuneOptimConfig(**_values(given, "optim")),
         trainer=TrainerConfig(**_values(given, "trainer")),
         record=CheckpointConfig(**_values(given, "record")),
     )
+
+
+def _built(kind: Callable[..., ConfigT], given: Namespace, **sections: Any) -> ConfigT:
+    """A configuration: every field that is no section as it was parsed, so that none is lost."""
+    names = [field.name for field in fields(cast("Any", kind)) if field.name not in sections]
+    return kind(**sections, **{name: given[name] for name in names})
 
 
 def _values(given: Namespace, section: str) -> dict[str, Any]:

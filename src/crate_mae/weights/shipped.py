@@ -87,7 +87,13 @@ SHIPPED = {
             name="photos64",
             sha256="419fcb05c1678874354f623397a6c581066d028e2149135f9bc9cb6f222a6c49",
             settings_sha256="eddb897794b9b31a68fa508ba09534979c84db22c70483527dd3637c3a789908",
-            summary="to start from: photographs of 64 px (Tiny ImageNet, research), 3 + 2 layers",
+            summary="photographs of 64 px (Tiny ImageNet, research), 12 epochs, 3 + 2 layers",
+        ),
+        ShippedWeights(
+            name="photos64-long",
+            sha256="a83c69b85af75b50fb4ff59ccbc7b80690975c2bc34a2190c89e69d2de265497",
+            settings_sha256="80868b2f66711ce8de5441ced99d36ad2dd85141853a83e44c9aed58e0c87eb3",
+            summary="the better start: photos64, trained on (Tiny ImageNet, research)",
         ),
     )
 }
