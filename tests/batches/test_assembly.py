@@ -49,24 +49,6 @@ def _make(keys: list[tuple[int, int]], **options: Any) -> Batch:
 # What a batch holds
 
 
-def test_views_of_a_sample_follow_each_other_and_the_first_is_that_of_one_view() -> None:
-    augment = Augment(kind="resized_crop", min_scale=0.3)
-    single, double, triple = (_make(KEYS, augment=augment, views=views) for views in (1, 2, 3))
-    images, masks = triple["images"].view(3, 3, 1, 8, 8), triple["mask"].view(3, 3, 16)
-    assert torch.equal(images[:, 0], single["images"])
-    assert torch.equal(masks[:, 0], single["mask"])
-    for sample in range(3):
-        for view in (1, 2):
-            assert not any(
-                torch.equal(images[sample, view], images[sample, i]) for i in range(view)
-            )
-            assert not any(torch.equal(masks[sample, view], masks[sample, i]) for i in range(view))
-    assert triple["names"] == single["names"]
-    # A view depends on its own number, not on how many there are.
-    assert torch.equal(double["images"].view(3, 2, 1, 8, 8), images[:, :2])
-    assert torch.equal(double["mask"].view(3, 2, 16), masks[:, :2])
-
-
 def test_a_batch_follows_from_seed_epoch_and_sample() -> None:
     batch = _make(KEYS)
     assert batch["images"].shape == (3, 1, 8, 8)

@@ -336,25 +336,6 @@ def test_batches_hold_the_sample_of_their_key() -> None:
         assert mask[order[4:]].all()
 
 
-def test_views_of_a_sample_follow_each_other() -> None:
-    settings = Augment(kind="pad_crop", padding=2)
-    batches = []
-    for views in (1, 3):
-        module = _module(Pictures(40), augment=settings, kind=MaskedBatches(views=views))
-        batches.append(next(iter(module.train_dataloader())))
-    single, triple = batches
-    images, masks = triple["images"].view(4, 3, 1, 8, 8), triple["mask"].view(4, 3, 16)
-    assert torch.equal(images[:, 0], single["images"])
-    assert torch.equal(masks[:, 0], single["mask"])
-    assert triple["names"] == single["names"]
-    source = module.train_source
-    stored = torch.stack([source.load(int(i)).image for i in triple["index"]])  # type: ignore[union-attr]
-    for view in (1, 2):
-        changed = augmented(stored, triple["index"], settings, (8, 8), 0, 0, view)
-        assert torch.equal(images[:, view], normalise(changed, module.preprocess))
-        assert not torch.equal(masks[:, view], masks[:, 0])
-
-
 def test_labelled_batches_have_targets_and_dropped_steps() -> None:
     kind = LabelledBatches(augment=SupervisedAugment(mixup=0.5), num_classes=2, drop_path=0.5)
     settings = LabelledDataConfig(on_device=True, augment=kind.augment)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from crate_mae.models.coding_rate import disagreement, largest_rate, rate_share
+from crate_mae.models.coding_rate import largest_rate, rate_share
 from crate_mae.whitebox.measures import coding_rate
 
 SIZES = st.integers(1, 9)
@@ -149,43 +149,3 @@ def test_what_is_no_set_of_features_is_refused(shape: tuple[int, ...]) -> None:
 def test_an_error_that_is_none_is_refused(eps_squared: float) -> None:
     with pytest.raises(ValueError, match="eps_squared must be a finite number above 0"):
         rate_share(torch.ones(2, 2), eps_squared=eps_squared)
-
-
-@given(st.integers(1, 5), st.integers(2, 5), SIZES, st.integers(0, 99))
-def test_disagreement_is_one_less_the_mean_cosine_of_pairs(
-    images: int, views: int, d: int, seed: int
-) -> None:
-    features = features_of(images * views, d, seed).view(images, views, d)
-    cosines = [
-        float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))
-        for of_image in features
-        for i, a in enumerate(of_image)
-        for b in of_image[:i]
-    ]
-    expected = 1 - sum(cosines) / len(cosines)
-    assert float(disagreement(features)) == pytest.approx(expected, abs=1e-12)
-
-
-def test_views_that_agree_and_views_that_cannot_disagree_more() -> None:
-    same = features_of(4, 6)[:, None].expand(-1, 3, -1)
-    assert float(disagreement(same)) == pytest.approx(0, abs=1e-12)
-    # The corners of a regular triangle lie as far apart as three directions can.
-    angles = torch.tensor([0, 2, 4], dtype=torch.float64) * math.pi / 3
-    corners = torch.stack([angles.cos(), angles.sin()], dim=1)[None]
-    assert float(disagreement(7 * corners)) == pytest.approx(3 / 2, abs=1e-12)
-
-
-def test_disagreement_of_zero_features_is_finite_and_so_is_its_gradient() -> None:
-    views = torch.zeros(2, 2, 3, requires_grad=True)
-    value = disagreement(views)
-    torch.autograd.backward(value)
-    assert float(value.detach()) == 1
-    assert views.grad is not None
-    assert bool(torch.isfinite(views.grad).all())
-    assert torch.autograd.gradcheck(disagreement, features_of(6, 4).view(3, 2, 4).requires_grad_())
-
-
-@pytest.mark.parametrize("shape", [(4, 3), (4, 1, 3), (2, 2, 2, 2)])
-def test_disagreement_needs_views(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"views must be \(B, V, d\) with V at least 2"):
-        disagreement(torch.zeros(shape))

@@ -154,15 +154,6 @@ def test_twice_the_batch_is_twice_the_step_and_as_long_a_run() -> None:
     assert (one.measured.peak, two.measured.peak) == (2 * GIB, 3 * GIB)
 
 
-@pytest.mark.parametrize("more", [(), ("--objective.gamma", "0.1"), ("--vitmae", "configuration")])
-def test_two_views_of_an_image_are_as_much_work_as_two_images(more: tuple[str, ...]) -> None:
-    words = ("--objective.views", "2", "--optim.batch_size", "32")
-    views, images = planned("digits", *more, *words), planned("digits", *more)
-    # Rates of each view are of half as many features as one of all.
-    assert views.flops == pytest.approx(images.flops, rel=0.02)
-    assert views.schedule.steps == 2 * images.schedule.steps
-
-
 def test_accumulating_computes_the_same_in_parts() -> None:
     whole, parts = planned(), planned("digits", "--trainer.accumulate", "4")
     assert parts.per_device == 16
@@ -248,7 +239,6 @@ def test_a_cluster_is_reckoned_by_a_given_rate() -> None:
         ("digits", ("--objective.gamma", "0.1")),
         ("digits", ("--objective.gamma", "0.1", "--trainer.accumulate", "2")),
         ("digits", ("--objective.gamma", "0.1", "--objective.features", "tokens")),
-        ("digits", ("--objective.gamma", "0.1", "--objective.views", "2")),
         ("finetune-cifar10-small", ("--from-scratch", "debug")),
         ("finetune-cifar10-small", ("--from-scratch", "debug", "--trainer.recompute", "true")),
         (

@@ -81,7 +81,6 @@ def batch_maker(
     masking: Masking | None = None,
     preprocess: Preprocess = GREY,
     seed: int = 0,
-    views: int = 1,
 ) -> BatchMaker:
     """A maker of batches of 8x8 images in 2x2 patches."""
     return BatchMaker(
@@ -90,7 +89,6 @@ def batch_maker(
         masking=masking or Masking(),
         grid=(4, 4),
         seed=seed,
-        views=views,
     )
 
 

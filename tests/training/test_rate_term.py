@@ -23,7 +23,6 @@ from crate_mae.vitmae.model import build_vitmae, vitmae_config
 from crate_mae.whitebox.measures import coding_rate
 
 RATE = ObjectiveConfig(gamma=0.5)
-VIEWS = replace(RATE, views=2, invariance=0.3)
 OPTIM = OptimConfig(epochs=2, batch_size=32, base_lr=1e-3, warmup_epochs=1)
 
 
@@ -99,7 +98,7 @@ def gradient(parts: int, objective: ObjectiveConfig) -> list[Tensor]:
     """Gradients of one step whose 8 images come in so many batches, averaged as training does."""
     torch.manual_seed(3)
     model = CrateMAE(MODEL).double()
-    batch = batch_of(model, 8 * objective.views)
+    batch = batch_of(model, 8)
     batch["images"] = batch["images"].double()
     pieces: list[dict[str, Any]] = [
         {key: value.chunk(parts)[i] for key, value in batch.items()} for i in range(parts)
@@ -119,11 +118,8 @@ def gradient(parts: int, objective: ObjectiveConfig) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("parts", [2, 4, 8])
-@pytest.mark.parametrize("objective", [RATE, VIEWS])
-def test_accumulation_gives_the_gradient_of_the_whole_step(
-    parts: int, objective: ObjectiveConfig
-) -> None:
-    exact = replace(objective, float64=True)
+def test_accumulation_gives_the_gradient_of_the_whole_step(parts: int) -> None:
+    exact = replace(RATE, float64=True)
     for found, expected in zip(gradient(parts, exact), gradient(1, exact), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-9)
 
@@ -204,11 +200,10 @@ def test_the_log_says_when_the_rate_depends_on_how_a_step_is_split(tmp_path: Pat
             "R is of visible patch tokens of each image by themselves",
         ),
         (
-            VIEWS,
-            "masked loss + 0.5 x (1 - R / max. R) + 0.3 x disagreement of 2 views; R is of mean"
-            " visible patch tokens over 32 images",
+            RATE,
+            "masked loss + 0.5 x (1 - R / max. R); R is of mean visible patch tokens over 32"
+            " images",
         ),
-        (replace(VIEWS, gamma=0.0), "masked loss + 0.3 x disagreement of 2 views"),
     ],
 )
 def test_the_loss_in_words(objective: ObjectiveConfig, words: str) -> None:
@@ -262,73 +257,11 @@ def test_steps_against_the_term_raise_the_rate(index: int) -> None:
         ({"eps_squared": 0.0}, "objective.eps_squared must be from 0.001 to 1000, not 0.0"),
         ({"features": "mean"}, "objective.features must be one of pooled, class_token, tokens"),
         ({"over": "device"}, "objective.over must be one of step, batch"),
-        ({"views": 0}, "objective.views must be from 1 to 64, not 0"),
-        ({"invariance": 0.1}, "compares views of an image, and objective.views is 1"),
-        ({"invariance": -1.0, "views": 2}, "objective.invariance must be a finite number from 0"),
-        ({"invariance": 0.1, "views": 2, "features": "tokens"}, "one feature of each view"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ObjectiveConfig(**changes)
-
-
-@pytest.mark.parametrize("features", ["pooled", "class_token"])
-def test_views_have_a_rate_each_and_their_disagreement_counts(features: Any) -> None:
-    model = models()[1]
-    batch = batch_of(model)
-    objective = replace(VIEWS, features=features, views=3, float64=True)
-    rate = CodingRate(objective, kept=4, visible_only=True, accumulate=1)
-    latent = model.encode_masked(batch["images"], batch["mask"]).detach()
-    term = rate(batch, latent, lambda _: latent)
-
-    # Two images of three views each, one after the other.
-    pooled = latent[:, 1:].mean(dim=1) if features == "pooled" else latent[:, 0]
-    rates, cosines = [], []
-    for view in range(3):
-        rates.append(float(coding_rate(pooled[view::3][None], eps_squared=0.25)))
-        for other in range(view):
-            for image in (0, 3):
-                a, b = pooled[image + view], pooled[image + other]
-                cosines.append(float(torch.cosine_similarity(a, b, dim=0)))
-    apart, mean = 1 - sum(cosines) / 6, sum(rates) / 3
-    assert float(term.rate) == pytest.approx(mean, rel=1e-5)
-    assert term.disagreement is not None
-    assert float(term.disagreement) == pytest.approx(apart, rel=1e-4)
-    expected = 0.5 * (1 - mean / term.largest) + 0.3 * apart
-    assert float(term.loss) == pytest.approx(expected, rel=1e-5)
-
-
-def test_tokens_of_views_are_rated_image_by_image() -> None:
-    model = models()[1]
-    batch = batch_of(model)
-    latent = model.encode_masked(batch["images"], batch["mask"])
-    terms = [
-        CodingRate(
-            ObjectiveConfig(gamma=0.5, features="tokens", views=views),
-            kept=4,
-            visible_only=True,
-            accumulate=1,
-        )(batch, latent, lambda _: latent)
-        for views in (1, 2)
-    ]
-    assert float(terms[0].loss.detach()) == float(terms[1].loss.detach())
-    assert terms[1].disagreement is None
-
-
-def test_runs_on_views_are_stopped_resumed_and_recorded(tmp_path: Path) -> None:
-    config = small_config(optim=OPTIM, objective=VIEWS)
-    pretrain(config, tmp_path / "whole")
-    pretrain(config, tmp_path / "run", stop_after=3)
-    pretrain(config, tmp_path / "run", resume=True)
-    first, second = final_state(tmp_path / "whole"), final_state(tmp_path / "run")
-    assert all(torch.equal(value, second[key]) for key, value in first.items())
-    seen = [record for record in records(tmp_path / "run") if "train/disagreement" in record]
-    assert len(seen) == 10
-    for record in seen:
-        share = record["train/coding_rate"] / record["train/largest_rate"]
-        whole = record["train/masked_loss"] + 0.5 * (1 - share) + 0.3 * record["train/disagreement"]
-        assert record["train/loss"] == pytest.approx(whole, rel=1e-5)
 
 
 def test_settings_that_do_not_fit_the_model_are_refused() -> None:

@@ -47,10 +47,7 @@ class ImageBatch(SampleBatch):
 
 
 class Batch(ImageBatch):
-    """A batch for masked training; `mask` is True where a patch is removed.
-
-    With V views of each sample, images and masks are V B, those of a sample after each other.
-    """
+    """A batch for masked training; `mask` is True where a patch is removed."""
 
     mask: Tensor
     """(B, L) boolean."""
@@ -78,8 +75,6 @@ class BatchMaker:
     masking: Masking
     grid: tuple[int, int]
     seed: int
-    views: int = 1
-    """Images that are made of each sample, with a mask each."""
 
     def __call__(
         self, samples: list[Numbered], broken: list[tuple[str, str]], step: int = 0
@@ -87,14 +82,11 @@ class BatchMaker:
         """The batch of (epoch, index, sample) triples; global random state is left as it was."""
         ratio = self.masking.step_ratio(self.seed, step)
         masks = [
-            self.masking.draw(self.grid, self.seed, epoch, index, *view, ratio=ratio)
+            self.masking.draw(self.grid, self.seed, epoch, index, ratio=ratio)
             for epoch, index, _ in samples
-            for view in view_keys(self.views)
         ]
         return Batch(
-            images=transformed_images(
-                samples, self.transform, self.preprocess, self.seed, views=self.views
-            ),
+            images=transformed_images(samples, self.transform, self.preprocess, self.seed),
             mask=torch.stack(masks),
             index=torch.tensor([index for _, index, _ in samples]),
             names=[sample.name for _, _, sample in samples],
@@ -102,20 +94,13 @@ class BatchMaker:
         )
 
 
-def view_keys(views: int) -> list[tuple[int, ...]]:
-    """What each view of a sample adds to its key; nothing the first, which is that of one view."""
-    return [(), *((view,) for view in range(1, views))]
-
-
 def transformed_images(
     samples: list[Numbered],
     transform: v2.Transform | Callable[[Tensor], Tensor],
     preprocess: Preprocess,
     seed: int,
-    *,
-    views: int = 1,
 ) -> Tensor:
-    """The transformed, normalised images (views x B, C, H, W) of samples, by sample.
+    """The transformed, normalised images (B, C, H, W) of samples.
 
     The transform draws from torch's global generator, which is seeded for each sample and put back
     afterwards. Raises ValueError naming an image whose channels do not fit.
@@ -127,9 +112,8 @@ def transformed_images(
                 image = to_channels(sample.image, preprocess.channels)
             except ValueError as error:
                 raise ValueError(f"{sample.name}: {error}") from error
-            for view in view_keys(views):
-                seed_globally(AUGMENT, seed, epoch, index, *view)
-                images.append(transform(image))
+            seed_globally(AUGMENT, seed, epoch, index)
+            images.append(transform(image))
     return normalised_batch(images, preprocess)
 
 

@@ -17,8 +17,6 @@ class MaskedBatches:
     """Masked batches for pre-training; validation masks never change."""
 
     masking: Masking = field(default_factory=Masking)
-    views: int = 1
-    """Crops and masks of each training image; those of an image follow each other."""
 
     def check(self, model: ModelConfig) -> None:
         """Raise ValueError when a mask keeps or removes no patch of the model's grid."""
@@ -27,7 +25,7 @@ class MaskedBatches:
     def training_maker(self, data: ImageDataModule) -> BatchMaker:
         """What turns training samples into batches: random transform and mask."""
         transform = training_transform(data.config.augment, data.size)
-        return self._maker(data, transform, data.seed, views=self.views)
+        return self._maker(data, transform, data.seed)
 
     def validation_maker(self, data: ImageDataModule) -> BatchMaker:
         """What turns validation samples into batches: fixed transform, fixed masks."""
@@ -41,17 +39,13 @@ class MaskedBatches:
             seed=data.seed,
             masking=self.masking,
             grid=data.model_config.grid,
-            views=self.views,
         )
 
-    def _maker(
-        self, data: ImageDataModule, transform: Any, seed: int, *, views: int = 1
-    ) -> BatchMaker:
+    def _maker(self, data: ImageDataModule, transform: Any, seed: int) -> BatchMaker:
         return BatchMaker(
             transform=transform,
             preprocess=data.preprocess,
             masking=self.masking,
             grid=data.model_config.grid,
             seed=seed,
-            views=views,
         )

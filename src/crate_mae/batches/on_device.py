@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from crate_mae.batches.assembly import ImageBatch, SourceBatches, view_keys
+from crate_mae.batches.assembly import ImageBatch, SourceBatches
 from crate_mae.batches.cache import CachedSource
 from crate_mae.batches.config import Augment, Masking
 from crate_mae.batches.on_device_transforms import Mixing, augmented
@@ -128,28 +128,18 @@ class DeviceMaker:
     """Applied to labelled images."""
     drop_rates: tuple[float, ...] | None = None
     """For each layer, the probability that an image leaves out the MSSA step."""
-    views: int = 1
-    """Images that are made of each one for masked training, with a mask each."""
 
     def images(self, kept: Tensor, index: Tensor, epoch: int) -> Tensor:
-        """Changed, normalised images (views x B, C, H, W) by sample, float32."""
-        chosen, size = kept[index], self.preprocess.size
-        changed = [
-            augmented(chosen, index, self.augment, size, self.seed, epoch, *view)
-            for view in view_keys(self.views)
-        ]
-        return normalise(_by_sample(changed), self.preprocess)
+        """Changed, normalised images (B, C, H, W), float32."""
+        size = self.preprocess.size
+        changed = augmented(kept[index], index, self.augment, size, self.seed, epoch)
+        return normalise(changed, self.preprocess)
 
     def masks(self, index: Tensor, epoch: int, step: int) -> Tensor:
-        """Masks (views x B, L) by sample, of images in an optimiser step."""
+        """Masks (B, L) of images in an optimiser step."""
         assert self.masking is not None
         ratio = self.masking.step_ratio(self.seed, step)
-        return _by_sample(
-            [
-                masks_of(self.masking, self.grid, index, self.seed, epoch, *view, ratio=ratio)
-                for view in view_keys(self.views)
-            ]
-        )
+        return masks_of(self.masking, self.grid, index, self.seed, epoch, ratio=ratio)
 
 
 class DeviceBatches(Dataset[Any]):
@@ -226,11 +216,6 @@ class FixedDeviceBatches(Dataset[Any]):
         if self.room >= 0:
             self.made[place] = batch
         return batch
-
-
-def _by_sample(views: list[Tensor]) -> Tensor:
-    """Views of samples, B of each, as one tensor (views x B, ...): those of a sample together."""
-    return views[0] if len(views) == 1 else torch.stack(views, dim=1).flatten(0, 1)
 
 
 def masks_of(

@@ -5,7 +5,6 @@ from .backbone import Backbone as Backbone
 from .backbone import ImageClassifier as ImageClassifier
 from .backbone import MaskedAutoencoder as MaskedAutoencoder
 from .classifier import CrateClassifier as CrateClassifier
-from .coding_rate import disagreement as disagreement
 from .coding_rate import largest_rate as largest_rate
 from .coding_rate import rate_share as rate_share
 from .config import PRESETS as PRESETS

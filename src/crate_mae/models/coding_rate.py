@@ -56,23 +56,6 @@ def largest_rate(n: int, d: int, *, eps_squared: float) -> float:
     return r / 2 * math.log1p(d / (r * eps_squared))
 
 
-def disagreement(views: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """1 - (mean cosine of two views of an image), over pairs and images of (B, V, d): a scalar.
-
-    From 0, all views of an image alike, to V / (V - 1). Zero features have the cosine 0 with all.
-    Computed in `dtype` or wider, outside autocast. Raises ValueError for fewer than two views.
-    """
-    if views.ndim != 3 or views.shape[1] < 2:
-        raise ValueError(f"views must be (B, V, d) with V at least 2, not {tuple(views.shape)}")
-    count = views.shape[1]
-    with torch.autocast(views.device.type, enabled=False):
-        wide = views.to(torch.promote_types(views.dtype, dtype))
-        unit = F.normalize(wide, dim=-1, eps=SHORTEST)
-        # The squared length of the sum holds every pair twice, and each view with itself.
-        pairs = unit.sum(dim=1).square().sum(dim=-1) - unit.square().sum(dim=(1, 2))
-    return 1 - pairs.mean() / (count * (count - 1))
-
-
 def half_logdet(X: Tensor, scale: float) -> Tensor:
     """1/2 logdet(I + scale X X^T) for X (..., n, d): (...), by the smaller Gram matrix."""
     gram = X.mT @ X if X.shape[-1] <= X.shape[-2] else X @ X.mT

@@ -108,7 +108,7 @@ class PlannedRun:
         assert isinstance(self.config, PretrainConfig)
         masked = model_cost(
             self.model,
-            batch=images * self.config.objective.views,
+            batch=images,
             ratio=1 - (self.config.masking.kept(self.model.grid) + 0.5) / self.model.num_patches,
             recompute=self.config.trainer.recompute,
         ).step
@@ -119,20 +119,17 @@ class PlannedRun:
         objective = config.objective
         if objective.gamma == 0:
             return 0
-        kept, views = config.masking.kept(self.model.grid), objective.views
+        kept = config.masking.kept(self.model.grid)
         with FakeTensorMode(), torch.random.fork_rng(devices=[]):
-            if objective.features == "tokens":
-                rows = [images * views, kept]
-            else:
-                rows = [views, images] if views > 1 else [images]
+            rows = [images, kept] if objective.features == "tokens" else [images]
             features = torch.empty(*rows, self.model.dim, requires_grad=True)
             found = counted_flops(
                 lambda: torch.autograd.backward(rate_share(features, eps_squared=1.0)[0].sum())
             )
             if config.looks_ahead:
                 model = CrateMAE(self.model)
-                pixels = torch.empty(views * images, self.model.channels, *self.image_hw)
-                mask = torch.empty(views * images, self.model.num_patches, dtype=torch.bool)
+                pixels = torch.empty(images, self.model.channels, *self.image_hw)
+                mask = torch.empty(images, self.model.num_patches, dtype=torch.bool)
                 with torch.no_grad():
                     found += counted_flops(lambda: model.encode_masked(pixels, mask, kept))
         return found
@@ -192,8 +189,7 @@ class PlannedRun:
     def batch(self, images: int) -> dict[str, Any]:
         """A generated batch as the run's own module takes it, on the CPU."""
         config = self.config
-        views = config.objective.views if isinstance(config, PretrainConfig) else 1
-        pixels = torch.randn(views * images, self.model.channels, *self.image_hw)
+        pixels = torch.randn(images, self.model.channels, *self.image_hw)
         if isinstance(config, PretrainConfig) and config.method == "simdino":
             crops, channels = config.simdino.crops, self.model.channels
             crops_of = {

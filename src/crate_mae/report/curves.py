@@ -20,7 +20,6 @@ NAMES = {
     "val/coding_rate_share": "R / max. R, held-out",
     "train/coding_rate": "R",
     "train/largest_rate": "Max. R",
-    "train/disagreement": "Views disagree",
     "val/compression": "Compression",
     "val/expansion": "Expansion",
     "val/largest_expansion": "Largest possible expansion",

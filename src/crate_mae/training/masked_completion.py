@@ -45,8 +45,6 @@ class MaskedCompletion(TrainingModule):
         self.watch("train/masked_loss", loss.detach())
         self.watch("train/coding_rate", term.rate)
         self.watch("train/largest_rate", term.rate.new_tensor(term.largest))
-        if term.disagreement is not None:
-            self.watch("train/disagreement", term.disagreement)
         return loss + term.loss
 
     def _latent(self, batch: Any) -> Tensor:

@@ -10,17 +10,14 @@ MAX_WIDTH = 1 << 16
 """Most values of a head's hidden layers and features."""
 MAX_LAYERS = 8
 """Most linear maps of a head."""
-MAX_VIEWS = 64
-"""Most views of an image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What is trained on beside the masked loss: the coding rate of the features, and views.
+    """What is trained on beside the masked loss: the coding rate of the features.
 
     The loss is (masked loss) + gamma (1 - R / R_max), where R is the coding rate of the latent
-    features of masked images, scaled to length 1 (docs/model.md). With several views of each image
-    R is the mean over views, and invariance x (how far the views of an image disagree) is added.
+    features of masked images, scaled to length 1 (docs/model.md).
     """
 
     gamma: float = 0.0
@@ -39,29 +36,8 @@ class ObjectiveConfig:
     device's batch, which makes the result depend on how a step is split."""
     float64: bool = False
     """Compute the term in float64 in place of float32; either is so whatever the precision."""
-    views: int = 1
-    """Crops of each image in a step, each with a mask of its own. optim.batch_size counts images,
-    so a step computes on views x optim.batch_size of them."""
-    invariance: float = 0.0
-    """Weight of the disagreement between views: 1 - (mean cosine of pairs of views of an image)."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.views <= MAX_VIEWS:
-            raise ValueError(f"objective.views must be from 1 to {MAX_VIEWS}, not {self.views}")
-        if not 0 <= self.invariance < float("inf"):
-            raise ValueError(
-                f"objective.invariance must be a finite number from 0, not {self.invariance}"
-            )
-        if self.invariance and self.views == 1:
-            raise ValueError(
-                "objective.invariance compares views of an image, and objective.views is 1: set it"
-                " to 2 or more"
-            )
-        if self.invariance and self.features == "tokens":
-            raise ValueError(
-                "objective.invariance compares one feature of each view: set objective.features to"
-                " pooled or class_token, not tokens"
-            )
         if not 0 <= self.gamma < float("inf"):
             raise ValueError(f"objective.gamma must be at least 0, not {self.gamma}")
         if not 1e-3 <= self.eps_squared <= 1e3:

@@ -150,7 +150,7 @@ def _data_module(
 def _batches(config: PretrainConfig) -> BatchKind:
     if config.method == "simdino":
         return CropBatches(crops=config.simdino.crops)
-    return MaskedBatches(masking=config.masking, views=config.objective.views)
+    return MaskedBatches(masking=config.masking)
 
 
 def _callbacks(config: PretrainConfig, folder: Path) -> list[Callback]:

@@ -1,7 +1,4 @@
-"""The coding-rate term of a training step, and the agreement of views.
-
-Both are the same however the step is split.
-"""
+"""The coding-rate term of a training step, the same however the step is split."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crate_mae.models.coding_rate import disagreement, largest_rate, rate_share
+from crate_mae.models.coding_rate import largest_rate, rate_share
 from crate_mae.models.masks import take_visible
 from crate_mae.training.config import PretrainConfig
 from crate_mae.training.objectives import ObjectiveConfig
@@ -25,13 +22,11 @@ class RateTerm:
     """The term of one batch, a scalar tensor each."""
 
     loss: Tensor
-    """gamma (1 - R / R_max), from 0 to gamma, and invariance x disagreement."""
+    """gamma (1 - R / R_max), from 0 to gamma."""
     rate: Tensor
     """R in nats."""
     largest: float
     """R_max in nats: the largest that so many features can have."""
-    disagreement: Tensor | None
-    """1 - (mean cosine of pairs of views), from 0 to V / (V - 1); None of single views."""
 
 
 class CodingRate:
@@ -56,33 +51,17 @@ class CodingRate:
         """The term of a batch with these latent tokens; `encode` gives those of other batches."""
         objective = self.objective
         dtype = torch.float64 if objective.float64 else torch.float32
-        features = self._by_view(latent, batch["mask"])
-        apart = disagreement(features, dtype=dtype) if self._compares_views else None
+        features = self.features(latent, batch["mask"])
         if objective.looks_ahead:
             features = self._whole_step(
-                batch, features, lambda part: self._by_view(encode(part), part["mask"])
+                batch, features, lambda part: self.features(encode(part), part["mask"])
             )
-        if apart is not None:
-            features = features.transpose(0, 1)  # a rate of each view, over images
         rate, share = rate_share(features, eps_squared=objective.eps_squared, dtype=dtype)
-        loss = objective.gamma * (1 - share.mean())
         return RateTerm(
-            loss=loss if apart is None else loss + objective.invariance * apart,
+            loss=objective.gamma * (1 - share.mean()),
             rate=rate.detach().mean(),
             largest=largest_rate(*features.shape[-2:], eps_squared=objective.eps_squared),
-            disagreement=None if apart is None else apart.detach(),
         )
-
-    @property
-    def _compares_views(self) -> bool:
-        return self.objective.views > 1 and self.objective.features != "tokens"
-
-    def _by_view(self, latent: Tensor, mask: Tensor) -> Tensor:
-        """Features, those of views of one image together: (images, views, d)."""
-        features = self.features(latent, mask)
-        if not self._compares_views:
-            return features
-        return features.view(-1, self.objective.views, features.shape[-1])
 
     def features(self, latent: Tensor, mask: Tensor) -> Tensor:
         """The features of the rate: (b, d), or (b, V, d) of each image's visible patches.
@@ -114,22 +93,16 @@ def loss_in_words(config: PretrainConfig, batch_size: int) -> str:
     """
     images, objective = config.optim.batch_size, config.objective
     if config.method == "simdino":
-        sizes, whole = config.simdino, config.simdino.reduce_cov
-        terms = [f"-{sizes.coefficient:g} x compression", "- expansion"]
-        of = "class tokens through the head"
+        loss = f"-{config.simdino.coefficient:g} x compression - expansion"
+        of, whole = "class tokens through the head", config.simdino.reduce_cov
+    elif objective.gamma == 0:
+        return "masked loss"
     else:
-        whole = objective.over == "step" or objective.features == "tokens"
-        terms = ["masked loss"]
-        if objective.gamma:
-            terms.append(f"+ {objective.gamma:g} x (1 - R / max. R)")
-        if objective.invariance:
-            terms.append(f"+ {objective.invariance:g} x disagreement of {objective.views} views")
-        of = FEATURES_IN_WORDS[objective.features]
-        if objective.gamma == 0:
-            return " ".join(terms)
+        loss = f"masked loss + {objective.gamma:g} x (1 - R / max. R)"
+        of, whole = FEATURES_IN_WORDS[objective.features], objective.over == "step"
         if objective.features == "tokens":
-            return f"{' '.join(terms)}; R is of {of}"
-    said = f"{' '.join(terms)}; R is of {of} over {images if whole else batch_size} images"
+            return f"{loss}; R is of {of}"
+    said = f"{loss}; R is of {of} over {images if whole else batch_size} images"
     if whole or batch_size == images:
         return said
     return (
@@ -139,8 +112,8 @@ def loss_in_words(config: PretrainConfig, batch_size: int) -> str:
 
 
 def coding_rate_of(config: PretrainConfig) -> CodingRate | None:
-    """The coding rate that a run trains on; None where all weights are 0."""
-    if config.objective.gamma == 0 and config.objective.invariance == 0:
+    """The coding rate that a run trains on; None where its weight is 0."""
+    if config.objective.gamma == 0:
         return None
     return CodingRate(
         config.objective,
