@@ -383,8 +383,12 @@ def test_forty_epochs_with_the_coding_rate_are_those_that_were_measured() -> Non
     assert f"at {found[own, 'knn']:.1f} % for neighbours and {found[own, 'probe']:.1f} %" in answer
     assert f"at {found[plain, 'knn']:.1f} and {found[plain, 'probe']:.1f} %" in answer
     assert f"at {found[strong, 'knn']:.1f} and {found[strong, 'probe']:.1f} %" in answer
-    (few,) = rows_of("cifar10-from-nothing-probe-50")
-    assert f"the probe has {100 * few['accuracy']:.1f} %" in told
+    few = {}
+    for stem in losses:
+        (row,) = rows_of(f"{stem}-probe-50")
+        few[stem] = f"{100 * row['accuracy']:.1f} %"
+    said = f"the probe has {few[own]} with 0.03, {few[strong]} with 0.1 and {few[plain]} without"
+    assert said in told
 
 
 def test_the_probe_by_layer_is_that_of_its_record() -> None:
