@@ -492,6 +492,39 @@ def test_the_table_of_shipped_models_holds_what_is_on_their_cards(name: str) -> 
     shows(row[5], accuracies["knn"], 100)
 
 
+def test_what_pre_training_adds_to_few_labels_is_told_draw_by_draw() -> None:
+    """Fine-tuned with 20 labels a class beside the same network from scratch, on the same draws."""
+    rows = record(BENCHMARKS / "few-labels-intel-xeon-2-cores-2026-11-30.json")["rows"]
+    drawn = {
+        (row["set"], row["subject"]): [100 * value for value in row["values"]]
+        for row in rows
+        if (row["measure"], row["shots"]) == ("finetune", 20)
+    }
+    page = " ".join((ROOT / "docs" / "own-images.md").read_text("utf-8").split())
+    told = " ".join(RESULTS.split())
+    means, gains = {}, {}
+    for subject, other in (("photos64-long", "photos64"), ("own-images", "own-images")):
+        ahead, means[subject], gains[subject] = [], [], []
+        for name in ("trashnet", "flowers", "pets"):
+            mine, scratch = (
+                drawn[name, f"{each}, layers"] for each in (subject, f"{other}, untrained")
+            )
+            ahead += [a - b for a, b in zip(mine, scratch, strict=True)]
+            means[subject].append((sum(mine) / 3, sum(scratch) / 3))
+            gains[subject].append(means[subject][-1][0] - means[subject][-1][1])
+        assert len(ahead) == 9
+        assert min(ahead) > 0, "in each of nine draws"
+        assert f"in each of nine draws, by {min(ahead):.1f} to {max(ahead):.1f} points" in page
+        first, last = (
+            "{:.1f}, {:.1f} and {:.1f}".format(*each) for each in zip(*means[subject], strict=True)
+        )
+        assert f"`{subject}` has {first}" in page
+        assert last in page
+        assert "by {:.1f}, {:.1f} and {:.1f}".format(*gains[subject]) in told
+    best = "{:.1f}, {:.1f} and {:.1f} %".format(*(mine for mine, _ in means["photos64-long"]))
+    assert f"three sets have {best}" in told
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_card_holds_the_notes_that_were_written_for_it(name: str) -> None:
     notes = (ROOT / "docs" / "cards" / f"{name}.md").read_text("utf-8")
