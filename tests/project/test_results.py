@@ -502,7 +502,8 @@ def test_what_pre_training_adds_to_few_labels_is_told_draw_by_draw() -> None:
     }
     page = " ".join((ROOT / "docs" / "own-images.md").read_text("utf-8").split())
     told = " ".join(RESULTS.split())
-    means, gains = {}, {}
+    means: dict[str, list[tuple[float, float]]] = {}
+    gains: dict[str, list[float]] = {}
     for subject, other in (("photos64-long", "photos64"), ("own-images", "own-images")):
         ahead, means[subject], gains[subject] = [], [], []
         for name in ("trashnet", "flowers", "pets"):
