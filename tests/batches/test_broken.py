@@ -30,7 +30,10 @@ def test_more_than_the_allowed_share_stops_and_that_much_does_not() -> None:
     images.note([("a", "torn"), ("b", "empty")])
     images.stop_if_too_many()
     images.note([("c", "torn")])
-    with pytest.raises(TooManyBrokenImagesError, match=r"3 of 4 .* 0\.5 .*\n  a: torn\n  b: empty"):
+    with pytest.raises(
+        TooManyBrokenImagesError,
+        match=r"3 of 4 .* 0\.5: .* set data\.max_broken to 0\.75\n  a: torn\n  b: empty",
+    ):
         images.stop_if_too_many()
 
 

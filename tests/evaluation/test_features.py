@@ -212,7 +212,7 @@ def test_few_shots_keep_rows_labels_and_names_together() -> None:
         index = whole.names.index(name)
         assert torch.equal(row, whole.values[index])
         assert label == whole.labels[index]
-    with pytest.raises(ValueError, match="class 0 has 10, class 1 has 10"):
+    with pytest.raises(ValueError, match="class cat has 10, class dog has 10"):
         few_shot(whole, 11, 0)
     with pytest.raises(ValueError, match="no image has a label"):
         few_shot(random_features(labelled=False), 1, 0)

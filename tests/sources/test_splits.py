@@ -36,7 +36,7 @@ def test_seeds_draw_different_images_and_every_image() -> None:
 def test_scarce_classes_are_named() -> None:
     with pytest.raises(ValueError, match=r"3 .* class 1 has 2, class 7 has 1: ask for at most 1, "):
         few_shot_indices([0, 0, 0, 1, 1, 7], 3, 0)
-    with pytest.raises(ValueError, match=r"but owl has 2, class 7 has 1: ask"):
+    with pytest.raises(ValueError, match=r"but class owl has 2, class 7 has 1: ask"):
         few_shot_indices([0, 0, 0, 1, 1, 7], 3, 0, ["cat", "owl"])
     with pytest.raises(ValueError, match="class 9 has 1 and 5 more"):
         few_shot_indices(list(range(15)), 2, 0)

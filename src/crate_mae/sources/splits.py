@@ -327,12 +327,12 @@ def few_shot_indices(
     short = {label: len(found) for label, found in sorted(members.items()) if len(found) < shots}
     if short:
         shown = ", ".join(
-            f"{names[label] if names and label < len(names) else f'class {label}'} has {count}"
+            f"class {names[label] if names and label < len(names) else label} has {count}"
             for label, count in list(short.items())[:10]
         )
         more = f" and {len(short) - 10} more" if len(short) > 10 else ""
         raise ValueError(
-            f"{shots} training images of every class were asked for, but {shown}{more}: ask for at"
+            f"{shots} images of every class were asked for, but {shown}{more}: ask for at"
             f" most {min(short.values())}, add images, or leave such classes out"
         )
     generator = torch.Generator().manual_seed(seed)
