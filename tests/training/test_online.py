@@ -177,6 +177,17 @@ def test_the_warning_begins_anew_when_features_have_recovered(
     assert caplog.messages[1].endswith("If it stays so, do this")
 
 
+def test_first_epochs_of_a_long_run_are_not_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same run, with so many epochs to come that its first ones are the begin."""
+    config = config_of(2)
+    optim = replace(config.optim, base_lr=0.2, epochs=40, warmup_epochs=1)
+    pretrain(replace(config, optim=optim, data=MORE_HELD_OUT), tmp_path / "run", stop_after=15)
+    assert measured(tmp_path / "run")
+    assert not [text for text in caplog.messages if "closer together" in text]
+
+
 @pytest.mark.parametrize("gamma", [0.0, 0.3])
 def test_what_helps_depends_on_the_weight_that_is_set(gamma: float, tmp_path: Path) -> None:
     config = replace(config_of(2), objective=ObjectiveConfig(gamma=gamma))

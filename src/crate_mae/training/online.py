@@ -34,6 +34,8 @@ NEIGHBOURS, TEMPERATURE, PENALTY = 20, 0.07, 1e-2
 
 FEWEST_IMAGES = 32
 """Held-out images below which rank and rate say more of the images than of the network."""
+BEGUN = 0.1
+"""Share of the epochs before which nothing is warned of: first steps draw features together."""
 TOLERANCE = 0.02
 """Share by which rank or rate must lie below those of the untrained network to be warned of."""
 
@@ -89,7 +91,8 @@ class OnlineMeasures(Callback):
                 "epoch" if self.every == 1 else f"{self.every} epochs",
             )
         pl_module.log_dict(found, rank_zero_only=True)
-        self._warn_of_collapse(found, epoch)
+        if epoch >= BEGUN * (trainer.max_epochs or 0):
+            self._warn_of_collapse(found, epoch)
 
     def measured(
         self, trainer: Trainer, module: LightningModule, *, by_labels: bool
