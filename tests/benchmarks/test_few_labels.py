@@ -81,7 +81,7 @@ def test_fine_tuned_rows_stand_beside_training_from_scratch(
     for row in found:
         assert len(row["values"]) == 2
         assert row["mean"] == sum(row["values"]) / 2
-    assert found[0]["mean"] > 0.9, "the head begins as the probe of dark and light"
+    assert found[0]["mean"] > 0.9, "dark and light differ"
     table = capsys.readouterr().out
     assert f"| {100 * found[1]['mean']:.1f} ± " in table
     record["rows"] = [row for row in record["rows"] if row is not found[0]]
