@@ -287,6 +287,24 @@ def test_the_card_tells_what_is_known(run: Path) -> None:
     assert kept["validation"] == {"val/loss": 0.328, "val/mean_colour": 0.991}
 
 
+@pytest.mark.parametrize("name", ["photos64", "runs/mine"])
+def test_the_card_tells_which_weights_came_first(run: Path, name: str) -> None:
+    start = {"weights": name, "sha256": "12ab" * 16}
+    (run / "start.json").write_text(json.dumps(start))
+    package = package_of(run)
+    text = " ".join(card_of(package).text.split())
+    shipped = name == "photos64"
+    named = f"{'`photos64`, ' if shipped else ''}weights of SHA-256 `{start['sha256']}`"
+    assert f"| started from | {named} |" in text
+    command = f"--init-from {'photos64' if shipped else 'WEIGHTS'} --data.source ADDRESS"
+    assert command in text
+    assert ("without them it makes another model" in text) is not shipped
+    kept = json.loads(package.files["metrics.json"])  # type: ignore[arg-type]
+    assert kept["start"] == start | ({} if shipped else {"weights": "PATH"})
+    (run / "start.json").unlink()
+    assert "init-from" not in card_of(package_of(run)).text.split("**For**")[0]
+
+
 def results_in(package: Package) -> dict[str | None, EvalResult]:
     """The results that the Hub's client reads in a card, by the name of their metric."""
     content = package.files["README.md"]

@@ -202,6 +202,18 @@ def test_commands_on_the_page_run(measured: Path, run: Path) -> None:
     assert drawn == (run / "reconstruction.png").read_bytes(), "the very picture of the page"
 
 
+def test_the_page_of_a_run_that_began_with_weights_names_them(run: Path) -> None:
+    (run / "start.json").write_text(json.dumps({"weights": "cifar10-small", "sha256": "12ab" * 16}))
+    write_report(run, measure=False)
+    page = read_page(run / "report.html")
+    again = next(line for code in page.codes for line in code.splitlines() if "-again" in line)
+    assert "--init-from cifar10-small" in again
+    assert f"It began with the weights of cifar10-small, SHA-256 {'12ab' * 16}." in page.text
+    (run / "start.json").write_text("[")
+    write_report(run, measure=False)
+    assert "start.json cannot be read" in read_page(run / "report.html").text
+
+
 def test_nothing_is_measured_twice(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("compare_models", "reconstruct_source", "analyse_models"):
         monkeypatch.setattr(measure, name, lambda *_, **__: pytest.fail("measured again"))

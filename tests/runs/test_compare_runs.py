@@ -10,6 +10,7 @@ import yaml
 from crate_mae.evaluation.metrics import wilson_interval
 from crate_mae.runs.compare_runs import compared, read_runs
 from crate_mae.runs.contents import Run
+from crate_mae.training.run_folder import Start
 
 
 def row(method: str, accuracy: float, tested: int = 1000) -> dict[str, Any]:
@@ -122,3 +123,18 @@ def test_what_could_not_be_measured_is_told() -> None:
     assert "of 1 runs" in missing
     assert "runs/b" in missing
     assert found.to_dict()["problems"] == [first.problems, []]
+
+
+def test_runs_that_began_with_other_weights_do_not_repeat_each_other() -> None:
+    runs = [made(str(seed), 0.3, row("probe", 0.5), seed=seed) for seed in range(3)]
+    runs[0].start = Start(weights="photos64", sha256="83ab12cd" + "0" * 56)
+    runs[1].start = Start(weights="runs/mine", sha256="ffffffff" + "0" * 56)
+    found = compared(runs)
+    assert found.differing["started from"] == ["photos64 83ab12cd", "runs/mine ffffffff", None]
+    assert not found.only_seeds_differ
+    assert "± " not in found.table()
+    runs[1].start = Start(weights="a/copy", sha256=runs[0].start.sha256)
+    assert compared(runs[:2]).only_seeds_differ, "the same weights under two names"
+    for run in runs[:2]:
+        run.config["weights"] = run.name
+    assert "started from" not in compared(runs[:2]).differing, "their settings tell it"

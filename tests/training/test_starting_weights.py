@@ -1,19 +1,27 @@
 """Starting from a model: its architecture taken by one word, other sizes and channels adapted."""
 
+import hashlib
+import json
 import logging
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from data_cases import MODEL
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training_runs import assert_same_run, small_config, small_finetune
 
 from crate_mae import build_model, save_model
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.patches import unpatchify
+from crate_mae.training.finetune import finetune
 from crate_mae.training.parse import parse_pretrain
+from crate_mae.training.pretrain import pretrain
 from crate_mae.training.starting_weights import starting_tensors, with_channels
 
 
@@ -98,3 +106,60 @@ def test_weights_that_cannot_be_started_from(
         config, _ = parse_pretrain(["--init-from", str(weights), f"--model.{word}", value])
         with pytest.raises(ValueError, match=rf"model\.{word}: .*Only model\.image_size"):
             starting_tensors(config, weights)
+
+
+def begun_and_lost(run: Path) -> Path:
+    """A run as it lies there when it was killed before it had saved anything."""
+    for name in ("checkpoints", "weights", "weights-best", "summary.json", "evaluation.json"):
+        gone = run / name
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink(missing_ok=True)
+    return run
+
+
+def test_a_run_that_had_saved_nothing_begins_again_with_its_weights(tmp_path: Path) -> None:
+    """Not with random ones, and not with others that lie there by now."""
+    weights = save_model(CrateMAE(MODEL), tmp_path / "weights")
+    hashed = hashlib.sha256((weights / "model.safetensors").read_bytes()).hexdigest()
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert pretrain(small_config(), whole, init_from=weights).finished
+    assert not pretrain(small_config(), run, init_from=weights, stop_after=1).finished
+    known = json.loads((run / "start.json").read_text())
+    assert known == {"weights": str(weights), "sha256": hashed}
+    begun_and_lost(run)
+    assert pretrain(small_config(), run, resume=True).finished
+    assert_same_run(whole, run)
+
+    begun_and_lost(run)
+    torch.manual_seed(7)
+    save_model(CrateMAE(MODEL), weights, overwrite=True)
+    with pytest.raises(ValueError, match=f"{hashed[:12]}.*saved nothing yet: start a new run"):
+        pretrain(small_config(), run, resume=True)
+    shutil.rmtree(weights)
+    with pytest.raises(FileNotFoundError, match="weights"):
+        pretrain(small_config(), run, resume=True)
+    (run / "start.json").write_text('{"weights": 3}')
+    with pytest.raises(ValueError, match=r"start\.json is damaged: it lacks the name or the SHA"):
+        pretrain(small_config(), run, resume=True)
+
+
+def test_what_has_saved_needs_its_first_weights_no_more(tmp_path: Path) -> None:
+    weights = save_model(CrateMAE(MODEL), tmp_path / "weights")
+    assert not pretrain(small_config(), tmp_path / "run", init_from=weights, stop_after=2).finished
+    before = (tmp_path / "run" / "start.json").read_bytes()
+    shutil.rmtree(weights)
+    assert pretrain(small_config(), tmp_path / "run", resume=True).finished
+    assert (tmp_path / "run" / "start.json").read_bytes() == before
+    assert not pretrain(small_config(), tmp_path / "new", stop_after=1).finished
+    assert not (tmp_path / "new" / "start.json").exists(), "it began with random weights"
+
+
+def test_fine_tuning_that_had_saved_nothing_refuses_other_weights(tmp_path: Path) -> None:
+    weights = save_model(CrateMAE(MODEL), tmp_path / "weights")
+    config = replace(small_finetune(), weights=str(weights), model=None)
+    assert not finetune(config, tmp_path / "run", stop_after=1).finished
+    assert json.loads((tmp_path / "run" / "start.json").read_text())["weights"] == str(weights)
+    begun_and_lost(tmp_path / "run")
+    torch.manual_seed(7)
+    save_model(CrateMAE(MODEL), weights, overwrite=True)
+    with pytest.raises(ValueError, match="saved nothing yet"):
+        finetune(config, tmp_path / "run", resume=True)

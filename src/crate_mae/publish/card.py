@@ -28,6 +28,7 @@ from crate_mae.models.config import ModelConfig
 from crate_mae.publish.facts import RECIPE, Facts
 from crate_mae.publish.redact import address_and_split, hub_dataset
 from crate_mae.weights.one_folder import CLASSES, unsupported_by_timm
+from crate_mae.weights.shipped import SHIPPED
 from crate_mae.weights.weights_folder import find_weights
 
 _LOADING = re.compile(
@@ -198,6 +199,7 @@ def model_card(
         model=table_of(_model_rows(facts)),
         training=table_of(_training_rows(facts, data_name)),
         recipe=RECIPE if facts.recipe is not None else None,
+        begun=_begun_with(facts),
         validation=_validation(named_values_at(metrics, "validation")),
         psnr=_psnr(named_values_at(metrics, "psnr")),
         comparison=_comparison(rows) if rows else None,
@@ -379,6 +381,7 @@ def _training_rows(facts: Facts, data_name: str | None) -> list[tuple[str, str]]
             "data",
             ", ".join(filter(None, (data_name, code_span(address) if address else None, images))),
         ),
+        ("started from", _start(named_values_at(metrics, "start"))),
         ("steps", _steps(metrics, optim)),
         (
             "patches removed",
@@ -391,6 +394,25 @@ def _training_rows(facts: Facts, data_name: str | None) -> list[tuple[str, str]]
         ("finished", "no: a checkpoint on the way" if metrics.get("finished") is False else ""),
     ]
     return [(what, value) for what, value in rows if value]
+
+
+def _start(start: dict[str, Any]) -> str:
+    """The weights that training began with; "" where none are known."""
+    name, sha256 = start.get("weights"), start.get("sha256")
+    if not isinstance(sha256, str):
+        return ""
+    shipped = f"{code_span(name)}, " if isinstance(name, str) and name in SHIPPED else ""
+    return f"{shipped}weights of SHA-256 {code_span(sha256)}"
+
+
+def _begun_with(facts: Facts) -> str | None:
+    """What `--init-from` has to name so that the recipe makes these weights; None for nothing."""
+    if facts.weights["model"] != "CrateMAE" or not _start(
+        start := named_values_at(facts.metrics, "start")
+    ):
+        return None
+    name = start.get("weights")
+    return name if isinstance(name, str) and name in SHIPPED else "WEIGHTS"
 
 
 def _steps(metrics: dict[str, Any], optim: dict[str, Any]) -> str:

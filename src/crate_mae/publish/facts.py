@@ -1,7 +1,7 @@
 """What is known of weights that are to be published: from the weights, their run, and results."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ MASK_KEYS = (
 )  # fmt: skip
 SECTIONS: dict[str, type] = {
     "finished": bool, "steps": int, "data": dict, "versions": dict, "validation": dict,
-    "psnr": dict, "rows": list, "test": dict,
+    "psnr": dict, "rows": list, "test": dict, "start": dict,
 }  # fmt: skip
 VERSIONS = ("crate_mae", "git", "torch")
 
@@ -137,6 +137,8 @@ def _of_run(run: Run, name: str, sha256: str) -> tuple[dict[str, Any], list[str]
         },
         "versions": {key: run.environment.get(key) for key in VERSIONS},
     }
+    if run.start is not None:
+        metrics["start"] = public_values(asdict(run.start), near=run.folder)
     left_out = []
     if run.summary is None:
         left_out.append("The run is not finished: these weights are of a checkpoint on its way.")

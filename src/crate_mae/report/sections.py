@@ -1,6 +1,7 @@
 """The page from top to bottom: which numbers, tables and figures stand under which heading."""
 
 import shlex
+from dataclasses import asdict
 from typing import Any
 
 from crate_mae.common.files import file_hash
@@ -15,7 +16,8 @@ from crate_mae.runs.contents import EVALUATION, RECONSTRUCTION, Run
 from crate_mae.runs.measure_missing import ANALYSED, PICTURES
 
 HASHED = (
-    "config.yaml", "data.json", "metrics.jsonl", "summary.json", EVALUATION, RECONSTRUCTION,
+    "config.yaml", "start.json", "data.json", "metrics.jsonl", "summary.json",
+    EVALUATION, RECONSTRUCTION,
     "analysis/layers.json", "weights/model.safetensors", "weights/config.json",
     "weights/preprocess.json", "weights-best/model.safetensors", "segmentation.png",
 )  # fmt: skip
@@ -97,9 +99,14 @@ def _hashes(run: Run) -> dict[str, Any]:
 def commands_data(run: Run) -> dict[str, Any]:
     """What was typed, and the commands that repeat training and measurements."""
     verb, folder = "finetune" if run.is_classifier else "pretrain", _folder(run)
+    # The settings of a supervised run hold its weights; those of pre-training do not.
+    begun = ["--init-from", run.start.weights] if run.start and not run.is_classifier else []
     return {
         "started": "\n".join(run.commands),
-        "again": _line(verb, "--config", f"{folder}/config.yaml", "--out", f"{folder}-again"),
+        "again": _line(
+            verb, "--config", f"{folder}/config.yaml", *begun, "--out", f"{folder}-again"
+        ),
+        "start": None if run.start is None else asdict(run.start),
         "resume": None if run.summary is not None else _line(verb, "--resume", folder),
         "measure": "\n".join(measuring_commands(run)),
         "named_split": any(run.looked_at),

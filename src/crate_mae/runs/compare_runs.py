@@ -25,6 +25,8 @@ OTHER_TRAINING_LOSSES = (
     *OTHER_LOSSES, "objective.", "data.augment.", "optim.label_smoothing", "optim.drop_path",
 )  # fmt: skip
 """The same of training losses, which are of augmented images and may hold further terms."""
+STARTED_FROM = "started from"
+"""What runs that began with other weights differ in: their name, and the begin of their SHA-256."""
 MISSING = object()
 
 
@@ -163,6 +165,12 @@ def compared(runs: Sequence[Run]) -> ComparedRuns:
         if key.startswith(LEFT_OUT) or all(value == values[0] for value in values):
             continue
         differing[key] = [None if value is MISSING else value for value in values]
+    hashes = [run.start and run.start.sha256 for run in runs]
+    if "weights" not in differing and len(set(hashes)) > 1:
+        differing[STARTED_FROM] = [
+            None if run.start is None else f"{run.start.weights} {run.start.sha256[:8]}"
+            for run in runs
+        ]
     return ComparedRuns(runs=list(runs), differing=differing)
 
 

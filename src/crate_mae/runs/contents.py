@@ -9,7 +9,13 @@ from crate_mae.common.files import user_path
 from crate_mae.common.values import is_finite, is_number
 from crate_mae.evaluation.backbones import describe_weights
 from crate_mae.training.metrics_log import JSONL, read_metrics
-from crate_mae.training.run_folder import CONFIG, load_config_values
+from crate_mae.training.run_folder import (
+    CONFIG,
+    START,
+    Start,
+    load_config_values,
+    recorded_start,
+)
 from crate_mae.weights.weights_folder import weights_hash
 from crate_mae.whitebox.table import JSON as LAYERS
 from crate_mae.whitebox.table import Measurement, read_table
@@ -34,6 +40,8 @@ class Run:
     commands: list[str] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    start: Start | None = None
+    """The weights that it began with; None for random ones and for runs that did not record it."""
     records: list[dict[str, Any]] = field(default_factory=list)
     """Lines of metrics, each with a number as its "step"."""
     summary: dict[str, Any] | None = None
@@ -134,6 +142,10 @@ def read_run(folder: str | Path) -> Run:
     run.commands = [line for line in _text(run, "command.txt").splitlines() if line.strip()]
     run.data = _values(run, "data.json") or {}
     run.environment = _values(run, "environment.json") or {}
+    try:
+        run.start = recorded_start(folder)
+    except (OSError, ValueError) as error:
+        _problem(run, f"{START} cannot be read: {error}.")
     run.summary = _values(run, "summary.json", expected=False)
     run.nonfinite = _values(run, "nonfinite.json", expected=False)
     run.warnings = _warnings(run)

@@ -27,12 +27,14 @@ from crate_mae.training.dense_images import DenseImages
 from crate_mae.training.head_start import fit_head
 from crate_mae.training.labelled_images import LabelledImages
 from crate_mae.training.run_folder import (
+    Start,
     changed_keys,
     check_start,
     continuing,
     last_step,
     load_config_values,
     recorded_preprocess,
+    recorded_start,
 )
 from crate_mae.training.segment_task import SegmentTask
 from crate_mae.training.session import (
@@ -84,9 +86,12 @@ def finetune(
     if resume and config.model is None:
         recorded = load_config_values(folder).get("model")
         config = replace(config, model=ModelConfig.from_dict(recorded) if recorded else None)
-    origin = None
+    origin, start = None, None
     if config.weights is not None and not (resume and last_step(folder) is not None):
-        origin, _ = load_backbone(config.weights)
+        origin, sha256 = load_backbone(config.weights)
+        start = Start(weights=config.weights, sha256=sha256)
+        if resume:
+            start.check_same(recorded_start(folder), folder)
     config = resolved(config, origin)
     task = TASKS[config.task]
     changes = check_start(config, folder, resume=resume, again="--weights")
@@ -122,7 +127,13 @@ def finetune(
             head = fit_head(model.to(session.device), images.train, seed=config.seed)
         module = _module(config, task, model, session)
         with session.recording(
-            config, data, facts=images.facts(), resume=resume, changes=changes, command=command
+            config,
+            data,
+            facts=images.facts(),
+            resume=resume,
+            start=start,
+            changes=changes,
+            command=command,
         ):
             if is_main_process():
                 _announce(config, task, images, data)

@@ -28,7 +28,13 @@ from crate_mae.training.masked_completion import MaskedCompletion
 from crate_mae.training.online import OnlineMeasures
 from crate_mae.training.rate_term import coding_rate_of, loss_in_words
 from crate_mae.training.reconstructions import Reconstructions
-from crate_mae.training.run_folder import check_start, continuing, recorded_preprocess
+from crate_mae.training.run_folder import (
+    check_start,
+    continuing,
+    last_step,
+    recorded_preprocess,
+    recorded_start,
+)
 from crate_mae.training.self_distillation import self_distillation, view_network
 from crate_mae.training.session import (
     RunSummary,
@@ -37,7 +43,7 @@ from crate_mae.training.session import (
     training_environment,
 )
 from crate_mae.training.short_runs import opened_to_fit
-from crate_mae.training.starting_weights import check_origin, starting_tensors
+from crate_mae.training.starting_weights import check_origin, start_of, starting_tensors
 from crate_mae.training.trackers import check_followable
 from crate_mae.training.training_module import TrainingModule
 
@@ -75,6 +81,12 @@ def pretrain(
     check_followable(config)
     check_origin(config, init_from, resume=resume)
     changes = check_start(config, folder, resume=resume, again="--init-from")
+    before = recorded_start(folder) if resume and last_step(folder) is None else None
+    if before is not None:  # it was stopped before it saved anything, so it begins anew
+        init_from = before.weights
+    start = None if init_from is None else start_of(init_from)
+    if start is not None:
+        start.check_same(before, folder)
     origin = None if init_from is None else starting_tensors(config, init_from)
     with ExitStack() as stack:
         if resume:
@@ -104,7 +116,9 @@ def pretrain(
         data.keep_on(session.device)
         seed_everything(config.seed, verbose=False)
         module = _module(config, origin, data.preprocess, session)
-        with session.recording(config, data, resume=resume, changes=changes, command=command):
+        with session.recording(
+            config, data, resume=resume, start=start, changes=changes, command=command
+        ):
             if is_main_process():
                 logger.info("loss: %s", loss_in_words(config, data.batch_size))
                 _warn_of_few_steps(config, data)

@@ -96,7 +96,14 @@ def loss_in_words(config: PretrainConfig, batch_size: int) -> str:
         loss = f"-{config.simdino.coefficient:g} x compression - expansion"
         of, whole = "class tokens through the head", config.simdino.reduce_cov
     elif objective.gamma == 0:
-        return "masked loss"
+        plain = ObjectiveConfig()
+        idle = [
+            f"objective.{name}"
+            for name in ("features", "over", "float64")
+            if getattr(objective, name) != getattr(plain, name)
+        ]
+        without = f" alone: no effect of {', '.join(idle)} while objective.gamma is 0"
+        return f"masked loss{without if idle else ''}"
     else:
         loss = f"masked loss + {objective.gamma:g} x (1 - R / max. R)"
         of, whole = FEATURES_IN_WORDS[objective.features], objective.over == "step"

@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ import yaml
 
 from crate_mae.common.environment import environment
 from crate_mae.common.escaping import EscapingFilter, printable
-from crate_mae.common.files import PATH_SCHEMES, user_path, write_atomically, writing
+from crate_mae.common.files import (
+    PATH_SCHEMES,
+    read_json_object,
+    user_path,
+    write_atomically,
+    writing,
+)
 from crate_mae.common.folder_lock import COMMAND, LOG, holding, is_unborn, unborn_hint
 from crate_mae.common.litter import sweep_below
 from crate_mae.common.yaml_files import read_yaml
@@ -26,6 +33,7 @@ from crate_mae.training.resuming import DATA, check_checkpoint, check_resumable,
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
+START = "start.json"
 FREE_ON_RESUME = (
     "name:", "record.", "trainer.accelerator:", "trainer.devices:", "trainer.num_nodes:",
     "trainer.strategy:", "trainer.compile:", "trainer.recompute:", "trainer.deterministic:",
@@ -34,6 +42,25 @@ FREE_ON_RESUME = (
     "trainer.loggers:",
 )  # fmt: skip
 """Settings that a resumed run may change: hardware, records, where the same data lie."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The weights that a run begins with, as its `start.json` holds them."""
+
+    weights: str
+    """The name by which they were found: a folder, a run, a shipped model, a Hub repository."""
+    sha256: str
+    """Of their tensor file."""
+
+    def check_same(self, before: "Start | None", folder: Path) -> None:
+        """Raise ValueError where a run in `folder` that never saved began with other weights."""
+        if before is not None and before.sha256 != self.sha256:
+            raise ValueError(
+                f"{folder} began with the weights of {before.weights} as they were then (SHA-256"
+                f" {before.sha256[:12]}), and now they are others ({self.sha256[:12]}); it has"
+                " saved nothing yet: start a new run in another folder"
+            )
 
 
 def check_start(config: RunConfig, folder: Path, *, resume: bool, again: str) -> list[str]:
@@ -167,8 +194,9 @@ def write_facts(
     *,
     command: list[str] | None,
     resume: bool,
+    start: Start | None = None,
 ) -> None:
-    """Write configuration, command, environment and what the data are.
+    """Write configuration, command, environment, what the data are and which weights came first.
 
     Raises ValueError when a resumed run meets another number of training images.
     """
@@ -186,11 +214,28 @@ def write_facts(
     kept = folder / COMMAND
     old = kept.read_text("utf-8", errors="backslashreplace") if kept.exists() else ""
     write_atomically(kept, f"{old}{printable(words)}\n")
+    if start is not None:
+        write_atomically(folder / START, json.dumps(asdict(start), indent=2) + "\n")
     write_atomically(
         folder / CONFIG, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
     )
     write_atomically(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
     write_atomically(known, json.dumps(facts, indent=2) + "\n")
+
+
+def recorded_start(folder: Path) -> Start | None:
+    """The weights that a run began with, or None: random ones, or a run of an older version.
+
+    Raises ValueError naming a file that is damaged.
+    """
+    path = folder / START
+    if not path.is_file():
+        return None
+    known = read_json_object(path)
+    weights, sha256 = known.get("weights"), known.get("sha256")
+    if not isinstance(weights, str) or not isinstance(sha256, str):
+        raise ValueError(f"{path} is damaged: it lacks the name or the SHA-256 of weights")
+    return Start(weights=weights, sha256=sha256)
 
 
 def recorded_preprocess(folder: Path) -> Preprocess | None:

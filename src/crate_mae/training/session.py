@@ -40,6 +40,7 @@ from crate_mae.training.metrics_log import MetricsLog
 from crate_mae.training.nonfinite import NonFiniteError
 from crate_mae.training.resuming import check_fits, restore_weights
 from crate_mae.training.run_folder import (
+    Start,
     last_metrics,
     last_step,
     log_file,
@@ -141,6 +142,7 @@ class Session:
         data: ImageDataModule,
         *,
         resume: bool,
+        start: Start | None,
         changes: Sequence[str],
         command: list[str] | None,
         facts: Mapping[str, Any] = MappingProxyType({}),
@@ -148,8 +150,9 @@ class Session:
         """A context in which the run folder is there, written by this run alone, and its log open.
 
         Configuration, command, environment and what is known of the data (with `facts`) are written
-        first; `changes` since the run began are logged. `config` is the one that the session was
-        made with, or one of another batch and rate, of which the Trainer knows nothing.
+        first, and `start`, the weights that the run begins with; `changes` since then are logged.
+        `config` is the one that the session was made with, or one of another batch and rate, of
+        which the Trainer knows nothing.
         """
         self.config = config
         # A resumed run holds its folder already.
@@ -163,7 +166,9 @@ class Session:
                     logger.info("changed since this run began: %s", change)
                 if is_main_process():
                     known = {**data.facts(), **facts}
-                    write_facts(self.config, self.folder, known, command=command, resume=resume)
+                    write_facts(
+                        self.config, self.folder, known, command=command, resume=resume, start=start
+                    )
                     self._announce(data)
                     self._trackers = stack.enter_context(
                         Trackers(self.config, self.folder, self._brought, known, resume=resume)

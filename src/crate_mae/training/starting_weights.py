@@ -12,10 +12,10 @@ from crate_mae.common.hints import option_value
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import ModelConfig
 from crate_mae.training.config import PretrainConfig
-from crate_mae.training.run_folder import changed_keys
+from crate_mae.training.run_folder import Start, changed_keys
 from crate_mae.vitmae.model import vitmae_config
 from crate_mae.weights.tensors import check_match
-from crate_mae.weights.weights_folder import find_weights, load_autoencoder
+from crate_mae.weights.weights_folder import find_weights, load_autoencoder, weights_hash
 
 FREE = ("model.image_size", "model.norm_pix_loss", "model.channels")
 """Settings of the model in which a new run may differ from the weights that it starts from."""
@@ -70,6 +70,11 @@ def check_origin(
         if init_from is not None:
             raise ValueError("a ViT-MAE baseline starts from fresh weights: leave --init-from out")
         vitmae_config(config.model, config.vitmae)
+
+
+def start_of(init_from: str | Path) -> Start:
+    """Name and hash of the weights that a run is to begin with; raises as `find_weights`."""
+    return Start(weights=str(init_from), sha256=weights_hash(init_from))
 
 
 def starting_tensors(config: PretrainConfig, init_from: str | Path) -> dict[str, Tensor]:
