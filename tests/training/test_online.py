@@ -9,6 +9,7 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
+from report_cases import read_page
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
@@ -16,6 +17,7 @@ from training_runs import final_state, records, small_config
 
 from crate_mae.batches.config import VALIDATION_SEED, DataConfig
 from crate_mae.evaluation.features import Features, extract_features
+from crate_mae.report.page import write_report
 from crate_mae.sources.address import open_source
 from crate_mae.sources.base import ImageSource, random_subset
 from crate_mae.sources.splits import split_off
@@ -54,6 +56,25 @@ def test_they_are_measured_when_due_and_at_the_end(run: Path) -> None:
         r"features measured in ([\d.]+) s: .* each 2 epochs", (run / "log.txt").read_text()
     )
     assert 0 <= float(told) < 60
+
+
+def test_progress_and_report_show_them_and_the_rate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(config_of(1), objective=ObjectiveConfig(gamma=0.5))
+    pretrain(config, tmp_path / "run")
+    last = {key: value for record in records(tmp_path / "run") for key, value in record.items()}
+    line = capsys.readouterr().out.splitlines()[-1]
+    for name in NAMES:
+        assert f"{name}={last[name]:.4f}" in line
+    write_report(tmp_path / "run", measure=False)
+    table = read_page(tmp_path / "run" / "report.html").table("The same in numbers")
+    shown = dict(zip(table.heads, table.values[-1], strict=True))
+    for head, name in (
+        ("R", "train/coding_rate"), ("Max. R", "train/largest_rate"), ("Rank", NAMES[0]),
+        ("R / max. R, held-out", NAMES[1]), ("kNN", NAMES[2]), ("Probe", NAMES[3]),
+    ):  # fmt: skip
+        assert float(str(shown[head])) == last[name], head
 
 
 def test_the_run_is_the_same_without_them(run: Path, tmp_path: Path) -> None:

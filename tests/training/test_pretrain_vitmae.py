@@ -22,6 +22,7 @@ from crate_mae.models.cost import model_cost, parameter_count
 from crate_mae.models.pools import Pool
 from crate_mae.training.finetune import finetune
 from crate_mae.training.masked_completion import MaskedCompletion
+from crate_mae.training.objectives import ObjectiveConfig
 from crate_mae.training.optim import decayed_names, layer_decay_share
 from crate_mae.training.parse import parse_pretrain
 from crate_mae.training.pretrain import pretrain
@@ -84,6 +85,22 @@ def test_a_stopped_twin_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert not pretrain(config, tmp_path / "parts", stop_after=4).finished
     assert pretrain(config, tmp_path / "parts", resume=True).finished
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_twin_trains_on_the_coding_rate_as_well(tmp_path: Path) -> None:
+    """The rate of what it learned is higher than without, on the same masks and images."""
+    config = small_config(vitmae="configuration", objective=ObjectiveConfig(gamma=1.0))
+    pretrain(config, tmp_path / "rate")
+    pretrain(small_config(vitmae="configuration"), tmp_path / "plain")
+    step = [row for row in records(tmp_path / "rate") if "train/coding_rate" in row][-1]
+    share = step["train/coding_rate"] / step["train/largest_rate"]
+    assert step["train/loss"] == pytest.approx(step["train/masked_loss"] + 1 - share, rel=1e-5)
+    shares = [
+        [row["val/coding_rate_share"] for row in records(tmp_path / name)
+         if "val/coding_rate_share" in row][-1]
+        for name in ("rate", "plain")
+    ]  # fmt: skip
+    assert shares[0] > 1.2 * shares[1]
 
 
 def test_fixed_positions_and_tokens_are_not_decayed(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class MaskedCompletion(TrainingModule):
         self.coding_rate = coding_rate
 
     def loss(self, batch: Batch) -> Tensor:
-        """The masked loss of a batch and, where there are such terms, coding rate and agreement."""
+        """The masked loss of a batch, with the coding-rate term where it has a weight."""
         output = self.model(batch["images"], mask=batch["mask"], kept=self.kept, layer=self.layer)
         loss: Tensor = output.loss
         if self.coding_rate is None:
