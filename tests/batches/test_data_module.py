@@ -4,7 +4,7 @@ import logging
 import pickle
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from crate_mae.batches.config import Augment, DataConfig, Masking
 from crate_mae.batches.data_module import ImageDataModule, default_workers
 from crate_mae.batches.masked import MaskedBatches
 from crate_mae.models.config import ModelConfig, Preprocess
+from crate_mae.sources.address import open_source
 from crate_mae.sources.base import ImageSource, subset
 from crate_mae.sources.splits import split_off
 from crate_mae.sources.torch_datasets import wrap_dataset
@@ -228,15 +229,36 @@ def test_validation_images_by_split_source_or_data_set() -> None:
     assert module.val_dataloader() == []
 
 
-@pytest.mark.parametrize("where", [{"val_split": "test"}, {"val_source": "digits"}])
-def test_validation_images_are_the_same_whatever_the_seed(where: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "where", [{"val_split": "test"}, {"val_source": "digits"}, {"val_share": 0.4}]
+)
+def test_images_are_the_same_whatever_the_seed(where: dict[str, Any]) -> None:
     """Losses of runs that differ in their seed alone are of the same images."""
-    sources = [_module(limit=20, **where, val_limit=30, seed=seed).val_source for seed in (0, 1)]
-    names = [[source.name(i) for i in range(30)] for source in sources if source is not None]
-    assert names[0] == names[1]
-    trained = [_module(limit=20, **where, seed=seed).train_source for seed in (0, 1)]
-    drawn = [[s.name(i) for i in range(20)] for s in trained if isinstance(s, ImageSource)]
-    assert drawn[0] != drawn[1]
+    chosen = []
+    for seed in (0, 1):
+        module = _module(limit=50, **where, val_limit=20, seed=seed)
+        assert module.val_source is not None
+        assert isinstance(module.train_source, ImageSource)
+        chosen.append(
+            [
+                [source.name(i) for i in range(len(source))]
+                for source in (module.train_source, module.val_source)
+            ]
+        )
+    assert chosen[0] == chosen[1]
+    assert len(chosen[0][1]) == 20
+    whole = cast("ImageSource", open_source("digits", split="train"))
+    first = {whole.name(i) for i in range(50)}
+    assert not set(chosen[0][0]) <= first, "a random choice, not the first ones"
+    assert set(chosen[0][0]) <= {whole.name(i) for i in range(len(whole))}
+
+
+def test_a_split_of_other_images_does_not_validate_a_data_set_given_in_python() -> None:
+    """The source of the settings is then the default one, and nothing of this run."""
+    with pytest.raises(
+        ValueError, match="val_split test is a split of digits, not of the data set"
+    ):
+        _module(Pictures(20), val_split="test")
 
 
 def test_validation_images_of_a_data_set_are_the_same_whatever_the_seed() -> None:

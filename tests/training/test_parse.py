@@ -110,3 +110,62 @@ def test_what_a_recipe_says_is_taken() -> None:
         8,
         0.5,
     )
+
+
+def refused(verb: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What is said of a command line that is refused with status 2."""
+    with pytest.raises(SystemExit) as left:
+        (parse_pretrain if verb == "pretrain" else parse_finetune)(words)
+    assert left.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_what_is_typed_wins_wherever_the_recipe_stands(joined: bool) -> None:
+    recipe = ["--config=digits"] if joined else ["--config", "digits"]
+    typed = ["--optim.epochs", "3", "--seed", "5"]
+    first, _ = parse_pretrain([*typed, *recipe])
+    assert (first.optim.epochs, first.seed) == (3, 5)
+    assert first == parse_pretrain([*recipe, *typed])[0]
+    second, _ = parse_finetune(["mine", "--optim.epochs", "7", "--config", "finetune-few-labels"])
+    assert (second.optim.epochs, second.weights, second.pool) == (7, "mine", "layers")
+
+
+def test_a_later_recipe_wins_over_an_earlier_one(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        (tmp_path / f"{name}.yaml").write_text(f"seed: {seed}\n")
+    both = ["--config", str(tmp_path / "a.yaml"), f"--config={tmp_path / 'b.yaml'}"]
+    assert parse_pretrain(both)[0].seed == 2
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_from_scratch_wins_over_the_weights_and_the_model_of_a_recipe(
+    behind: bool, tmp_path: Path
+) -> None:
+    """The control of a fine-tuning run is made with the very settings of that run."""
+    save_model(CrateMAE(MODEL), tmp_path / "weights")
+    other = {**MODEL.to_dict(), "dim": 2 * MODEL.dim}
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"weights": str(tmp_path / "weights"), "model": other}))
+    scratch, recipe = ["--from-scratch", str(tmp_path / "weights")], ["--config", str(file)]
+    config, _ = parse_finetune([*recipe, *scratch] if behind else [*scratch, *recipe])
+    assert config.weights is None
+    assert config.model == MODEL
+
+
+def test_words_that_would_be_ignored_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(CrateMAE(MODEL), tmp_path / "weights")
+    file = tmp_path / "r.yaml"
+    file.write_text("from_scratch: tiny\n")
+    for verb, words, said in (
+        ("finetune", ["a", "--weights", "b"], "weights are named twice, a and by --weights"),
+        ("finetune", ["a", "--config", str(file)], "a recipe cannot hold from_scratch"),
+        (
+            "pretrain",
+            ["--init-from", str(tmp_path / "weights"), "--model", '{"image_size": 16}'],
+            "leave --model out, and type single settings, such as --model.image_size",
+        ),
+    ):
+        assert said in refused(verb, words, capsys)

@@ -157,6 +157,10 @@ def test_a_data_set_that_lost_images_cannot_be_continued(tmp_path: Path) -> None
     images = [torch.full((1, 8, 8), index / 50) for index in range(50)]
     small = OptimConfig(epochs=3, batch_size=8, warmup_epochs=1)
     pretrain(small_config(optim=small), tmp_path / "run", dataset=images, stop_after=1)  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match=r"given in Python \(dataset:list\), which no setting opens"
+    ):
+        pretrain(small_config(optim=small), tmp_path / "run", resume=True)
     with pytest.raises(ValueError, match="45 training images, now there are 44"):
         pretrain(small_config(optim=small), tmp_path / "run", dataset=images[:49], resume=True)  # type: ignore[arg-type]
 

@@ -194,9 +194,9 @@ def test_the_log_says_when_the_rate_depends_on_how_a_step_is_split(tmp_path: Pat
     [
         (ObjectiveConfig(), "masked loss"),
         (
-            ObjectiveConfig(features="tokens", over="batch", eps_squared=1.0),
-            "masked loss alone: no effect of objective.features, objective.over while"
-            " objective.gamma is 0",
+            ObjectiveConfig(features="tokens", layer=1, over="batch", eps_squared=1.0),
+            "masked loss alone: no effect of objective.features, objective.layer, objective.over"
+            " while objective.gamma is 0",
         ),
         (replace(RATE, over="batch"), "patch tokens over 32 images"),
         (replace(RATE, features="class_token"), "R is of class tokens over 32 images"),

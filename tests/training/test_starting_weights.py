@@ -22,6 +22,7 @@ from crate_mae.models.patches import unpatchify
 from crate_mae.training.finetune import finetune
 from crate_mae.training.parse import parse_pretrain
 from crate_mae.training.pretrain import pretrain
+from crate_mae.training.run_folder import with_recorded_start
 from crate_mae.training.starting_weights import starting_tensors, with_channels
 
 
@@ -82,7 +83,7 @@ def test_what_is_adapted_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     for text in (
         "model.channels: 3 -> 7 (patch filters summed",
         "model.image_size: [16, 16] -> [8, 24] (positions are those of the new grid)",
-        "its architecture, 2 + 2 layers of width 16; mean and std are those of the new images",
+        "its architecture, 2 + 2 layers of width 16, for images of 8 x 24; mean and std are those",
     ):
         assert text in caplog.text
 
@@ -151,6 +152,16 @@ def test_what_has_saved_needs_its_first_weights_no_more(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "start.json").read_bytes() == before
     assert not pretrain(small_config(), tmp_path / "new", stop_after=1).finished
     assert not (tmp_path / "new" / "start.json").exists(), "it began with random weights"
+
+
+def test_a_command_made_of_a_run_names_its_first_weights(tmp_path: Path) -> None:
+    words = ["--optim.epochs", "3"]
+    assert with_recorded_start(tmp_path, words) == words, "no run that began with weights"
+    assert with_recorded_start(tmp_path / "none", words) == words
+    (tmp_path / "start.json").write_text('{"weights": "photos64", "sha256": "12ab"}')
+    assert with_recorded_start(tmp_path, words) == ["--init-from", "photos64", *words]
+    for typed in (["--init-from", "other"], ["--init-from=other"]):
+        assert with_recorded_start(tmp_path, [*words, *typed]) == [*words, *typed]
 
 
 def test_fine_tuning_that_had_saved_nothing_refuses_other_weights(tmp_path: Path) -> None:

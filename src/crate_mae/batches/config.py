@@ -230,7 +230,7 @@ class DataConfig:
     split: str | None = None
     """Split of the source; the source's training split when not given."""
     limit: int | None = None
-    """Use this many images only (a fixed random choice)."""
+    """Use this many images only: a random choice, the same one whatever the run's seed."""
     image_key: str | None = None
     """Column, array or member that holds the images; the usual names when not given."""
     label_key: str | None = None

@@ -14,7 +14,7 @@ from crate_mae.batches.config import VALIDATION_SEED, DataConfig
 from crate_mae.batches.measuring import chosen_preprocess
 from crate_mae.batches.on_device import KeptImages, NotKeptError, stacked_images
 from crate_mae.models.config import ModelConfig, Preprocess
-from crate_mae.sources.address import open_source
+from crate_mae.sources.address import CHOICE_SEED, open_source
 from crate_mae.sources.base import ImageSource
 from crate_mae.sources.images import Sample, UnreadableImage, to_channels
 from crate_mae.sources.splits import split_off
@@ -83,7 +83,7 @@ def open_data(
     Raises TooFewImagesError, ValueError for other data that cannot train this model, and
     TooManyBrokenImagesError.
     """
-    train, val = _open_sources(config, dataset, val_dataset, seed)
+    train, val = _open_sources(config, dataset, val_dataset)
     broken.total = len(train) + (0 if val is None else len(val))
     for source in (train, val):
         if isinstance(source, ImageSource):
@@ -110,17 +110,21 @@ def _open_sources(
     config: DataConfig,
     dataset: Dataset[Any] | ImageSource | None,
     val_dataset: Dataset[Any] | ImageSource | None,
-    seed: int,
 ) -> tuple[ImageSource | StreamSource, ImageSource | None]:
     train: ImageSource | StreamSource
     if dataset is not None:
-        train = as_source(dataset, config.limit, seed)
+        if val_dataset is None and config.val_source is None and config.val_split is not None:
+            raise ValueError(
+                f"data.val_split {config.val_split} is a split of {config.source}, not of the data"
+                " set given in Python: give val_dataset, or data.val_share for a part of it"
+            )
+        train = as_source(dataset, config.limit, CHOICE_SEED)
     else:
         train = open_source(
             config.source,
             split=config.split,
             limit=config.limit,
-            seed=seed,
+            seed=CHOICE_SEED,
             reading=config.reading,
         )
     if val_dataset is not None:

@@ -118,7 +118,7 @@ def count_images(
                 count=len(images.train), origin=images.train.address,
                 classes=len(images.class_names),
             )  # fmt: skip
-        return _unlabelled(config.data, config.seed, model, size)
+        return _unlabelled(config.data, model, size)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{error}; plan without the data by --num-images N, or say where they are with"
@@ -132,10 +132,10 @@ def _check(source: Source, model: ModelConfig | None, size: tuple[int, int] | No
 
 
 def _unlabelled(
-    data: DataConfig, seed: int, model: ModelConfig | None, size: tuple[int, int] | None
+    data: DataConfig, model: ModelConfig | None, size: tuple[int, int] | None
 ) -> Images:
     train: Source = open_source(
-        data.source, split=data.split, limit=data.limit, seed=seed, reading=data.reading
+        data.source, split=data.split, limit=data.limit, reading=data.reading
     )
     held_out = data.val_share and data.val_source is None and data.val_split is None
     if held_out and isinstance(train, ImageSource):

@@ -29,6 +29,7 @@ from crate_mae.training.labelled_images import LabelledImages
 from crate_mae.training.run_folder import (
     Start,
     changed_keys,
+    check_data_given,
     check_start,
     continuing,
     last_step,
@@ -95,6 +96,8 @@ def finetune(
     config = resolved(config, origin)
     task = TASKS[config.task]
     changes = check_start(config, folder, resume=resume, again="--weights")
+    if resume:
+        check_data_given(folder, dataset)
     with (
         continuing(folder, config.data.source) if resume else nullcontext(),
         training_environment(config),

@@ -157,7 +157,8 @@ def parse_pretrain(arguments: Sequence[str]) -> tuple[PretrainConfig, dict[str, 
     """
     parser = pretrain_parser()
     try:
-        words = with_starting_architecture(arguments)
+        recipes, rest = _recipes_and_rest(arguments)
+        words = with_starting_architecture([*recipes, *rest])
     except (ValueError, OSError) as error:
         parser.error(str(error))
     given, config = _parse(parser, words, build_config)
@@ -174,13 +175,17 @@ def parse_finetune(arguments: Sequence[str]) -> tuple[FinetuneConfig, dict[str, 
     """
     parser = finetune_parser()
     words = list(arguments)
-    if words and not words[0].startswith("-"):
-        words[:1] = ["--weights", words[0]]
     try:
+        if words and not words[0].startswith("-"):
+            if option_value(words, "--weights") is not None:
+                raise ValueError(f"weights are named twice, {words[0]} and by --weights: name one")
+            words[:1] = ["--weights", words[0]]
         words = _with_architecture(words)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     given, config = _parse(parser, words, build_finetune_config)
+    if given.from_scratch is not None and option_value(words, "--from-scratch") is None:
+        parser.error("a recipe cannot hold from_scratch: type --from-scratch, or give it a model")
     return config, {key: given[key] for key in ("out", "resume", "stop_after")}
 
 
@@ -204,15 +209,37 @@ def _parse(
             parser.error(str(error))
 
 
+def _recipes_and_rest(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(Every --config of a command line with its value, the other words).
+
+    A parser takes words in their order. A recipe behind typed settings would take them back in
+    silence, so recipes go first.
+    """
+    recipes: list[str] = []
+    rest: list[str] = []
+    left = iter(words)
+    for word in left:
+        if word == "--config":
+            recipes += [word, *[value for value in [next(left, None)] if value is not None]]
+        else:
+            (recipes if word.startswith("--config=") else rest).append(word)
+    return recipes, rest
+
+
 def _with_architecture(words: list[str]) -> list[str]:
-    """The arguments, with the architecture that --from-scratch names put before all others."""
+    """The arguments, recipes first, then the architecture that --from-scratch names.
+
+    Weights that a recipe names give way then: nothing is to be taken from them.
+    """
+    recipes, rest = _recipes_and_rest(words)
     name = option_value(words, "--from-scratch")
     if name is None:
-        return words
+        return [*recipes, *rest]
     for option in ("--weights", "--resume"):
         if any(word.partition("=")[0] == option for word in words):
             raise ValueError(f"--from-scratch and {option} exclude each other")
-    return ["--model", json.dumps(architecture(name).to_dict()), *words]
+    model = json.dumps(architecture(name).to_dict())
+    return [*recipes, "--weights", "null", "--model", model, *rest]
 
 
 def architecture(name: str) -> ModelConfig:

@@ -29,6 +29,7 @@ from crate_mae.training.online import OnlineMeasures
 from crate_mae.training.rate_term import coding_rate_of, loss_in_words
 from crate_mae.training.reconstructions import Reconstructions
 from crate_mae.training.run_folder import (
+    check_data_given,
     check_start,
     continuing,
     last_step,
@@ -81,6 +82,8 @@ def pretrain(
     check_followable(config)
     check_origin(config, init_from, resume=resume)
     changes = check_start(config, folder, resume=resume, again="--init-from")
+    if resume:
+        check_data_given(folder, dataset)
     before = recorded_start(folder) if resume and last_step(folder) is None else None
     if before is not None:  # it was stopped before it saved anything, so it begins anew
         init_from = before.weights

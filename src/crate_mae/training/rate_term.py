@@ -99,7 +99,7 @@ def loss_in_words(config: PretrainConfig, batch_size: int) -> str:
         plain = ObjectiveConfig()
         idle = [
             f"objective.{name}"
-            for name in ("features", "over", "float64")
+            for name in ("features", "layer", "over", "float64")
             if getattr(objective, name) != getattr(plain, name)
         ]
         without = f" alone: no effect of {', '.join(idle)} while objective.gamma is 0"

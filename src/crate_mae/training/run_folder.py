@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -112,6 +112,33 @@ def _filled(
             default = defaults.get(key)
             found[key] = _filled(found[key], value, default if isinstance(default, dict) else {})
     return found
+
+
+def with_recorded_start(run: Path, words: Sequence[str]) -> list[str]:
+    """The words of a command line, with the weights that the run in a folder began with in front.
+
+    The words alone where they name weights, and for what is no run folder or began with random
+    ones.
+    """
+    start = recorded_start(run) if run.is_dir() else None
+    if start is None or any(word.partition("=")[0] == "--init-from" for word in words):
+        return list(words)
+    return ["--init-from", start.weights, *words]
+
+
+def check_data_given(folder: Path, dataset: object | None) -> None:
+    """Raise ValueError where a run learned from a data set in Python, and none is given now.
+
+    Its settings name no source of these images, only the default one.
+    """
+    if dataset is not None or not (folder / DATA).is_file():
+        return
+    source = str(recorded_data(folder).get("source"))
+    if source.startswith("dataset:"):
+        raise ValueError(
+            f"{folder} learned from a data set given in Python ({source}), which no setting opens:"
+            " go on in Python, with the same dataset and resume=True"
+        )
 
 
 @contextmanager

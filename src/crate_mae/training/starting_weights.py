@@ -32,6 +32,11 @@ def with_starting_architecture(words: Sequence[str]) -> list[str]:
     name = option_value(words, "--init-from")
     if name is None or option_value(words, "--resume") is not None:
         return list(words)
+    if any(word.partition("=")[0] == "--model" for word in words):
+        raise ValueError(
+            "the architecture is that of the weights that --init-from names: leave --model out, and"
+            " type single settings, such as --model.image_size 96"
+        )
     model = json.dumps(architecture_of(name).to_dict())
     rest: list[str] = []
     typed: list[str] = []
@@ -102,9 +107,10 @@ def starting_tensors(config: PretrainConfig, init_from: str | Path) -> dict[str,
     for line in changes:
         logger.warning("differs from the weights it starts from: %s%s", line, _how(line))
     logger.info(
-        "starts from %s: its architecture, %d + %d layers of width %d; mean and std are those of"
-        " the new images, %s",
+        "starts from %s: its architecture, %d + %d layers of width %d, for images of %d x %d; mean"
+        " and std are those of the new images, %s",
         init_from, config.model.depth, config.model.decoder_depth, config.model.dim,
+        *config.model.image_hw,
         "as given" if config.data.mean is not None else "measured",
     )  # fmt: skip
     return tensors
