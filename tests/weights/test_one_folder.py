@@ -1,14 +1,17 @@
 """One weights folder, read by this package, by timm and by transformers: the same features."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from model_cases import VARIANTS, tiny
+from PIL import Image
 from torch import Tensor
 
+from crate_mae.batches.transforms import prepare
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.config import ModelConfig, Preprocess
@@ -96,6 +99,40 @@ def test_classifiers_give_the_same_scores_and_names(pool: Any, tmp_path: Path) -
     assert in_timm.pretrained_cfg["label_names"] == list(names)
 
 
+@pytest.mark.parametrize("pool", ["cls", "mean", "mean-all"])
+def test_a_classifier_for_other_sizes_than_its_configurations_is_fed_its_own(
+    pool: Any, tmp_path: Path
+) -> None:
+    """As fine-tuning at another `image_size` leaves it: positions of 8 x 12, images of 16 x 8."""
+    timm = pytest.importorskip("timm")
+    pytest.importorskip("transformers")
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    import crate_mae.timm
+    import crate_mae.transformers  # noqa: F401
+
+    torch.manual_seed(0)
+    model = CrateClassifier(tiny(), num_classes=3, pool=pool).eval()
+    model.preprocess = Preprocess(size=(16, 8), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    folder = save_model(model, tmp_path / "weights")
+    assert load_model(folder).preprocess.size == (16, 8)
+    pixels = torch.randint(
+        256, (3, 16, 8), generator=torch.Generator().manual_seed(3), dtype=torch.uint8
+    )
+    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    in_timm = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    feeding = timm.data.resolve_model_data_config(in_timm)
+    assert list(feeding["input_size"]) == [3, 16, 8]
+    assert in_timm.patch_embed.img_size == (16, 8)
+    fed = timm.data.create_transform(**feeding, is_training=False)(picture)[None]
+    processed = AutoImageProcessor.from_pretrained(folder)(picture, return_tensors="pt")
+    in_transformers = AutoModelForImageClassification.from_pretrained(folder)
+    with torch.inference_mode():
+        scores = model(prepare([pixels], model.preprocess))
+        assert (in_timm(fed) - scores).abs().max() <= FAR
+        assert (in_transformers(**processed).logits - scores).abs().max() <= FAR
+
+
 @pytest.mark.parametrize("pool", ["mean-std", "layers"])
 def test_heads_on_wide_pools_go_to_transformers_and_timm_says_why_not(
     pool: Any, tmp_path: Path
@@ -153,3 +190,7 @@ def test_the_three_readers_are_told_the_same_sizes() -> None:
     assert whole["size"] == {"height": 8, "width": 18}
     assert ModelConfig.from_dict(whole["model_args"]["config"]) == config
     assert timm_cfg(config, prepared, num_classes=7)["num_classes"] == 7
+    larger = for_every_library(described, config, replace(prepared, size=(16, 6)))
+    assert larger["pretrained_cfg"]["input_size"] == [5, 16, 6]
+    assert larger["size"] == {"height": 16, "width": 6}
+    assert larger["config"] == whole["config"], "the weights are of the same configuration"

@@ -143,6 +143,11 @@ def push(argv: list[str]) -> int:
     given = parser.read(argv)
     if given.repo is None and given.out is None:
         parser.error("name OWNER/REPO, or write to a folder with --out FOLDER")
+    if given.private and given.out is not None:
+        parser.error(
+            "--private hides a repository on the Hub, and --out writes a folder on this machine and"
+            " sends nothing: leave --private out"
+        )
     ours = (
         given.notes, given.results, given.data_name, given.dataset, given.base_model,
         given.trained_on,

@@ -21,12 +21,12 @@ from crate_mae.evaluation.comparison import (
     LONG_NAMES,
     comparison_layout,
     counts_text,
-    headline,
     interval_text,
 )
 from crate_mae.models.config import ModelConfig
 from crate_mae.publish.facts import RECIPE, Facts
 from crate_mae.publish.redact import address_and_split, hub_dataset
+from crate_mae.publish.ways import masking_text, plainest, told, unusual
 from crate_mae.weights.one_folder import CLASSES, unsupported_by_timm
 from crate_mae.weights.shipped import SHIPPED
 from crate_mae.weights.weights_folder import find_weights
@@ -115,8 +115,12 @@ def card_data(
 
 
 def results_of(facts: Facts, dataset: str | None = None) -> list[EvalResult]:
-    """The model's own results: masked loss, frozen features by method, the test of a classifier."""
-    metrics = facts.metrics
+    """The model's own results: masked loss, frozen features by method, the test of a classifier.
+
+    Of several rows of a method it is the plain one, else the first; its metric's name says what is
+    not plain about it, so that nobody takes it for a result of the usual way.
+    """
+    metrics, size = facts.metrics, _image_size(facts)
     results = []
 
     def add(metric: tuple[str, str], value: float, task: tuple[str, str], tested_on: Any) -> None:
@@ -145,10 +149,11 @@ def results_of(facts: Facts, dataset: str | None = None) -> list[EvalResult]:
             f"{data.get('source') or ''} validation",
         )
     for method, title in LONG_NAMES.items():
-        row = headline(_rows(metrics), method, "model")
+        row = plainest(_rows(metrics), method, "model", size)
         if row is not None:
             task = ("image-classification", "Image classification on frozen features")
-            add(("accuracy", f"accuracy, {title}"), row["accuracy"], task, row.get("tested_on"))
+            name = ", ".join(["accuracy", title, *unusual(row, size)])
+            add(("accuracy", name), row["accuracy"], task, row.get("tested_on"))
     test = named_values_at(metrics, "test")
     if is_finite(test.get("accuracy")):
         task = ("image-classification", "Image classification")
@@ -179,7 +184,7 @@ def model_card(
     left out.
     """
     metrics, config = facts.metrics, facts.weights["config"]
-    height, width = config["image_size"]
+    height, width = _image_size(facts)
     rows, test = _rows(metrics), named_values_at(metrics, "test")
     if dataset is not None:
         rows = [_tested_on(dataset, row) for row in rows]
@@ -202,7 +207,7 @@ def model_card(
         begun=_begun_with(facts),
         validation=_validation(named_values_at(metrics, "validation")),
         psnr=_psnr(named_values_at(metrics, "psnr")),
-        comparison=_comparison(rows) if rows else None,
+        comparisons=_comparisons(rows, (height, width)),
         test=_test(test) if is_finite(test.get("accuracy")) else None,
         masks=_mask_test(test) if is_finite(test.get("mean_iou")) else None,
         several_seeds=any(
@@ -335,6 +340,12 @@ def _rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in metrics.get("rows") or [] if is_finite(row.get("accuracy"))]
 
 
+def _image_size(facts: Facts) -> tuple[int, int]:
+    """Height and width that images are brought to, also by a model that was made for others."""
+    height, width = facts.weights["preprocess"]["size"]
+    return height, width
+
+
 def _tested_on(dataset: str, result: dict[str, Any]) -> dict[str, Any]:
     """A result with the name of its images in place of their address."""
     address = result.get("tested_on")
@@ -375,7 +386,6 @@ def _training_rows(facts: Facts, data_name: str | None) -> list[tuple[str, str]]
     optim, masking = named_values_at(recipe, "optim"), named_values_at(recipe, "masking")
     address = " ".join(str(data[key]) for key in ("source", "split") if data.get(key))
     images = counted(data.get("images"), "image")
-    removed = masking.get("ratio")
     rows = [
         (
             "data",
@@ -383,10 +393,8 @@ def _training_rows(facts: Facts, data_name: str | None) -> list[tuple[str, str]]
         ),
         ("started from", _start(named_values_at(metrics, "start"))),
         ("steps", _steps(metrics, optim)),
-        (
-            "patches removed",
-            f"{100 * removed:.3g} %, {markdown(masking.get('kind'))}" if is_finite(removed) else "",
-        ),
+        ("weights", _which(metrics)),
+        ("patches removed", masking_text(masking)),
         ("optimiser", _optimiser(optim)),
         ("seed", markdown(recipe.get("seed", ""))),
         ("software", _software(versions)),
@@ -416,13 +424,30 @@ def _begun_with(facts: Facts) -> str | None:
 
 
 def _steps(metrics: dict[str, Any], optim: dict[str, Any]) -> str:
-    parts = []
-    if isinstance(metrics.get("steps"), int):
-        parts.append(f"{metrics['steps']:,} optimiser steps")
+    steps, of_run = (counted(metrics.get(k), "optimiser step") for k in ("steps", "run_steps"))
+    plan = ""
     if optim.get("epochs") is not None and optim.get("batch_size") is not None:
         epochs, batch = markdown(optim["epochs"]), markdown(optim["batch_size"])
-        parts.append(f"{epochs} epochs, {batch} images a step")
-    return ", ".join(parts)
+        plan = f"{epochs} epochs, {batch} images a step"
+    if metrics.get("best") is not True:
+        return ", ".join(filter(None, (steps, plan)))
+    # The plan, and here the count below `run_steps`, are the run's, not those of its best weights.
+    planned = f" ({plan})" if of_run and plan else plan
+    if steps:
+        whole = (f"{metrics['run_steps']:,}" if of_run else "") + planned
+        return f"{steps} of a run of {whole}" if whole else steps
+    return f"not known, of a run of {of_run}{planned}" if of_run or planned else ""
+
+
+def _which(metrics: dict[str, Any]) -> str:
+    """Which weights of the run these are, where they are not simply the last."""
+    if metrics.get("best") is not True:
+        return ""
+    steps, of_run = metrics.get("steps"), metrics.get("run_steps")
+    words = "the best of the run by validation"
+    if not is_count(steps) or not is_count(of_run):
+        return words
+    return f"{words}, {'which were the last' if steps == of_run else 'not the last'}"
 
 
 def _optimiser(optim: dict[str, Any]) -> str:
@@ -471,6 +496,16 @@ def _psnr(values: dict[str, Any]) -> dict[str, str] | None:
         return None
     count = counted(values.get("images"), "held-out image") or "held-out images"
     return {"mean": f"{values['mean']:.2f}", "images": count}
+
+
+def _comparisons(rows: list[dict[str, Any]], size: tuple[int, int]) -> list[dict[str, Any]]:
+    """A table for every number of images and of seeds, so that what stands below holds for all."""
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        seeds = row.get("seeds")
+        repeats = len(seeds) if isinstance(seeds, list) else 1
+        groups.setdefault((counts_text(row), repeats), []).append(told(row, size))
+    return [_comparison(group) for group in groups.values()]
 
 
 def _comparison(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -63,9 +63,13 @@ def processor_keys(preprocess: Preprocess) -> dict[str, Any]:
 
 
 def timm_cfg(config: ModelConfig, preprocess: Preprocess, *, num_classes: int) -> dict[str, Any]:
-    """What timm's `pretrained_cfg` says of a model: its input, and the names of two layers."""
+    """What timm's `pretrained_cfg` says of a model: its input, and the names of two layers.
+
+    The input is of the size that images are brought to. timm builds the model for it, with the
+    positions of that grid, also where the configuration was made for another.
+    """
     return {
-        "input_size": [config.channels, *config.image_hw],
+        "input_size": [config.channels, *preprocess.size],
         "fixed_input_size": True,
         "interpolation": "bicubic",
         "crop_pct": 1.0,
