@@ -8,26 +8,69 @@ from typing import Any
 
 from crate_mae.common.plain_tables import Cell, Table, as_text
 from crate_mae.common.text import count_text
-from crate_mae.common.values import is_finite
-from crate_mae.evaluation.answers import Answer, answers_text, clearly_better
-from crate_mae.evaluation.comparison import LONG_NAMES, NAMES, headline, interval
-from crate_mae.runs.contents import NOT_EVALUATED, Run, comparison_rows, read_run
+from crate_mae.common.values import is_count, is_finite, named_values_at
+from crate_mae.evaluation.answers import Answer, Place, answers_text, clearly_better
+from crate_mae.evaluation.comparison import LONG_NAMES, NAMES, PlainRow, headline, interval
+from crate_mae.runs.contents import EVALUATION, NOT_EVALUATED, Run, comparison_rows, read_run
+from crate_mae.training.config import TrainerConfig
 
 LEFT_OUT = ("name", "record.", "data.workers", "data.cache_gib", "trainer.")
 """Settings that do not change what is learned, and so are not set beside each other."""
-OTHER_LOSSES = (
-    "method", "masking.", "simdino.", "model.norm_pix_loss", "model.patch_size",
-    "model.image_size", "model.channels", "data.source", "data.split", "data.val_source",
-    "data.val_split", "data.val_share", "data.val_limit", "data.mean", "data.std", "data.limit",
+ROUNDING = ("trainer.precision", "trainer.tf32")
+"""The trainer's settings that do change it: what is computed is rounded otherwise."""
+ACCUMULATE = "trainer.accumulate"
+"""One that changes it where the loss is of a part of a step (`_depends_on_split`)."""
+DEFAULTS = {
+    key: getattr(TrainerConfig(), key.removeprefix("trainer.")) for key in (*ROUNDING, ACCUMULATE)
+}
+"""Their values in runs that did not write them down."""
+STARTED_FROM = "started from"
+"""What runs that began with other weights differ in: their name, and the begin of their SHA-256."""
+TRAINING_IMAGES = "training images"
+"""What runs on other images of the same settings differ in: source, and begin of fingerprint."""
+CHOOSING = (
+    "data.source", "data.split", "data.limit", "data.shots", "data.share", "data.val_",
+    "data.image_key", "data.label_key", "data.follow_links",
 )  # fmt: skip
-"""Settings after which validation losses are of other patches, pixels, images or views."""
+"""Settings that choose training images: where they differ, so do fingerprints, as is expected."""
+OTHER_LOSSES = (
+    "method", "task", "masking.", "simdino.", "model.norm_pix_loss", "model.patch_size",
+    "model.image_size", "model.channels", "image_size", "data.source", "data.split",
+    "data.val_source", "data.val_split", "data.val_share", "data.val_limit", "data.mean",
+    "data.std", "data.limit", "data.shots", "data.share", "data.image_key", "data.label_key",
+    "data.follow_links", "segment.masks", "segment.val_masks", "segment.class", "segment.ignore",
+    TRAINING_IMAGES,
+)  # fmt: skip
+"""Settings after which validation losses are of other patches, pixels, images, classes or views.
+
+Training images are among them: what is held out, and mean and std, are taken from them.
+"""
 OTHER_TRAINING_LOSSES = (
     *OTHER_LOSSES, "objective.", "data.augment.", "optim.label_smoothing", "optim.drop_path",
 )  # fmt: skip
 """The same of training losses, which are of augmented images and may hold further terms."""
-STARTED_FROM = "started from"
-"""What runs that began with other weights differ in: their name, and the begin of their SHA-256."""
+DRAWN = "held-out images drawn by the seed"
+"""What validation losses are of where the seed chooses the images that some are held out of."""
 MISSING = object()
+
+COLUMNS = {"probe": "probe", "knn": "kNN", "test": "test", "mean_iou": "mean IoU"}
+"""The results of a run, and their columns."""
+LONG = {**LONG_NAMES, "test": "test", "mean_iou": "mean IoU"}
+"""What they are called where they stand alone."""
+TESTED = {
+    "tested_on": "test images",
+    "fingerprint": "fingerprints of the test images",
+    "num_test": "numbers of test images",
+    "num_classes": "numbers of classes",
+}
+"""What results must agree in to be compared, in words. A supervised run's training images and pool
+are its settings; those of a measure on features are not."""
+MEASURED = {
+    **TESTED, "num_train": "numbers of training images", "shots": "shots", "pool": "pools",
+}  # fmt: skip
+"""The same of probe and nearest neighbours."""
+AMOUNTS = {"num_train": "--limit", "num_test": "--test-limit"}
+"""How many images a result rests on, and the options of `crate-mae report` that choose it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +80,48 @@ class ComparedRuns:
     runs: list[Run]
     differing: dict[str, list[Any]]
     """By dotted name, the value of every run; None where a run has no such setting."""
+    stale: list[bool]
+    """Of each run, whether its results are of other weights than its folder holds now: they then do
+    not count."""
 
     @property
     def only_seeds_differ(self) -> bool:
         """Whether the runs repeat each other with other seeds, so that their spread means that."""
         return len(self.runs) > 1 and set(self.differing) == {"seed"}
 
+    def _rows(self, method: str) -> list[PlainRow | None]:
+        """Of each run, the result of one of COLUMNS; None where none is there that counts."""
+        return [
+            None if stale else _row(run, method)
+            for run, stale in zip(self.runs, self.stale, strict=True)
+        ]
+
+    def _measured(self, method: str) -> list[tuple[Run, PlainRow]]:
+        """The runs with a result of one of COLUMNS that counts, and that result."""
+        pairs = zip(self.runs, self._rows(method), strict=True)
+        return [(run, row) for run, row in pairs if row is not None]
+
+    def _unlike(self, method: str) -> dict[str, list[str]]:
+        """In what the results of one of COLUMNS were not measured alike, with the values there are.
+
+        By key of MEASURED; empty where they may be compared. What a result does not say, as old
+        ones do not, is no difference.
+        """
+        rows = [row for _, row in self._measured(method)]
+        found = {}
+        for key in MEASURED if method in LONG_NAMES else TESTED:
+            values = dict.fromkeys(text for row in rows if (text := _how(row, key)) is not None)
+            if len(values) > 1:
+                found[key] = list(values)
+        return found
+
     def numbers(self) -> list[dict[str, float | None]]:
         """What was measured of each run: steps, losses, accuracies; None where it was not."""
-        return [_numbers(run) for run in self.runs]
+        rows = zip(*(self._rows(method) for method in COLUMNS), strict=True)
+        return [
+            _numbers(run, dict(zip(COLUMNS, of_run, strict=True)))
+            for run, of_run in zip(self.runs, rows, strict=True)
+        ]
 
     def table(self) -> str:
         """A line for each run as aligned text, with what the numbers say in words."""
@@ -53,13 +129,7 @@ class ComparedRuns:
         columns = {"run": [Cell(text=str(run.folder)) for run in self.runs]}
         for key, values in self.differing.items():
             columns[key] = [Cell(text=_value_text(value)) for value in values]
-        unmarked = [
-            name
-            for name, settings in (
-                ("training loss", OTHER_TRAINING_LOSSES), ("validation loss", OTHER_LOSSES)
-            )
-            if self._differing(settings)
-        ]  # fmt: skip
+        unmarked = self._unmarked()
         for name, key, form in (
             ("steps", "steps", "{:,.0f}"), ("training loss", "train/loss", "{:.4g}"),
             ("validation loss", "val/loss", "{:.4g}"), ("probe", "probe", "{:.2%}"),
@@ -82,59 +152,92 @@ class ComparedRuns:
         )
         return "\n\n".join(filter(None, [as_text(table), answers_text(self.answers())]))
 
+    def _unmarked(self) -> list[str]:
+        """The columns whose values are of different things, so that none is the best."""
+        unmarked = [COLUMNS[method] for method in COLUMNS if self._unlike(method)]
+        if self._other_losses():
+            unmarked.append("validation loss")
+        if self._other_losses() or self._differing(OTHER_TRAINING_LOSSES):
+            unmarked.append("training loss")
+        return unmarked
+
     def _notes(self) -> list[str]:
         same = "" if self.differing else "no setting differs"
-        problems = [f"{run.folder}: {problem}" for run in self.runs for problem in run.problems]
+        pairs = zip(self.runs, self._problems(), strict=True)
+        problems = [f"{run.folder}: {problem}" for run, of_run in pairs for problem in of_run]
         spread = []
-        if self.only_seeds_differ:
-            for name, key in (("probe", "probe"), ("kNN", "knn"), ("test", "test")):
-                found = [v for values in self.numbers() if (v := values[key]) is not None]
-                if len(found) > 1:
-                    spread.append(
-                        f"{name} over {len(found)} seeds: {fmean(found):.2%} ± {stdev(found):.2%}"
-                    )
+        for method in ("probe", "knn", "test") if self.only_seeds_differ else ():
+            found = [float(row["accuracy"]) for _, row in self._measured(method)]
+            if len(found) > 1 and not self._unlike(method):
+                spread.append(
+                    f"{COLUMNS[method]} over {len(found)} seeds: {fmean(found):.2%} ±"
+                    f" {stdev(found):.2%}"
+                )
         return [note for note in [same, *spread, *problems] if note]
+
+    def _problems(self) -> list[list[str]]:
+        """Of each run, what could not be read or does not count, in sentences."""
+        return [
+            [*run.problems, *([_stale_sentence(run)] if stale else [])]
+            for run, stale in zip(self.runs, self.stale, strict=True)
+        ]
 
     def _differing(self, settings: tuple[str, ...]) -> list[str]:
         return [key for key in self.differing if key.startswith(settings)]
 
+    def _other_losses(self) -> list[str]:
+        """What makes validation losses be of different things."""
+        found = self._differing(OTHER_LOSSES)
+        fingerprints = {_fingerprint(run) for run in self.runs} - {None}
+        # The draw differs with the seed even where the runs only repeat each other.
+        drawn = "seed" in self.differing and any(
+            _draws_images(run) and _holds_out(run) for run in self.runs
+        )
+        return found or ([DRAWN] if drawn and len(fingerprints) > 1 else [])
+
     def answers(self) -> list[Answer]:
         """What may be said of the best run, by each accuracy, and of losses."""
         found = []
-        other = self._differing(OTHER_LOSSES)
+        other = self._other_losses()
         if other:
             text = (
-                f"Validation losses are of different things ({', '.join(other)} differs): compare"
+                f"Validation losses are of different things ({', '.join(other)}): compare"
                 " accuracies alone."
             )
             found.append(Answer(rule="other losses", text=text, good=None))
-        if self.only_seeds_differ:
-            return found
-        for method, name in LONG_NAMES.items():
-            rows = [headline(comparison_rows(run), method, "model") for run in self.runs]
-            found += _best_of(name.capitalize(), self.runs, rows)
-        tests = [run.evaluation if run.is_classifier else None for run in self.runs]
-        found += _best_of("Test", self.runs, tests)
-        missing = [run for run, n in zip(self.runs, self.numbers(), strict=True) if _lacks(run, n)]
-        if missing:
-            named = ", ".join(f"`crate-mae report {run.folder}`" for run in missing[:3])
-            text = f"Probe and kNN of {len(missing)} runs are not measured: {named}, or --measure."
-            found.append(Answer(rule="not measured", text=text, good=None))
-        return found
+        for method, name in LONG.items():
+            measured, unlike = self._measured(method), self._unlike(method)
+            begin = name[0].upper() + name[1:]
+            if unlike:
+                found.append(_not_alike(begin, method, unlike, measured))
+            elif not self.only_seeds_differ:
+                found += _best_of(begin, measured)
+        return found if self.only_seeds_differ else [*found, *self._not_measured()]
+
+    def _not_measured(self) -> list[Answer]:
+        missing = [
+            run
+            for run, numbers, stale in zip(self.runs, self.numbers(), self.stale, strict=True)
+            if not stale and _lacks(run, numbers)  # of stale results the table says what to do
+        ]
+        if not missing:
+            return []
+        named = ", ".join(Place().command("report", str(run.folder)) for run in missing[:3])
+        text = f"Probe and kNN of {len(missing)} runs are not measured: {named}, or --measure."
+        return [Answer(rule="not measured", text=text, good=None)]
 
     def accuracies(self) -> list[dict[str, tuple[float, float, float]]]:
-        """Of each run, by method: accuracy and the ends of its interval, where measured."""
-        found = []
-        for run in self.runs:
-            rows = {name: headline(comparison_rows(run), key, "model")
-                    for key, name in LONG_NAMES.items()}  # fmt: skip
-            rows["test"] = run.evaluation if run.is_classifier else None
-            known = {}
-            for name, row in rows.items():
+        """Of each run, by method: accuracy and the ends of its interval, where measured.
+
+        Methods by which runs were not measured alike are called so.
+        """
+        found: list[dict[str, tuple[float, float, float]]] = [{} for _ in self.runs]
+        for method, name in LONG.items():
+            called = f"{name}\n(not measured alike)" if self._unlike(method) else name
+            for known, row in zip(found, self._rows(method), strict=True):
                 ends = None if row is None else interval(row)
                 if row is not None and ends is not None and is_finite(row.get("accuracy")):
-                    known[name] = (float(row["accuracy"]), *ends)
-            found.append(known)
+                    known[called] = (float(row["accuracy"]), *ends)
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,7 +247,7 @@ class ComparedRuns:
             "differing": self.differing,
             "numbers": self.numbers(),
             "answers": [answer.text for answer in self.answers()],
-            "problems": [run.problems for run in self.runs],
+            "problems": self._problems(),
         }
 
 
@@ -157,21 +260,98 @@ def read_runs(folders: Sequence[str | Path]) -> ComparedRuns:
 
 def compared(runs: Sequence[Run]) -> ComparedRuns:
     """The runs set beside each other, by the settings that change what is learned."""
-    flat = [_flat(run.config) for run in runs]
-    keys = sorted({key for settings in flat for key in settings})
-    differing = {}
-    for key in keys:
-        values = [settings.get(key, MISSING) for settings in flat]
-        if key.startswith(LEFT_OUT) or all(value == values[0] for value in values):
-            continue
-        differing[key] = [None if value is MISSING else value for value in values]
+    differing = _differing_settings(runs)
     hashes = [run.start and run.start.sha256 for run in runs]
     if "weights" not in differing and len(set(hashes)) > 1:
         differing[STARTED_FROM] = [
             None if run.start is None else f"{run.start.weights} {run.start.sha256[:8]}"
             for run in runs
         ]
-    return ComparedRuns(runs=list(runs), differing=differing)
+    if _are_of_other_images(runs, differing):
+        differing[TRAINING_IMAGES] = [
+            " ".join(filter(None, (_source(run), (_fingerprint(run) or "")[:8]))) or None
+            for run in runs
+        ]
+    stale = [run.stale(run.evaluation) for run in runs]
+    return ComparedRuns(runs=list(runs), differing=differing, stale=stale)
+
+
+def _differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    flat = [_flat(run.config) for run in runs]
+    of_split = any(map(_depends_on_split, runs))
+    differing = {}
+    for key in sorted({key for settings in flat for key in settings}):
+        counts = key in ROUNDING or (key == ACCUMULATE and of_split)
+        if key.startswith(LEFT_OUT) and not counts:
+            continue
+        values = [settings.get(key, DEFAULTS.get(key, MISSING)) for settings in flat]
+        if any(value != values[0] for value in values):
+            differing[key] = [None if value is MISSING else value for value in values]
+    return differing
+
+
+def _depends_on_split(run: Run) -> bool:
+    """Whether the loss of a step depends on the batches that it is accumulated from.
+
+    A rate is no mean over images: that of each batch is not that of the step. Rates of each image's
+    own tokens are.
+    """
+    gamma = run.setting("objective.gamma")
+    of_batch = (
+        run.setting("objective.over") == "batch" and run.setting("objective.features") != "tokens"
+    )
+    return (is_finite(gamma) and gamma > 0 and of_batch) or (
+        run.setting("simdino.reduce_cov") is False
+    )
+
+
+def _are_of_other_images(runs: Sequence[Run], differing: dict[str, list[Any]]) -> bool:
+    """Whether runs trained on other images though their settings do not tell it.
+
+    What an old run did not record is no difference.
+    """
+    sources = {_source(run) for run in runs} - {None}
+    if len(sources) > 1 and "data.source" not in differing:
+        return True
+    if any(key.startswith(CHOOSING) for key in differing):
+        return False
+    # Where the seed draws images, runs that repeat each other have other fingerprints though their
+    # source is the same: that is a part of what their spread means, and only runs of one seed must
+    # agree. Which of the images are held out is fixed whatever the seed, and changes nothing here.
+    by_draw: dict[Any, set[str]] = {}
+    for run in runs:
+        draw = run.config.get("seed") if _draws_images(run) else None
+        fingerprint = _fingerprint(run)
+        by_draw.setdefault(draw, set()).update([] if fingerprint is None else [fingerprint])
+    return any(len(found) > 1 for found in by_draw.values())
+
+
+def _draws_images(run: Run) -> bool:
+    """Whether the run's seed draws its training images out of those of the source.
+
+    A supervised run's few labels are. A limit is the same choice for every seed, but older versions
+    drew that of pre-training by the seed.
+    """
+    drawn = ("data.shots", "data.share") if run.is_classifier else ("data.limit",)
+    return any(run.setting(key) is not None for key in drawn)
+
+
+def _holds_out(run: Run) -> bool:
+    """Whether validation images are held out of the training images."""
+    named = run.setting("data.val_source") or run.setting("data.val_split")
+    return not named and bool(run.setting("data.val_share"))
+
+
+def _source(run: Run) -> str | None:
+    return _text_of(run.data.get("source"))
+
+
+def _fingerprint(run: Run) -> str | None:
+    return _text_of(run.data.get("fingerprint"))
+
+
+def _text_of(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -184,23 +364,44 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _numbers(run: Run) -> dict[str, float | None]:
-    rows = comparison_rows(run)
-    test = (run.evaluation or {}).get("accuracy") if run.is_classifier else None
-    iou = (run.evaluation or {}).get("mean_iou") if run.is_segmenter else None
+def _row(run: Run, method: str) -> PlainRow | None:
+    """What was measured of a run by one of COLUMNS, with a number."""
+    row: PlainRow | None
+    if method in LONG_NAMES:
+        row = headline(comparison_rows(run), method, "model")
+    else:
+        supervised = run.is_segmenter if method == "mean_iou" else run.is_classifier
+        row = run.evaluation if supervised else None
+    return row if row is not None and is_finite(row.get(_value_key(method))) else None
+
+
+def _value_key(method: str) -> str:
+    return "mean_iou" if method == "mean_iou" else "accuracy"
+
+
+def _how(row: PlainRow, key: str) -> str | None:
+    """What a result says of how it was measured, by key of MEASURED; None where it says nothing."""
+    if key == "fingerprint":
+        test = named_values_at(named_values_at(row, "data"), "test")
+        return (_text_of(test.get("fingerprint")) or "")[:8] or None
+    value = row.get(key)
+    if key == "shots" and value is None:
+        return "all"
+    return f"{value:,}" if is_count(value) else _text_of(value)
+
+
+def _numbers(run: Run, rows: dict[str, PlainRow | None]) -> dict[str, float | None]:
     step = run.last_value("step")
-    accuracies = {
-        method: None if row is None else float(row["accuracy"])
-        for method in NAMES
-        for row in [headline(rows, method, "model")]
+    results = {
+        method: None if row is None else float(row[_value_key(method)])
+        for method, row in rows.items()
+        if row is not None or method != "mean_iou"
     }
     return {
         "steps": None if step is None else step + 1,
         "train/loss": run.last_value("train/loss"),
         "val/loss": run.last_value("val/loss"),
-        **accuracies,
-        "test": float(test) if is_finite(test) else None,
-        **({"mean_iou": float(iou)} if is_finite(iou) else {}),
+        **results,
         "parameters": None if run.weights is None else float(run.weights["parameters"]),
     }
 
@@ -229,15 +430,65 @@ def _value_text(value: Any) -> str:
     return text if len(text) <= 24 else f"…{text[-23:]}"
 
 
-def _best_of(name: str, runs: Sequence[Run], rows: Sequence[Any]) -> list[Answer]:
-    measured = [
-        (run, row) for run, row in zip(runs, rows, strict=True)
-        if isinstance(row, dict) and is_finite(row.get("accuracy")) and interval(row)
-    ]  # fmt: skip
-    if len(measured) < 2:
+def _stale_sentence(run: Run) -> str:
+    """That a run's results do not count, and what to do."""
+    if run.is_classifier:
+        resumed = Place().command("finetune", "--resume", str(run.folder))
+        again = f"move {run.folder / EVALUATION} away, and {resumed} tests again"
+    else:
+        again = f"{Place().command('report', str(run.folder))}, or --measure, measures again"
+    return f"its results are of other weights than lie there now and do not count: {again}."
+
+
+def _not_alike(
+    name: str, method: str, unlike: dict[str, list[str]], measured: Sequence[tuple[Run, PlainRow]]
+) -> Answer:
+    """Why results may not be compared, and what to do."""
+    differ = [f"{MEASURED[key]} ({', '.join(values)})" for key, values in unlike.items()]
+    named = " and ".join(filter(None, (", ".join(differ[:-1]), differ[-1])))
+    text = f"{name}: not measured alike, so no run is called the best: {named} differ."
+    return Answer(rule="best run", text=f"{text} {_alike(method, unlike, measured)}", good=None)
+
+
+def _alike(
+    method: str, unlike: dict[str, list[str]], measured: Sequence[tuple[Run, PlainRow]]
+) -> str:
+    """What to do so that results can be compared, as a sentence."""
+    if method not in LONG_NAMES:
+        return (
+            "Test all runs on the same images: with one data.test_source, data.test_split and"
+            " data.test_limit."
+        )
+    if set(unlike) <= {*AMOUNTS, "num_classes"} and set(unlike) & set(AMOUNTS):
+        return f"Measure alike: {_same_amounts(measured)}."
+    options = ["--pool", "mean"] if "pool" in unlike else []
+    command = Place().command(method, "RUN", "ADDRESS", *options)
+    same = "the same address and the same --shots" if "shots" in unlike else "the same address"
+    return f"Measure each run alike: {command}, with {same} for all."
+
+
+def _same_amounts(measured: Sequence[tuple[Run, PlainRow]]) -> str:
+    """The commands that measure runs with the least amounts of images that one of them has."""
+    least = {
+        key: min(counts)
+        for key in AMOUNTS
+        if (counts := [row[key] for _, row in measured if is_count(row.get(key))])
+    }
+    # Both are given, for a limit that is left out goes back to its default.
+    options = [word for key, count in least.items() for word in (AMOUNTS[key], str(count))]
+    more = [
+        run for run, row in measured if any(row.get(key) != count for key, count in least.items())
+    ]
+    commands = [Place().command("report", str(run.folder), *options) for run in more[:3]]
+    return ", ".join([*commands, *(["and so on"] if more[3:] else [])])
+
+
+def _best_of(name: str, measured: Sequence[tuple[Run, PlainRow]]) -> list[Answer]:
+    known = [(run, row) for run, row in measured if "accuracy" in row and interval(row)]
+    if len(known) < 2:
         return []
-    measured.sort(key=lambda pair: -pair[1]["accuracy"])
-    (best, first), (second, next_best) = measured[:2]
+    known.sort(key=lambda pair: -pair[1]["accuracy"])
+    (best, first), (second, next_best) = known[:2]
     sure = clearly_better(first, next_best)
     text = f"{name}: {best.folder} has {first['accuracy']:.1%}, {second.folder} "
     text += f"{next_best['accuracy']:.1%}"

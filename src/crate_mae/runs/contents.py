@@ -122,9 +122,12 @@ class Run:
             return False
         measured = result.get("weights")
         name = measured if measured in ("weights", "weights-best") else "weights"
+        weights = self.folder / name
+        if not weights.is_dir():  # of what is no folder, such as run/weights, the Hub is asked
+            return True
         try:
-            return bool(result.get("sha256") != weights_hash(self.folder / name))
-        except OSError:
+            return bool(result.get("sha256") != weights_hash(weights))
+        except (OSError, ValueError):
             return True
 
 
