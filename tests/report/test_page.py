@@ -240,7 +240,8 @@ def test_stale_results_are_marked_or_measured_again(run: Path) -> None:
     change(run / "reconstruction.json", lambda values: values.update(sha256="0" * 64))
     write_report(run, measure=False)
     text = read_page(run / "report.html").text
-    assert text.count("measured on other weights") == 4, "probe, layers, picture and its caption"
+    told = "summary, probe, layers, picture and its caption"
+    assert text.count("measured on other weights") == 5, told
     write_report(run, limit=100, test_limit=50)
     assert "measured on other weights" not in read_page(run / "report.html").text
     fresh = json.loads((run / "evaluation.json").read_text())

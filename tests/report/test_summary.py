@@ -1,5 +1,6 @@
 """The summary of a report: key numbers and verdicts of runs made by hand, with known answers."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ def made(**changes: Any) -> Run:
         ],
     }
     return Run(**(values | changes))
+
+
+def with_weights(folder: Path) -> str:
+    """The SHA-256 of weights that lie in a folder now, of which only their bytes matter here."""
+    (folder / "weights").mkdir()
+    for name in ("config.json", "preprocess.json", "model.safetensors"):
+        (folder / "weights" / name).write_text("{}")
+    return hashlib.sha256(b"{}").hexdigest()
 
 
 def by_verdict(run: Run) -> dict[bool | None, list[str]]:
@@ -72,18 +81,19 @@ def test_completion_is_set_beside_one_colour_and_the_patch_means() -> None:
 
 @pytest.mark.parametrize(("accuracy", "better"), [(0.3, True), (0.1, False)])
 def test_a_supervised_run_is_set_beside_the_most_frequent_class(
-    accuracy: float, better: bool
+    accuracy: float, better: bool, tmp_path: Path
 ) -> None:
-    run = made(config={}, evaluation={"accuracy": accuracy, "chance": 0.2})
+    found = {"accuracy": accuracy, "chance": 0.2, "sha256": with_weights(tmp_path)}
+    run = made(folder=tmp_path, config={}, evaluation=found)
     assert set(by_verdict(run)) == {better}
     numbers = {number.label: number for number in key_numbers(run)}
     assert numbers["test accuracy"].value == f"{accuracy:.1%}"
     assert numbers["test accuracy"].note == "most frequent class 20.0%"
 
 
-def test_key_numbers_are_last_finite_values_and_medians() -> None:
+def test_key_numbers_are_last_finite_values_and_medians(tmp_path: Path) -> None:
     rows = [line("model", 0.7, 0.6, 0.8), line("random baseline", 0.4, 0.3, 0.5)]
-    run = made(evaluation={"rows": rows})
+    run = made(folder=tmp_path, evaluation={"rows": rows, "sha256": with_weights(tmp_path)})
     numbers = {number.label: (number.value, number.note) for number in key_numbers(run)}
     assert numbers["validation loss"][0] == "0.25"
     assert numbers["validation loss"][1].endswith("one colour gets 1")
@@ -100,3 +110,69 @@ def test_the_status_counts_whole_batches() -> None:
     assert sentence.startswith("Step 12 of 30. This run is not finished")
     assert "not finite" in status(made(nonfinite={"step": 11}))[0]
     assert status(made(data={}))[0].startswith("Step 12. ")
+
+
+def test_accuracies_of_other_weights_are_no_key_numbers_and_no_verdicts(tmp_path: Path) -> None:
+    sha256 = with_weights(tmp_path)
+    rows = [line("model", 0.7, 0.6, 0.8), line("raw pixels", 0.4, 0.3, 0.5)]
+    found = {"rows": rows, "sha256": sha256}
+    run = made(folder=tmp_path, evaluation=found)
+    assert "linear probe" in {number.label for number in key_numbers(run)}
+    assert "Linear probe: 70.0%, 30.0 points above" in " ".join(text for text, _ in verdicts(run))
+    run.evaluation = {**found, "sha256": "0" * 64}
+    assert "linear probe" not in {number.label for number in key_numbers(run)}
+    told = by_verdict(run)
+    assert "70.0%" not in str(told)
+    assert f"`crate-mae report {tmp_path}` measures them again" in str(told[False])
+    assert len(told[True]) == 1, "what the losses say stays"
+    run.evaluation = {"sha256": "0" * 64, "rows": []}
+    assert False not in by_verdict(run), "nothing was measured"
+
+
+@pytest.mark.parametrize("config", [{}, {"task": "segment"}])
+def test_a_test_of_other_weights_is_no_key_number(tmp_path: Path, config: dict[str, Any]) -> None:
+    found: dict[str, Any] = {"accuracy": 0.9, "chance": 0.2, "sha256": with_weights(tmp_path)}
+    found |= {"mean_iou": 0.9, "majority_mean_iou": 0.2}
+    run = made(folder=tmp_path, config=config, evaluation=found)
+    assert any(number.label.startswith("test ") for number in key_numbers(run))
+    run.evaluation = {**found, "sha256": "0" * 64}
+    assert not any(number.label.startswith("test ") for number in key_numbers(run))
+    ((text,),) = by_verdict(run).values()
+    assert text.startswith("The test was measured on other weights")
+    assert f"`crate-mae finetune --resume {tmp_path}`" in text
+
+
+@pytest.mark.parametrize(
+    ("masking", "words"),
+    [
+        ({"kind": "block", "ratio": 0.75}, "75%, block"),
+        ({"kind": "random", "ratio": 0.5, "square": 2},
+         "50%, random, squares of 2 x 2 patches"),
+        ({"kind": "random", "ratio": 0.25, "ratio_max": 0.75},
+         "25% to 75%, drawn for each image, random"),
+        ({"kind": "grid", "ratio": 0.25, "ratio_max": 0.5, "ratio_per": "step"},
+         "25% to 50%, drawn for each step, grid"),
+    ],
+)  # fmt: skip
+def test_every_setting_of_masks_is_told(masking: dict[str, Any], words: str) -> None:
+    facts = summary_data(made(config={"masking": masking}))["facts"]
+    assert ["Patches removed", words] in [[cell.text for cell in row] for row in facts.rows]
+
+
+def test_commands_to_try_read_the_images_of_the_run(tmp_path: Path) -> None:
+    rows = [line("model", 0.3, 0.2, 0.4), line("raw pixels", 0.7, 0.6, 0.8),
+            line("random baseline", 0.7, 0.6, 0.8)]  # fmt: skip
+    settings = {"source": "parquet:p", "image_key": "scan", "follow_links": True}
+    run = made(
+        folder=tmp_path,
+        config={"masking": {}, "data": settings},
+        data={"source": "parquet:p"},
+        evaluation={"rows": rows, "sha256": with_weights(tmp_path)},
+    )
+    told = " ".join(text for text, _ in verdicts(run))
+    assert "parquet:p --pool mean,layers --image-key scan --follow-links`" in told
+    assert "--within 8h --data.image_key scan --data.follow_links true`" in told
+    run.data["source"] = "dataset:Mine"
+    told = " ".join(text for text, _ in verdicts(run))
+    assert "parquet:p" not in told
+    assert "ADDRESS --pool mean,layers`" in told

@@ -150,6 +150,8 @@ def plan(argv: list[str]) -> int:
     from crate_mae.plan.plan_text import fitting_text, plan_text
     from crate_mae.plan.recipe import check_whole_command, parse_recipe
     from crate_mae.plan.within import run_within
+    from crate_mae.training.config import PretrainConfig
+    from crate_mae.training.run_folder import with_recorded_start
 
     output = Output(given.json)
     config = parse_recipe(given.config, settings)
@@ -161,12 +163,14 @@ def plan(argv: list[str]) -> int:
 
     if given.within is not None:
         # What starts from weights has their architecture; what was typed is meant.
+        run = user_path(given.config)
+        if isinstance(config, PretrainConfig):
+            settings = with_recorded_start(run, settings)
         words = [word.partition("=")[0] for word in settings]
         fixed = "--init-from" in words or any(word.startswith("--model.") for word in words)
         fitting = run_within(
             config, given.within, images=given.num_images, fixed_model=fixed, progress=tell
         )
-        run = user_path(given.config)
         recipe = str(run / "config.yaml") if run.is_dir() else given.config
         command = fitting.command(recipe, settings)
         output.say(fitting_text(fitting, command))

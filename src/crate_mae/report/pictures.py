@@ -16,6 +16,7 @@ from crate_mae.analysis import FIGURES
 from crate_mae.common.values import is_finite
 from crate_mae.figures.run_curves import draw_training
 from crate_mae.runs.contents import SHEET, STALE, Run
+from crate_mae.runs.measure_missing import own_masks
 
 MAX_SIDE = 2400
 """Pixels; longer pictures are made smaller."""
@@ -169,7 +170,28 @@ def _sheet(run: Run, facts: dict[str, Any]) -> Figure | None:
     caption = f"{facts.get('images', '?')} images of {where}{mean}."
     if run.stale(facts):
         caption += f" STALE: {STALE}."
+    caption += _of_masks(run, facts)
     if facts.get("trained_on"):
-        caption += " These are training images: the run has no others, so they flatter it."
+        caption += " These are training images, so they flatter it: no others of the run can be"
+        caption += " opened again."
     alt = f"Sheet of images in five columns: original, masked, prediction, pasted, error{mean}"
     return figure_of(run, run.folder / SHEET, alt=alt, caption=caption)
+
+
+def _of_masks(run: Run, facts: dict[str, Any]) -> str:
+    """Which patches were removed, where no command removes such; else nothing."""
+    masks = own_masks(run)
+    if masks is None:
+        return ""
+    if facts.get("masks") != masks:
+        return (
+            f" NOT THE MASKS OF THIS RUN: it was trained on {masks}; crate-mae report measures"
+            " with these."
+        )
+    shares = facts.get("removed")
+    known = [s for s in shares if is_finite(s)] if isinstance(shares, list) else []
+    here = f", here {min(known):.0%} to {max(known):.0%}" if known else ""
+    return (
+        f" Masks drawn as those of its validation: {masks} of the patches{here}. crate-mae"
+        " reconstruct removes single patches at one ratio, so no command draws this picture."
+    )

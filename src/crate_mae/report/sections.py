@@ -13,7 +13,15 @@ from crate_mae.report.layer_tables import layers_data
 from crate_mae.report.pictures import completion_data
 from crate_mae.report.summary import summary_data
 from crate_mae.runs.contents import EVALUATION, RECONSTRUCTION, Run
-from crate_mae.runs.measure_missing import ANALYSED, PICTURES
+from crate_mae.runs.measure_missing import (
+    ANALYSED,
+    PICTURES,
+    from_python,
+    most_train,
+    own_masks,
+    python_source,
+    reading_options,
+)
 
 HASHED = (
     "config.yaml", "start.json", "data.json", "metrics.jsonl", "summary.json",
@@ -101,28 +109,54 @@ def commands_data(run: Run) -> dict[str, Any]:
     verb, folder = "finetune" if run.is_classifier else "pretrain", _folder(run)
     # The settings of a supervised run hold its weights; those of pre-training do not.
     begun = ["--init-from", run.start.weights] if run.start and not run.is_classifier else []
+    again = _line(verb, "--config", f"{folder}/config.yaml", *begun, "--out", f"{folder}-again")
+    # The settings do not name a data set that was given in Python: a command trains on another.
+    source = python_source(run)
     return {
         "started": "\n".join(run.commands),
-        "again": _line(
-            verb, "--config", f"{folder}/config.yaml", *begun, "--out", f"{folder}-again"
-        ),
+        "again": again if source is None else None,
+        "python": _python_note(run, verb, source),
         "start": None if run.start is None else asdict(run.start),
-        "resume": None if run.summary is not None else _line(verb, "--resume", folder),
+        "resume": _line(verb, "--resume", folder) if run.summary is None and not source else None,
         "measure": "\n".join(measuring_commands(run)),
         "named_split": any(run.looked_at),
         "report": _line("report", folder),
     }
 
 
+def _python_note(run: Run, verb: str, source: str | None) -> str | None:
+    """What a command cannot repeat of a run that was started from Python; None of others."""
+    others = "test_dataset" if run.is_classifier else "val_dataset"
+    if source is not None:
+        more = f", {others}=..." if run.is_classifier else ""
+        return (
+            f"The images were a data set given in Python ({source}), which config.yaml does not"
+            f" name: no command trains on them. To train again, call {verb}(..., dataset=...{more})"
+            " with it, and with resume=True to go on with this run."
+        )
+    if not run.is_classifier and from_python(run):
+        return (
+            f"The run was started from Python. Validation images that were given there"
+            f" ({others}=...) are not in config.yaml: the command chooses its own."
+        )
+    return None
+
+
 def measuring_commands(run: Run) -> list[str]:
-    """The commands of the measurements on this page; none for data that no address opens."""
+    """The commands of the measurements on this page, as far as there are any that repeat them.
+
+    None for data that no address opens, and none that completes images under masks that
+    `reconstruct` cannot draw.
+    """
     address = run.setting("data.source")
-    if not isinstance(address, str) or str(run.data.get("source")).startswith("dataset:"):
+    if not isinstance(address, str) or python_source(run) is not None:
         return []
-    folder = _folder(run)
+    folder, reading = _folder(run), reading_options(run)
     other, split = run.looked_at
     looked_at = str(other or address)
-    chosen = ["--split", str(split)] if split else []
+    if not any((other, split)):
+        split = run.setting("data.split")  # what is held out is a part of these
+    chosen = [*(["--split", str(split)] if split else []), *reading]
     lines = [
         _line(
             "analyze", folder, looked_at, *chosen, "--limit", str(ANALYSED),
@@ -133,30 +167,31 @@ def measuring_commands(run: Run) -> list[str]:
         return [*_segmenting(run, folder, looked_at), *lines]
     if run.is_classifier:
         return lines
-    pair = [folder, address]
+    pair = [folder, address, *reading]
     if run.setting("data.split"):
         pair += ["--train-split", str(run.setting("data.split"))]
     if other:
         pair += ["--test-address", looked_at]
-    if split:
-        pair += ["--test-split", str(split)]
-    for key, option in (("limit", "--limit"), ("test_limit", "--test-limit")):
-        if is_number(count := (run.evaluation or {}).get(key)):
-            pair += [option, str(count)]
+    if tested := run.looked_at[1]:
+        pair += ["--test-split", str(tested)]
+    found = run.evaluation or {}
+    if isinstance(limit := found.get("limit"), int):
+        pair += ["--limit", str(most_train(run, limit))]
+    if is_number(limit := found.get("test_limit")):
+        pair += ["--test-limit", str(limit)]
     if run.is_simdino:
         pair += ["--pool", "cls"]
         return [_line("probe", *pair), _line("knn", *pair), *lines]
+    lines = [_line("probe", *pair), _line("knn", *pair), *lines]
+    if own_masks(run) is not None:
+        return lines
     masking = ["--mask-ratio", str(run.setting("masking.ratio"))]
     masking += ["--mask-kind", str(run.setting("masking.kind"))]
-    return [
-        _line(
-            "reconstruct", folder, looked_at, *chosen, "--limit", str(PICTURES), *masking,
-            "--out", f"{folder}-completed.png",
-        ),
-        _line("probe", *pair),
-        _line("knn", *pair),
-        *lines,
-    ]  # fmt: skip
+    completing = _line(
+        "reconstruct", folder, looked_at, *chosen, "--limit", str(PICTURES), *masking,
+        "--out", f"{folder}-completed.png",
+    )  # fmt: skip
+    return [completing, *lines]
 
 
 def _segmenting(run: Run, folder: str, address: str) -> list[str]:
@@ -167,7 +202,8 @@ def _segmenting(run: Run, folder: str, address: str) -> list[str]:
     if not isinstance(split, str) or "held out" in split or not isinstance(masks, str):
         return []
     target = f"{folder}-segmented.png"
-    return [_line("segment", folder, address, "--split", split, "--masks", masks, "--out", target)]
+    words = ["--split", split, *reading_options(run), "--masks", masks, "--out", target]
+    return [_line("segment", folder, address, *words)]
 
 
 def _folder(run: Run) -> str:

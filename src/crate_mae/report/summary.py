@@ -1,5 +1,7 @@
 """The top of the page: what this run is, and its numbers in one glance."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +18,8 @@ from crate_mae.evaluation.answers import (
 )
 from crate_mae.evaluation.comparison import BASELINES, LONG_NAMES, headline
 from crate_mae.report.blocks import KeyNumber, Table, named_values, number_cell, text_cell
-from crate_mae.runs.contents import Run, comparison_rows
+from crate_mae.runs.contents import STALE, Run, comparison_rows
+from crate_mae.runs.measure_missing import python_source, reading_options, run_masking, run_reading
 
 Verdict = tuple[str, bool | None]
 """A sentence; True where the model is clearly better, False where it is clearly worse."""
@@ -100,7 +103,7 @@ def key_numbers(run: Run) -> list[KeyNumber]:
 
 
 def _probe_numbers(run: Run) -> list[KeyNumber]:
-    rows = comparison_rows(run)
+    rows = [] if _is_stale(run) else comparison_rows(run)
     numbers = []
     for method, name in LONG_NAMES.items():
         model = headline(rows, method, "model")
@@ -117,8 +120,13 @@ def _probe_numbers(run: Run) -> list[KeyNumber]:
     return numbers
 
 
+def _is_stale(run: Run) -> bool:
+    """Whether there are accuracies, and they are not of the weights that lie there now."""
+    return run.evaluation is not None and run.stale(run.evaluation)
+
+
 def _test_number(run: Run) -> list[KeyNumber]:
-    test = run.evaluation or {}
+    test = {} if _is_stale(run) else run.evaluation or {}
     if run.is_segmenter and is_number(test.get("mean_iou")):
         trivial = test.get("majority_mean_iou")
         note = f"most frequent class {trivial:.4f}" if is_number(trivial) else ""
@@ -171,11 +179,17 @@ def _session(run: Run) -> str | None:
 
 
 def _removed(run: Run) -> str | None:
-    ratio, top = run.setting("masking.ratio"), run.setting("masking.ratio_max")
-    if not is_number(ratio):
+    if not run.is_masked:
         return None
-    to = f" to {top:.0%}" if is_number(top) else ""
-    return f"{ratio:.0%}{to}, {run.setting('masking.kind')}"
+    try:
+        masking = run_masking(run)
+    except ValueError:
+        return None
+    words = f"{masking.ratio:.0%}"
+    if masking.ratio_max is not None:
+        words += f" to {masking.ratio_max:.0%}, drawn for each {masking.ratio_per}"
+    squares = f"squares of {masking.square} x {masking.square} patches"
+    return f"{words}, {masking.kind}{f', {squares}' if masking.square > 1 else ''}"
 
 
 def _size(run: Run) -> str | None:
@@ -207,12 +221,59 @@ def verdicts(run: Run) -> list[Verdict]:
     return [(a.text, a.good) for a in run_answers(run) if a.rule != "few steps"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _RunPlace(Place):
+    """What the next commands are about, with what they need to read images as the run does."""
+
+    options: Sequence[str] = ()
+    """For verbs that measure."""
+    settings: Sequence[str] = ()
+    """The same for verbs that train."""
+
+    def command(self, *words: str) -> str:
+        """A command line, quoted as a shell needs it."""
+        trains = words[0] in ("plan", "pretrain", "finetune")
+        return super().command(*words, *(self.settings if trains else self.options))
+
+
+def _place(run: Run) -> Place:
+    weights, address = str(run.folder), run.setting("data.source")
+    if not isinstance(address, str) or python_source(run) is not None:
+        return Place(weights=weights)  # the settings name other images than the run had
+    reading = run_reading(run)
+    settings = []
+    for key, value in (("image_key", reading.image_key), ("label_key", reading.label_key)):
+        settings += [] if value is None else [f"--data.{key}", str(value)]
+    settings += ["--data.follow_links", "true"] if reading.follow_links else []
+    return _RunPlace(
+        weights=weights, address=address, options=reading_options(run), settings=settings
+    )
+
+
+def _stale_answer(run: Run) -> Answer:
+    """That there are accuracies of other weights, and what to do."""
+    folder, place = str(run.folder), Place()
+    if run.is_classifier:
+        text = f"The test was {STALE}"
+        resume = place.command("finetune", "--resume", folder)
+        again = f"move evaluation.json out of the folder, and {resume} tests these"
+    else:
+        text = f"Linear probe and nearest neighbours were {STALE}"
+        again = f"{place.command('report', folder)} measures them again"
+    # No verb opens a data set that was given in Python.
+    text += "." if python_source(run) is not None else f": {again}."
+    return Answer(rule="not measured", text=text, good=False)
+
+
 def run_answers(run: Run) -> list[Answer]:
-    """What the numbers of a run say, by the rules that every verb shares."""
+    """What the numbers of a run say, by the rules that every verb shares.
+
+    Nothing is said of accuracies that were measured on other weights than lie in the folder now,
+    but that they were.
+    """
     steps = planned_steps(run)
     few = [] if steps is None else steps_answers(steps, supervised=run.is_classifier)
-    address = run.setting("data.source")
-    place = Place(weights=str(run.folder), address=str(address or "ADDRESS"))
+    stale = _is_stale(run)
     if not run.is_classifier:
         completion = completion_answers(
             run.last_value("val/loss"),
@@ -220,7 +281,11 @@ def run_answers(run: Run) -> list[Answer]:
             patch_mean=run.last_value("val/patch_mean"),
             normalised=bool(run.setting("model.norm_pix_loss")),
         )
-        return [*few, *completion, *feature_answers(comparison_rows(run), place)]
+        if stale:
+            return [*few, *completion, *([_stale_answer(run)] if comparison_rows(run) else [])]
+        return [*few, *completion, *feature_answers(comparison_rows(run), _place(run))]
+    if stale:
+        return [*few, _stale_answer(run)]
     if run.is_segmenter:
         return [*few, *mask_answers(run.evaluation or {})]
     smoothing = run.setting("optim.label_smoothing")

@@ -5,15 +5,19 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from crate_mae.analysis import RANDOM, analyse_models, open_models
-from crate_mae.batches.config import VALIDATION_SEED
+from crate_mae.batches.config import VALIDATION_SEED, Masking
+from crate_mae.batches.transforms import prepare
 from crate_mae.common.files import write_atomically
 from crate_mae.common.progress import StartProgress
 from crate_mae.evaluation.backbones import load_backbone, load_masked_autoencoder
 from crate_mae.evaluation.compare import compare_models
-from crate_mae.evaluation.reconstruction import reconstruct_source
+from crate_mae.evaluation.reconstruction import Reconstruction, reconstruct, reconstruct_source
 from crate_mae.evaluation.rows import comparison_table
 from crate_mae.figures.reconstruction_sheet import draw_reconstruction
+from crate_mae.models.backbone import MaskedAutoencoder
 from crate_mae.models.pools import Pool
 from crate_mae.runs.contents import (
     ANALYSIS,
@@ -24,9 +28,10 @@ from crate_mae.runs.contents import (
     Run,
     read_results,
 )
-from crate_mae.sources.address import open_pair, open_source
+from crate_mae.sources.address import CHOICE_SEED, is_address, open_pair, open_source
 from crate_mae.sources.base import ImageSource, random_subset
 from crate_mae.sources.found import Reading
+from crate_mae.sources.images import Sample, to_channels
 from crate_mae.sources.inputs import varied_choice
 from crate_mae.sources.splits import split_off
 from crate_mae.weights.weights_folder import weights_hash
@@ -41,6 +46,8 @@ MAX_TRAIN, MAX_TEST = 50_000, 10_000
 PICTURES = 8
 ANALYSED = 500
 """Images of the layer analysis: enough that its means stand still in the third digit."""
+FROM_PYTHON = "(called from Python)"
+"""What the record of a run's commands says of a start from Python."""
 
 
 def complete_run(
@@ -71,9 +78,11 @@ def complete_run(
             run.problems += [] if problem in run.problems else [problem]
 
     if not run.is_classifier:
-        if run.is_masked and not _is_current(run, run.reconstruction, SHEET):
+        masks = own_masks(run)
+        if run.is_masked and not _is_current(run, run.reconstruction, SHEET, masks=masks):
             attempt("reconstructions", lambda: _reconstruct(run, device))
-        if not _is_current(run, run.evaluation, EVALUATION, limit=limit, test_limit=test_limit):
+        asked = None if limit is None else most_train(run, limit)
+        if not _is_current(run, run.evaluation, EVALUATION, limit=asked, test_limit=test_limit):
             most = (limit or MAX_TRAIN, test_limit or MAX_TEST)
             attempt(NOT_EVALUATED, lambda: _evaluate(run, *most, device, progress))
     if not _is_current(run, run.layer_facts or None, ANALYSIS):
@@ -81,7 +90,9 @@ def complete_run(
     read_results(run)
 
 
-def _is_current(run: Run, result: dict[str, object] | None, name: str, **asked: int | None) -> bool:
+def _is_current(
+    run: Run, result: dict[str, object] | None, name: str, **asked: int | str | None
+) -> bool:
     """Whether a result is there, of the present weights, and measured as is asked for."""
     if result is None or run.stale(result) or not (run.folder / name).exists():
         return False
@@ -94,8 +105,12 @@ def _reconstruct(run: Run, device: str) -> None:
     if (run.folder / SHEET).exists() and "sha256" not in (run.reconstruction or {}):
         raise FileExistsError(_not_ours(run, SHEET))
     model = load_masked_autoencoder(run.folder).to(device)
-    kind, ratio = run.setting("masking.kind"), run.number("masking.ratio")
-    result, names = reconstruct_source(model, images.source, kind=kind, ratio=ratio)
+    masking = run_masking(run)
+    if _is_drawn_by_verb(masking):
+        kind, ratio = masking.kind, masking.ratio
+        result, names = reconstruct_source(model, images.source, kind=kind, ratio=ratio)
+    else:
+        result, names = _completed(model, images.source, masking)
     _check_unchanged(run, sha256)
     draw_reconstruction(result, run.folder / SHEET, names=names, overwrite=True)
     facts = {
@@ -104,8 +119,10 @@ def _reconstruct(run: Run, device: str) -> None:
         "split": images.source.split,
         "trained_on": images.trained_on,
         "images": len(names),
-        "kind": kind,
-        "ratio": ratio,
+        "kind": masking.kind,
+        "ratio": masking.ratio,
+        "masks": own_masks(run),
+        "removed": [float(share) for share in result.mask.double().mean(dim=1)],
         "mode": result.mode,
         "mse": [float(value) for value in result.mse],
         "psnr": [float(value) for value in result.psnr],
@@ -113,6 +130,68 @@ def _reconstruct(run: Run, device: str) -> None:
         "high": list(result.high),
     }
     write_atomically(run.folder / RECONSTRUCTION, json.dumps(facts, indent=2) + "\n")
+
+
+def run_masking(run: Run) -> Masking:
+    """The masks of a run, as its settings have them; ValueError for damaged ones.
+
+    What was no setting yet when the run began has its default.
+    """
+    usual, top = Masking(), run.setting("masking.ratio_max")
+    return Masking(
+        kind=run.setting("masking.kind"),
+        ratio=run.number("masking.ratio"),
+        ratio_max=None if top is None else run.number("masking.ratio_max"),
+        ratio_per=run.setting("masking.ratio_per") or usual.ratio_per,
+        square=run.count("masking.square") or usual.square,
+    )
+
+
+def _is_drawn_by_verb(masking: Masking) -> bool:
+    """Whether `crate-mae reconstruct` can draw such masks: of single patches, at one ratio."""
+    return masking.one_count and masking.square == 1
+
+
+def own_masks(run: Run) -> str | None:
+    """The masks of a run in words, where `crate-mae reconstruct` cannot draw them.
+
+    None where it can, and for a run without masks or with damaged settings of them.
+    """
+    if not run.is_masked:
+        return None
+    try:
+        masking = run_masking(run)
+    except ValueError:
+        return None
+    return None if _is_drawn_by_verb(masking) else str(masking)
+
+
+def _completed(
+    model: MaskedAutoencoder, source: ImageSource, masking: Masking
+) -> tuple[Reconstruction, list[str]]:
+    """Completed images of a source under masks drawn as those of validation, and their names.
+
+    Unreadable images are passed over; raises ValueError when none can be read.
+    """
+    images, masks, names = [], [], []
+    ratio = masking.step_ratio(VALIDATION_SEED, 0)
+    for index in range(len(source)):
+        sample = source.read(index)
+        if not isinstance(sample, Sample):
+            logger.warning("passed over: %s", sample)
+            continue
+        images.append(to_channels(sample.image, model.preprocess.channels))
+        masks.append(masking.draw(model.config.grid, VALIDATION_SEED, 0, index, ratio=ratio))
+        names.append(sample.name)
+    if not names:
+        raise ValueError(f"none of the {len(source)} images of {source.address} can be read")
+    return reconstruct(model, prepare(images, model.preprocess), torch.stack(masks)), names
+
+
+def most_train(run: Run, limit: int) -> int:
+    """At most how many images a probe of the run learns from: no more than the run itself."""
+    own = run.setting("data.limit")
+    return min(limit, own) if isinstance(own, int) else limit
 
 
 def _evaluate(
@@ -127,7 +206,7 @@ def _evaluate(
     pools: tuple[Pool, ...] = ("cls",) if run.is_simdino else ("mean",)  # what its loss is of
     rows = compare_models(model, train, test, pools=pools, progress=progress)
     _check_unchanged(run, sha256)
-    values = {"sha256": sha256, "limit": limit, "test_limit": test_limit}
+    values = {"sha256": sha256, "limit": most_train(run, limit), "test_limit": test_limit}
     values |= {"rows": [row.to_dict() for row in rows]}
     write_atomically(run.folder / EVALUATION, json.dumps(values, indent=2) + "\n")
     write_atomically(run.folder / "evaluation.txt", comparison_table(rows) + "\n")
@@ -167,10 +246,11 @@ class HeldOut:
 def held_out(run: Run, count: int, *, choose: Choose = random_subset) -> HeldOut:
     """A choice of the images a run validates on, or tests on when it is supervised.
 
-    Training images where it has neither. Of a named split they are those that `--split` and
-    `--limit` choose on the command line; `choose` is `varied_choice` where the verb varies it.
-    Raises ValueError for streams and for data that no address can open again, and what opening
-    raises.
+    Training images where it has neither, and where those it validated on cannot be told from them:
+    they came from Python, or the data have changed since. Of a named split they are those that
+    `--split` and `--limit` choose on the command line; `choose` is `varied_choice` where the verb
+    varies it. Raises ValueError for streams and for data that no address can open again, and what
+    opening raises.
     """
     address = run_address(run)
     other, split = run.looked_at
@@ -181,12 +261,28 @@ def held_out(run: Run, count: int, *, choose: Choose = random_subset) -> HeldOut
         return HeldOut(source=choose(source, count), trained_on=trained_on)
     train = _counted(run, address, run.setting("data.split"))
     if (limit := run.count("data.limit")) is not None:
-        train = random_subset(train, limit, run.count("seed") or 0)
+        train = random_subset(train, limit, CHOICE_SEED)
     share = 0.0 if run.is_classifier else run.number("data.val_share")
     if not share:
         return HeldOut(source=choose(train, count), trained_on=True)
-    _, rest = split_off(train, share, VALIDATION_SEED, run.count("data.val_limit"))
+    kept, rest = split_off(train, share, VALIDATION_SEED, run.count("data.val_limit"))
+    if not _was_split_so(run, len(kept), len(rest)):
+        return HeldOut(source=choose(train, count), trained_on=True)
     return HeldOut(source=choose(rest, count), trained_on=False)
+
+
+def _was_split_so(run: Run, trained: int, held: int) -> bool:
+    """Whether the recorded numbers of images are those of a split into so many and so many.
+
+    Unreadable images may be missing from either. True where nothing was recorded.
+    """
+    images, validation = run.data.get("images"), run.data.get("validation_images")
+    if not isinstance(images, int) or not isinstance(validation, int):
+        return True
+    unreadable = run.data.get("unreadable")
+    broken = len(unreadable) if isinstance(unreadable, dict) else 0
+    whole = images + validation + broken >= trained + held
+    return images <= trained and validation <= held and whole
 
 
 def labelled_pair(run: Run, *, limit: int, test_limit: int) -> tuple[ImageSource, ImageSource]:
@@ -195,25 +291,24 @@ def labelled_pair(run: Run, *, limit: int, test_limit: int) -> tuple[ImageSource
     Raises as `open_pair` and `held_out`.
     """
     address = run_address(run)
-    own = run.count("data.limit")
+    run.count("data.limit")  # a damaged setting is told of, not passed over
     return open_pair(
         address,
         train_split=run.setting("data.split"),
         test_address=run.setting("data.val_source"),
         test_split=run.setting("data.val_split"),
-        limit=limit if own is None else min(limit, own),
+        limit=most_train(run, limit),
         test_limit=test_limit,
-        reading=_reading(run),
+        reading=run_reading(run),
     )
 
 
 def run_address(run: Run) -> str:
     """The address of the training images; ValueError when none can open them again."""
-    trained_on = str(run.data.get("source") or "")
-    if trained_on.startswith("dataset:"):
+    if (trained_on := python_source(run)) is not None:
         raise ValueError(
-            f"the run was trained on a data set made in Python ({trained_on}), which no address"
-            " opens"
+            f"the run was trained on a data set made in Python ({trained_on}), which its settings"
+            " do not name"
         )
     address = run.setting("data.source")
     if not isinstance(address, str):
@@ -221,7 +316,36 @@ def run_address(run: Run) -> str:
     return address
 
 
-def _reading(run: Run) -> Reading:
+def python_source(run: Run) -> str | None:
+    """What the training images are called, where they were given in Python; else None.
+
+    The settings then name others, those of `data.source`, which nobody trained on.
+    """
+    source = run.data.get("source")
+    if not isinstance(source, str) or not source or source == run.setting("data.source"):
+        return None
+    # Whoever moved images may have put their new address into the settings by hand: of a run
+    # started on a command line that is all that another address can mean.
+    return None if is_address(source) and not from_python(run) else source
+
+
+def from_python(run: Run) -> bool:
+    """Whether the run was started or resumed from Python, where data sets can be given."""
+    return any(FROM_PYTHON in line for line in run.commands)
+
+
+def reading_options(run: Run) -> list[str]:
+    """The options of a verb that reads the run's images as the run does."""
+    reading = run_reading(run)
+    options = []
+    if reading.image_key is not None:
+        options += ["--image-key", str(reading.image_key)]
+    if reading.label_key is not None:
+        options += ["--label-key", str(reading.label_key)]
+    return [*options, "--follow-links"] if reading.follow_links else options
+
+
+def run_reading(run: Run) -> Reading:
     """How the run reads its sources."""
     return Reading(
         image_key=run.setting("data.image_key"),
@@ -231,7 +355,7 @@ def _reading(run: Run) -> Reading:
 
 
 def _counted(run: Run, address: str, split: str | None) -> ImageSource:
-    source = open_source(address, split=split, reading=_reading(run))
+    source = open_source(address, split=split, reading=run_reading(run))
     if not isinstance(source, ImageSource):
         raise ValueError(f"{address} is a stream, whose images cannot be chosen")
     return source
