@@ -344,7 +344,7 @@ def encoder_means(name: str, model: str) -> dict[tuple[int, str, str], float]:
 
 def test_forty_epochs_with_the_coding_rate_are_those_that_were_measured() -> None:
     section = section_of(APPENDIX, "### Forty epochs with the coding rate, from nothing")
-    table, by_layer = tables_of(section)
+    table, by_layer, _ = tables_of(section)
     told = " ".join(section.split())
     answer = " ".join(section_of(RESULTS, "## Does pre-training help?").split())
     found = {}
@@ -389,6 +389,30 @@ def test_forty_epochs_with_the_coding_rate_are_those_that_were_measured() -> Non
         few[stem] = f"{100 * row['accuracy']:.1f} %"
     said = f"the probe has {few[own]} with 0.03, {few[strong]} with 0.1 and {few[plain]} without"
     assert said in told
+
+
+def test_seeds_of_the_coding_rate_are_those_that_were_measured() -> None:
+    section = section_of(APPENDIX, "### Forty epochs with the coding rate, from nothing")
+    (_, _, seeds), told = tables_of(section), " ".join(section.split())
+    found: dict[str, list[float]] = {"probe": [], "knn": []}
+    for stem, (_, loss, probe, knn) in zip(
+        ("cifar10-rate", "cifar10-rate-seed-1", "cifar10-rate-seed-2"), seeds[1:], strict=True
+    ):
+        with (RECORDS / f"{stem}-metrics.csv").open(newline="") as file:
+            logged = [float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]]
+        shows(loss, logged[-1])
+        for cell, kind in ((probe, "probe"), (knn, "knn")):
+            (row,) = [row for row in rows_of(f"{stem}-{kind}") if row["subject"] == "model"]
+            shows_accuracy(cell, row)
+            found[kind].append(100 * row["accuracy"])
+    apart = {kind: max(values) - min(values) for kind, values in found.items()}
+    said = f"{apart['probe']:.1f} points in the probe, {apart['knn']:.1f} in neighbours"
+    assert f"lie close together**: {said}" in told
+    within = f"lie within {apart['knn']:.1f} and {apart['probe']:.1f} points"
+    assert within in " ".join(RESULTS.split())
+    card = " ".join((ROOT / "docs" / "cards" / "cifar10-rate.md").read_text("utf-8").split())
+    more = [f"{a:.1f} and {b:.1f} %" for _, a, b in (found["knn"], found["probe"])]
+    assert f"neighbours of {more[0]} and probes of {more[1]}" in card
 
 
 def test_the_probe_by_layer_is_that_of_its_record() -> None:
@@ -522,6 +546,13 @@ def test_what_pre_training_adds_to_few_labels_is_told_draw_by_draw() -> None:
         assert f"`{subject}` has {first}" in page
         assert last in page
         assert "by {:.1f}, {:.1f} and {:.1f}".format(*gains[subject]) in told
+    other = [
+        mine - scratch
+        for (mine, _), (_, scratch) in zip(means["own-images"], means["photos64-long"], strict=True)
+    ]
+    lead = "by {:.1f}, {:.1f} and {:.1f}".format(*other)
+    assert f"another one {lead}" in told
+    assert f"beside it `own-images` leads {lead} points" in page
     best = "{:.1f}, {:.1f} and {:.1f} %".format(*(mine for mine, _ in means["photos64-long"]))
     assert f"three sets have {best}" in told
 
