@@ -373,6 +373,8 @@ def test_broken_images_are_named_and_too_many_stop_the_run(tmp_path: Path, cache
     facts = (tmp_path / "run" / "data.json").read_text()
     for index in range(3):
         assert f"broken{index}.png" in log + facts
+    named = json.loads(facts)["unreadable"]
+    assert {Path(name).name for name in named} == {f"broken{index}.png" for index in range(3)}
     strict = replace(source, max_broken=0.01)
     with pytest.raises(TooManyBrokenImagesError, match=r"(?s)of \d+ images.*broken\d\.png"):
         pretrain(small_config(data=strict), tmp_path / "strict")

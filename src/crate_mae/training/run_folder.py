@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -263,6 +263,14 @@ def recorded_start(folder: Path) -> Start | None:
     if not isinstance(weights, str) or not isinstance(sha256, str):
         raise ValueError(f"{path} is damaged: it lacks the name or the SHA-256 of weights")
     return Start(weights=weights, sha256=sha256)
+
+
+def record_unreadable(folder: Path, reasons: Mapping[str, str]) -> None:
+    """Write down which images could not be read: training meets those that nothing had decoded."""
+    known = recorded_data(folder)
+    if known.get("unreadable") != dict(reasons):
+        known["unreadable"] = dict(reasons)
+        write_atomically(folder / DATA, json.dumps(known, indent=2) + "\n")
 
 
 def recorded_preprocess(folder: Path) -> Preprocess | None:

@@ -44,6 +44,7 @@ from crate_mae.training.run_folder import (
     last_metrics,
     last_step,
     log_file,
+    record_unreadable,
     write_facts,
     written_alone,
 )
@@ -175,6 +176,8 @@ class Session:
                     )
                     self._trainer.loggers = [*self._trainer.loggers, *self._trackers.members]
             yield
+            if is_main_process():
+                record_unreadable(self.folder, data.broken)
 
     def fit(self, module: TrainingModule, data: ImageDataModule, *, resume: bool) -> bool:
         """Train from the last checkpoint, if there is one; whether training came to its end.
