@@ -107,8 +107,9 @@ def test_several_settings_make_one_sheet(capsys: pytest.CaptureFixture[str]) -> 
     assert out.count("PSNR") == 2 * 4
     assert "pictures/0.png (block 75%)" in out
     assert drawn("sheet.png").shape[1] > 9 * 80
-    assert call(f"{line} --mask masks/0.png --out other.png") == 1
-    assert "one setting" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        call(f"{line} --mask masks/0.png --out other.png")
+    assert "leave --mask-ratio and --mask-kind out" in capsys.readouterr().err
     assert call("reconstruct runs/demo pictures --mask-ratio 0.5 1.5 --out other.png") == 1
     assert not Path("other.png").exists()
 

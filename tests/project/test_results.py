@@ -546,11 +546,11 @@ def test_what_pre_training_adds_to_few_labels_is_told_draw_by_draw() -> None:
         assert f"`{subject}` has {first}" in page
         assert last in page
         assert "by {:.1f}, {:.1f} and {:.1f}".format(*gains[subject]) in told
-    other = [
+    leads = [
         mine - scratch
         for (mine, _), (_, scratch) in zip(means["own-images"], means["photos64-long"], strict=True)
     ]
-    lead = "by {:.1f}, {:.1f} and {:.1f}".format(*other)
+    lead = "by {:.1f}, {:.1f} and {:.1f}".format(*leads)
     assert f"another one {lead}" in told
     assert f"beside it `own-images` leads {lead} points" in page
     best = "{:.1f}, {:.1f} and {:.1f} %".format(*(mine for mine, _ in means["photos64-long"]))

@@ -25,7 +25,8 @@ from crate_mae.report.pictures import completion_data
 from crate_mae.report.sections import measuring_commands
 from crate_mae.runs import measure_missing as measure
 from crate_mae.runs.contents import Run, read_run
-from crate_mae.runs.measure_missing import complete_run, held_out, python_source
+from crate_mae.runs.measure_missing import complete_run, held_out
+from crate_mae.runs.run_images import python_source
 from crate_mae.sources.base import ImageSource
 
 SIDE = MODEL.image_hw[0] // MODEL.patch_hw[0]

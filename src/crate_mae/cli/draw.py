@@ -22,6 +22,7 @@ from crate_mae.cli.options import (
     counter_for,
     device_of,
     opened_images,
+    refuse_beside,
     report_unreadable,
     single,
     verb_parser,
@@ -44,19 +45,22 @@ def reconstruct_parser() -> CommandParser:
         "--mask-ratio",
         type=float,
         nargs="+",
-        default=[0.75],
         metavar="SHARE",
         help="share removed (0.75); several are set side by side",
     )
     parser.add_argument(
         "--mask-kind",
         nargs="+",
-        default=["random"],
         choices=["random", "block", "grid"],
         help="how patches are chosen (random); several are set side by side",
     )
-    parser.add_argument("--mask", metavar="FILE", help="image whose bright pixels are removed")
+    parser.add_argument(
+        "--mask",
+        metavar="FILE",
+        help="image whose bright pixels are removed, in place of a share, a kind and a seed",
+    )
     add_seed(parser, "fixes the masks")
+    parser.set_defaults(seed=None)
     parser.add_argument(
         "--pixels",
         choices=["visible", "oracle", "raw"],
@@ -69,7 +73,18 @@ def reconstruct_parser() -> CommandParser:
 
 def reconstruct(argv: list[str]) -> int:
     """The exit status of `crate-mae reconstruct`."""
-    given = reconstruct_parser().read(argv)
+    parser = reconstruct_parser()
+    given = parser.read(argv)
+    if given.mask is not None:
+        refuse_beside(
+            parser,
+            "--mask says which patches are removed",
+            {
+                "--mask-ratio": given.mask_ratio,
+                "--mask-kind": given.mask_kind,
+                "--seed": given.seed,
+            },
+        )
     check_words(given, picture=True)
 
     from crate_mae.evaluation.backbones import load_masked_autoencoder
@@ -83,9 +98,9 @@ def reconstruct(argv: list[str]) -> int:
     results, names = reconstruct_settings(
         model,
         source,
-        kinds=given.mask_kind,
-        ratios=given.mask_ratio,
-        seed=given.seed,
+        kinds=given.mask_kind or ["random"],
+        ratios=given.mask_ratio or [0.75],
+        seed=given.seed or 0,
         mask=None if given.mask is None else pixel_mask(given.mask, model.config),
         mode=given.pixels,
     )

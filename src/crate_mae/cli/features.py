@@ -21,6 +21,7 @@ from crate_mae.cli.options import (
     counter_for,
     device_of,
     opened_images,
+    refuse_beside,
     report_unreadable,
     single,
     verb_parser,
@@ -51,6 +52,7 @@ def map_parser() -> CommandParser:
         "--perplexity", type=float, metavar="X", help="of t-SNE (30, less for few images)"
     )
     add_seed(parser, "of t-SNE")
+    parser.set_defaults(seed=None)
     add_picture_target(parser)
     add_device(parser)
     return parser
@@ -58,7 +60,14 @@ def map_parser() -> CommandParser:
 
 def map_features(argv: list[str]) -> int:
     """The exit status of `crate-mae map`."""
-    given = map_parser().read(argv)
+    parser = map_parser()
+    given = parser.read(argv)
+    if given.method == "pca":
+        refuse_beside(
+            parser,
+            "--method pca has no settings of t-SNE",
+            {"--perplexity": given.perplexity, "--seed": given.seed},
+        )
     check_words(given, picture=True)
 
     from crate_mae.evaluation.backbones import at_size
@@ -82,7 +91,7 @@ def map_features(argv: list[str]) -> int:
     )
     report_unreadable(features.unreadable)
     points = project_features(
-        features, method=given.method, perplexity=given.perplexity, seed=given.seed
+        features, method=given.method, perplexity=given.perplexity, seed=given.seed or 0
     )
     path = draw_feature_map(
         points,
@@ -112,8 +121,8 @@ def neighbours_parser() -> CommandParser:
         "--count", type=int, metavar="N", help="neighbours of each image (6), or outliers (10)"
     )
     parser.add_argument(
-        "--similarity", type=float, metavar="X", default=0.95,
-        help="of near-duplicates, at least, by features (0.95)",
+        "--similarity", type=float, metavar="X",
+        help="of near-duplicates, at least, by features (0.95); without IMAGE alone",
     )  # fmt: skip
     add_pool(parser)
     add_after(parser)
@@ -127,8 +136,17 @@ def neighbours_parser() -> CommandParser:
 
 def neighbours(argv: list[str]) -> int:
     """The exit status of `crate-mae neighbours`."""
-    given = neighbours_parser().read(argv)
+    parser = neighbours_parser()
+    given = parser.read(argv)
+    if given.images:
+        refuse_beside(
+            parser,
+            "near-duplicates are looked for where no IMAGE is named",
+            {"--similarity": given.similarity},
+        )
     check_words(given, picture=True)
+    if given.similarity is None:
+        given.similarity = 0.95
     if given.count is not None and given.count < 1:
         raise ValueError(f"--count must be at least 1, not {given.count}")
     if not -1 <= given.similarity <= 1:

@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
@@ -58,6 +58,19 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End the process with status 2."""
         refuse_arguments(self.prog, message, option_names(self))
+
+
+def refuse_beside(parser: CommandParser, reason: str, options: Mapping[str, object]) -> None:
+    """End the process with status 2 when one of the options was given, for a reason.
+
+    The values are those of the command line: None, and False of a switch, say that an option was
+    not given. The reason names what excludes them.
+    """
+    given = [name for name, value in options.items() if value is not None and value is not False]
+    if given:
+        *most, last = given
+        named = f"{', '.join(most)} and {last}" if most else last
+        parser.error(f"{reason}: leave {named} out")
 
 
 def verb_parser(verb: str, summary: str) -> CommandParser:

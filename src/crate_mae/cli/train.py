@@ -14,6 +14,7 @@ from crate_mae.cli.options import (
     add_overwrite,
     counter_for,
     device_of,
+    refuse_beside,
     time_span,
     verb_parser,
 )
@@ -205,7 +206,14 @@ def report_parser() -> CommandParser:
 
 def report(argv: list[str]) -> int:
     """The exit status of `crate-mae report`."""
-    given = report_parser().read(argv)
+    parser = report_parser()
+    given = parser.read(argv)
+    if given.no_measure:
+        refuse_beside(
+            parser,
+            "--no-measure only gathers what has been measured already",
+            {"--limit": given.limit, "--test-limit": given.test_limit},
+        )
 
     from crate_mae.report.page import write_report
 

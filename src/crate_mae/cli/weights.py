@@ -17,6 +17,7 @@ from crate_mae.cli.options import (
     image_size,
     new_file,
     opened_images,
+    refuse_beside,
     verb_parser,
 )
 
@@ -143,10 +144,16 @@ def push(argv: list[str]) -> int:
     given = parser.read(argv)
     if given.repo is None and given.out is None:
         parser.error("name OWNER/REPO, or write to a folder with --out FOLDER")
-    if given.private and given.out is not None:
-        parser.error(
-            "--private hides a repository on the Hub, and --out writes a folder on this machine and"
-            " sends nothing: leave --private out"
+    if given.out is not None:
+        refuse_beside(
+            parser,
+            "--out writes a new folder on this machine and sends nothing to the Hub",
+            {
+                "--private": given.private,
+                "--message": given.message,
+                "--revision": given.revision,
+                "--overwrite": given.overwrite,
+            },
         )
     ours = (
         given.notes, given.results, given.data_name, given.dataset, given.base_model,
@@ -229,7 +236,6 @@ def export_parser() -> CommandParser:
         "--mask-ratio",
         type=float,
         nargs="+",
-        default=[0.75],
         metavar="SHARE",
         help="one share, of reconstruct (0.75)",
     )
@@ -257,12 +263,21 @@ def export(argv: list[str]) -> int:
     given = parser.read(argv)
     if given.probe and not given.int8:
         parser.error("--probe measures what --int8 costs: give both")
-    if len(given.mask_ratio) > 1:
+    if given.what != "reconstruct":
+        refuse_beside(
+            parser,
+            f"--what {given.what} hides no patches, only reconstruct does",
+            {"--mask-ratio": given.mask_ratio},
+        )
+    mask_ratio, *more = given.mask_ratio or [0.75]
+    if more:
         parser.error("one file hides one share of the patches: --mask-ratio takes one here")
     if given.int8 and given.what != "encode":
         parser.error("--int8 is measured by a probe of features: export --what encode")
     if not given.images and (given.split or given.image_key or given.label_key):
         parser.error("--split, --image-key and --label-key choose from --images: give these, too")
+    if not given.images and given.follow_links:
+        parser.error("--follow-links enters folders of --images: give these, too")
 
     from crate_mae.export.exporting import describe_export, export_model
 
@@ -272,7 +287,7 @@ def export(argv: list[str]) -> int:
         given.out,
         format=given.format,
         what=given.what,
-        mask_ratio=given.mask_ratio[0],
+        mask_ratio=mask_ratio,
         int8=given.int8,
         images=opened_images(given) if given.images else None,
         limit=given.limit,
@@ -333,6 +348,7 @@ def convert_parser() -> CommandParser:
         help="files, folders or one data address to measure on (squares of two photographs)",
     )
     add_part(parser, limit=8)
+    parser.set_defaults(limit=None)
     add_reading(parser)
     classifiers = parser.add_argument_group("of classifiers, CRATE and CRATE-alpha")
     for name, what in (("image", "(a square grid)"), ("patch", "of CRATE's files (a square)")):
@@ -360,6 +376,19 @@ def convert(argv: list[str]) -> int:
     facts = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     if given.to_reference and (facts or given.images):
         parser.error("--to-reference takes no facts and no images: our weights hold all of them")
+    reading = {
+        "--split": given.split,
+        "--limit": given.limit,
+        "--image-key": given.image_key,
+        "--label-key": given.label_key,
+        "--follow-links": given.follow_links,
+    }
+    if given.to_reference:
+        refuse_beside(parser, "--to-reference reads no images", reading)
+    if not given.images:
+        refuse_beside(parser, "without --images there is nothing to choose from", reading)
+    if given.limit is None:
+        given.limit = 8
     if given.images and facts.keys() >= _MEASURED:
         parser.error("every fact is given, so there is nothing to measure: leave out --images")
     return _to_reference(given) if given.to_reference else _from_reference(given, facts)

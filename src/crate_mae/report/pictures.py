@@ -16,7 +16,7 @@ from crate_mae.analysis import FIGURES
 from crate_mae.common.values import is_finite
 from crate_mae.figures.run_curves import draw_training
 from crate_mae.runs.contents import SHEET, STALE, Run
-from crate_mae.runs.measure_missing import own_masks
+from crate_mae.runs.run_images import own_masks
 
 MAX_SIDE = 2400
 """Pixels; longer pictures are made smaller."""

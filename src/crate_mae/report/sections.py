@@ -13,9 +13,8 @@ from crate_mae.report.layer_tables import layers_data
 from crate_mae.report.pictures import completion_data
 from crate_mae.report.summary import summary_data
 from crate_mae.runs.contents import EVALUATION, RECONSTRUCTION, Run
-from crate_mae.runs.measure_missing import (
-    ANALYSED,
-    PICTURES,
+from crate_mae.runs.measure_missing import ANALYSED, PICTURES
+from crate_mae.runs.run_images import (
     from_python,
     most_train,
     own_masks,

@@ -28,9 +28,16 @@ from crate_mae.runs.contents import (
     Run,
     read_results,
 )
-from crate_mae.sources.address import CHOICE_SEED, is_address, open_pair, open_source
+from crate_mae.runs.run_images import (
+    drawn_by_verb,
+    most_train,
+    own_masks,
+    python_source,
+    run_masking,
+    run_reading,
+)
+from crate_mae.sources.address import CHOICE_SEED, open_pair, open_source
 from crate_mae.sources.base import ImageSource, random_subset
-from crate_mae.sources.found import Reading
 from crate_mae.sources.images import Sample, to_channels
 from crate_mae.sources.inputs import varied_choice
 from crate_mae.sources.splits import split_off
@@ -46,8 +53,6 @@ MAX_TRAIN, MAX_TEST = 50_000, 10_000
 PICTURES = 8
 ANALYSED = 500
 """Images of the layer analysis: enough that its means stand still in the third digit."""
-FROM_PYTHON = "(called from Python)"
-"""What the record of a run's commands says of a start from Python."""
 
 
 def complete_run(
@@ -106,7 +111,7 @@ def _reconstruct(run: Run, device: str) -> None:
         raise FileExistsError(_not_ours(run, SHEET))
     model = load_masked_autoencoder(run.folder).to(device)
     masking = run_masking(run)
-    if _is_drawn_by_verb(masking):
+    if drawn_by_verb(masking):
         kind, ratio = masking.kind, masking.ratio
         result, names = reconstruct_source(model, images.source, kind=kind, ratio=ratio)
     else:
@@ -132,40 +137,6 @@ def _reconstruct(run: Run, device: str) -> None:
     write_atomically(run.folder / RECONSTRUCTION, json.dumps(facts, indent=2) + "\n")
 
 
-def run_masking(run: Run) -> Masking:
-    """The masks of a run, as its settings have them; ValueError for damaged ones.
-
-    What was no setting yet when the run began has its default.
-    """
-    usual, top = Masking(), run.setting("masking.ratio_max")
-    return Masking(
-        kind=run.setting("masking.kind"),
-        ratio=run.number("masking.ratio"),
-        ratio_max=None if top is None else run.number("masking.ratio_max"),
-        ratio_per=run.setting("masking.ratio_per") or usual.ratio_per,
-        square=run.count("masking.square") or usual.square,
-    )
-
-
-def _is_drawn_by_verb(masking: Masking) -> bool:
-    """Whether `crate-mae reconstruct` can draw such masks: of single patches, at one ratio."""
-    return masking.one_count and masking.square == 1
-
-
-def own_masks(run: Run) -> str | None:
-    """The masks of a run in words, where `crate-mae reconstruct` cannot draw them.
-
-    None where it can, and for a run without masks or with damaged settings of them.
-    """
-    if not run.is_masked:
-        return None
-    try:
-        masking = run_masking(run)
-    except ValueError:
-        return None
-    return None if _is_drawn_by_verb(masking) else str(masking)
-
-
 def _completed(
     model: MaskedAutoencoder, source: ImageSource, masking: Masking
 ) -> tuple[Reconstruction, list[str]]:
@@ -186,12 +157,6 @@ def _completed(
     if not names:
         raise ValueError(f"none of the {len(source)} images of {source.address} can be read")
     return reconstruct(model, prepare(images, model.preprocess), torch.stack(masks)), names
-
-
-def most_train(run: Run, limit: int) -> int:
-    """At most how many images a probe of the run learns from: no more than the run itself."""
-    own = run.setting("data.limit")
-    return min(limit, own) if isinstance(own, int) else limit
 
 
 def _evaluate(
@@ -314,44 +279,6 @@ def run_address(run: Run) -> str:
     if not isinstance(address, str):
         raise ValueError("the run's settings name no data source")
     return address
-
-
-def python_source(run: Run) -> str | None:
-    """What the training images are called, where they were given in Python; else None.
-
-    The settings then name others, those of `data.source`, which nobody trained on.
-    """
-    source = run.data.get("source")
-    if not isinstance(source, str) or not source or source == run.setting("data.source"):
-        return None
-    # Whoever moved images may have put their new address into the settings by hand: of a run
-    # started on a command line that is all that another address can mean.
-    return None if is_address(source) and not from_python(run) else source
-
-
-def from_python(run: Run) -> bool:
-    """Whether the run was started or resumed from Python, where data sets can be given."""
-    return any(FROM_PYTHON in line for line in run.commands)
-
-
-def reading_options(run: Run) -> list[str]:
-    """The options of a verb that reads the run's images as the run does."""
-    reading = run_reading(run)
-    options = []
-    if reading.image_key is not None:
-        options += ["--image-key", str(reading.image_key)]
-    if reading.label_key is not None:
-        options += ["--label-key", str(reading.label_key)]
-    return [*options, "--follow-links"] if reading.follow_links else options
-
-
-def run_reading(run: Run) -> Reading:
-    """How the run reads its sources."""
-    return Reading(
-        image_key=run.setting("data.image_key"),
-        label_key=run.setting("data.label_key"),
-        follow_links=bool(run.setting("data.follow_links")),
-    )
 
 
 def _counted(run: Run, address: str, split: str | None) -> ImageSource:
