@@ -25,6 +25,7 @@ from crate_mae.evaluation.answers import (
     smoothed_entropy,
     steps_answers,
 )
+from crate_mae.evaluation.comparison import headline
 
 
 def line(subject: str, accuracy: float, low: float, high: float, **more: Any) -> dict[str, Any]:
@@ -260,3 +261,19 @@ def test_data() -> None:
     assert rules(data_answers(5000, None, place)) == {"next": None}
     assert rules(data_answers(0, {"a": 0}, place)) == {"no images": False}
     assert data_answers(1, None, place)[-1].text.startswith("1 image is few")
+
+
+def test_of_several_layers_the_whole_encoder_is_judged() -> None:
+    """Rows come by layers passed, the embedding first and the usual features last."""
+    rows = [
+        line(subject, accuracy, accuracy - 0.02, accuracy + 0.02, layer=layer, chance=0.1)
+        for layer, model, base in ((0, 0.18, 0.17), (1, 0.95, 0.5), (None, 0.9, 0.6))
+        for subject, accuracy in (("model", model), ("random baseline", base))
+    ]
+    (told,) = [answer for answer in feature_answers(rows) if answer.rule == "untrained"]
+    assert told.text == "Linear probe: 90.0%, 30.0 points above random baseline (60.0%)."
+    (told,) = [answer for answer in feature_answers(rows[:4]) if answer.rule == "untrained"]
+    assert told.text == (
+        "Linear probe after 1 layer: 95.0%, 45.0 points above random baseline (50.0%)."
+    )
+    assert headline(rows, "probe", "raw pixels") is None

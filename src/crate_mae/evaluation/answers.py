@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from crate_mae.common.values import is_finite, is_number
+from crate_mae.common.values import is_count, is_finite, is_number
 from crate_mae.evaluation.comparison import BASELINES, LONG_NAMES, PlainRow, headline, interval
 
 FEW_STEPS = 1000
@@ -207,7 +207,7 @@ def beside_baselines(
         gap = 100 * (model["accuracy"] - base["accuracy"])
         sure = ", but the intervals overlap: no clear difference" if better is None else ""
         far = f"{abs(gap):.1f} points {'above' if gap > 0 else 'below'}" if gap else "level with"
-        text = f"{_name(method)}: {model['accuracy']:.1%}, {far} {other}"
+        text = f"{_called(model, method)}: {model['accuracy']:.1%}, {far} {other}"
         text += f" ({base['accuracy']:.1%}){sure}."
         rule: Rule = "untrained" if other == "random baseline" else "pixels"
         if not better:
@@ -251,7 +251,7 @@ def _beside_majority(row: PlainRow, method: str) -> list[Answer]:
     if ends is None or not is_finite(chance) or ends[0] > chance:
         return []
     text = (
-        f"{_name(method)}: {row['accuracy']:.1%} is not clearly above always answering"
+        f"{_called(row, method)}: {row['accuracy']:.1%} is not clearly above always answering"
         f" {_majority(row)} ({chance:.1%})."
     )
     return [Answer(rule="majority", text=text, good=False if ends[1] < chance else None)]
@@ -262,28 +262,29 @@ def _of_the_test(row: PlainRow, method: str, place: Place) -> list[Answer]:
     ends, count = interval(row), row.get("num_test")
     if ends is not None and ends[1] - ends[0] > WIDE:
         text = (
-            f"{_name(method)}: {count} test images leave {100 * (ends[1] - ends[0]) / 2:.0f} points"
-            " to each side: take smaller differences for chance, or test on more."
+            f"{_called(row, method)}: {count} test images leave"
+            f" {100 * (ends[1] - ends[0]) / 2:.0f} points to each side: take"
+            " smaller differences for chance, or test on more."
         )
         found.append(Answer(rule="small test", text=text, good=None))
     balanced = row.get("balanced_accuracy")
     if is_finite(balanced) and row["accuracy"] - balanced > UNEVEN:
         look = place.command(method, place.weights, place.address, "--verbose")
         text = (
-            f"{_name(method)}: balanced accuracy is {balanced:.1%}, below {row['accuracy']:.1%}:"
-            f" rare classes are missed; {look} tells which."
+            f"{_called(row, method)}: balanced accuracy is {balanced:.1%}, below"
+            f" {row['accuracy']:.1%}: rare classes are missed; {look} tells which."
         )
         found.append(Answer(rule="uneven", text=text, good=False))
     if row.get("converged") is False:
         remedy = "a lower rate, `--learning-rates`" if sgd else "a stronger penalty, `--penalties`"
-        text = f"{_name(method)}: the fit did not converge: try {remedy}."
+        text = f"{_called(row, method)}: the fit did not converge: try {remedy}."
         found.append(Answer(rule="not converged", text=text, good=False))
     edges = row.get("on_edge")
     if isinstance(edges, list) and edges:
         grid = _wider(method, sgd=sgd)
         if any(str(edge).startswith("whitening") for edge in edges):
             grid += ", `--whiten`"
-        text = f"{_name(method)}: {', '.join(map(str, edges))}: try a wider grid, {grid}."
+        text = f"{_called(row, method)}: {', '.join(map(str, edges))}: try a wider grid, {grid}."
         found.append(Answer(rule="edge", text=text, good=None))
     return found
 
@@ -297,6 +298,14 @@ def _wider(method: str, *, sgd: bool) -> str:
 def _majority(row: PlainRow) -> str:
     name = row.get("majority")
     return f"{name}, the most frequent class" if isinstance(name, str) else "one class"
+
+
+def _called(row: PlainRow, method: str) -> str:
+    """The method of a row at the begin of a sentence, with the layers passed where not all were."""
+    layer = row.get("layer")
+    if not is_count(layer):
+        return _name(method)
+    return f"{_name(method)} after {layer} layer{'' if layer == 1 else 's'}"
 
 
 def _name(method: str) -> str:

@@ -63,8 +63,15 @@ def comparison_layout(rows: Sequence[PlainRow], *, whole: bool = False) -> Table
 
 
 def headline(rows: Iterable[PlainRow], method: str, subject: str) -> PlainRow | None:
-    """The first row of a method and a subject: not the best one, which would be picked by test."""
-    return next((r for r in rows if (r["method"], r["subject"]) == (method, subject)), None)
+    """The row that stands for a method and a subject: never the best one, picked by test.
+
+    The first after all layers; where none is, that after the most layers.
+    """
+    found = [row for row in rows if (row["method"], row["subject"]) == (method, subject)]
+    for row in found:
+        if not is_count(row.get("layer")):
+            return row
+    return max(found, key=lambda row: row["layer"], default=None)
 
 
 def interval(row: PlainRow) -> tuple[float, float] | None:
