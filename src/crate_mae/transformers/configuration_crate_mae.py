@@ -1,7 +1,7 @@
 # Copyright 2026 The CRATE-MAE developers. MIT licence.
-"""The configuration of a CRATE-MAE in transformers: every field of `ModelConfig`, and four more."""
+"""The configuration of a CRATE-MAE in transformers: every field of `ModelConfig`, and five more."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, get_args
 
 from huggingface_hub.dataclasses import strict
@@ -49,6 +49,9 @@ class CrateMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     """Whether feature maps of a backbone go through the encoder's final norm."""
     reshape_hidden_states: bool = True
     """Whether feature maps of a backbone are maps (B, d, rows, columns), and not tokens."""
+    trained_image_size: Any = None
+    """Height and width of the images that the weights were trained on; None means `image_size`.
+    Patches of other sizes lie in its extent. A configuration that is read has it from the file."""
     _model_fields(locals())
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
@@ -66,9 +69,46 @@ class CrateMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         )
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The configuration of such values, and what of `kwargs` it has no use for if asked.
+
+        An `image_size` among `kwargs`, or one that is set later, is that of images to be fed: the
+        weights stay those of the size in `config_dict`.
+        """
+        if config_dict.get("trained_image_size") is None:
+            size = config_dict.get("image_size", cls.image_size)
+            config_dict = {**config_dict, "trained_image_size": size}
+        return super().from_dict(config_dict, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; the trained size is among them only where it is not `image_size`."""
+        values: dict[str, Any] = super().to_dict()
+        trained = values.pop("trained_image_size", None)
+        if trained is not None and _both(trained) != _both(values.get("image_size")):
+            values["trained_image_size"] = trained
+        return values
+
     def to_model_config(self) -> ModelConfig:
-        """The same as our own configuration; ValueError where values do not fit together."""
+        """Our own configuration of the same weights: its image size is the trained one.
+
+        Raises ValueError where values do not fit together.
+        """
+        told = self._as_told()
+        trained = self.trained_image_size
+        return told if trained is None else replace(told, image_size=trained)
+
+    def grid_to_feed(self) -> tuple[int, int]:
+        """Patches down and across of images of `image_size`."""
+        return self._as_told().grid
+
+    def _as_told(self) -> ModelConfig:
         return from_transformers(dict(vars(self)))
+
+
+def _both(size: Any) -> Any:
+    """Height and width of a plain size; one number means square."""
+    return [size, size] if isinstance(size, int) else size
 
 
 __all__ = ["CrateMAEConfig"]

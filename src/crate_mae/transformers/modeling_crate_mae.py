@@ -153,6 +153,7 @@ class CrateMAEPreTrainedModel(PreTrainedModel):
     def __init__(self, config: CrateMAEConfig) -> None:
         super().__init__(config)
         self.encoder = Encoder(config.to_model_config(), _operators(config))
+        self.encoder.expect_grid(config.grid_to_feed())  # who names a size needs no warning of it
         _draw_in("stem", self.encoder)
         _prepare_layers("encoder", self.encoder.layers)
 
