@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,3 +37,37 @@ def test_pairs_with_two_labels_come_first_and_the_rest_is_counted(
     assert f"{told}: --json FILE" in lines
     found = json.loads((tmp_path / "all.json").read_text("utf-8"))
     assert len(found["near_duplicates"]) == 5
+    assert found["compared_pairs"] == found["candidate_pairs"]
+
+
+def test_a_set_of_many_doubles_says_how_many_pairs_were_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two pictures, twelve times each: 132 pairs, of which few are found and fewer compared."""
+    generator = np.random.default_rng(0)
+    (tmp_path / "set").mkdir()
+    for number in range(2):
+        coarse = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        picture = Image.fromarray(coarse.repeat(8, axis=0).repeat(8, axis=1))
+        for copy in range(12):
+            picture.save(tmp_path / "set" / f"{number}-{copy}.png")
+    captions = []
+
+    def drawn(*_: Any, caption: str, **__: Any) -> None:
+        captions.append(caption)
+
+    monkeypatch.setattr("crate_mae.figures.neighbour_sheet.draw_image_rows", drawn)
+    monkeypatch.setattr("crate_mae.evaluation.neighbours.MOST_PAIRS", 30)
+    words = ["neighbours", "cifar10-shallow", str(tmp_path / "set"), "--json"]
+    words += [str(tmp_path / "all.json"), "--out", str(tmp_path / "sheet.png")]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = json.loads((tmp_path / "all.json").read_text("utf-8"))
+    candidates = found["candidate_pairs"]
+    assert 24 * 8 / 2 <= candidates < 132, "8 of each image, some from both sides"
+    assert (found["compared_pairs"], found["nearest_compared"]) == (30, 8)
+    assert len(found["near_duplicates"]) == 30
+    among = f"30 pairs of near-duplicates among the 30 most similar of {candidates} candidate pairs"
+    assert f"{among} in 24 images; 10 are not listed: --json FILE" in lines
+    assert "each image was compared with its 8 nearest alone: there may be more" in lines
+    assert f"{among}, of 24 images. For pairs each image was compared with its" in captions[0]

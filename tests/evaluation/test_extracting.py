@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from time import monotonic, sleep
@@ -25,11 +26,14 @@ from crate_mae.evaluation.extracting import (
     PartExtractor,
     begin_parts,
     extract_parts,
+    state_digest,
 )
 from crate_mae.evaluation.feature_files import load_features
 from crate_mae.evaluation.feature_parts import FeatureParts
 from crate_mae.evaluation.features import FeaturePool, Features, extract_features
 from crate_mae.sources.base import ImageSource, subset
+
+OTHER_TYPES = (torch.bfloat16, torch.float16, torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +160,35 @@ def test_other_settings_are_refused_by_name(source: ImageSource, tmp_path: Path)
     with pytest.raises(ValueError, match="images"):
         extract_parts(digits_model(), fewer, tmp_path, part_size=5, weights_hash="w")
     assert contents(tmp_path) == before
+
+
+def test_parts_of_another_model_are_refused_without_a_given_hash(
+    source: ImageSource, tmp_path: Path
+) -> None:
+    """Another seed, one other value in the last tensor: each is another model."""
+    extract_parts(digits_model(), source, tmp_path, part_size=5)
+    before = contents(tmp_path)
+    one_value = digits_model()
+    with torch.no_grad():
+        list(one_value.parameters())[-1].view(-1)[-1] += 1e-3
+    for other in (digits_model().untrained(7), one_value):
+        with pytest.raises(ValueError, match="with other settings: weights"):
+            extract_parts(other, source, tmp_path, part_size=5)
+    assert contents(tmp_path) == before
+    extract_parts(digits_model(), source, tmp_path, part_size=5)
+    assert contents(tmp_path) == before, "the same model goes on"
+
+
+def test_what_a_digest_of_a_model_depends_on() -> None:
+    """Also what no tensor shows, and types that numpy does not know; not the mode."""
+    model = digits_model()
+    digest = state_digest(model)
+    assert digest == state_digest(digits_model().eval())
+    assert digest.startswith("state:")
+    assert len({digest, *(state_digest(digits_model().to(t)) for t in OTHER_TYPES)}) == 4
+    other = digits_model()
+    other.config = replace(other.config, sparsity=other.config.sparsity / 2)
+    assert digest != state_digest(other)
 
 
 @pytest.mark.parametrize(

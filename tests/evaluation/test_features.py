@@ -234,6 +234,23 @@ def test_a_pair_of_files_must_be_made_alike(tmp_path: Path) -> None:
         load_pair(first, other)
 
 
+def test_a_pair_of_unknown_weights_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def written(name: str, add: float, weights: str | None) -> Path:
+        features = random_features()
+        features = Features(**{**vars(features), "values": features.values + add})
+        return save_features(
+            features, tmp_path / name, preprocess=Preprocess(size=(8, 8)), weights_hash=weights
+        )
+
+    first, second = written("a.safetensors", 0, None), written("b.safetensors", 1, None)
+    load_pair(first, second)
+    assert f"neither {first} nor {second} says which weights made it" in caplog.text
+    with pytest.raises(ValueError, match="differ in weights_sha256"):
+        load_pair(first, written("c.safetensors", 1, "x"))
+
+
 def test_two_extractions_are_equal_and_leave_the_model_as_it_was(model: CrateMAE) -> None:
     model.train()
     model.encoder.eval()

@@ -15,7 +15,13 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from crate_mae.evaluation.choosing import fold_numbers
 from crate_mae.evaluation.comparison import setting_text
 from crate_mae.evaluation.features import Features
-from crate_mae.evaluation.knn import nearest, nearest_neighbours, vote
+from crate_mae.evaluation.knn import (
+    NEIGHBOURS,
+    TEMPERATURES,
+    nearest,
+    nearest_neighbours,
+    vote,
+)
 from crate_mae.evaluation.metrics import HELD_OUT
 from crate_mae.evaluation.whitening import Whitening
 from crate_mae.sources.splits import hold_out
@@ -227,6 +233,49 @@ def test_one_image_of_every_class_leaves_the_nearest() -> None:
     assert result.setting == {"k": 1, "temperature": 0.07}
     assert (result.grid, result.num_held_out) == ([], 0)
     assert list(result.by_k) == [1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "k", "temperature"),
+    [
+        ({"k": (5,)}, 5, 0.07),
+        ({"k": (5, 50)}, 5, 0.07),
+        ({"k": (5, 3)}, 3, 0.07),
+        ({"k": (1, 3), "temperatures": (0.2,)}, 1, 0.2),
+        ({"temperatures": (5.0, 0.5)}, 1, 0.5),
+        ({"temperatures": (0.2, 0.002)}, 1, 0.2),  # 3 times 0.07, and a 35th of it
+        ({"temperatures": (0.7, 0.007)}, 1, 0.007),  # equally near: the lower
+        ({"k": (3,), "temperatures": (2.0,)}, 3, 2.0),
+    ],
+)
+def test_one_image_of_every_class_keeps_what_was_asked_for(
+    asked: dict[str, Any], k: int, temperature: float
+) -> None:
+    train, test = clouds(8, classes=8), clouds(40, classes=8, seed=1)
+    assert train.labels is not None
+    assert test.labels is not None
+    result = nearest_neighbours(train, test, **asked)
+    assert result.setting == {"k": k, "temperature": temperature}
+    assert (result.grid, result.num_held_out, list(result.by_k)) == ([], 0, [k])
+    answers = answers_by_loops(
+        train.values.double().numpy(),
+        train.labels.numpy(),
+        test.values.double().numpy(),
+        k,
+        temperature,
+    )
+    assert result.accuracy == np.mean(np.array(answers) == test.labels.numpy())
+
+
+def test_one_image_of_every_class_refuses_more_neighbours_than_images() -> None:
+    with pytest.raises(ValueError, match=r"k = \[5\] is more than the 4 training images"):
+        nearest_neighbours(clouds(4), clouds(40, seed=1), k=(5,))
+
+
+def test_what_is_tried_holds_what_one_image_of_every_class_takes() -> None:
+    """So published numbers, of the lists as they are, have k = 1 and temperature 0.07."""
+    assert 1 in NEIGHBOURS
+    assert 0.07 in TEMPERATURES
 
 
 def test_zero_features_are_similar_to_nothing() -> None:

@@ -1,5 +1,6 @@
 """Images that are alike: nearest ones by loops, doubles that were put in, images of their own."""
 
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,12 @@ from PIL import Image
 from source_cases import names_of, opened
 
 from crate_mae.evaluation.features import Features
-from crate_mae.evaluation.neighbours import FeatureSpace, near_duplicates, pictures
+from crate_mae.evaluation.neighbours import (
+    FeatureSpace,
+    has_more_pairs,
+    near_duplicates,
+    pictures,
+)
 from crate_mae.models.config import Preprocess
 from crate_mae.sources.inputs import open_images
 
@@ -102,6 +108,45 @@ def test_doubles_are_alike_in_their_pixels_too(tmp_path: Path) -> None:
     (shown,) = pictures(source, space.features, prepared, [6])
     np.testing.assert_allclose(shown.permute(1, 2, 0).numpy(), second / 255, atol=1e-5)
     assert pictures(source, space.features, prepared, []) == []
+
+
+def test_pairs_that_are_left_out_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Three pictures of five images each: 30 pairs, of which the 4 most similar are asked for."""
+    generator = np.random.default_rng(0)
+    for index in range(3):
+        pixels = generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        for copy in range(5):
+            Image.fromarray(pixels).save(tmp_path / f"{index}{copy}.png")
+    source = open_images([str(tmp_path)])
+    names = [source.name(index) for index in range(15)]
+    noise = torch.randn(15, 6, generator=torch.Generator().manual_seed(4))
+    values = torch.eye(6)[:3].repeat_interleave(5, dim=0) + 1e-3 * noise
+    space = FeatureSpace(features(values[:, :3], names))
+    prepared = Preprocess(size=(8, 8))
+    every = near_duplicates(space, source, prepared)
+    alike = [pair for pair in combinations(range(15), 2) if pair[0] // 5 == pair[1] // 5]
+    assert sorted((pair.first, pair.second) for pair in every) == alike
+    assert not caplog.records
+    given = space.similar_pairs()
+    assert near_duplicates(space, source, prepared, most=4, candidates=given) == every[:4]
+    assert not caplog.records, "who gives them knows how many they are"
+    assert near_duplicates(space, source, prepared, most=4) == every[:4]
+    assert "the 4 most similar of 30 candidate pairs alone" in caplog.text
+    assert "nearest alone" not in caplog.text
+
+
+@pytest.mark.parametrize(("copies", "more"), [(8, False), (12, True)])
+def test_many_equal_images_have_more_pairs_than_are_found(copies: int, more: bool) -> None:
+    """Of each image 8 others are looked at; 12 equal ones are 66 pairs."""
+    values = torch.eye(3).repeat_interleave(copies, dim=0)
+    space = FeatureSpace(features(values))
+    found = space.similar_pairs()
+    assert has_more_pairs(space, found) == more
+    every = 3 * copies * (copies - 1) // 2
+    assert (len(found) < every) == more
+    assert not has_more_pairs(FeatureSpace(features(values[:9])), [])
 
 
 def test_what_has_no_neighbours() -> None:

@@ -229,6 +229,42 @@ def test_one_image_of_every_class_leaves_nothing_to_choose_on(solver: Solver) ->
     assert result.accuracy > result.chance
 
 
+@pytest.mark.parametrize(
+    ("asked", "setting"),
+    [
+        ({"penalties": (10, 1)}, {"penalty": 1}),
+        ({"penalties": (1e-4, 1e-3)}, {"penalty": 1e-3}),
+        ({"penalties": (0.01, 1.0)}, {"penalty": 1.0}),  # equally near: the stronger
+        ({"penalties": (7.0,)}, {"penalty": 7.0}),
+        (
+            {"solver": "sgd", "learning_rates": (3.0, 0.3), "weight_decays": (0.0, 0.1)},
+            {"learning_rate": 0.3, "weight_decay": 0.0},
+        ),
+        (
+            {"solver": "sgd", "learning_rates": (0.01, 1.0), "weight_decays": (0.002,)},
+            {"learning_rate": 0.01, "weight_decay": 0.002},  # equally near: the lower
+        ),
+    ],
+)
+def test_one_image_of_every_class_keeps_what_was_asked_for(
+    asked: dict[str, Any], setting: dict[str, float]
+) -> None:
+    train, test = clouds(3), clouds(30, seed=1)
+    result = linear_probe(train, test, **asked)
+    assert (result.setting, result.grid, result.num_held_out) == (setting, [], 0)
+    lists = {"penalty": "penalties", "learning_rate": "learning_rates"}
+    lists["weight_decay"] = "weight_decays"
+    alone = {lists[name]: (value,) for name, value in setting.items()}
+    assert result == linear_probe(train, test, **{**asked, **alone})
+
+
+def test_what_is_tried_holds_what_one_image_of_every_class_takes() -> None:
+    """So published numbers, of the lists as they are, have these settings."""
+    assert 0.1 in PENALTIES
+    assert 0.1 in LEARNING_RATES
+    assert 0.001 in WEIGHT_DECAYS
+
+
 def test_a_grid_of_one_is_not_chosen_from() -> None:
     result = linear_probe(clouds(60), clouds(30, seed=1), penalties=(0.3,))
     assert (result.setting, result.num_held_out, result.grid) == ({"penalty": 0.3}, 0, [])

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from crate_mae.sources.base import ImageSource
 
 SHOWN_PAIRS = 20
-"""Near-duplicates that are printed, those with two labels first; JSON has all."""
+"""Near-duplicates that are printed, those with two labels first; JSON has all that were found."""
 
 
 def map_parser() -> CommandParser:
@@ -240,13 +240,26 @@ def _look_through(
 ) -> tuple[str, dict[str, Any]]:
     """Near-duplicates and outliers of a set as text and as plain values, once they are drawn."""
     from crate_mae.common.text_tables import aligned
-    from crate_mae.evaluation.neighbours import near_duplicates, pictures
+    from crate_mae.evaluation.neighbours import (
+        CANDIDATES,
+        MOST_PAIRS,
+        has_more_pairs,
+        near_duplicates,
+        pictures,
+    )
     from crate_mae.figures.neighbour_sheet import draw_image_rows
 
     known, prepared = space.features, model.preprocess
-    doubles = near_duplicates(
-        space, source, prepared, similarity=given.similarity, progress=counter_for("pairs")
-    )
+    candidates = space.similar_pairs(given.similarity, counter_for("pairs"))
+    compared = min(len(candidates), MOST_PAIRS)
+    doubles = near_duplicates(space, source, prepared, most=compared, candidates=candidates)
+    # Of a large set these may not be all: whoever deletes doubles by the list has to know.
+    among = ""
+    if compared < len(candidates):
+        among = f" among the {compared} most similar of {len(candidates):,} candidate pairs"
+    nearest_alone = ""
+    if has_more_pairs(space, candidates):
+        nearest_alone = f"each image was compared with its {CANDIDATES} nearest alone"
     alone = space.outliers(10 if given.count is None else given.count)
     names = known.names
     lines = [["near-duplicates", "", "similarity", "pixels"]]
@@ -274,16 +287,21 @@ def _look_through(
         columns=["image", "beside"],
         labels=[labels[i] for i in order[:24]],
         caption=f"{len(alone)} outliers beside the image nearest to each, then"
-        f" {len(doubles)} pairs of near-duplicates, of {len(names):,} images.",
+        f" {len(doubles)} pairs of near-duplicates{among}, of {len(names):,} images."
+        + (f" For pairs {nearest_alone}." if nearest_alone else ""),
         overwrite=given.overwrite,
     )
-    found = f"{len(doubles)} pairs of near-duplicates in {len(names):,} images"
+    found = f"{len(doubles)} pairs of near-duplicates{among} in {len(names):,} images"
     apart = sum(_labels_differ(known, pair) for pair in doubles)
     found += f", {apart} of them with two labels" if apart else ""
     left_out = len(doubles) - len(listed)
     found += f"; {left_out} are not listed: --json FILE" if left_out else ""
+    found += f"\n{nearest_alone}: there may be more" if nearest_alone else ""
     text = "\n".join([*aligned(lines, left=(0, 1)), "", *aligned(more, left=(0, 1)), "", found])
     return text, {
+        "candidate_pairs": len(candidates),
+        "compared_pairs": compared,
+        "nearest_compared": CANDIDATES,
         "near_duplicates": [
             {"first": names[p.first], "second": names[p.second], "similarity": p.similarity,
              "pixels": p.pixels, "classes": [_class_of(known, p.first), _class_of(known, p.second)]}

@@ -4,12 +4,15 @@
 parts with it, or every process of a job array or cluster some of them.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import torch
+from torch import Tensor, nn
 
 from crate_mae.batches.prepared import stretches
 from crate_mae.common.progress import Progress
@@ -28,8 +31,8 @@ from crate_mae.sources.inputs import open_images
 class PartExtractor:
     """Computes parts of the features of a source: model and images once, then any parts of them.
 
-    `weights_hash` names the weights, `engine` what runs them. Raises ValueError for an unknown pool
-    or layer.
+    `weights_hash` names the weights, `state_digest` where it is None; `engine` is what runs them.
+    Raises ValueError for an unknown pool or layer.
     """
 
     def __init__(
@@ -45,10 +48,11 @@ class PartExtractor:
         device: str | torch.device | None = None,
         workers: int | None = None,
     ) -> None:
+        # Parts of weights without a name would be gone on with by any other model.
+        self.weights_hash = state_digest(model) if weights_hash is None else weights_hash
         if device is not None:
             model.to(device)
-        self.model, self.source = model, source
-        self.weights_hash, self.engine = weights_hash, engine
+        self.model, self.source, self.engine = model, source, engine
         self.pool, self.layer = pool, None if layer == -1 else layer
         self.batch_size, self.workers = batch_size, workers
         self._encode = pooled_features(model, pools=(pool,), layers=(layer,))
@@ -173,6 +177,23 @@ Shard = tuple[int, int]
 """Which shard, from 0, of how many."""
 
 
+def state_digest(model: Backbone) -> str:
+    """What names the weights of a model whose file is not known: a digest of the model itself.
+
+    It is of kind and configuration, and of name, type, shape and bytes of each tensor, on whichever
+    device. It begins with `state:`, as it is not the digest of a weights file.
+    """
+    # Two numbers of heads may share all shapes: the configuration counts as well.
+    found = hashlib.sha256(repr((model.kind, model.config, model.match)).encode())
+    for name, tensor in cast("nn.Module", model).state_dict().items():
+        if isinstance(tensor, Tensor):
+            found.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+            # As bytes, because numpy does not know every type.
+            values = tensor.detach().cpu().contiguous().reshape(-1)
+            found.update(values.view(torch.uint8).numpy().data)
+    return f"state:{found.hexdigest()}"
+
+
 def begin_parts(
     extractor: PartExtractor,
     folder: str | Path,
@@ -215,7 +236,8 @@ def extract_parts(
 
     As `extract_features`, but a batch at a time is in memory, beside the source itself. Parts that
     are there with the same settings stay, and missing ones are computed: so it goes on where it was
-    stopped, and shards may run at once, on all machines that share the folder.
+    stopped, and shards may run at once, on all machines that share the folder. Parts of another
+    model are refused: weights are known by `weights_hash`, or, without one, by `state_digest`.
     Raises what `check_parts_target` and `begin_parts` raise.
     """
     check_parts_target(folder)

@@ -131,9 +131,9 @@ def load_facts(path: str | Path) -> dict[str, Any]:
 def load_pair(train: str | Path, test: str | Path) -> tuple[Features, Features, dict[str, Any]]:
     """(training features, test features, facts of the training features) of two files.
 
-    Test images that are training images as well are told of in the log. Raises ValueError when the
-    files were not made alike: by the same weights, preprocessing, pool and layer, of sources with
-    the same classes.
+    Test images that are training images as well are told of in the log, and that neither file says
+    which weights made it. Raises ValueError when the files were not made alike: by the same
+    weights, preprocessing, pool and layer, of sources with the same classes.
     """
     facts = load_facts(train), load_facts(test)
     keys = ("weights_sha256", "pool", "layer", "preprocess")
@@ -143,6 +143,12 @@ def load_pair(train: str | Path, test: str | Path) -> tuple[Features, Features, 
             f"{train} and {test} cannot be compared: they differ in {', '.join(differ)};"
             " extract both with the same weights, pool and layer, from sources of the same classes"
         )
+    if facts[0].get("weights_sha256") is None:
+        logger.warning(
+            "neither %s nor %s says which weights made it: they are compared as if made by the"
+            " same; extract both again if that is not sure",
+            train, test,
+        )  # fmt: skip
     known, unknown = load_features(train), load_features(test)
     unknown = _with_classes_of(known, unknown, train, test)
     trained = set(_rows(known))

@@ -6,6 +6,7 @@ Shapes: n images, m queries, d features, C classes, K neighbours.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import log
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,8 @@ STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
 """Strengths of whitening that are worth a try: the first for hundreds of images, the last for tens
 of thousands."""
 FIXED = (1, 0.07)
-"""With one image of every class nothing can be held out, so that nothing can be chosen."""
+"""k and temperature where nothing can be held out, so that nothing can be chosen: with one image
+of every class. Of what was asked for the nearest to them is taken."""
 
 BLOCK_VALUES = 1 << 26
 """Similarities that are held at once: 256 MiB of float32."""
@@ -77,12 +79,12 @@ def nearest_neighbours(
 
     Similarity s is the cosine, a vote weighs exp(s / temperature); the search is exact. k and
     temperature are chosen together on held-out training images, as `held_out_parts` takes them (of
-    equals the smallest k, then the lowest temperature); with one image of every class nothing can
-    be held out, and k is 1. The published protocol compares features as they are. At a strength of
-    `whitening` above 0 they are whitened before, by the images that are searched (`Whitening`);
-    among several strengths it is chosen with k and temperature (of equals the lowest), the lowest
-    where nothing can be held out. `block` queries are compared at a time (by default as many as fit
-    256 MiB).
+    equals the smallest k, then the lowest temperature). With one image of every class nothing can
+    be held out: of `k` and `temperatures` those nearest to 1 and 0.07 are taken. The published
+    protocol compares features as they are. At a strength of `whitening` above 0 they are whitened
+    before, by the images that are searched (`Whitening`); among several strengths it is chosen with
+    k and temperature (of equals the lowest), the lowest where nothing can be held out. `block`
+    queries are compared at a time (by default as many as fit 256 MiB).
     Raises ValueError for features that cannot be measured and for a k or temperature that is not
     above 0, or a strength below 0.
     """
@@ -159,8 +161,8 @@ def nearest_neighbours(
     if len(choices) == 1:
         best, parts = choices[0], []
     elif not parts:
-        best = (strengths[0], *FIXED)
-        usable = [FIXED[0]]
+        best = (strengths[0], *_nearest_to_fixed(usable, warmth))
+        usable = [best[1]]
     else:
         grid = tried_on(parts, grid_of)
         chosen = best_point(grid).setting
@@ -243,6 +245,19 @@ def vote(
         top = votes >= votes.amax(dim=1, keepdim=True) * (1 - 1e-6)
         answers[k] = top.to(torch.uint8).argmax(dim=1)
     return answers
+
+
+def _nearest_to_fixed(usable: Sequence[int], warmth: Sequence[float]) -> tuple[int, float]:
+    """(k, temperature) of those asked for, ascending; of equally near ones the lower.
+
+    Temperatures are compared by their ratio, as they are tried.
+    """
+    count, value = FIXED
+    # Rounded, so that 0.007 and 0.7 are equally far from 0.07.
+    return (
+        min(usable, key=lambda asked: abs(asked - count)),
+        min(warmth, key=lambda asked: round(abs(log(asked) - log(value)), 9)),
+    )
 
 
 def _usable(k: Sequence[int], limit: int) -> tuple[list[int], list[int]]:

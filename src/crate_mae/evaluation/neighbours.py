@@ -4,6 +4,8 @@ Similarity is the cosine of standardised features (each column by its mean and d
 set): raw features share a large mean, beside which all images look alike.
 """
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,8 +32,12 @@ SAME_SIMILARITY = 0.9999
 """Similarity from which an image of the same name is the same image, whatever rounding does."""
 CANDIDATES = 8
 """Nearest images of each that may be its near-duplicates."""
+MOST_PAIRS = 500
+"""Pairs whose pixels are compared: their images are in memory at once."""
 ROWS = 1024
 """Images that are compared with all others at a time."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +94,11 @@ class FeatureSpace:
     def similar_pairs(
         self, least: float = DUPLICATE_SIMILARITY, progress: Progress | None = None
     ) -> list[Alike]:
-        """Pairs of images at least so similar, most similar first; of each its nearest few."""
+        """Pairs of images at least so similar, most similar first.
+
+        Each image is compared with its `CANDIDATES` nearest alone: of many that are alike, not all
+        pairs are here (`has_more_pairs`).
+        """
         pairs: dict[tuple[int, int], float] = {}
         for row, others, values in self._neighbours(CANDIDATES, progress):
             for index, similarity in zip(others, values, strict=True):
@@ -131,27 +141,43 @@ class FeatureSpace:
         return found
 
 
+def has_more_pairs(space: FeatureSpace, candidates: Sequence[Alike]) -> bool:
+    """Whether more pairs than `similar_pairs` gave may be as similar.
+
+    That is so where all nearest images of one are similar to it, and there are others.
+    """
+    pairs = Counter(row for pair in candidates for row in (pair.first, pair.second))
+    others = len(space.features.names) - 1
+    return others > CANDIDATES and max(pairs.values(), default=0) >= CANDIDATES
+
+
 def near_duplicates(
     space: FeatureSpace,
     source: ImageSource,
     preprocess: Preprocess,
     *,
-    most: int = 500,
+    most: int = MOST_PAIRS,
     similarity: float = DUPLICATE_SIMILARITY,
     pixels: float = DUPLICATE_PIXELS,
+    candidates: Sequence[Alike] | None = None,
     progress: Progress | None = None,
 ) -> list[Alike]:
     """Pairs of images that are alike by features and by their pixels, most similar first.
 
-    `source` are the images that the features of `space` are of. Of at most `most` pairs at least so
-    similar, those whose pixels differ by at most `pixels` (root mean square, as a share of the
-    range that `pictures` shows) stay.
+    `source` are the images that the features of `space` are of. Of the `most` most similar
+    candidates those stay whose pixels differ by at most `pixels` (root mean square, as a share of
+    the range that `pictures` shows). Candidates are `similar_pairs` of at least `similarity`. Where
+    there are more than `most`, or `has_more_pairs`, these may not be all: that is told in the log.
+    Who has the candidates already, and so their number, gives them, and nothing is told.
     """
-    candidates = space.similar_pairs(similarity, progress)[:most]
-    wanted = sorted({row for pair in candidates for row in (pair.first, pair.second)})
+    if candidates is None:
+        candidates = space.similar_pairs(similarity, progress)
+        _tell_left_out(space, candidates, most)
+    compared = candidates[:most]
+    wanted = sorted({row for pair in compared for row in (pair.first, pair.second)})
     shown = dict(zip(wanted, pictures(source, space.features, preprocess, wanted), strict=True))
     found = []
-    for pair in candidates:
+    for pair in compared:
         difference = shown[pair.first] - shown[pair.second]
         apart = float(difference.square().mean().sqrt())
         if apart <= pixels:
@@ -161,6 +187,19 @@ def near_duplicates(
                 )
             )
     return found
+
+
+def _tell_left_out(space: FeatureSpace, candidates: Sequence[Alike], most: int) -> None:
+    if len(candidates) > most:
+        logger.warning(
+            "near-duplicates are looked for among the %s most similar of %s candidate pairs alone",
+            f"{most:,}", f"{len(candidates):,}",
+        )  # fmt: skip
+    if has_more_pairs(space, candidates):
+        logger.warning(
+            "each image was compared with its %d nearest alone: there may be more near-duplicates",
+            CANDIDATES,
+        )
 
 
 def pictures(

@@ -5,6 +5,7 @@ Shapes: n images, d features, C classes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -37,7 +38,8 @@ BATCH_SIZE = 1024
 MISSING = 10.0
 """How far below every other bias that of a class without images lies: a share of e^-10."""
 
-# With one image of a class nothing can be held out, so that nothing can be chosen either.
+# With one image of every class nothing can be held out, so that nothing can be chosen either: of
+# the settings asked for the nearest to these is taken.
 FIXED_PENALTY = 1e-1
 FIXED_SGD = {"learning_rate": 1e-1, "weight_decay": 1e-3}
 
@@ -79,8 +81,9 @@ def linear_probe(
     and `weight_decays`. The setting with the highest accuracy on held-out training images is taken
     (of equals the stronger penalty, the lower rate) and fitted again to all of them. Held out is a
     tenth, or, where that are few images, each fifth in turn (`held_out_parts`). With one image of
-    every class nothing can be held out: penalty 0.1, or rate 0.1 and decay 0.001. The test set is
-    used once, at the end.
+    every class nothing can be held out: of what was asked for the penalty nearest to 0.1 is taken,
+    or the rate nearest to 0.1 and the decay nearest to 0.001. The test set is used once, at the
+    end.
 
     Features are standardised by the whole training set, or by `batch_norm` without scale and shift
     (statistics of the batch in training, running ones at the test; SGD only), or not at all.
@@ -191,11 +194,11 @@ def _chosen(
 ) -> tuple[Setting, list[GridPoint], list[Tensor]]:
     """The best of some settings on held-out images, all that were tried, and the held-out parts.
 
-    A single setting is taken as it is, and `fixed` where nothing can be held out.
+    A single setting is taken as it is; where nothing can be held out, that nearest to `fixed`.
     """
     parts = [] if len(settings) == 1 else held_out_parts(y.cpu(), seed)
     if not parts:
-        return settings[0] if len(settings) == 1 else fixed, [], parts
+        return min(settings, key=lambda setting: _apart(setting, fixed)), [], parts
 
     def grid_of(held: Tensor) -> list[GridPoint]:
         held = held.to(X.device)
@@ -203,6 +206,21 @@ def _chosen(
 
     grid = tried_on(parts, grid_of)
     return best_point(grid).setting, grid, parts
+
+
+def _apart(setting: Setting, other: Setting) -> list[float]:
+    """How far each value is from that of another setting, in the order of the other's.
+
+    Values are compared by their ratio, as they are tried; weight decays, which may be 0, by their
+    difference.
+    """
+    # Rounded, so that 0.01 and 1 are equally far from 0.1.
+    return [
+        abs(setting[name] - value)
+        if name == "weight_decay"
+        else round(abs(log(setting[name]) - log(value)), 9)
+        for name, value in other.items()
+    ]
 
 
 class _Exact:
