@@ -143,6 +143,7 @@ def test_the_sentences_of_the_results_page_hold_what_was_measured() -> None:
         ("overcomplete", "quality-overcomplete-amd-epyc-2-cores-2026-11-26"),
         ("objective", "quality-objective-amd-epyc-2-cores-2026-11-30"),
         ("objective-eps", "quality-objective-intel-xeon-2-cores-2026-11-30"),
+        ("objective-rates", "quality-objective-intel-xeon-2-cores-2026-12-01"),
         ("operators", OPERATORS),
         ("operators-time", OPERATORS_IN_TIME),
     ],
@@ -405,6 +406,12 @@ def test_seeds_of_the_coding_rate_are_those_that_were_measured() -> None:
             (row,) = [row for row in rows_of(f"{stem}-{kind}") if row["subject"] == "model"]
             shows_accuracy(cell, row)
             found[kind].append(100 * row["accuracy"])
+    with_term, without, scratch = (
+        record(RECORDS / f"{stem}-1-percent.json")["accuracy"]
+        for stem in ("cifar10-rate-finetune", "cifar10-shallow-finetune", "cifar10-shallow-scratch")
+    )
+    said = f"{100 * with_term:.1f} % with 0.03 and {100 * without:.1f} % without: level"
+    assert f"{said}. From scratch the network has {100 * scratch:.1f} %" in told
     apart = {kind: max(values) - min(values) for kind, values in found.items()}
     said = f"{apart['probe']:.1f} points in the probe, {apart['knn']:.1f} in neighbours"
     assert f"lie close together**: {said}" in told
