@@ -1,19 +1,25 @@
 """Runs that fit a time: what is chosen, from the speed of a machine that is made up."""
 
 import shlex
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crate_mae.cli import main
 from crate_mae.common.peak_memory import PeakMemory
+from crate_mae.plan.amounts import schedule
 from crate_mae.plan.plan import RunPlan, plan_run
 from crate_mae.plan.plan_text import fitting_text
-from crate_mae.plan.recipe import parse_recipe
+from crate_mae.plan.recipe import count_images, parse_recipe
 from crate_mae.plan.within import AIM, ENOUGH, TRAINING_SHARE, FittingRun, run_within
+from crate_mae.sources.arrays import ArraySource
+from crate_mae.sources.base import random_subset
+from crate_mae.sources.splits import split_off
 from crate_mae.training.config import FinetuneConfig, PretrainConfig
 from crate_mae.training.parse import parse_pretrain
 
@@ -31,7 +37,7 @@ def machine(flops_a_second: float) -> Any:
 
         return measure
 
-    def plan(config: Any, *, images: int | None, progress: Any = None) -> RunPlan:
+    def plan(config: Any, *, images: int | None = None, progress: Any = None) -> RunPlan:
         return plan_run(config, images=images, measurement=measurement, progress=progress)
 
     return plan
@@ -182,6 +188,104 @@ def test_whatever_fits_fits(seconds: float, images: int, speed: float) -> None:
     limit = found.plan.config.data.limit
     assert (limit or images) >= optim.batch_size
     assert optim.warmup_epochs <= optim.epochs
+
+
+def time_for(steps: int, whole: RunPlan) -> float:
+    """Seconds that leave room for so many steps of a run."""
+    assert whole.hours is not None
+    return (steps + 0.5) * 3600 * whole.hours / whole.schedule.steps / TRAINING_SHARE
+
+
+@cache
+def published() -> RunPlan:
+    """A plan whose images and batch are replaced; its steps take as long whatever they are."""
+    plan: RunPlan = machine(1e11)(parse_recipe("own-images", PUBLISHED), images=9000)
+    return plan
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    there=st.integers(200, 4000),
+    share=st.sampled_from([0.0, 0.1, 0.2, 0.25, 0.5]) | st.floats(0.01, 0.9),
+    at_most=st.sampled_from([None, 1, 30, 10_000]),
+    batch=st.integers(1, 20),
+    steps=st.integers(2, 500),
+)
+def test_the_run_has_the_images_and_steps_that_are_promised(
+    there: int, share: float, at_most: int | None, batch: int, steps: int
+) -> None:
+    planned_once = published()
+    before: Any = planned_once.adapted
+    config = replace(
+        before,
+        data=replace(before.data, val_share=share, val_limit=at_most),
+        optim=replace(before.optim, batch_size=batch),
+    )
+    source = ArraySource("a", np.zeros((there, 1, 1), np.uint8), prefix="a")
+
+    def trains(limit: int | None) -> int:
+        images = source if limit is None else random_subset(source, limit)
+        return len(split_off(images, share, 0, at_most)[0] if share else images)
+
+    def plan(config: Any, *, images: int, progress: Any = None) -> RunPlan:  # noqa: ARG001
+        return replace(
+            planned_once,
+            config=config,
+            adapted=config,
+            images=replace(planned_once.images, count=images),
+            schedule=schedule(images, config.optim),
+        )
+
+    whole = plan(config, images=trains(None))
+    found = run_within(
+        config, time_for(steps, whole), images=trains(None), plan=plan, fixed_model=True
+    )
+    run, planned = found.plan.config, found.plan.schedule
+    assert run.optim.batch_size == batch, "the images still fill a batch"
+    left = trains(run.data.limit)
+    assert found.plan.images.count == planned.images == left
+    assert planned.steps_per_epoch == left // batch
+    assert 2 <= planned.steps == run.optim.epochs * planned.steps_per_epoch <= steps
+    if run.data.limit is not None:
+        assert left == steps // 2 * batch, "as many as are seen twice"
+        assert f"{left:,} of {trains(None):,} images" in found.reasons[0]
+
+
+def test_few_steps_of_large_batches_fill_them() -> None:
+    # 568 images would leave 511 to train on, one too few for two batches.
+    words = ["--data.source", "digits", "--data.val_share", "0.1", "--optim.batch_size", "256"]
+    words += ["--model.image_size", "8", "--model.patch_size", "2"]
+    config, plan = parse_recipe("own-images", words), machine(1e11)
+    found = run_within(config, time_for(4, plan(config)), plan=plan, fixed_model=True)
+    assert found.settings["data.limit"] == 569
+    assert found.plan.images.count == count_images(found.plan.config).count == 512
+    assert found.plan.schedule.steps == 4
+    assert "512 for training (digits)" in fitting_text(found, "")
+    more = run_within(config, time_for(40, plan(config)), plan=plan, fixed_model=True)
+    assert more.plan.images.count == plan(config).images.count == plan(config).schedule.images
+    assert "data.limit" not in more.settings
+
+
+def test_classes_that_each_give_a_share_leave_enough() -> None:
+    words = ["--from-scratch", "digits", "--data.source", "digits", "--optim.batch_size", "64"]
+    words += ["--data.val_share", "0.15"]
+    config, plan = parse_recipe("finetune-cifar10-small", words), machine(1e11)
+    for steps in (2, 7, 12):
+        found = run_within(config, time_for(steps, plan(config)), plan=plan)
+        assert found.plan.images.count == count_images(found.plan.config).count
+        assert found.plan.schedule.steps_per_epoch == steps // 2
+
+
+def test_what_a_limit_does_not_shorten_takes_an_epoch_or_is_refused() -> None:
+    config = parse_recipe("own-images", [*PUBLISHED, "--data.source", "wds:x.tar"])
+    plan = machine(1e11)
+    whole = plan(config, images=9000)
+    each = whole.schedule.steps_per_epoch
+    once = run_within(config, time_for(each, whole), images=9000, plan=plan, fixed_model=True)
+    assert (once.plan.schedule.epochs, once.plan.schedule.images) == (1, 9000)
+    assert "data.limit" not in once.settings
+    with pytest.raises(ValueError, match=r"does not shorten it: give more time, or fewer shards"):
+        run_within(config, time_for(each - 1, whole), images=9000, plan=plan, fixed_model=True)
 
 
 def test_what_cannot_be_measured_or_read(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Files, folders and addresses as a command line names them, and masks drawn as pictures."""
 
+import re
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +17,7 @@ from source_cases import Write
 from crate_mae.evaluation.reconstruction import pixel_mask
 from crate_mae.models.config import ModelConfig
 from crate_mae.sources.address import is_address
+from crate_mae.sources.found import Reading
 from crate_mae.sources.images import UnreadableImage
 from crate_mae.sources.inputs import open_images
 
@@ -25,6 +27,17 @@ def test_addresses_are_told_from_paths() -> None:
         assert is_address(text)
     for text in ("digits/1.png", "npy", "./digits", "x.png", "digit", "digits:x", "http://x", ""):
         assert not is_address(text)
+
+
+def test_files_and_folders_have_no_keys(write: Write, tmp_path: Path) -> None:
+    file, folder = write("folder/1.png"), str(tmp_path / "folder")
+    for place in (str(file), folder):
+        for reading in (Reading(label_key="kind"), Reading(image_key="photo", label_key="none")):
+            with pytest.raises(ValueError, match=rf"^{re.escape(place)} has no columns"):
+                open_images([place], reading=reading)
+        assert len(open_images([place], reading=Reading(label_key="none"))) == 1
+    with pytest.raises(FileNotFoundError):
+        open_images(["nowhere"], reading=Reading(label_key="kind"))
 
 
 def test_files_keep_the_order_given_and_folders_are_sorted(write: Write, tmp_path: Path) -> None:

@@ -119,8 +119,36 @@ def test_no_labels_on_request(tmp_path: Path, pictures: list[bytes], write: Writ
         source = opened(address, reading=none)
         assert source.class_names is None
         assert source.load(0).label is None
-    with pytest.raises(ValueError, match="digits has no columns"):
-        open_source("digits", reading=Reading(label_key="label"))
+
+
+def test_keys_of_what_has_none_are_refused(tmp_path: Path, write: Write) -> None:
+    for name in ("folder/a/1.png", "folder/b/1.png"):
+        write(name)
+    pytest.importorskip("tifffile").imwrite(tmp_path / "x.tif", np.zeros((2, 8, 8), np.uint8))
+    (tmp_path / "arrays").mkdir()
+    np.save(tmp_path / "arrays" / "1.npy", np.zeros((8, 8), np.uint8))
+    for address in (
+        "digits", f"imagefolder:{tmp_path / 'folder'}", f"tiff:{tmp_path / 'x.tif'}",
+        f"tiff:{tmp_path}", f"npy:{tmp_path / 'arrays'}",
+    ):  # fmt: skip
+        told = rf"^{re.escape(address)} has no columns to choose from: leave the"
+        with pytest.raises(ValueError, match=rf"{told} label key 'kind' out \(--label-key;"):
+            open_source(address, reading=Reading(label_key="kind"))
+        both = Reading(image_key="photo", label_key="kind")
+        with pytest.raises(ValueError, match=rf"{told} image key 'photo' and the label key 'kind'"):
+            open_source(address, reading=both)
+        with pytest.raises(ValueError, match=r"of a run --data\.image_key\)"):
+            open_source(address, reading=Reading(image_key="photo", label_key="none"))
+        assert opened(address, reading=Reading(label_key="none")).class_names is None
+
+
+def test_one_array_has_labels_to_choose_and_no_images(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((2, 8, 8), np.uint8))
+    np.save(tmp_path / "kinds.npy", np.array(["b", "a"]))
+    address = f"npy:{tmp_path / 'x.npy'}"
+    assert labels_of(opened(address, reading=Reading(label_key="kinds.npy"))) == [1, 0]
+    with pytest.raises(ValueError, match=r"x\.npy has no columns .* the image key 'photo' out"):
+        open_source(address, reading=Reading(image_key="photo", label_key="kinds.npy"))
 
 
 def test_the_image_column_is_chosen(tmp_path: Path, pictures: list[bytes]) -> None:

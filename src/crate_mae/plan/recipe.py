@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from crate_mae.batches.config import VALIDATION_SEED, DataConfig, LabelledDataConfig
 from crate_mae.batches.opening import check_first_image
 from crate_mae.common.files import user_path
@@ -12,6 +14,7 @@ from crate_mae.evaluation.backbones import load_backbone
 from crate_mae.models.config import ModelConfig
 from crate_mae.plan.real_step import RunSettings
 from crate_mae.sources.address import open_source
+from crate_mae.sources.arrays import ArraySource
 from crate_mae.sources.base import ImageSource, Source
 from crate_mae.sources.splits import split_off
 from crate_mae.sources.torchvision_datasets import open_torchvision
@@ -137,11 +140,30 @@ def _unlabelled(
     train: Source = open_source(
         data.source, split=data.split, limit=data.limit, reading=data.reading
     )
-    held_out = data.val_share and data.val_source is None and data.val_split is None
-    if held_out and isinstance(train, ImageSource):
+    if holds_out(data) and isinstance(train, ImageSource):
         train, _ = split_off(train, data.val_share, VALIDATION_SEED, data.val_limit)
     _check(train, model, size)
     return Images(count=len(train), origin=train.address)
+
+
+def holds_out(data: DataConfig) -> bool:
+    """Whether a share of the training images validates, as no others are named for that."""
+    return data.val_share > 0 and data.val_source is None and data.val_split is None
+
+
+def trained_of(data: DataConfig, images: int) -> int:
+    """How many of so many images train: those that `split_off` leaves; 0 where it leaves none.
+
+    A run on classes holds a share of each class out instead, which may be a few more or fewer.
+    """
+    if not holds_out(data):
+        return images
+    # Only their number counts: the array that stands in for them takes no memory.
+    stand_in = ArraySource("images", np.broadcast_to(np.uint8(0), (images, 1, 1)), prefix="image")
+    try:
+        return len(split_off(stand_in, data.val_share, VALIDATION_SEED, data.val_limit)[0])
+    except ValueError:
+        return 0
 
 
 def _check_present(data: DataConfig) -> None:

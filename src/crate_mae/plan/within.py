@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from crate_mae.batches.config import DataConfig
+from crate_mae.batches.config import DataConfig, LabelledDataConfig
+from crate_mae.common.text import duration
 from crate_mae.evaluation.answers import FEW_STEPS
 from crate_mae.models.config import ModelConfig
 from crate_mae.plan.amounts import disk_use, schedule
 from crate_mae.plan.plan import RunPlan, plan_run, validates
 from crate_mae.plan.real_step import RunSettings, planned_run
+from crate_mae.plan.recipe import count_images, holds_out, trained_of
 from crate_mae.training.config import FinetuneConfig, PretrainConfig, plain
 from crate_mae.training.run_folder import changed_keys
 
@@ -68,10 +70,11 @@ def run_within(
 
     Real steps are measured. As long as the recipe's own model has enough steps in that time, it is
     kept; otherwise it becomes shallower, then has larger patches, as far as its other settings
-    allow. Epochs fill the time up to what is worth it. With `fixed_model`, or an architecture that
-    comes with weights, only epochs change. `plan` is what plans, `plan_run` but for tests. Raises
-    ValueError where nothing can be measured and when not even an epoch of some images fits; and
-    what planning raises.
+    allow. Epochs fill the time up to what is worth it; where not even two fit, there are fewer
+    images. The plan counts the images that the command trains on. With `fixed_model`, or an
+    architecture that comes with weights, only epochs and images change. `plan` is what plans,
+    `plan_run` but for tests. Raises ValueError where nothing can be measured and when not even an
+    epoch of some images fits; and what planning raises.
     """
     supervised = isinstance(config, FinetuneConfig)
     enough, room = ENOUGH[supervised], TRAINING_SHARE * seconds
@@ -89,28 +92,39 @@ def run_within(
             config, found = smaller, plan(smaller, images=images, progress=progress)
             if room / _step_seconds(found) >= enough:
                 break
-    return _filled(before, config, found, seconds)
+    return _filled(before, config, found, seconds, here=images is None)
 
 
-def _filled(before: RunSettings, config: RunSettings, found: RunPlan, seconds: float) -> FittingRun:
-    """The run with as many epochs as its time has room for."""
+def _filled(
+    before: RunSettings, config: RunSettings, found: RunPlan, seconds: float, *, here: bool
+) -> FittingRun:
+    """The run with as many epochs as its time has room for; `here` for images to be counted."""
     supervised, each = isinstance(config, FinetuneConfig), _step_seconds(found)
     steps = int(TRAINING_SHARE * seconds / each)
-    optim, data, count = config.optim, config.data, found.images.count
-    per_epoch = count // optim.batch_size
+    optim, data, images = config.optim, config.data, found.images
+    per_epoch = images.count // optim.batch_size
     reasons = list(_of_the_model(before, config))
-    if steps < LEAST_EPOCHS * per_epoch:
-        limit = steps // LEAST_EPOCHS * optim.batch_size
-        if limit < optim.batch_size:
+    if steps < LEAST_EPOCHS * per_epoch and _can_be_limited(data):
+        if steps < LEAST_EPOCHS:
             raise ValueError(
                 f"a step of {optim.batch_size} images takes {each:.3g} s here, so that not even"
                 f" {LEAST_EPOCHS} fit: give more time, or a smaller model or batch"
             )
-        data = replace(data, limit=limit + _held_out(data, limit))
-        per_epoch = limit // optim.batch_size
-        reasons.append(f"{limit:,} of {count:,} images, as all of them would not be seen twice")
-    wanted = max(optim.epochs, -(-AIM // per_epoch))
-    epochs = max(1, min(wanted, steps // per_epoch))
+        wanted = steps // LEAST_EPOCHS * optim.batch_size
+        data, count = _limited(config, wanted, here=here)
+        reasons.append(
+            f"{count:,} of {images.count:,} images, as all of them would not be seen twice"
+        )
+        images = replace(images, count=count)
+        per_epoch = count // optim.batch_size
+    if steps < per_epoch:
+        raise ValueError(
+            f"an epoch of {per_epoch:,} steps takes {duration(each * per_epoch)} here, and"
+            " data.limit does not shorten it: give more time, or fewer shards or labels (data.shots"
+            " or data.share)"
+        )
+    worth = max(optim.epochs, -(-AIM // per_epoch))
+    epochs = min(worth, steps // per_epoch)
     if epochs != optim.epochs:
         reasons.append(
             f"{epochs:,} epochs in place of {optim.epochs:,}, with a twentieth of them as warm-up"
@@ -119,7 +133,7 @@ def _filled(before: RunSettings, config: RunSettings, found: RunPlan, seconds: f
     # Each kind of run has sections of its own kind, which a union of both hides.
     sections: dict[str, Any] = {"optim": optim, "data": data}
     whole = replace(config, **sections)
-    planned = schedule(per_epoch * optim.batch_size, optim)
+    planned = schedule(images.count, optim)
     if planned.steps < ENOUGH[supervised]:
         reasons.append(
             f"{planned.steps:,} steps are all that fit: fewer than the {ENOUGH[supervised]:,} from"
@@ -129,6 +143,7 @@ def _filled(before: RunSettings, config: RunSettings, found: RunPlan, seconds: f
         plan=replace(
             found,
             config=replace(found.config, **sections),
+            images=images,
             schedule=planned,
             disk=disk_use(
                 found.parameters, record=config.record, epochs=epochs,
@@ -141,12 +156,40 @@ def _filled(before: RunSettings, config: RunSettings, found: RunPlan, seconds: f
     )  # fmt: skip
 
 
-def _held_out(data: DataConfig, training: int) -> int:
-    """Images that are held out beside so many that train."""
-    if data.val_source is not None or data.val_split is not None:
-        return 0
-    held = int(training * data.val_share / (1 - data.val_share))
-    return held if data.val_limit is None else min(held, data.val_limit)
+def _can_be_limited(data: DataConfig) -> bool:
+    """Whether `data.limit` says how many images train: not of a stream, nor of chosen labels."""
+    chosen = isinstance(data, LabelledDataConfig) and (data.shots or data.share)
+    return not chosen and not data.source.startswith("wds:")
+
+
+def _limited(config: RunSettings, wanted: int, *, here: bool) -> tuple[DataConfig, int]:
+    """(The data with the limit that leaves so many images to train on, how many it leaves).
+
+    Where classes are held out of one by one, how many it leaves is known of images that are `here`.
+    """
+    data = config.data
+    limit = limit_for(data, wanted)
+    limited, count = replace(data, limit=limit), trained_of(data, limit)
+    by_class = isinstance(config, FinetuneConfig) and config.task == "classify"
+    if here and by_class and holds_out(data):
+        sections: dict[str, Any] = {"data": limited}
+        while (count := count_images(replace(config, **sections)).count) < wanted:
+            limit += wanted - count
+            sections["data"] = limited = replace(data, limit=limit)
+    return limited, count
+
+
+def limit_for(data: DataConfig, wanted: int) -> int:
+    """The fewest images of which so many train beside those that are held out."""
+    limit = wanted
+    if holds_out(data):  # a start that is never too far, which leaves little to look for
+        limit = max(wanted, int((wanted - 0.5) / (1 - data.val_share)))
+        if data.val_limit is not None:
+            limit = min(limit, wanted + data.val_limit)
+    # One image more is one more to train on or to hold out, so this never goes too far.
+    while (missing := wanted - trained_of(data, limit)) > 0:
+        limit += missing
+    return limit
 
 
 def _step_seconds(found: RunPlan) -> float:

@@ -11,8 +11,8 @@ from crate_mae.common.hints import did_you_mean
 from crate_mae.sources.arrays import open_arrays, open_digits
 from crate_mae.sources.base import ImageSource, random_subset, without_labels
 from crate_mae.sources.csv_tables import open_csv
-from crate_mae.sources.folders import open_folder
-from crate_mae.sources.found import AS_USUAL, NO_LABELS, Reading
+from crate_mae.sources.folders import open_folder, refuse_keys
+from crate_mae.sources.found import AS_USUAL, Reading
 from crate_mae.sources.renumbered import Renumbered, Unlabelled
 from crate_mae.sources.splits import NoSuchSplitError, split_off
 from crate_mae.sources.tiff_stacks import open_tiff
@@ -48,7 +48,8 @@ def open_source(
     `torchvision:NAME[:ROOT]`, `hf:NAME[:CONFIG]`, `wds:SHARDS`. `limit` keeps a random subset fixed
     by `seed`; `reading` chooses columns and links. What is passed over stands in `found` and, with
     `tell`, in the log.
-    Raises ValueError for an unknown address, a limited stream and data that cannot be read,
+    Raises ValueError for an unknown address, a limited stream, data that cannot be read and columns
+    chosen of what has none,
     NoSuchSplitError for a split that is not there, FileNotFoundError for data that are not.
     """
     if limit is not None and limit < 1:
@@ -200,8 +201,7 @@ def _opened(
     scheme: str, rest: str, split: str | None, reading: Reading
 ) -> ImageSource | StreamSource:
     if scheme in _BY_NAME:
-        if reading.image_key is not None or reading.label_key not in (None, NO_LABELS):
-            raise ValueError(f"{scheme} has no columns to choose from: leave such keys out")
+        refuse_keys(reading, f"{scheme}:{rest}" if rest else scheme)
         source = _BY_NAME[scheme](rest, split)
         return Unlabelled(source) if reading.unlabelled else source
     return _BY_READING[scheme](rest, split, reading)

@@ -16,7 +16,7 @@ from crate_mae.common.file_kinds import file_kind
 from crate_mae.common.npz_members import check_names, read_header, read_member
 from crate_mae.sources.archives import ArchivePart, choose_arrays, member_shapes, split_arrays
 from crate_mae.sources.base import ImageSource, LabelledSource, existing_path
-from crate_mae.sources.folders import FolderSource
+from crate_mae.sources.folders import FolderSource, refuse_keys
 from crate_mae.sources.found import AS_USUAL, Found, Reading, passed_over
 from crate_mae.sources.images import ImageFacts, Sample, UnreadableImage, decoding, max_pixels
 from crate_mae.sources.labels import Labels, class_labels, whole_labels
@@ -147,6 +147,7 @@ def open_arrays(rest: str, split: str | None, reading: Reading = AS_USUAL) -> Im
     """
     path, address = existing_path(rest, "npy"), f"npy:{rest}"
     if path.is_dir():
+        refuse_keys(reading, address)
         return ArrayFolderSource(address, path, {".npy"}, split, reading)
     try:
         if _is_archive(path):
@@ -177,6 +178,8 @@ def _is_zip(path: Path) -> bool:
 
 
 def _open_array(path: Path, address: str, reading: Reading) -> ImageSource:
+    # The label key is the file that holds the labels; the images are all that this one holds.
+    refuse_keys(reading, path.name, labels=False)
     beside = path.with_name(f"{path.stem}_labels.npy")
     if reading.label_key is not None and not reading.unlabelled:
         beside = path.with_name(Path(reading.label_key).name)

@@ -90,10 +90,32 @@ def size_of(file: Path) -> int | None:
 
 def open_folder(rest: str, split: str | None, reading: Reading = AS_USUAL) -> ImageSource:
     """The source of `imagefolder:PATH`; without a split, the train folder of a divided one."""
-    root = existing_path(rest, "imagefolder")
+    root, address = existing_path(rest, "imagefolder"), f"imagefolder:{rest}"
     if not root.is_dir():
-        raise ValueError(f"imagefolder:{rest} is a file: name the folder that holds the images")
-    return FolderSource(f"imagefolder:{rest}", root, image_suffixes(), split, reading)
+        raise ValueError(f"{address} is a file: name the folder that holds the images")
+    refuse_keys(reading, address)
+    return FolderSource(address, root, image_suffixes(), split, reading)
+
+
+def refuse_keys(reading: Reading, address: str, *, labels: bool = True) -> None:
+    """Raise ValueError where a key is chosen of images that are not stored under keys.
+
+    The label key "none" chooses nothing. `labels` False lets the label key be, where it has a
+    meaning of its own.
+    """
+    keys = {"image": reading.image_key}
+    if labels and not reading.unlabelled:
+        keys["label"] = reading.label_key
+    chosen = {what: key for what, key in keys.items() if key is not None}
+    if not chosen:
+        return
+    named = " and ".join(f"the {what} key {key!r}" for what, key in chosen.items())
+    options = ", ".join(f"--{what}-key" for what in chosen)
+    settings = ", ".join(f"--data.{what}_key" for what in chosen)
+    raise ValueError(
+        f"{address} has no columns to choose from: leave {named} out ({options}; of a run"
+        f" {settings}), or name a table that has such columns and lists the images (csv:FILE)"
+    )
 
 
 # -- files --------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 from crate_mae.common.files import user_path
 from crate_mae.sources.address import is_address, open_source
 from crate_mae.sources.base import EncodedSource, ImageSource, random_subset, subset
-from crate_mae.sources.folders import list_files, size_of
+from crate_mae.sources.folders import list_files, refuse_keys, size_of
 from crate_mae.sources.found import AS_USUAL, Reading
 from crate_mae.sources.images import image_suffixes
 
@@ -50,8 +50,8 @@ def open_images(
 
     Of an address, `limit` keeps a random choice; of files and folders, the first ones. A `varied`
     choice is of as many classes as can be, or spread evenly over the files. Raises
-    FileNotFoundError for a path that does not exist and ValueError when nothing is found or the
-    address is a stream.
+    FileNotFoundError for a path that does not exist and ValueError when nothing is found, the
+    address is a stream or columns are chosen of what has none.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, not {limit}")
@@ -71,6 +71,7 @@ def open_images(
             if is_address(given):
                 raise ValueError(f"{given} is a data address: name it alone, without other images")
             raise FileNotFoundError(f"no image, folder or known address at {given}")
+        refuse_keys(reading, given)
         paths += _images_in(path, reading) if path.is_dir() else [path]
     if not paths:
         raise ValueError("no images were named")

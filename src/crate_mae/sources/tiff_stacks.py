@@ -11,7 +11,7 @@ import numpy as np
 from crate_mae.common.file_kinds import file_kind
 from crate_mae.sources.arrays import array_pixels
 from crate_mae.sources.base import ImageSource, existing_path
-from crate_mae.sources.folders import FolderSource
+from crate_mae.sources.folders import FolderSource, refuse_keys
 from crate_mae.sources.found import AS_USUAL, PassedOver, Reading
 from crate_mae.sources.images import ImageFacts, Sample, UnreadableImage
 from crate_mae.sources.pillow_images import SIDEWAYS
@@ -118,6 +118,7 @@ def open_tiff(rest: str, split: str | None, reading: Reading = AS_USUAL) -> Imag
     Axes of bands and samples become channels, all others (pages, time, depth) images of their own.
     """
     path, address = existing_path(rest, "tiff"), f"tiff:{rest}"
+    refuse_keys(reading, address)
     tifffile_module("tiff: sources hold pages and bands")
     if path.is_dir():
         return TiffStackSource(address, FolderSource(address, path, SUFFIXES, split, reading))
