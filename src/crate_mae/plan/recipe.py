@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
-
 from crate_mae.batches.config import VALIDATION_SEED, DataConfig, LabelledDataConfig
 from crate_mae.batches.opening import check_first_image
 from crate_mae.common.files import user_path
@@ -14,9 +12,8 @@ from crate_mae.evaluation.backbones import load_backbone
 from crate_mae.models.config import ModelConfig
 from crate_mae.plan.real_step import RunSettings
 from crate_mae.sources.address import open_source
-from crate_mae.sources.arrays import ArraySource
 from crate_mae.sources.base import ImageSource, Source
-from crate_mae.sources.splits import split_off
+from crate_mae.sources.splits import held_out_count, split_off
 from crate_mae.sources.torchvision_datasets import open_torchvision
 from crate_mae.training.config import (
     FinetuneConfig,
@@ -158,12 +155,7 @@ def trained_of(data: DataConfig, images: int) -> int:
     """
     if not holds_out(data):
         return images
-    # Only their number counts: the array that stands in for them takes no memory.
-    stand_in = ArraySource("images", np.broadcast_to(np.uint8(0), (images, 1, 1)), prefix="image")
-    try:
-        return len(split_off(stand_in, data.val_share, VALIDATION_SEED, data.val_limit)[0])
-    except ValueError:
-        return 0
+    return max(0, images - held_out_count(images, data.val_share, data.val_limit))
 
 
 def _check_present(data: DataConfig) -> None:

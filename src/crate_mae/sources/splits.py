@@ -271,9 +271,7 @@ def split_off(
 
     At most `limit` images are. Raises ValueError when none would be left to train on.
     """
-    count = max(1, round(len(source) * share))
-    if limit is not None:
-        count = min(count, limit)
+    count = held_out_count(len(source), share, limit)
     if count >= len(source):
         raise ValueError(
             f"{len(source)} images cannot be split with val_share={share}: add images, or train on"
@@ -281,6 +279,12 @@ def split_off(
         )
     order = torch.randperm(len(source), generator=keyed_generator(seed, len(source))).tolist()
     return subset(source, sorted(order[count:])), subset(source, sorted(order[:count]))
+
+
+def held_out_count(images: int, share: float, limit: int | None = None) -> int:
+    """How many of so many images `split_off` holds out; it refuses to where none would be left."""
+    count = max(1, round(images * share))
+    return count if limit is None else min(count, limit)
 
 
 def can_hold_out(labels: Tensor) -> bool:
