@@ -19,7 +19,7 @@ from crate_mae.evaluation.answers import (
 from crate_mae.evaluation.comparison import BASELINES, LONG_NAMES, headline
 from crate_mae.report.blocks import KeyNumber, Table, named_values, number_cell, text_cell
 from crate_mae.runs.contents import STALE, Run, comparison_rows
-from crate_mae.runs.run_images import python_source, reading_options, run_masking, run_reading
+from crate_mae.runs.run_images import known_masking, python_source, reading_options, run_reading
 
 Verdict = tuple[str, bool | None]
 """A sentence; True where the model is clearly better, False where it is clearly worse."""
@@ -179,11 +179,8 @@ def _session(run: Run) -> str | None:
 
 
 def _removed(run: Run) -> str | None:
-    if not run.is_masked:
-        return None
-    try:
-        masking = run_masking(run)
-    except ValueError:
+    masking = known_masking(run)
+    if masking is None:
         return None
     words = f"{masking.ratio:.0%}"
     if masking.ratio_max is not None:

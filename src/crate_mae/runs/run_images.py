@@ -4,9 +4,7 @@ from crate_mae.batches.config import Masking
 from crate_mae.runs.contents import Run
 from crate_mae.sources.address import is_address
 from crate_mae.sources.found import Reading
-
-FROM_PYTHON = "(called from Python)"
-"""What the record of a run's commands says of a start from Python."""
+from crate_mae.training.run_folder import FROM_PYTHON
 
 
 def run_masking(run: Run) -> Masking:
@@ -24,6 +22,16 @@ def run_masking(run: Run) -> Masking:
     )
 
 
+def known_masking(run: Run) -> Masking | None:
+    """The masks of a run; None for one without masks or with damaged settings of them."""
+    if not run.is_masked:
+        return None
+    try:
+        return run_masking(run)
+    except ValueError:
+        return None
+
+
 def drawn_by_verb(masking: Masking) -> bool:
     """Whether `crate-mae reconstruct` can draw such masks: of single patches, at one ratio."""
     return masking.one_count and masking.square == 1
@@ -32,15 +40,10 @@ def drawn_by_verb(masking: Masking) -> bool:
 def own_masks(run: Run) -> str | None:
     """The masks of a run in words, where `crate-mae reconstruct` cannot draw them.
 
-    None where it can, and for a run without masks or with damaged settings of them.
+    None where it can, and where `known_masking` is None.
     """
-    if not run.is_masked:
-        return None
-    try:
-        masking = run_masking(run)
-    except ValueError:
-        return None
-    return None if drawn_by_verb(masking) else str(masking)
+    masking = known_masking(run)
+    return None if masking is None or drawn_by_verb(masking) else str(masking)
 
 
 def most_train(run: Run, limit: int) -> int:

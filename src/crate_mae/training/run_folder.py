@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 START = "start.json"
+FROM_PYTHON = "(called from Python)"
+"""What stands in the record of commands where a run was started or resumed from Python."""
 FREE_ON_RESUME = (
     "name:", "record.", "trainer.accelerator:", "trainer.devices:", "trainer.num_nodes:",
     "trainer.strategy:", "trainer.compile:", "trainer.recompute:", "trainer.deterministic:",
@@ -237,7 +239,7 @@ def write_facts(
             )
         if before["fingerprint"] != facts["fingerprint"]:
             logger.warning("the data have changed since this run began: %s", facts["source"])
-    words = " ".join(command) if command is not None else "(called from Python)"
+    words = " ".join(command) if command is not None else FROM_PYTHON
     kept = folder / COMMAND
     old = kept.read_text("utf-8", errors="backslashreplace") if kept.exists() else ""
     write_atomically(kept, f"{old}{printable(words)}\n")
