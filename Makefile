@@ -44,7 +44,8 @@ format: $(READY)
 	$(BIN)/mdformat $(MARKDOWN)
 
 bench: $(READY)
-	$(BIN)/python benchmarks/targets.py
+	status=0; $(BIN)/python benchmarks/targets.py || status=1; \
+	$(BIN)/python benchmarks/rate_cost.py || status=1; exit $$status
 
 wheel: $(READY)
 	$(BIN)/python -m build --wheel

@@ -2,17 +2,18 @@
 
 python benchmarks/few_labels.py --set NAME=ADDRESS ... --model NAME=WEIGHTS ... --json FILE
 
-For every set and model: a linear probe with all, 100, 20 and 5 labels a class (mean and standard
-deviation over draws of the labels), and nearest neighbours with all. Beside them: each model
-untrained, raw pixels (reduced to 16 px), and histograms of oriented gradients (scikit-image). With
---finetune each model is also fine-tuned by the recipe finetune-few-labels with 20 and 5 labels a
-class, and the same network is trained from scratch by it ("untrained"), with one rate for all
-layers; heads see the pool of the row. Neighbours are compared as they are, and
-whitened where that is better on held-out training images. --pool takes another pool of tokens than
-the mean, which then stands in the names of rows. Each row names the set's address without its path,
-how many images there were, and the SHA-256 of the weights. Rows are written as they come; what
-stands in FILE already is not measured again. With --docs the table also goes between the markers of
-a Markdown page.
+For every set and model: a linear probe and nearest neighbours with all, 100, 20 and 5 labels a
+class (mean and standard deviation over draws of the labels). Beside them: each model untrained, raw
+pixels (reduced to 16 px), and histograms of oriented gradients (scikit-image). With --finetune each
+model is also fine-tuned by the recipe finetune-few-labels with 20, 5 and 100 labels a class
+(--finetune-shots for some of them), and the same network is trained from scratch by it
+("untrained"), with one rate for all layers; heads see the pool of the row. Neighbours are compared
+as they are, and whitened where that is better on held-out training images. --pool takes another
+pool of tokens than the mean, which then stands in the names of rows. Each row names the set's
+address without its path, how many images there were, and the SHA-256 of the weights. Rows are
+written as they come; what stands in FILE already is not measured again. With --docs the table also
+goes between the markers of a Markdown page; --neighbours makes it a table of nearest neighbours,
+among few labels as well.
 """
 
 import argparse
@@ -51,7 +52,7 @@ from tables import fill_between, rule_below
 SHOTS = (None, 100, 20, 5)
 """Labels of a class; None for all."""
 DRAWS = 5
-FINETUNED = {20: 50, 5: 100}
+FINETUNED = {20: 50, 5: 100, 100: 25}
 """Labels of a class, and the epochs of fine-tuning: with fewer images an epoch has fewer steps."""
 FROM_SCRATCH = {"--optim.layer_decay": "1"}
 """What suits fresh weights in place of the recipe's settings."""
@@ -62,6 +63,32 @@ PLACE = "few-labels"
 USUAL: FeaturePool = "mean"
 WHITENED = "knn, whitened"
 """The measure of neighbours that are whitened, where held-out images ask for it."""
+FROZEN = ("probe", "knn", WHITENED)
+"""What is measured on features as they are."""
+
+_USUAL: dict[tuple[str, int | None], str] = {
+    ("probe", 5): "5 a class: probe",
+    ("finetune", 5): "fine-tuned",
+    ("probe", 20): "20 a class: probe",
+    ("finetune", 20): "fine-tuned",
+    ("probe", 100): "100: probe",
+    ("finetune", 100): "fine-tuned",
+    ("probe", None): "all: probe",
+    ("knn", None): "all: kNN",
+    (WHITENED, None): "all: kNN, whitened",
+}
+"""Columns of the usual table, and their heads."""
+_NEIGHBOURS: dict[tuple[str, int | None], str] = {
+    ("knn", 5): "5 a class: kNN",
+    (WHITENED, 5): "whitened",
+    ("knn", 20): "20 a class: kNN",
+    (WHITENED, 20): "whitened",
+    ("knn", 100): "100: kNN",
+    (WHITENED, 100): "whitened",
+    ("knn", None): "all: kNN",
+    (WHITENED, None): "whitened",
+}
+"""The same of the table of neighbours."""
 
 logger = logging.getLogger("benchmarks")
 Describe = Callable[[ImageSource], Features]
@@ -96,8 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for row in record["rows"]
                 if all(row[key] == facts[key] for key in ("set", "subject", "size"))
             }
-            wanted = [("probe", shots) for shots in SHOTS if shots is None or shots <= fewest]
-            if not done.issuperset([*wanted, ("knn", None), (WHITENED, None)]):
+            possible = [shots for shots in SHOTS if shots is None or shots <= fewest]
+            wanted = {(measure, shots) for measure in FROZEN for shots in possible}
+            if not done.issuperset(wanted):
                 known, unknown = subject.describe(train), subject.describe(test)
                 facts |= {"train_images": len(known.names), "test_images": len(unknown.names)}
                 for row in _rows(known, unknown, done):
@@ -105,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if subject.words is None or not given.finetune:
                 continue
             words = [*subject.words, "--pool", given.pool]
-            for shots in FINETUNED:
+            for shots in given.finetune_shots:
                 if ("finetune", shots) in done or shots > fewest:
                     continue
                 found = [
@@ -113,27 +141,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     for seed in range(given.finetune)
                 ]
                 keep(_row("finetune", shots, found), facts)
-    print("\n".join(table_lines(record)))
+    content = "\n".join(table_lines(record, neighbours=given.neighbours))
+    print(content)
     if given.docs is not None:
-        content = "\n".join(table_lines(record))
         fill_between(given.docs, given.place, content)
     return 0
 
 
-def table_lines(record: dict[str, Any]) -> list[str]:
-    """A Markdown table of a record, a row for every set and subject, a column for what it has."""
-    columns = [
-        ("probe", 5), ("finetune", 5), ("probe", 20), ("finetune", 20), ("probe", 100),
-        ("probe", None), ("knn", None), (WHITENED, None),
-    ]  # fmt: skip
-    heads = [
-        "set", "features", "5 a class: probe", "fine-tuned", "20 a class: probe", "fine-tuned",
-        "100: probe", "all: probe", "all: kNN", "all: kNN, whitened",
-    ]  # fmt: skip
+def table_lines(record: dict[str, Any], *, neighbours: bool = False) -> list[str]:
+    """A Markdown table of a record, a row for every set and subject, a column for what it has.
+
+    Of probes, fine-tuning and neighbours with all labels, or of `neighbours` alone.
+    """
+    columns = _NEIGHBOURS if neighbours else _USUAL
     measured = {(row["measure"], row["shots"]) for row in record["rows"]}
-    shown = [number for number, column in enumerate(columns) if column in measured]
-    columns = [columns[number] for number in shown]
-    heads = [*heads[:2], *(heads[2 + number] for number in shown)]
+    shown = {column: head for column, head in columns.items() if column in measured}
+    heads = ["set", "features", *shown.values()]
     lines = [f"| {' | '.join(heads)} |", rule_below(len(heads))]
     found: dict[tuple[str, str], dict[tuple[str, int | None], str]] = {}
     for row in record["rows"]:
@@ -141,7 +164,7 @@ def table_lines(record: dict[str, Any]) -> list[str]:
         cells = found.setdefault((row["set"], row["subject"]), {})
         cells[row["measure"], row["shots"]] = f"{100 * row['mean']:.1f}{spread}"
     for (name, subject), cells in found.items():
-        values = (cells.get(column, "") for column in columns)
+        values = (cells.get(column, "") for column in shown)
         lines.append(f"| {name} | {subject} | {' | '.join(values)} |")
     return lines
 
@@ -274,18 +297,25 @@ def _rows(
     assert known.labels is not None
     fewest = int(torch.bincount(known.labels).min())
     for shots in SHOTS:
-        if ("probe", shots) in done or (shots is not None and shots > fewest):
+        if shots is not None and shots > fewest:
             continue
         seeds = range(1 if shots is None else DRAWS)
-        found = []
-        for seed in seeds:
-            part = known if shots is None else few_shot(known, shots, seed)
-            found.append(linear_probe(part, unknown, seed=seed).accuracy)
-        yield _row("probe", shots, found)
-    for measure, tried in {"knn": (), WHITENED: STRENGTHS}.items():
-        if (measure, None) not in done:
-            result = nearest_neighbours(known, unknown, whitening=(AS_THEY_ARE, *tried))
-            yield {**_row(measure, None, [result.accuracy]), "whitened": result.whitened}
+        parts = [known if shots is None else few_shot(known, shots, seed) for seed in seeds]
+        if ("probe", shots) not in done:
+            found = [
+                linear_probe(part, unknown, seed=seed).accuracy
+                for seed, part in zip(seeds, parts, strict=True)
+            ]
+            yield _row("probe", shots, found)
+        for measure, tried in {"knn": (), WHITENED: STRENGTHS}.items():
+            if (measure, shots) in done:
+                continue
+            results = [
+                nearest_neighbours(part, unknown, whitening=(AS_THEY_ARE, *tried), seed=seed)
+                for seed, part in zip(seeds, parts, strict=True)
+            ]
+            row = _row(measure, shots, [result.accuracy for result in results])
+            yield {**row, "whitened": [result.whitened for result in results]}
 
 
 def _row(measure: str, shots: int | None, found: list[float]) -> dict[str, Any]:
@@ -320,6 +350,14 @@ def _parser() -> argparse.ArgumentParser:
         "--finetune", type=int, default=0, metavar="DRAWS", help="fine-tune for so many draws (0)"
     )
     parser.add_argument(
+        "--finetune-shots",
+        type=int,
+        nargs="+",
+        choices=tuple(FINETUNED),
+        default=tuple(FINETUNED),
+        help="labels a class of fine-tuning (20 5 100)",
+    )
+    parser.add_argument(
         "--setting",
         action="append",
         default=[],
@@ -329,6 +367,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--pool", default=USUAL, choices=(USUAL, "mean-std", "layers"), help="of tokens (mean)"
     )
+    parser.add_argument("--neighbours", action="store_true", help="a table of neighbours")
     parser.add_argument("--json", type=Path, required=True, help="goes on there if it exists")
     parser.add_argument("--docs", type=Path, help="page that takes the table")
     parser.add_argument("--place", default=PLACE, help=f"name of its markers ({PLACE})")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rate_cost import main, values_held
+from rate_cost import MOST, main, told, values_held
 
 
 def test_values_that_a_gradient_needs_are_counted_once() -> None:
@@ -20,10 +20,24 @@ def test_values_that_a_gradient_needs_are_counted_once() -> None:
 def test_a_step_and_the_term_are_set_side_by_side(tmp_path: Path) -> None:
     target = tmp_path / "cost.json"
     words = ["--preset", "debug", "--batch", "2", "--images", "2", "6", "--rounds", "1"]
-    assert main([*words, "--json", str(target)]) == 0
+    status = main([*words, "--json", str(target)])
     found = json.loads(target.read_text())
+    assert status == told(found["term"], "debug")  # of so small a step the term may be more
     assert [row["images"] for row in found["term"]] == [2, 6]
     # Lengths, features and Gram matrices are small beside tokens in every layer.
     assert all(0 < row["of_the_values_held"] < 0.1 for row in found["term"])
     with pytest.raises(FileExistsError, match="not overwritten"):
         main([*words, "--json", str(target)])
+
+
+@pytest.mark.parametrize(
+    ("time", "held", "status"), [(MOST, 0.0, 0), (0.0, MOST, 0), (0.021, 0.0, 1), (0.0, 0.021, 1)]
+)
+def test_more_than_what_is_promised_is_missed(
+    capsys: pytest.CaptureFixture[str], time: float, held: float, status: int
+) -> None:
+    """At the worst of all sizes, in time or in values."""
+    rows = [{"of_the_time": 0.0, "of_the_values_held": 0.0}]
+    rows.append({"of_the_time": time, "of_the_values_held": held})
+    assert told(rows, "base") == status
+    assert ("Missed." in capsys.readouterr().out) == bool(status)
