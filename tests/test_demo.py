@@ -5,6 +5,7 @@ import re
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -12,7 +13,7 @@ from figure_cases import colours_in, pixels
 
 from crate_mae import demo
 from crate_mae.cli import main
-from crate_mae.training.parse import recipe
+from crate_mae.training.parse import parse_pretrain, recipe
 from crate_mae.training.pretrain import pretrain
 from crate_mae.training.run_folder import load_config_values
 
@@ -86,6 +87,63 @@ def test_an_interrupted_demo_goes_on_and_leaves_pictures_and_numbers(
     (out / "evaluation.json").unlink()
     assert main(["demo", "--out", str(out)]) == 0
     assert (out / "evaluation.json").exists()
+
+
+def test_a_folder_of_another_run_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("another run was touched")
+
+    for name in ("pretrain", "show_trained", "draw_training", "write_report"):
+        monkeypatch.setattr(demo, name, never)
+    own = parse_pretrain(["--config", demo.RECIPE])[0].to_dict()
+    others: dict[str, dict[str, Any]] = {
+        "optim.epochs: 3 -> 9": {"optim": {**own["optim"], "epochs": 9}},
+        "data.source: digits -> npy:mine.npy": {"data": {**own["data"], "source": "npy:mine.npy"}},
+        "task: None -> classify": {"task": "classify"},
+    }
+    for number, (told, changes) in enumerate(others.items()):
+        for finished in (False, True):
+            folder = tmp_path / f"{number}-{finished}"
+            folder.mkdir()
+            values = {**own, "name": "mine", **changes}
+            (folder / "config.yaml").write_text(yaml.safe_dump(values))
+            if finished:
+                (folder / "summary.json").write_text("{}")
+            assert main(["demo", "--out", str(folder)]) == 1
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith(f"error: {folder} holds another run, mine on ")
+            assert told in line
+            assert line.endswith("name another folder with --out")
+    folder = tmp_path / "started"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(own))
+    (folder / "start.json").write_text('{"weights": "photos64", "sha256": "0"}')
+    assert main(["demo", "--out", str(folder)]) == 1
+    assert "start: random weights -> photos64" in capsys.readouterr().err
+
+
+def test_what_a_resumed_run_may_change_leaves_it_the_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resumed: list[bool] = []
+
+    def stopped(*_: object, resume: bool, **__: object) -> SimpleNamespace:
+        resumed.append(resume)
+        return SimpleNamespace(finished=False)
+
+    monkeypatch.setattr(demo, "pretrain", stopped)
+    monkeypatch.setattr(demo, "show_trained", lambda folder: f"shown in {folder}")
+    values = parse_pretrain(["--config", demo.RECIPE])[0].to_dict()
+    values["name"] = "another"
+    values["data"]["workers"] = 1
+    values["trainer"]["accelerator"] = "cpu"
+    del values["objective"]["gamma"]  # as a version wrote it that did not know of it
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    assert main(["demo", "--out", str(tmp_path)]) == 143
+    assert f"continuing in {tmp_path}" in capsys.readouterr().out
+    assert resumed == [True]
 
 
 def test_the_folder_one_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,10 @@
 """The first ten minutes: a trained model at work within seconds, then training one on digits."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,10 +27,18 @@ from crate_mae.sources.photographs import PHOTOGRAPHS, photograph, square
 from crate_mae.training.metrics_log import read_metrics
 from crate_mae.training.parse import parse_pretrain
 from crate_mae.training.pretrain import pretrain
+from crate_mae.training.run_folder import (
+    CONFIG,
+    FREE_ON_RESUME,
+    changed_keys,
+    load_config_values,
+    recorded_start,
+)
 from crate_mae.weights.weights_folder import load_autoencoder
 
 RECIPE = "digits"
 TRAINED = "cifar10-small"
+_IMAGES = ("data.source:", "data.val_source:", "data.test_source:")
 PICTURES = ("reconstruction.png", "pca.png", "attention.png")
 
 # (photograph of scikit-learn, side of a square as a share of its height, its centre)
@@ -49,16 +59,18 @@ def run_demo(folder: Path) -> str | None:
 
     First the shipped model is shown at work, in a folder beside (see `show_trained`). Pictures and
     numbers of the training lie in `folder`, and `report.html` tells them all. A finished demo is
-    only read again, an interrupted one is continued. Raises what `pretrain` and `write_report`
-    raise, and RuntimeError when the report could not measure the digits.
+    only read again, an interrupted one is continued. Raises FileExistsError for the folder of
+    another run, what `pretrain` and `write_report` raise, and RuntimeError when the report could
+    not measure the digits.
     """
     if folder.name in ("", ".."):  # such as ".": only the whole path has a name
         folder = folder.resolve()
+    _check_own(folder)
     shown = folder.with_name(f"{folder.name}-{TRAINED}")
     if not all((shown / name).exists() for name in PICTURES):
         print(show_trained(shown))
     if not (folder / "summary.json").exists():
-        resume = (folder / "config.yaml").exists()
+        resume = (folder / CONFIG).exists()
         config, _ = parse_pretrain(["--resume", str(folder)] if resume else ["--config", RECIPE])
         print(f"{'continuing' if resume else 'training'} in {folder}: digits, a few minutes")
         summary = pretrain(config, folder, resume=resume, command=["crate-mae", "demo"])
@@ -69,6 +81,41 @@ def run_demo(folder: Path) -> str | None:
     if report.left_out:
         raise RuntimeError(f"{report.path} is not complete: {' '.join(report.left_out)}")
     return _findings(folder) + _next_steps(folder, report.path, shown)
+
+
+def _check_own(folder: Path) -> None:
+    """Raise FileExistsError where a folder holds another run than one of the demo's recipe."""
+    if not (folder / CONFIG).is_file():
+        return
+    recorded = load_config_values(folder)
+    own = parse_pretrain(["--config", RECIPE])[0].to_dict()
+    # Where images lie is free on resuming, as the same ones may have moved; here it is which ones.
+    free = tuple(key for key in FREE_ON_RESUME if key not in _IMAGES)
+    changes = [line for line in changed_keys(_known_to(recorded, own), recorded)
+               if not line.startswith(free)]  # fmt: skip
+    start = recorded_start(folder)
+    if start is not None:
+        changes.insert(0, f"start: random weights -> {start.weights}")
+    if not changes:
+        return
+    shown = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if changes[3:] else "")
+    data = recorded.get("data")
+    source = data.get("source") if isinstance(data, dict) else None
+    raise FileExistsError(
+        f"{folder} holds another run, {recorded.get('name')} on {source}, whose settings are not"
+        f" the demo's ({shown}): name another folder with --out"
+    )
+
+
+def _known_to(recorded: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without settings that are not recorded, as they did not exist then."""
+    return {
+        key: _known_to(recorded[key], value)
+        if isinstance(value, dict) and isinstance(recorded[key], dict)
+        else value
+        for key, value in values.items()
+        if key in recorded
+    }
 
 
 def show_trained(folder: Path) -> str:

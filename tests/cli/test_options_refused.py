@@ -23,6 +23,11 @@ REFUSED = [
     ("neighbours W I new.png --out O", "--similarity 0.95", "no IMAGE is named"),
     ("report R --no-measure", "--limit 10", "--no-measure only gathers"),
     ("report R --no-measure", "--test-limit 5", "--no-measure only gathers"),
+    ("report R --no-measure", "--device cpu", "--no-measure only gathers"),
+    ("compare R S", "--overwrite", "without --out"),
+    ("compare R S --json J --measure", "--overwrite", "without --out"),
+    ("compare R S", "--device cpu", "without --measure"),
+    ("compare R S --out O.png --overwrite", "--device auto", "without --measure"),
     ("push W --out O", "--private", "--out writes"),
     ("push W --out O", "--message words", "--out writes"),
     ("push W a/b --out O", "--revision main", "--out writes"),
@@ -119,6 +124,8 @@ def test_links_are_entered_in_images_alone(capsys: pytest.CaptureFixture[str]) -
         ("neighbours", "--similarity", "(0.95)"),
         ("export", "--mask-ratio", "(0.75)"),
         ("convert", "--limit", "(8)"),
+        ("compare", "--device", "(auto)"),
+        ("report", "--device", "(auto)"),
     ],
 )
 def test_the_help_still_names_the_default(verb: str, option: str, default: str) -> None:

@@ -246,7 +246,7 @@ def test_settings_are_checked_before_the_model_runs(folder: Path) -> None:
     model = make(tiny(image_size=16, patch_size=4, channels=1))
     source = open_images([str(folder / "images")])
     for wanted, message in (
-        (SegmentSettings(mass=0.0), "mass"),
+        (SegmentSettings(method="attention", mass=0.0), "mass"),
         (SegmentSettings(method="attention", head=9), "heads"),
         (SegmentSettings(size=(17, 16)), "nearest size 16x16"),
         (SegmentSettings(stride=7), "stride"),

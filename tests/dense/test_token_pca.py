@@ -187,3 +187,11 @@ def test_tokens_without_directions() -> None:
         basis.scores(torch.zeros(2, 5))
     flat = replace(basis, high=basis.low)
     assert bool(flat.levels(values).isfinite().all())
+
+
+def test_sides_and_thresholds_are_of_a_foreground() -> None:
+    values = as_map(centred_object())
+    for ignored in ({"flip": True}, {"threshold": 0.5}):
+        with pytest.raises(ValueError, match="flip and threshold are of the foreground"):
+            fit_token_map(values, **ignored)
+        assert fit_token_map(values, foreground=True, **ignored)

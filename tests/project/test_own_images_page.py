@@ -38,6 +38,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     # Real steps are measured: a machine that is busy with other things must get to them.
     monkeypatch.setattr("crate_mae.plan.plan.TIMEOUT", 1800.0)
+    monkeypatch.setattr("crate_mae.plan.probe_step.ROUNDS", 1)  # that there are more: tests/plan
+    # Few images can be separated, where the minimum is far away: not what is asked here.
+    monkeypatch.setattr("crate_mae.evaluation.regression.MAX_STEPS", 20)
     return tmp_path
 
 

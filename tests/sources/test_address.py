@@ -1,10 +1,12 @@
-"""What an address must be, and what a wrong one is told."""
+"""What an address must be, what a wrong one is told, and which images test."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from source_cases import Write
 
-from crate_mae.sources.address import open_source
+from crate_mae.sources.address import open_pair, open_source
 
 
 @pytest.mark.parametrize(
@@ -44,3 +46,60 @@ def test_addresses_on_the_network_are_not_called_paths(address: str) -> None:
 def test_an_empty_address_is_no_folder() -> None:
     with pytest.raises(ValueError, match="unknown data address ''; addresses: digits"):
         open_source("")
+
+
+@pytest.mark.parametrize(
+    ("folders", "split", "told"),
+    [
+        (("train", "val", "test"), "test", ""),
+        (("train", "valid"), "valid", ""),
+        (("Training",), "Training", "its split Training is tested on"),
+        (("",), None, ""),
+    ],
+)
+def test_another_address_is_tested_on_by_the_split_meant_for_it(
+    folders: tuple[str, ...],
+    split: str | None,
+    told: str,
+    write: Write,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    learnt, tested = f"imagefolder:{tmp_path / 'mine'}", f"imagefolder:{tmp_path / 'theirs'}"
+    for name in "ab":
+        write(f"mine/{name}/0.png")
+        for folder in folders:
+            write(f"theirs/{folder}/{name}/of-{folder}.png")
+    train, test = open_pair(learnt, test_address=tested)
+    assert (len(train), train.address) == (2, learnt), "nothing is held out"
+    assert (len(test), test.address, test.split) == (2, tested, split)
+    wanted = f"of-{folders[-1]}.png"
+    assert {test.name(index).rpartition("/")[2] for index in range(2)} == {wanted}
+    assert caplog.messages == (
+        [f"{tested} has no test or validation split: {told}"] if told else []
+    )
+    if split is not None:
+        _, asked = open_pair(learnt, test_address=tested, test_split=folders[0])
+        assert asked.split == folders[0], "the split that is named counts"
+
+
+def test_a_table_an_array_and_digits_are_tested_on_alike(write: Write, tmp_path: Path) -> None:
+    for number in range(3):
+        write(f"{number}.png")
+    table = tmp_path / "t.csv"
+    table.write_text("file,label,split\n0.png,0,train\n1.png,1,train\n2.png,1,dev\n")
+    np.save(tmp_path / "x.npy", np.zeros((4, 8, 8), np.uint8))
+    np.save(tmp_path / "x_labels.npy", np.array([0, 1, 1, 0]))
+    for address, split, count in (
+        (f"csv:{table}", "dev", 1),
+        (f"npy:{tmp_path / 'x.npy'}", None, 4),
+        ("digits", "test", len(open_source("digits", split="test"))),
+    ):
+        _, test = open_pair("digits", test_address=address)
+        assert (test.split, len(test)) == (split, count)
+
+
+def test_the_own_address_named_again_gives_the_same_images() -> None:
+    plain, named = open_pair("digits"), open_pair("digits", test_address="digits")
+    for one, other in zip(plain, named, strict=True):
+        assert one.fingerprint() == other.fingerprint()

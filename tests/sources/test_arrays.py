@@ -14,6 +14,7 @@ from source_cases import labels_of, names_of, opened
 
 from crate_mae.sources import arrays
 from crate_mae.sources.address import open_source
+from crate_mae.sources.base import subset
 from crate_mae.sources.images import UnreadableImage
 
 
@@ -224,6 +225,42 @@ def test_array_fingerprints_cover_shape_and_type(tmp_path: Path) -> None:
     ]
     assert len({fingerprint(array) for array in arrays}) == 3
     assert fingerprint(arrays[0]) == fingerprint(arrays[0].copy())
+
+
+@pytest.mark.parametrize("whole", [2**26, 0])
+def test_the_fingerprint_of_a_mapped_array_follows_its_pixels(
+    whole: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the file is too large to be read whole."""
+    monkeypatch.setattr("crate_mae.sources.arrays.WHOLE_BYTES", whole)
+    path, copied = tmp_path / "x.npy", tmp_path / "there" / "x.npy"
+    copied.parent.mkdir()
+    images = _random_array((50, 8, 9), np.uint8)
+    np.save(path, images)
+    np.save(copied, images)
+    before = opened(f"npy:{path}").fingerprint()
+    assert opened(f"npy:{copied}").fingerprint() == before, "not of place and time"
+    first = subset(opened(f"npy:{path}"), range(3)).fingerprint()
+    np.save(path, 255 - images)
+    assert opened(f"npy:{path}").fingerprint() != before
+    assert subset(opened(f"npy:{path}"), range(3)).fingerprint() != first
+    images[31, 4, 4] ^= 1
+    np.save(path, images)
+    assert opened(f"npy:{path}").fingerprint() != before, "one pixel of a small file"
+
+
+def test_the_fingerprint_of_a_folder_of_arrays_follows_their_pixels(tmp_path: Path) -> None:
+    for name in "abc":
+        np.save(tmp_path / f"{name}.npy", _random_array((8, 9), np.uint8))
+    source = opened(f"npy:{tmp_path}")
+    before = source.fingerprint()
+    assert opened(f"npy:{tmp_path}").fingerprint() == before
+    changed = np.load(tmp_path / "b.npy")
+    changed[3, 3] ^= 1
+    np.save(tmp_path / "b.npy", changed)
+    assert opened(f"npy:{tmp_path}").fingerprint() != before
+    (tmp_path / "b.npy").unlink()
+    assert source.fingerprint() != before, "a file that is gone is no error here"
 
 
 def test_the_first_bytes_tell_what_a_file_holds(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """Datasets that the datasets library reads."""
 
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from source_cases import Write, labels_of, opened, picture_table
 
 from crate_mae.sources.address import open_source
@@ -63,6 +66,41 @@ def test_hugging_face_opens_files_of_its_own_folder_only(write: Write, tmp_path:
     source._folders = [tmp_path / "elsewhere"]  # type: ignore[attr-defined]
     with pytest.raises(UnreadableImage, match="only a path"):
         source.load(1)
+
+
+@pytest.mark.usefixtures("hub_cache")
+@pytest.mark.parametrize("kind", ["files", "table"])
+def test_hugging_face_fingerprints_follow_pixels(kind: str, tmp_path: Path) -> None:
+    """Of images whose files stay as large as they were."""
+    folder = tmp_path / "pets"
+    folder.mkdir()
+
+    def fingerprint(value: int, side: int = 5) -> str:
+        shades = [np.full((side, side), value + number, np.uint8) for number in range(3)]
+        images = [_bitmap(shade) for shade in shades]
+        assert len({len(image) for image in images}) == 1
+        if kind == "files":
+            for number, image in enumerate(images):
+                (folder / f"{number}.bmp").write_bytes(image)
+        else:
+            noted = {"huggingface": json.dumps({"info": {"features": {
+                "picture": {"_type": "Image"}, "kind": {"_type": "Value", "dtype": "int64"}
+            }}})}  # fmt: skip
+            table = picture_table(images, kind=[0, 1, 1])
+            pq.write_table(table.replace_schema_metadata(noted), folder / "train.parquet")
+        source = opened(f"hf:{folder}")
+        assert source.load(0).image.flatten()[0] == value, "no older copy"
+        found = source.fingerprint()
+        assert found == source.fingerprint()
+        return found
+
+    assert len({fingerprint(1), fingerprint(101), fingerprint(1, side=6)}) == 3
+
+
+def _bitmap(values: np.ndarray) -> bytes:
+    held = io.BytesIO()
+    Image.fromarray(values).save(held, "BMP")
+    return held.getvalue()
 
 
 @pytest.mark.usefixtures("hub_cache")

@@ -30,6 +30,11 @@ from crate_mae.cli.options import (
 )
 from crate_mae.common.escaping import printable
 from crate_mae.common.files import user_path
+from crate_mae.dense.segment_options import (
+    DEFAULT_MASS,
+    check_ignored_value,
+    check_segment_options,
+)
 
 if TYPE_CHECKING:
     from crate_mae.models.depict import CrateSegmenter
@@ -358,19 +363,15 @@ def segment(argv: list[str]) -> int:
     }
     by_tokens = {"--after": given.after is not None, "--tensor": given.tensor is not None}
     by_attention = {"--heads": given.heads is not None, "--mass": given.mass is not None}
+    by_method = {**by_pca, **by_tokens, **by_attention}
     method: Any = given.method or "pca"
-    strange = {
-        "pca": by_attention,
-        "mixture": {**by_pca, **by_attention},
-        "attention": {**by_pca, **by_tokens},
-    }[method]
-    if any(strange.values()):
-        named = ", ".join(flag for flag, used in strange.items() if used)
-        parser.error(f"{named} does not belong to --method {method}")
+    try:
+        check_segment_options(method, by_method)
+        check_ignored_value(given=given.ignore is not None, masks=given.masks is not None)
+    except ValueError as error:
+        parser.error(str(error))
     of_tokens = method != "attention"
     place = _token_place(parser, given) if of_tokens else single(given.layers, None)
-    if given.ignore is not None and given.masks is None:
-        parser.error("--ignore is about masks: name them by --masks")
     if given.limit is None and given.masks is None and given.masks_out is None:
         given.limit = 8
 
@@ -390,7 +391,7 @@ def segment(argv: list[str]) -> int:
     model = load_model(given.weights)
     segmenter = as_segmenter(model) if given.method is None else None
     if segmenter is not None:
-        unsupervised = {**by_pca, **by_tokens, **by_attention, "--layers": given.layers is not None,
+        unsupervised = {**by_method, "--layers": given.layers is not None,
                         "--stride": given.stride is not None}  # fmt: skip
         if used := [flag for flag, value in unsupervised.items() if value]:
             parser.error(
@@ -411,7 +412,7 @@ def segment(argv: list[str]) -> int:
         flip=given.flip,
         threshold=given.threshold,
         head=single(given.heads, None),
-        mass=0.6 if given.mass is None else given.mass,
+        mass=DEFAULT_MASS if given.mass is None else given.mass,
         size=given.image_size,
         stride=given.stride,
     )

@@ -145,7 +145,9 @@ def _comparing_parser(verb: str, summary: str) -> CommandParser:
     parser.add_argument(
         "--test-address", metavar="ADDRESS", help="labelled test images (the same address)"
     )
-    parser.add_argument("--test-split", metavar="NAME", help="split to test on (test)")
+    parser.add_argument(
+        "--test-split", metavar="NAME", help="split to test on (test, else validation)"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="training images at most (all)")
     parser.add_argument("--test-limit", type=int, metavar="N", help="test images at most (all)")
     add_reading(parser)

@@ -201,6 +201,7 @@ def report_parser() -> CommandParser:
     parser.add_argument("--limit", type=int, metavar="N", help="training images at most (50000)")
     parser.add_argument("--test-limit", type=int, metavar="N", help="test images at most (10000)")
     add_device(parser)
+    parser.set_defaults(device=None)
     return parser
 
 
@@ -212,7 +213,11 @@ def report(argv: list[str]) -> int:
         refuse_beside(
             parser,
             "--no-measure only gathers what has been measured already",
-            {"--limit": given.limit, "--test-limit": given.test_limit},
+            {
+                "--limit": given.limit,
+                "--test-limit": given.test_limit,
+                "--device": given.device,
+            },
         )
 
     from crate_mae.report.page import write_report
@@ -223,7 +228,7 @@ def report(argv: list[str]) -> int:
         measure=not given.no_measure,
         limit=given.limit,
         test_limit=given.test_limit,
-        device=device_of(given.device),
+        device=device_of(given.device or "auto"),
         progress=counter_for,
     )
     for sentence in made.left_out:
@@ -245,12 +250,20 @@ def compare_parser() -> CommandParser:
     add_overwrite(parser)
     add_json(parser, "the comparison")
     add_device(parser)
+    parser.set_defaults(device=None)
     return parser
 
 
 def compare(argv: list[str]) -> int:
     """The exit status of `crate-mae compare`."""
-    given = compare_parser().read(argv)
+    parser = compare_parser()
+    given = parser.read(argv)
+    if given.out is None:
+        refuse_beside(
+            parser, "without --out there is no picture to replace", {"--overwrite": given.overwrite}
+        )
+    if not given.measure:
+        refuse_beside(parser, "without --measure nothing is computed", {"--device": given.device})
     check_words(given, picture=True)
     missing = [run for run in given.runs if not (user_path(run) / "config.yaml").is_file()]
     if missing:
@@ -263,8 +276,9 @@ def compare(argv: list[str]) -> int:
     if given.measure:
         from crate_mae.runs.measure_missing import complete_run
 
+        device = device_of(given.device or "auto")
         for run in found.runs:
-            complete_run(run, device=device_of(given.device), progress=counter_for)
+            complete_run(run, device=device, progress=counter_for)
         found = compared(found.runs)
     output.say(found.table())
     output.write(found.to_dict())

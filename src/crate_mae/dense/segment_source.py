@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,12 @@ from crate_mae.common.text_tables import named_values
 from crate_mae.dense.attention import AttentionMaps, attention_maps, head_numbers
 from crate_mae.dense.layout import Pair, layout_of
 from crate_mae.dense.masks import TrueMasks, encoded_masks, load_masks
+from crate_mae.dense.segment_options import (
+    DEFAULT_MASS,
+    SegmentMethod,
+    check_ignored_value,
+    check_segment_options,
+)
 from crate_mae.dense.segmentation import (
     Agreement,
     Segmentation,
@@ -36,7 +42,6 @@ from crate_mae.dense.token_maps import (
 from crate_mae.evaluation.answers import answers_text, foreground_answers
 from crate_mae.sources.base import ImageSource
 
-SegmentMethod = Literal["pca", "mixture", "attention"]
 SHOWN_LINES = 20
 """Images that get a line each; JSON has all."""
 
@@ -44,7 +49,7 @@ SHOWN_LINES = 20
 @dataclass(frozen=True, kw_only=True)
 class SegmentSettings:
     """How foreground is found: `segment_tokens`, `segment_mixture` or `segment_attention`, and
-    `token_map`."""
+    `token_map`. What is not for the method stays at its default."""
 
     method: SegmentMethod = "pca"
     layer: int | None = None
@@ -55,7 +60,7 @@ class SegmentSettings:
     flip: bool = False
     threshold: float | None = None
     head: int | None = None
-    mass: float = 0.6
+    mass: float = DEFAULT_MASS
     size: Pair | None = None
     stride: int | Pair | None = None
 
@@ -160,9 +165,22 @@ def segment_images(
 
     These lie in a folder or, as "column:NAME", beside the images of parquet files; `ignore` is the
     value of their pixels that do not count (`load_masks`).
-    Raises ValueError as `token_map`, `attention_maps`, `mask_files`, `load_masks` and the methods,
-    before the model runs where that can be known.
+    Raises ValueError for settings that the method would ignore, for `ignore` without `masks`, and
+    as `token_map`, `attention_maps`, `mask_files`, `load_masks` and the methods, before the model
+    runs where that can be known.
     """
+    check_segment_options(
+        settings.method,
+        {
+            "--per-image": settings.each,
+            "--flip": settings.flip,
+            "--threshold": settings.threshold is not None,
+            "--tensor": settings.kind != "tokens",
+            "--heads": settings.head is not None,
+            "--mass": settings.mass != DEFAULT_MASS,
+        },
+    )
+    check_ignored_value(given=ignore is not None, masks=masks is not None)
     checked_mass(settings.mass)
     if settings.method == "attention":
         check_attends(model.stacks["encoder"][0].mssa)

@@ -126,8 +126,13 @@ def fit_token_map(
     """The basis of up to three components of a token map: one for all images or, `each`, for each.
 
     With `foreground`, that step comes first, and `threshold` and `flip` are its quantile and side
-    (see `find_foreground`). Raises ValueError as `fit_basis` and `find_foreground`.
+    (see `find_foreground`). Raises ValueError for either without it, and as `fit_basis` and
+    `find_foreground`.
     """
+    if not foreground and (flip or threshold is not None):
+        raise ValueError(
+            "flip and threshold are of the foreground: find it (foreground=True), or leave them out"
+        )
     bases = []
     groups = [image[None] for image in tokens.values] if each else [tokens.values]
     for values in groups:

@@ -21,6 +21,8 @@ from crate_mae.sources.webdataset import StreamSource
 
 logger = logging.getLogger(__name__)
 
+TESTED = ("test", "validation")
+"""Splits that test where none is named, the first that is there."""
 TEST_SHARE = 0.2
 """Share of the labelled images that test where no split does."""
 CHOICE_SEED = 0
@@ -99,26 +101,29 @@ def open_pair(
 ) -> tuple[ImageSource, ImageSource]:
     """(training, test) sources of images, which have labels unless `labelled` is False.
 
-    Without a test address the test split of the same address is used, else its validation split;
-    of an address without either a random fifth is held out. That fifth and what limits leave are
-    the same for every model and every seed, so that results can be compared. Test images that are
-    training images as well are told of in the log. Classes are matched by name, and test images
-    may lack some. Raises ValueError for unlabelled images, streams, and test images of classes that
-    the training images do not have.
+    Without a test split the test images are the test split of their address, else its validation
+    split. A test address without either is read as without a split, and the log names a split that
+    is read so; of the training images' own address a random fifth is held out. That fifth and what
+    limits leave are the same for every model and every seed, so that results can be compared. Test
+    images that are training images as well are told of in the log. Classes are matched by name, and
+    test images may lack some. Raises ValueError for unlabelled images, streams, and test images of
+    classes that the training images do not have.
     """
     opened = labelled_source if labelled else counted_source
     train = opened(address, train_split, reading)
-    if test_address is not None or test_split is not None:
-        test = opened(test_address or address, test_split, reading)
+    tested = address if test_address is None else test_address
+    if test_split is not None:
+        test = opened(tested, test_split, reading)
+    elif (of_split := _of_first_split(opened, tested, reading)) is not None:
+        test = of_split
+    elif test_address is not None:
+        test = opened(tested, None, reading)
+        if test.split is not None:
+            logger.warning(
+                "%s has no test or validation split: its split %s is tested on", tested, test.split
+            )
     else:
-        for split in ("test", "validation"):
-            try:
-                test = opened(address, split, reading)
-                break
-            except NoSuchSplitError:
-                continue
-        else:
-            train, test = split_off(train, TEST_SHARE, CHOICE_SEED)
+        train, test = split_off(train, TEST_SHARE, CHOICE_SEED)
     if labelled:
         test = with_classes_of(train, test, "test")
     if limit is not None:
@@ -135,6 +140,18 @@ def open_pair(
                 shared, len(test),
             )  # fmt: skip
     return train, test
+
+
+def _of_first_split(
+    opened: Callable[[str, str | None, Reading], ImageSource], address: str, reading: Reading
+) -> ImageSource | None:
+    """The images of the first of TESTED that an address has; None where it has none of them."""
+    for split in TESTED:
+        try:
+            return opened(address, split, reading)
+        except NoSuchSplitError:
+            continue
+    return None
 
 
 def labelled_source(address: str, split: str | None, reading: Reading = AS_USUAL) -> ImageSource:

@@ -3,6 +3,7 @@
 import math
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from crate_mae.common.file_kinds import file_kind
 from crate_mae.common.npz_members import check_names, read_header, read_member
 from crate_mae.sources.archives import ArchivePart, choose_arrays, member_shapes, split_arrays
 from crate_mae.sources.base import ImageSource, LabelledSource, existing_path
+from crate_mae.sources.content_samples import WHOLE_BYTES, file_parts, spread
 from crate_mae.sources.folders import FolderSource, refuse_keys
 from crate_mae.sources.found import AS_USUAL, Found, Reading, passed_over
 from crate_mae.sources.images import ImageFacts, Sample, UnreadableImage, decoding, max_pixels
@@ -80,7 +82,7 @@ class ArraySource(LabelledSource):
     def _content(self) -> Iterator[bytes]:
         yield f"{self._array.shape} {self._array.dtype.str}".encode()
         if self._mapped is not None:
-            yield str(self._mapped.stat().st_size).encode()
+            yield from file_parts(self._mapped, WHOLE_BYTES)
         else:
             yield np.ascontiguousarray(self._array).tobytes()
 
@@ -105,6 +107,12 @@ class ArrayFolderSource(FolderSource):
 
     def facts(self, index: int) -> ImageFacts:
         return array_facts(self._planes(index))
+
+    def _content(self) -> Iterator[bytes]:
+        # Arrays of one shape and type are files of one size, whatever they hold.
+        for index in spread(len(self)):
+            with suppress(OSError):  # a file that is gone has no size, either
+                yield from file_parts(self.encoded(index))
 
     def _planes(self, index: int) -> np.ndarray:
         name = self.name(index)

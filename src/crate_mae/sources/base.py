@@ -133,7 +133,10 @@ class ImageSource(Source):
         return map(self.read, range(len(self)))
 
     def fingerprint(self) -> str:
-        """A hex digest of names, labels and sizes (arrays in memory: of their values)."""
+        """A hex digest of names, labels and sizes, and of values where sizes cannot tell.
+
+        These are all values of arrays in memory and in small files, else parts of them.
+        """
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         for index in range(len(self)):
             digest.update(json.dumps(self._identity(index)).encode())

@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 
 from crate_mae.sources.base import EncodedSource, ImageSource, existing_path
+from crate_mae.sources.content_samples import file_parts, spread
+from crate_mae.sources.folders import size_of
 from crate_mae.sources.found import AS_USUAL, Found, Reading
 from crate_mae.sources.images import UnreadableImage
 from crate_mae.sources.labels import Labels, label_column
@@ -42,14 +45,27 @@ class HuggingFaceSource(EncodedSource):
         if entry.get("bytes") is not None:
             return bytes(entry["bytes"])
         path = Path(entry.get("path") or "")
-        # The path comes out of the data: it may lead only to where this dataset's own files are.
-        if path.is_absolute() and any(path.resolve().is_relative_to(f) for f in self._folders):
+        if self._is_own(path):
             return path
         raise UnreadableImage(self.name(index), f"it is only a path ({path}), not an image")
 
+    def _is_own(self, path: Path) -> bool:
+        # The path comes out of the data: it may lead only to where this dataset's own files are.
+        return path.is_absolute() and any(path.resolve().is_relative_to(f) for f in self._folders)
+
     def _content(self) -> Iterator[bytes]:
+        """The size of every image, and the bytes of those spread over the dataset."""
         column = self._dataset.data.column(self._image)
-        yield json.dumps(pc.binary_length(pc.struct_field(column, "bytes")).to_pylist()).encode()
+        sizes = pc.binary_length(pc.struct_field(column, "bytes")).to_pylist()
+        paths = pc.struct_field(column, "path").to_pylist()
+        for index, (size, name) in enumerate(zip(sizes, paths, strict=True)):
+            if size is None and name and self._is_own(path := Path(name)):
+                sizes[index] = size_of(path)
+        yield json.dumps(sizes).encode()
+        for index in spread(len(self)):
+            with suppress(UnreadableImage, OSError):
+                found = self.encoded(index)
+                yield from file_parts(found) if isinstance(found, Path) else (found,)
 
 
 def open_hugging_face(rest: str, split: str | None, reading: Reading = AS_USUAL) -> ImageSource:

@@ -18,6 +18,7 @@ from crate_mae.sources.base import (
     checked_labels,
     random_subset,
 )
+from crate_mae.sources.content_samples import spread
 from crate_mae.sources.images import ImageFacts, Sample, UnreadableImage, decode_image, probe_image
 
 
@@ -119,12 +120,12 @@ class WrappedDataset(ImageSource):
         return self.name(index), label
 
     def _content(self) -> Iterator[bytes]:
-        """The array of a dataset that has one, else the pixels of 64 images spread over it."""
+        """The array of a dataset that has one, else the pixels of images spread over it."""
         data = getattr(self._dataset, "data", None)
         if isinstance(data, np.ndarray | Tensor):
             yield np.ascontiguousarray(data).tobytes()
             return
-        for index in range(0, len(self), max(1, len(self) // 64)):
+        for index in spread(len(self)):
             try:
                 yield self.load(index).image.numpy().tobytes()
             except UnreadableImage as error:
