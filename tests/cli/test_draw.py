@@ -139,6 +139,8 @@ def test_iou_of_a_folder_of_masks(capsys: pytest.CaptureFixture[str]) -> None:
     everything = intersection_over_union(torch.ones_like(truth), truth)
     assert facts["agreement"]["everything_iou"] == everything.tolist()
     assert len(facts["weights_sha256"]) == 64
+    assert (facts["data"]["given"], facts["data"]["count"]) == (["pictures"], 4)
+    assert facts["masks"] == "masks"
     assert facts["raw_pixels"]["mean_iou"] > 0.6
     assert "oracle: better side" in out
     assert call(line + " --overwrite") == 1, "the numbers are a new file"

@@ -17,6 +17,8 @@ from crate_mae.cli import main
 from crate_mae.cli.extract import shard_of
 from crate_mae.evaluation.feature_files import load_facts, load_features
 from crate_mae.evaluation.feature_parts import FeatureParts
+from crate_mae.sources.folders import FolderSource
+from crate_mae.sources.images import Sample, UnreadableImage
 from crate_mae.weights.weights_folder import weights_hash
 
 PAGE = (Path(__file__).parents[2] / "docs" / "extract.md").read_text("utf-8")
@@ -109,7 +111,34 @@ def test_what_a_folder_says_of_itself(here: Path, capsys: pytest.CaptureFixture[
     assert manifest["address"] == "imagefolder:pictures"
     assert load_facts("f")["shape"] == [19, 16]
     assert main(EXTRACT) == 0
-    assert "f: all parts asked for are there" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "f: all parts asked for are there" in told.out
+    assert "have no features: f/_unreadable.csv; the same command tries them again" in told.out
+
+
+@pytest.mark.usefixtures("here")
+def test_an_image_that_can_be_read_now_is_added(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As where a reader of its format was installed since: the file is the same."""
+    load = FolderSource.load
+
+    def refused(self: FolderSource, index: int) -> Sample:
+        if index == 7:
+            raise UnreadableImage(self.name(index), "it needs tifffile")
+        return load(self, index)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FolderSource, "load", refused)
+        assert main([*EXTRACT, "--workers", "0"]) == 0
+    assert load_facts("f")["shape"] == [18, 16]
+    capsys.readouterr()
+    assert main([*EXTRACT, "--workers", "0"]) == 0
+    assert "wrote 1 parts of f: features of 7 images, 1 passed over" in capsys.readouterr().out
+    assert "could not be read and can be now, such as summer/07.jpg" in caplog.text
+    assert load_facts("f")["shape"] == [19, 16]
 
 
 def test_shards_and_what_is_missing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,6 +38,24 @@ def test_pairs_with_two_labels_come_first_and_the_rest_is_counted(
     found = json.loads((tmp_path / "all.json").read_text("utf-8"))
     assert len(found["near_duplicates"]) == 5
     assert found["compared_pairs"] == found["candidate_pairs"]
+    assert found["data"]["address"] == f"imagefolder:{tmp_path / 'set'}"
+    assert (found["data"]["split"], found["data"]["count"], found["queries"]) == (None, 10, None)
+    assert (found["pool"], found["layer"], found["image_size"]) == ("mean", None, [32, 32])
+
+
+def test_what_the_nearest_were_looked_for_with_is_written_down(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "mine.png")
+    words = ["neighbours", "cifar10-shallow", "digits", str(tmp_path / "mine.png"), "--limit", "20"]
+    words += ["--split", "test", "--pool", "cls", "--after", "1", "--image-size", "16"]
+    words += ["--json", str(tmp_path / "n.json"), "--out", str(tmp_path / "n.png")]
+    assert main(words) == 0
+    found = json.loads((tmp_path / "n.json").read_text("utf-8"))
+    data, queries = found["data"], found["queries"]
+    assert (data["address"], data["split"], data["count"]) == ("digits", "test", 20)
+    assert (queries["address"], queries["given"]) == ("files", [str(tmp_path / "mine.png")])
+    assert len({data["fingerprint"], queries["fingerprint"]}) == 2
+    assert (found["pool"], found["layer"], found["image_size"]) == ("cls", 1, [16, 16])
 
 
 def test_a_set_of_many_doubles_says_how_many_pairs_were_looked_at(

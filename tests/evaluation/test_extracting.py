@@ -143,6 +143,47 @@ def test_missing_parts_alone_are_computed(source: ImageSource, tmp_path: Path) -
     assert contents(tmp_path) == whole
 
 
+def test_images_mended_since_are_read_when_the_extraction_is_called_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their parts alone are made again; others keep their bytes and their time."""
+    place = weights_and_pictures(tmp_path)
+    pictures, folder = place / "pictures", tmp_path / "f"
+    whole = (pictures / "a" / "00.png").read_bytes()
+    for number in BROKEN[:2]:  # as an interrupted copy leaves them: of their size, but empty
+        (pictures / "a" / f"{number:02d}.png").write_bytes(bytes(len(whole)))
+
+    def run(shard: tuple[int, int]) -> list[str]:
+        source = opened(f"imagefolder:{pictures}")
+        parts = extract_parts(
+            digits_model(), source, folder, part_size=4, batch_size=4, shard=shard
+        )
+        return [name for name, _ in parts.unreadable()]
+
+    run((0, 2))
+    assert len(run((1, 2))) == len(BROKEN)
+    for path in folder.glob("part*"):
+        os.utime(path, (1, 1))
+    (pictures / "a" / "03.png").write_bytes(whole)
+    assert run((1, 2)) == [f"a/{number:02d}.png" for number in BROKEN], "of another shard"
+    assert caplog.messages == []
+    assert run((0, 2)) == [f"a/{number:02d}.png" for number in BROKEN[1:]]
+    assert [path.name for path in sorted(folder.glob("part*")) if path.stat().st_mtime > 1] == [
+        "part-00000.parquet"
+    ]
+    (told,) = caplog.messages
+    assert "part-00000.parquet is made again: 1 of its images could not be read" in told
+    assert "such as a/03.png" in told
+    found = load_features(folder)
+    torch.testing.assert_close(
+        found.values, extract_features(digits_model(), opened(f"imagefolder:{pictures}")).values
+    )
+    # A file of another size is another image to the fingerprint: told, with what to do.
+    (pictures / "a" / "08.png").write_bytes(whole + b"\0")
+    with pytest.raises(ValueError, match=r"images \(.*as after mending one: another folder"):
+        run((0, 2))
+
+
 def test_other_settings_are_refused_by_name(source: ImageSource, tmp_path: Path) -> None:
     extract_parts(digits_model(), source, tmp_path, part_size=5, weights_hash="w")
     before = contents(tmp_path)

@@ -235,5 +235,9 @@ def test_unreadable_images_are_named_beside_the_parts(tmp_path: Path) -> None:
     with path.open(newline="") as file:
         assert list(csv.reader(file)) == [["name", "reason"], ["4.png\\x1b", "empty"]]
     assert parts.write_unreadable(1) == []
+    mended = parts.folder / "_unreadable-1-of-2.csv"
+    mended.write_text("name,reason\n")
+    assert parts.write_unreadable() == [path]
+    assert not mended.exists(), "all images of that shard have been read since"
     assert parts.unreadable() == [("4.png\x1b", "empty")]
     assert parts.missing() == []

@@ -24,7 +24,7 @@ from crate_mae.models.classifier import CrateClassifier
 from crate_mae.models.ista import ISTA
 from crate_mae.models.masks import draw_mask
 from crate_mae.sources.arrays import ArraySource
-from crate_mae.weights.weights_folder import load_model, save_model
+from crate_mae.weights.weights_folder import load_model, save_model, weights_hash
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # exporters warn of their own insides
 
@@ -178,7 +178,12 @@ def test_as_many_images_are_compared_as_were_asked_for(
     given = ["--images", f"npy:{tmp_path / 'images.npy'}"]
     for words, count in (([*given, "--limit", "70"], 70), (given, 8), (["--limit", "10"], 10)):
         out = tmp_path / f"exported-{count}"
+        words = [*words, "--json", f"{out}.json"]
         assert main(["export", name, "--format", "pt2", "--out", str(out), *words]) == 0
+        told = json.loads((tmp_path / f"{out.name}.json").read_text())
+        assert (told["format"], told["what"]) == ("pt2", "encode")
+        assert told["weights_sha256"] == weights_hash(name)
+        assert told["data"]["address"] == (given[1] if given[1] in words else "photographs")
         assert json.loads((out / "export.json").read_text())["compared_images"] == count
         assert f"on {count} images" in capsys.readouterr().out
     with pytest.raises(ValueError, match="limit must be at least 1"):
@@ -229,6 +234,9 @@ def test_the_loss_of_eight_bits_counts_what_was_tested(tmp_path: Path) -> None:
     address = f"imagefolder:{tmp_path / 'images'}"
     loss = measure_int8_loss("cifar10-shallow", done.folder, address)
     assert loss.tested == 11
+    of_what = (loss.trained_on, loss.tested_on, loss.pool, loss.layer)
+    assert of_what == (f"{address} train", f"{address} test", "mean", None)
+    assert loss.to_dict()["tested_on"] == f"{address} test"
     assert "11 test images" in loss.sentence()
 
 

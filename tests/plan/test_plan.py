@@ -78,6 +78,8 @@ def test_state_and_disk_by_hand() -> None:
     )  # fmt: skip
     assert state.total == 20_000
     assert training_state(1001, shards=4).weights == 251 * 4
+    half = training_state(1000, frozen=500, average=True)
+    assert (half.weights, half.gradients, half.moments, half.average) == (6000, 4000, 8000, 6000)
     disk = disk_use(
         1000, record=CheckpointConfig(checkpoint_epochs=4), epochs=10, validated=True, average=False
     )
@@ -390,6 +392,48 @@ def test_the_planned_disk_is_what_a_run_takes(tmp_path: Path) -> None:
     weights = [p.stat().st_size for p in files if p.suffix == ".safetensors"]
     assert len(weights) == found.disk.folders
     assert weights[0] == pytest.approx(found.disk.weights, rel=0.05)
+
+
+@pytest.mark.parametrize("ema", [(), ("--optim.ema", "0.9")])
+def test_a_frozen_encoder_is_held_but_has_neither_gradients_nor_moments(
+    ema: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan beside the tensors that a real step leaves behind."""
+    words = ["--weights", "cifar10-shallow", "--segment.freeze", "true", "--segment.classes", "5"]
+    config = parse_recipe("finetune-segment", [*words, *ema])
+    found = plan_run(config, images=1000, measure=False)
+    subject = replace(planned_run(config), classes=5)
+    module = subject.module()
+    monkeypatch.setattr(PlannedRun, "module", lambda _: module)
+    optimizers = []
+    adamw = module.adamw
+
+    def noted(**options: Any) -> torch.optim.Optimizer:
+        optimizers.append(adamw(**options))
+        return optimizers[-1]
+
+    monkeypatch.setattr(module, "adamw", noted)
+    make_step(subject, 2, "cpu", "32-true")()
+    (optimizer,) = optimizers
+    weights = list(module.model.parameters())
+    assert found.parameters + found.frozen == sum(p.numel() for p in weights)
+    assert found.state.weights == 4 * sum(p.numel() for p in weights)
+    assert found.state.gradients == 4 * sum(p.numel() for p in weights if p.grad is not None)
+    kept = [v for state in optimizer.state.values() for v in state.values() if v.numel() > 1]
+    assert found.state.moments == 4 * sum(v.numel() for v in kept)
+    average = getattr(module, "average", None)
+    copied = 0 if average is None else sum(p.numel() for p in average.module.parameters())
+    assert found.state.average == 4 * copied
+    assert (copied > 0) == bool(ema)
+    assert found.disk.weights == found.state.weights
+    assert found.disk.checkpoint == found.state.total - found.state.gradients
+    assert found.to_dict()["frozen"] == found.frozen > 10 * found.parameters
+    text = " ".join(plan_text(found).split())
+    assert f"0.23 million parameters ({found.parameters:,} of them train, the encoder" in text
+    words[words.index("true")] = "false"
+    trained = plan_run(parse_recipe("finetune-segment", words), images=1000, measure=False)
+    assert (trained.parameters, trained.frozen) == (found.parameters + found.frozen, 0)
+    assert "of them train" not in plan_text(trained)
 
 
 def test_a_real_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from report_cases import change, measured_run, read_page
+from report_cases import change, measured_run, read_page, short_probes
 from training_runs import small_config
 
 from crate_mae.batches.config import DataConfig
@@ -27,6 +27,12 @@ from crate_mae.runs.contents import Run
 from crate_mae.runs.measure_missing import held_out
 from crate_mae.whitebox.catalogue import MEASURES
 from crate_mae.whitebox.table import Measurement, read_table
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No probe takes long."""
+    short_probes(monkeypatch)
 
 
 @pytest.fixture(scope="module")

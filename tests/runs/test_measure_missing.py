@@ -34,7 +34,9 @@ def test_a_vit_is_measured_as_a_crate_is(tmp_path: Path) -> None:
     run = run_of(tmp_path / "vit", model, "masking")
     before = list(run.problems)
     complete_run(run, limit=40, test_limit=20)
-    rows = json.loads((run.folder / "evaluation.json").read_text())["rows"]
+    values = json.loads((run.folder / "evaluation.json").read_text())
+    assert (values["data"], values["split"]) == ("digits", "train")
+    rows = values["rows"]
     assert {row["subject"] for row in rows} == {"model", "random baseline", "raw pixels"}
     assert {row["pool"] for row in rows} == {"mean", "pixels"}
     assert (run.folder / "reconstruction.png").is_file()

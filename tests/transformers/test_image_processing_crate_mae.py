@@ -1,11 +1,13 @@
 """The image processor does what the package's own preprocessing does."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rare_files import key_among_deep_colours, key_among_four_bits, undeclared_alpha
 
 from crate_mae.batches.transforms import prepare
 from crate_mae.models.config import Preprocess
@@ -42,6 +44,41 @@ def test_pictures(mode: str, size: tuple[int, int], channels: int, tmp_path: Pat
     image.save(tmp_path / "x.png")
     from_file = processor(str(tmp_path / "x.png"), return_tensors="pt").pixel_values
     assert (from_file - expected).abs().max() <= 1e-6
+
+
+RARE = (key_among_four_bits, key_among_deep_colours, undeclared_alpha)
+
+
+@pytest.mark.parametrize("make", RARE, ids=lambda make: make.__name__)
+def test_rare_files_are_read_as_everywhere_else(
+    make: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    """What only the file tells is known of a path, not of an image that Pillow has opened."""
+    processor = ours.CrateMAEImageProcessor(**processor_keys(PREPARED[3]))
+    path = make(tmp_path / ("x.tga" if make is undeclared_alpha else "x.png"))
+    expected = prepare([to_channels(decode_image(path, "x"), 3)], PREPARED[3])
+    found = processor(str(path), return_tensors="pt").pixel_values
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("given", ["path", "image"])
+def test_tiff_files_are_read_as_everywhere_else_or_refused(given: str, tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    processor = ours.CrateMAEImageProcessor(**processor_keys(PREPARED[3]))
+    values, path = np.random.default_rng(0).integers(0, 65536, (40, 50)), tmp_path / "x.tif"
+
+    def read(kind: type, **options: str) -> torch.Tensor:
+        tifffile.imwrite(path, values.astype(kind), **options)
+        with Image.open(path) as opened:
+            image = str(path) if given == "path" else opened
+            found: torch.Tensor = processor(image, return_tensors="pt").pixel_values
+        return found
+
+    found = read(np.uint16, photometric="miniswhite")
+    expected = prepare([to_channels(decode_image(path, "x"), 3)], PREPARED[3])
+    assert torch.equal(found, expected)
+    with pytest.raises(ValueError, match=r"a TIFF of signed 32-bit integers, .* give the array"):
+        read(np.int32)
 
 
 def test_arrays_of_either_order_and_several_images() -> None:

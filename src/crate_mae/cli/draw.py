@@ -20,6 +20,7 @@ from crate_mae.cli.options import (
     add_seed,
     add_weights,
     counter_for,
+    data_facts,
     device_of,
     opened_images,
     refuse_beside,
@@ -380,7 +381,7 @@ def segment(argv: list[str]) -> int:
     from crate_mae.evaluation.backbones import as_segmenter
     from crate_mae.figures.style import check_figure_target
     from crate_mae.figures.token_sheets import draw_segmentation
-    from crate_mae.weights.weights_folder import load_model, weights_hash
+    from crate_mae.weights.weights_folder import load_model
 
     check_figure_target(given.out, overwrite=given.overwrite)
     output = Output(given.json)
@@ -435,9 +436,21 @@ def segment(argv: list[str]) -> int:
         overwrite=given.overwrite,
     )
     output.say(found.table())
-    output.write({"weights_sha256": weights_hash(given.weights), **found.to_dict()})
+    if output.wants_json:  # a fingerprint reads every name and size
+        output.write({**_of_what(given, source), **found.to_dict()})
     output.say(f"wrote {path}")
     return 0
+
+
+def _of_what(given: argparse.Namespace, source: "ImageSource") -> dict[str, Any]:
+    """Which weights, images and masks the numbers of `crate-mae segment` are of."""
+    from crate_mae.weights.weights_folder import weights_hash
+
+    return {
+        "weights_sha256": weights_hash(given.weights),
+        "data": data_facts(source, given.images),
+        "masks": given.masks,
+    }
 
 
 def _segment_by_head(
@@ -448,7 +461,6 @@ def _segment_by_head(
     from crate_mae.dense.class_segmentation import SHOWN, save_class_masks, segment_classes
     from crate_mae.evaluation.backbones import at_size
     from crate_mae.figures.class_sheet import draw_classes
-    from crate_mae.weights.weights_folder import weights_hash
 
     at_size(model, given.image_size)
     measured = source
@@ -470,7 +482,8 @@ def _segment_by_head(
         overwrite=given.overwrite,
     )
     output.say(found.table())
-    output.write({"weights_sha256": weights_hash(given.weights), **found.to_dict()})
+    if output.wants_json:  # a fingerprint reads every name and size
+        output.write({**_of_what(given, source), **found.to_dict()})
     output.say(f"wrote {path}")
     if given.masks_out is not None:
         count = save_class_masks(

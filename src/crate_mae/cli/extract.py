@@ -287,7 +287,10 @@ def _tell(
     else:
         print(f"{given.out}: all parts asked for are there")
     if named := parts.write_unreadable(None if given.shard is None else given.shard[0]):
-        print(f"images that could not be read: {', '.join(map(str, named))}")
+        print(
+            f"images that could not be read have no features: {', '.join(map(str, named))}; the"
+            " same command tries them again"
+        )
     left = len(parts.missing())
     if left:
         print(f"{left} of {len(parts.parts)} parts are missing still")

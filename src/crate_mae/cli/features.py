@@ -19,6 +19,7 @@ from crate_mae.cli.options import (
     add_seed,
     add_weights,
     counter_for,
+    data_facts,
     device_of,
     opened_images,
     refuse_beside,
@@ -186,7 +187,16 @@ def neighbours(argv: list[str]) -> int:
         queries = features_of(others, "features")
         table, rows = _nearest(space, queries, (source, others), model, given)
     output.say(table)
-    output.write({"weights_sha256": sha256, "images": len(space.features.names), **rows})
+    if output.wants_json:  # a fingerprint reads every name and size
+        of_what = {
+            "weights_sha256": sha256,
+            "data": data_facts(source, [given.data]),
+            "queries": None if others is None else data_facts(others, given.images),
+            "pool": space.features.pool,
+            "layer": space.features.layer,
+            "image_size": list(model.preprocess.size),
+        }
+        output.write({**of_what, "images": len(space.features.names), **rows})
     output.say(f"wrote {given.out}")
     return 0
 

@@ -425,6 +425,20 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     print(f"wrote {path}")
 
 
+def data_facts(source: "ImageSource", given: Sequence[str]) -> dict[str, Any]:
+    """Which images numbers are of, as plain values; reads names and sizes of all of them.
+
+    `given` are the words that named them: files and folders have no address of their own.
+    """
+    return {
+        "address": source.address,
+        "given": list(given),
+        "split": source.split,
+        "count": len(source),
+        "fingerprint": source.fingerprint(),
+    }
+
+
 class Output:
     """A verb's text, and its numbers as JSON: both, or the numbers alone to standard output.
 

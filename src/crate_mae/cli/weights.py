@@ -14,6 +14,7 @@ from crate_mae.cli.options import (
     add_reading,
     add_weights,
     counter_for,
+    data_facts,
     image_size,
     new_file,
     opened_images,
@@ -280,8 +281,11 @@ def export(argv: list[str]) -> int:
         parser.error("--follow-links enters folders of --images: give these, too")
 
     from crate_mae.export.exporting import describe_export, export_model
+    from crate_mae.sources.photographs import photograph_squares
+    from crate_mae.weights.weights_folder import weights_hash
 
     output = Output(given.json)
+    source = opened_images(given) if given.images else None
     exported = export_model(
         given.weights,
         given.out,
@@ -289,7 +293,7 @@ def export(argv: list[str]) -> int:
         what=given.what,
         mask_ratio=mask_ratio,
         int8=given.int8,
-        images=opened_images(given) if given.images else None,
+        images=source,
         limit=given.limit,
     )
     output.say(describe_export(exported))
@@ -297,7 +301,13 @@ def export(argv: list[str]) -> int:
         "difference": exported.difference,
         "images": exported.images,
         "int8_loss": None,
+        "format": given.format,
+        "what": given.what,
+        "weights_sha256": weights_hash(given.weights),
     }
+    if output.wants_json:  # a fingerprint reads every name and size
+        compared = photograph_squares() if source is None else source
+        facts["data"] = data_facts(compared, given.images or ())
     if given.int8:
         from crate_mae.export.int8_loss import measure_int8_loss
 

@@ -5,6 +5,7 @@ parts with it, or every process of a job array or cluster some of them.
 """
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,18 +15,21 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from crate_mae.batches.prepared import stretches
+from crate_mae.batches.prepared import read_stretch, stretches
+from crate_mae.common.escaping import printable
 from crate_mae.common.progress import Progress
 from crate_mae.evaluation.backbones import at_size, evaluating, load_backbone
 from crate_mae.evaluation.encoding import Encoded, Key, encoded_stretches
 from crate_mae.evaluation.feature_parts import FeatureParts, check_parts_target, is_parts_folder
 from crate_mae.evaluation.features import FeaturePool, pooled_features
-from crate_mae.evaluation.part_files import PartFacts, PartRows, write_part
+from crate_mae.evaluation.part_files import PartFacts, PartRows, utf8, write_part
 from crate_mae.evaluation.part_settings import PART_SIZE, Part, PartSettings, parts_of
 from crate_mae.models.backbone import Backbone
 from crate_mae.sources.base import ImageSource
 from crate_mae.sources.found import AS_USUAL, Reading
 from crate_mae.sources.inputs import open_images
+
+logger = logging.getLogger(__name__)
 
 
 class PartExtractor:
@@ -120,6 +124,22 @@ class PartExtractor:
                 labelled=folder.labelled,
             )
 
+    def readable_now(self, folder: FeatureParts, part: Part) -> list[str]:
+        """The names of images that a part has no row of, and that can be read now.
+
+        Raises what `FeatureParts.facts` raises, and ValueError for images whose channels do not fit
+        the model.
+        """
+        left_out = {name for name, _ in folder.facts(part).unreadable}
+        if not left_out:
+            return []
+        found: list[str] = []
+        for index in range(part.start, part.stop):
+            if utf8(self.source.name(index)) in left_out:
+                alone = range(index, index + 1)
+                found += read_stretch(self.source, self.model.preprocess, alone).names
+        return found
+
     def _batches(
         self, read: Iterator[Encoded], unreadable: list[tuple[str, str]]
     ) -> Iterator[PartRows]:
@@ -203,9 +223,11 @@ def begin_parts(
 ) -> tuple[FeatureParts, list[Part]]:
     """(The folder, new or gone on with, the parts that are missing), of one shard or of all.
 
-    What is not given is taken from parts that are there: so a folder of many shards is completed
-    without naming one. Raises what `FeatureParts.begin` and `FeatureParts.missing` raise, and
-    ValueError for a shard that does not exist.
+    Images that could not be read are tried again: a part with one that can be read now is removed,
+    which is told, and counts as missing. What is not given is taken from parts that are there: so a
+    folder of many shards is completed without naming one. Raises what `FeatureParts.begin`,
+    `FeatureParts.missing` and `PartExtractor.readable_now` raise, and ValueError for a shard that
+    does not exist.
     """
     number, shards = (None, None) if shard is None else checked_shard(shard)
     there = FeatureParts.open(folder).settings if is_parts_folder(folder) else None
@@ -214,7 +236,19 @@ def begin_parts(
     if part_size is None:
         part_size = PART_SIZE if there is None else there.part_size
     parts = FeatureParts.begin(folder, extractor.settings(shards=shards, part_size=part_size))
-    return parts, parts.missing(number)
+    missing = set(parts.missing(number))
+    for part in parts.of(number):
+        names = [] if part in missing else extractor.readable_now(parts, part)
+        if not names:
+            continue
+        logger.warning(
+            "%s is made again: %d of its images could not be read and can be now, such as %s",
+            parts.path(part), len(names), printable(names[0]),
+        )  # fmt: skip
+        # Whoever computes it, here or in a cluster, leaves parts alone that are there.
+        parts.path(part).unlink(missing_ok=True)
+        missing.add(part)
+    return parts, sorted(missing)
 
 
 def extract_parts(
@@ -236,7 +270,8 @@ def extract_parts(
 
     As `extract_features`, but a batch at a time is in memory, beside the source itself. Parts that
     are there with the same settings stay, and missing ones are computed: so it goes on where it was
-    stopped, and shards may run at once, on all machines that share the folder. Parts of another
+    stopped, and shards may run at once, on all machines that share the folder. Images that could
+    not be read are tried again, and a part with one that can be is made anew. Parts of another
     model are refused: weights are known by `weights_hash`, or, without one, by `state_digest`.
     Raises what `check_parts_target` and `begin_parts` raise.
     """

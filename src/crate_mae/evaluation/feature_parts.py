@@ -77,9 +77,14 @@ class FeatureParts:
             _create(folder / MANIFEST, json.dumps(settings.to_dict(), indent=1) + "\n")
         there = cls.open(folder)  # another process may have been the first
         if differ := settings.differences(there.settings):
+            changed = settings.fingerprint != there.settings.fingerprint
+            mended = (
+                "; names or sizes of the images are not what they were, as after mending one:"
+                " another folder then gets the features of all of them"
+            )
             raise ValueError(
                 f"{folder} holds parts made with other settings: {', '.join(differ)}; use the same"
-                " ones, or name another folder"
+                f" ones, or name another folder{mended if changed else ''}"
             )
         return made
 
@@ -204,20 +209,23 @@ class FeatureParts:
     def write_unreadable(self, shard: int | None = None) -> list[Path]:
         """The files that now name the unreadable images of a shard, or of each; none without any.
 
-        They lie beside the parts, which hold the same.
+        They lie beside the parts, which hold the same. One of images that have been mended since is
+        removed.
         """
         shards = self.settings.shards
         written = []
         for number in range(shards) if shard is None else [shard]:
             entries = self.unreadable(number)
+            place = "" if shards == 1 else f"-{number}-of-{shards}"
+            path = self.folder / f"_unreadable{place}.csv"
             if not entries:
+                path.unlink(missing_ok=True)
                 continue
             text = io.StringIO()
             shown = [(printable(name), printable(reason)) for name, reason in entries]
             csv.writer(text).writerows([("name", "reason"), *shown])
-            place = "" if shards == 1 else f"-{number}-of-{shards}"
-            written.append(self.folder / f"_unreadable{place}.csv")
-            write_atomically(written[-1], text.getvalue())
+            written.append(path)
+            write_atomically(path, text.getvalue())
         return written
 
 

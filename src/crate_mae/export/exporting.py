@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from crate_mae.batches.broken import readable
 from crate_mae.batches.transforms import prepare
 from crate_mae.common.files import check_new_folder, file_hash
+from crate_mae.export.exported_facts import FACTS, file_hashes
 from crate_mae.export.form import Classify, Encode, Reconstruct, What, export_form
 from crate_mae.export.quantise import quantise_onnx
 from crate_mae.export.runtimes import FORMATS, Format, check_installed
@@ -26,7 +27,6 @@ from crate_mae.sources.images import to_channels
 from crate_mae.sources.photographs import photograph_squares
 from crate_mae.weights.weights_folder import load_model, replacing_folder, weights_hash
 
-FACTS = "export.json"
 TOLERANCE = 1e-4
 """How far outputs of the runtime may lie from ours in float64, absolutely."""
 CHECKED_IMAGES = 8
@@ -112,6 +112,7 @@ def export_model(
             "weights_sha256": weights_hash(weights),
             "largest_difference": difference,
             "compared_images": len(inputs[0]),
+            "files": file_hashes(fresh),
         }
         (fresh / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return Exported(

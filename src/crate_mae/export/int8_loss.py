@@ -9,8 +9,10 @@ from crate_mae.common.progress import Progress
 from crate_mae.evaluation.features import extract_features
 from crate_mae.evaluation.probe import linear_probe
 from crate_mae.export.engines import ExportedEncoder
+from crate_mae.export.exported_facts import read_facts
 from crate_mae.sources.address import open_pair
-from crate_mae.weights.weights_folder import load_model
+from crate_mae.sources.base import ImageSource
+from crate_mae.weights.weights_folder import load_model, weights_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,14 @@ class Int8Loss:
     """Accuracy in float32, from 0 to 1."""
     int8: float
     """Accuracy in eight bits."""
+    trained_on: str
+    """Address and split of the images that both probes learnt from."""
+    tested_on: str
+    """Address and split of the images that were classified."""
+    pool: str
+    """What was kept of each image's tokens."""
+    layer: int | None
+    """The layer that features were taken after; None for the last one."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -48,12 +58,18 @@ def measure_int8_loss(
     """What a linear probe makes of weights and of the int8 model in a folder.
 
     `address` names labelled data, a part of which is held out where it has no test split. Both
-    probes are fitted anew, on features of their own precision.
+    probes are fitted anew, on features of their own precision. Raises ValueError for a folder that
+    holds no int8 model of these weights, and what `load_exported` and `open_pair` raise.
     """
+    if not read_facts(folder).int8:
+        raise ValueError(
+            f"{folder} holds a model in float32, not in eight bits: export it with --int8"
+        )
+    model = load_model(weights)
+    rounded_model = ExportedEncoder(model, folder, weights_sha256=weights_hash(weights))
     train, test = open_pair(address)
     scores = []
-    model = load_model(weights)
-    for subject, name in ((model, "float32"), (ExportedEncoder(model, folder), "int8")):
+    for subject, name in ((model, "float32"), (rounded_model, "int8")):
         rows = [
             extract_features(
                 subject,
@@ -66,5 +82,16 @@ def measure_int8_loss(
         scores.append(linear_probe(rows[0], rows[1]))
     whole, rounded = scores
     return Int8Loss(
-        address=address, tested=whole.num_test, float32=whole.accuracy, int8=rounded.accuracy
+        address=address,
+        tested=whole.num_test,
+        float32=whole.accuracy,
+        int8=rounded.accuracy,
+        trained_on=_named(train),
+        tested_on=_named(test),
+        pool=rows[0].pool,
+        layer=rows[0].layer,
     )
+
+
+def _named(source: ImageSource) -> str:
+    return " ".join(filter(None, (source.address, source.split)))

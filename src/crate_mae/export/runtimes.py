@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from crate_mae.common.files import user_path
+from crate_mae.export.exported_facts import FACTS, check_files, read_facts, shown
+
 OPSET = 20
 Runner = Callable[[Sequence[Tensor]], Tensor]
 """What makes the output of a batch: images, and a mask where the task has one."""
@@ -188,11 +191,16 @@ def load_exported(folder: str | Path) -> Runner:
     """What runs the model of a folder that `export_model` wrote, in the format's own runtime.
 
     Call it with [images] or [images, mask], prepared as the folder's `export.json` says. Raises
-    FileNotFoundError where there is no such folder.
+    FileNotFoundError where there is no such folder, ValueError where its files are not those that
+    `export.json` is of, and ModuleNotFoundError for packages that are missing.
     """
-    for name, found in FORMATS.items():
-        if (Path(folder) / found.file).is_file():
-            check_installed(name)
-            return found.run(Path(folder) / found.file)
-    files = ", ".join(found.file for found in FORMATS.values())
-    raise FileNotFoundError(f"{folder} holds no exported model: expected one of {files}")
+    facts = read_facts(folder)
+    if facts.format not in FORMATS or FORMATS[facts.format].file not in facts.files:
+        raise ValueError(
+            f"{folder}: {FACTS} names format {shown(facts.format)} and the files"
+            f" {shown(list(facts.files))}, which are none that can be run here"
+        )
+    check_installed(facts.format)
+    check_files(folder, facts)
+    chosen = FORMATS[facts.format]
+    return chosen.run(user_path(folder) / chosen.file)

@@ -65,11 +65,17 @@ class TrainingState:
         return self.weights + self.gradients + self.moments + self.average
 
 
-def training_state(parameters: int, *, average: bool = False, shards: int = 1) -> TrainingState:
-    """The state of so many trainable parameters, on one of `shards` devices that share it."""
+def training_state(
+    parameters: int, *, frozen: int = 0, average: bool = False, shards: int = 1
+) -> TrainingState:
+    """The state of so many trainable parameters, on one of `shards` devices that share it.
+
+    `frozen` ones are held, and averaged, beside them; they have neither gradients nor moments.
+    """
     each = -(-parameters // shards) * FLOAT
+    held = -(-(parameters + frozen) // shards) * FLOAT
     return TrainingState(
-        weights=each, gradients=each, moments=2 * each, average=each if average else 0
+        weights=held, gradients=each, moments=2 * each, average=held if average else 0
     )
 
 
@@ -103,10 +109,19 @@ class DiskUse:
 
 
 def disk_use(
-    parameters: int, *, record: CheckpointConfig, epochs: int, validated: bool, average: bool
+    parameters: int,
+    *,
+    frozen: int = 0,
+    record: CheckpointConfig,
+    epochs: int,
+    validated: bool,
+    average: bool,
 ) -> DiskUse:
-    """What the run folder of a model of so many parameters takes; logs and pictures are small."""
-    state = training_state(parameters, average=average)
+    """What the run folder of a model of so many trainable and frozen parameters takes.
+
+    Logs and pictures are small.
+    """
+    state = training_state(parameters, frozen=frozen, average=average)
     best = 1 if validated else 0
     return DiskUse(
         checkpoint=state.total - state.gradients,

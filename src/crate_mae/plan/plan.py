@@ -63,6 +63,9 @@ class RunPlan:
     """As it was given, but with a batch that the images fill."""
     classes: int
     parameters: int
+    """Those that train."""
+    frozen: int
+    """Parameters of parts that stay as they are: held and saved, but without gradients."""
     tokens: tuple[int, int | None]
     per_device: int
     """Images at a time on each device."""
@@ -161,7 +164,7 @@ def plan_run(
     planned = schedule(counted.count, config.optim)
     machine = this_machine(asked)
     flops = cache(subject.flops)
-    parameters, average = subject.parameters(), subject.average
+    parameters, frozen, average = subject.parameters(), subject.frozen(), subject.average
     measured = None
     if measure and machine.device != "mps":  # where nothing tells the peak
         precision = _precision(config, asked, machine)
@@ -175,6 +178,7 @@ def plan_run(
         adapted=config,
         classes=classes,
         parameters=parameters,
+        frozen=frozen,
         tokens=subject.tokens,
         per_device=per_device,
         flops=flops(per_device) * asked.world * config.trainer.accumulate,
@@ -184,11 +188,13 @@ def plan_run(
         machine=machine,
         state=training_state(
             parameters,
+            frozen=frozen,
             average=average,
             shards=asked.world if config.trainer.strategy == "fsdp" else 1,
         ),
         disk=disk_use(
             parameters,
+            frozen=frozen,
             record=config.record,
             epochs=config.optim.epochs,
             validated=validates(config),

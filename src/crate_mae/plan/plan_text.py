@@ -45,7 +45,7 @@ def _work(plan: RunPlan) -> Iterator[Row]:
     inside = "" if decoder in (None, encoder) else f" in the encoder, {decoder:,} in the decoder"
     yield (
         "model",
-        f"{plan.parameters / 1e6:.2f} million parameters; {encoder:,} tokens an image{inside}",
+        f"{_millions(plan)}; {encoder:,} tokens an image{inside}",
     )
     planned = plan.schedule
     yield "images", f"{planned.images:,} for training ({plan.images.origin})"
@@ -71,6 +71,15 @@ def _work(plan: RunPlan) -> Iterator[Row]:
             f" step, forward and backward; {plan.flops * planned.steps:.2g} FLOP in all"
         ),
     )
+
+
+def _millions(plan: RunPlan) -> str:
+    """How many parameters there are, and how many of them train where that is not all."""
+    if not plan.frozen:
+        return f"{plan.parameters / 1e6:.2f} million parameters"
+    every = (plan.parameters + plan.frozen) / 1e6
+    trained = f"{plan.parameters:,} of them train, the encoder stays as it is"
+    return f"{every:.2f} million parameters ({trained})"
 
 
 def _what_is_trained(config: PretrainConfig) -> str:

@@ -90,6 +90,17 @@ class PlannedRun:
         with torch.device("meta"):
             return parameter_count(self._network())
 
+    def frozen(self) -> int:
+        """Parameters of the encoder where the run leaves it as it is (`segment.freeze`); else 0."""
+        config = self.config
+        if not (isinstance(config, FinetuneConfig) and config.task == "segment"):
+            return 0
+        if not config.segment.freeze:
+            return 0
+        with torch.device("meta"):
+            encoder = cast("CrateSegmenter", self._supervised(config)).encoder
+            return sum(parameter.numel() for parameter in encoder.parameters())
+
     def flops(self, images: int) -> int:
         """Floating-point operations of one pass forward and backward on so many images.
 

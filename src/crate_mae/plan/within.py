@@ -146,7 +146,7 @@ def _filled(
             images=images,
             schedule=planned,
             disk=disk_use(
-                found.parameters, record=config.record, epochs=epochs,
+                found.parameters, frozen=found.frozen, record=config.record, epochs=epochs,
                 validated=validates(config), average=found.state.average > 0,
             ),
         ),

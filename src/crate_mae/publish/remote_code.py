@@ -55,6 +55,8 @@ class _Source:
     """Text by name, in the order of the file."""
     uses: dict[str, set[str]] = field(default_factory=dict)
     """The names that each definition mentions."""
+    hidden: dict[str, str] = field(default_factory=dict)
+    """The module of this package that a definition imports inside itself."""
     inside: dict[str, tuple[str, str]] = field(default_factory=dict)
     """(module, name) of what is imported from this package, by the name it has here."""
     outside: dict[str, str] = field(default_factory=dict)
@@ -85,6 +87,8 @@ def _reached(roots: tuple[str, ...], known: set[_Pair]) -> set[_Pair]:
             continue
         found.add((module, name))
         source = _parsed(module)
+        if name in source.hidden:
+            raise ValueError(f"{module} imports {source.hidden[name]} inside {name}")
         for used in source.uses[name]:
             if used in source.definitions:
                 waiting.append((module, used))
@@ -120,7 +124,9 @@ def _text(what: str, wanted: set[_Pair], known: set[_Pair]) -> str:
                 text = re.sub(rf"(?<![\w.]){old}\b", new, text)
             parts.append(text)
             for used in source.uses[name]:
-                if used in source.inside and _home(*source.inside[used]) in known:
+                if (module, used) in known:
+                    borrowed.add(used)
+                elif used in source.inside and _home(*source.inside[used]) in known:
                     borrowed.add(source.inside[used][1])
                 elif used in source.outside:
                     statement = source.outside[used]
@@ -173,10 +179,16 @@ def _parsed(module: str) -> _Source:
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             if last is not None:  # what is said of a constant stands below it
                 source.definitions[last] += "\n" + written
+        elif each := _one_by_one(node):
+            for name, value in each.items():
+                source.definitions[name] = f"{name} = {ast.unparse(value)}"
+                source.uses[name] = _used(value)
+                last = name
         elif names := [name for name in _defined(node) if name != "__all__"]:
             last = names[0]
             source.definitions[last] = written
-            source.uses[last] = _used(node, module)
+            source.uses[last] = _used(node)
+            source.hidden.update((last, inner) for inner in _imported_inside(node))
     return source
 
 
@@ -188,14 +200,26 @@ def _defined(node: ast.stmt) -> Iterator[str]:
         yield from (target.id for target in targets if isinstance(target, ast.Name))
 
 
-def _used(node: ast.stmt, module: str) -> set[str]:
-    names = set()
+def _one_by_one(node: ast.stmt) -> dict[str, ast.expr]:
+    """The values by name of a statement that gives several names a value each; else none."""
+    if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Tuple):
+        return {}
+    target = node.targets[0]
+    if not isinstance(target, ast.Tuple):
+        return {}
+    pairs = zip(target.elts, node.value.elts, strict=True)
+    return {name.id: value for name, value in pairs if isinstance(name, ast.Name)}
+
+
+def _used(node: ast.AST) -> set[str]:
+    names = {below.id for below in ast.walk(node) if isinstance(below, ast.Name)}
+    return names - set(dir(builtins))
+
+
+def _imported_inside(node: ast.AST) -> Iterator[str]:
     for below in ast.walk(node):
         if isinstance(below, ast.ImportFrom) and (below.module or "").startswith(PACKAGE):
-            raise ValueError(f"{module} imports {below.module} inside a definition")
-        if isinstance(below, ast.Name):
-            names.add(below.id)
-    return names - set(dir(builtins))
+            yield str(below.module)
 
 
 def _note_imports(source: _Source, node: ast.Import | ast.ImportFrom) -> None:

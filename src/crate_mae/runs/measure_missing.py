@@ -171,8 +171,14 @@ def _evaluate(
     pools: tuple[Pool, ...] = ("cls",) if run.is_simdino else ("mean",)  # what its loss is of
     rows = compare_models(model, train, test, pools=pools, progress=progress)
     _check_unchanged(run, sha256)
-    values = {"sha256": sha256, "limit": most_train(run, limit), "test_limit": test_limit}
-    values |= {"rows": [row.to_dict() for row in rows]}
+    values = {
+        "sha256": sha256,
+        "data": train.address,
+        "split": train.split,
+        "limit": most_train(run, limit),
+        "test_limit": test_limit,
+        "rows": [row.to_dict() for row in rows],
+    }
     write_atomically(run.folder / EVALUATION, json.dumps(values, indent=2) + "\n")
     write_atomically(run.folder / "evaluation.txt", comparison_table(rows) + "\n")
 

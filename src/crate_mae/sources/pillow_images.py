@@ -52,18 +52,6 @@ def upright(image: Image.Image, flat: Image.Image) -> np.ndarray:
     return np.asarray(flat if turn is None else flat.transpose(turn))
 
 
-def pixels_of(image: Image.Image, name: str) -> Tensor:
-    """The upright image as (C, H, W): uint8, or float32 for 16 bits (in [0, 1]) and floats.
-
-    Raises UnreadableImage for what is too large or has no scale, and what decoding raises.
-    """
-    check_size(image.size, name)
-    image.load()
-    check_size(image.size, name)  # icon files may grow on loading
-    flat = without_alpha(image)
-    return scaled(upright(image, flat), flat.mode, name)
-
-
 def to_channels(image: Tensor, channels: int) -> Tensor:
     """The (C, H, W) image with that many channels: grey repeated to colour, or colour's luma."""
     if image.ndim != 3:

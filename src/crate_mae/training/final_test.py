@@ -82,6 +82,7 @@ def conclude_with_test(
             "sha256": file_hash(weights / TENSORS),
             "step": last_step(folder, LAST if config.evaluate == "last" else BEST),
             "pool": config.pool,
+            "layer": model.pooled_layer,
             "tested_on": " ".join(filter(None, (images.test.address, images.test.split))),
             **asdict(found),
             **further,

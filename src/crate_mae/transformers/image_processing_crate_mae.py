@@ -1,6 +1,7 @@
 # Copyright 2026 The CRATE-MAE developers. MIT licence.
 """Images to model input in transformers, as the package's own preprocessing does it."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +18,17 @@ from transformers.image_utils import (
 )
 
 from crate_mae.batches.transforms import fit
-from crate_mae.sources.pillow_images import pixels_of, readable_formats, to_channels
+from crate_mae.sources.exact import corrected, settled, with_clear_canvas
+from crate_mae.sources.jpeg2000 import exact
+from crate_mae.sources.pillow_images import (
+    check_size,
+    readable_formats,
+    scaled,
+    to_channels,
+    upright,
+    without_alpha,
+)
+from crate_mae.sources.tiff import NotForPillowError, check_tags
 
 
 class CrateMAEImageProcessor(TorchvisionBackend):
@@ -40,8 +51,7 @@ class CrateMAEImageProcessor(TorchvisionBackend):
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Images themselves; a path of this machine is opened with the decoders of the package."""
         if isinstance(image_url_or_urls, str) and Path(image_url_or_urls).is_file():
-            with Image.open(image_url_or_urls, formats=readable_formats()) as opened:
-                return pixels_of(opened, image_url_or_urls)
+            return _file_pixels(Path(image_url_or_urls))
         return super().fetch_images(image_url_or_urls)
 
     def process_image(
@@ -55,7 +65,7 @@ class CrateMAEImageProcessor(TorchvisionBackend):
         """An image (C, H, W), uint8 or float32, with as many channels as there are means."""
         channels = len(kwargs.get("image_mean") or self.image_mean)
         if isinstance(image, Image.Image):
-            pixels = pixels_of(image, "image")
+            pixels = _pixels(image, image, "image")
         else:
             pixels = _on_a_known_scale(image)
             order = input_data_format or infer_channel_dimension_format(
@@ -87,6 +97,35 @@ class CrateMAEImageProcessor(TorchvisionBackend):
                 pixels = (pixels - mean.to(pixels.device)) / std.to(pixels.device)
             prepared.append(pixels)
         return BatchFeature(data={"pixel_values": prepared}, tensor_type=return_tensors)
+
+
+def _file_pixels(path: Path) -> Tensor:
+    """The upright image of a file, as the package's own reading gives it."""
+    clear = with_clear_canvas(path)
+    with Image.open(path if clear is None else BytesIO(clear), formats=readable_formats()) as image:
+        return _pixels(image, path, str(path))
+
+
+def _pixels(image: Image.Image, data: Path | Image.Image, name: str) -> Tensor:
+    """The upright image as (C, H, W): uint8, or float32 for 16 bits (in [0, 1]) and floats.
+
+    `data` is the file it was opened from, or the image itself: what only the file tells, as which
+    grey of 4 bits is transparent, is then not known. Raises UnreadableImage for what is too large
+    or has no scale, ValueError for a TIFF that Pillow gets wrong, and what decoding raises.
+    """
+    try:
+        check_tags(image)
+    except NotForPillowError as fault:
+        raise ValueError(
+            f"{name} is {fault}, of which Pillow gives wrong values or none: read it with tifffile"
+            " and give the array"
+        ) from fault
+    check_size(image.size, name)
+    image = exact(image, data)
+    image.load()
+    check_size(image.size, name)  # icon files may grow on loading
+    flat = without_alpha(settled(image, data))
+    return scaled(corrected(upright(image, flat), image, data), flat.mode, name)
 
 
 def _on_a_known_scale(values: np.ndarray | Tensor) -> Tensor:
