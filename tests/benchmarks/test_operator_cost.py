@@ -1,19 +1,34 @@
 """What operators cost: the record, the table made of it, and what a pass computes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pytest
 
+import operator_cost
+from crate_mae.common.peak_memory import PeakMemory, peak_memory
 from operator_cost import KINDS, PLACE, main, make_pass, page_lines, record_link
 
 SMALL = ["--dim", "24", "--heads", "3", "--tokens", "64,128", "--rounds", "2"]
 
 
 def test_a_record_is_made_and_goes_into_the_page(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked: list[dict[str, Any]] = []
+    measured: list[PeakMemory] = []
+
+    def once(make: Any, sizes: dict[str, Any], **options: Any) -> PeakMemory:
+        """Measured for the first row alone: each row would need a process of its own."""
+        asked.append(sizes)
+        if not measured:
+            measured.append(peak_memory(make, sizes, **options))
+        return replace(measured[0], peak=measured[0].settled + len(asked))
+
+    monkeypatch.setattr(operator_cost, "peak_memory", once)
     page, target = tmp_path / "page.md", tmp_path / "record.json"
     page.write_text(f"Before.\n\n<!-- {PLACE} -->\n<!-- /{PLACE} -->\n\nAfter.\n")
     assert main([*SMALL, "--json", str(target), "--docs", str(page)]) == 0
@@ -21,7 +36,12 @@ def test_a_record_is_made_and_goes_into_the_page(
     assert [(row["tokens"], row["attention"]) for row in record["rows"]] == [
         (tokens, kind) for tokens in (64, 128) for kind in KINDS
     ]
-    for row in record["rows"]:
+    assert [(each["tokens"], each["kind"]) for each in asked] == [
+        (tokens, kind) for tokens in (64, 128) for kind in KINDS
+    ]
+    assert measured[0].peak > 0
+    for number, row in enumerate(record["rows"], start=1):
+        assert row["peak_bytes"] == number
         assert len(row["cpu_seconds"]) == 2
         assert min(row["cpu_seconds"]) > 0
         assert row["ratio"]["lowest"] <= row["ratio"]["median"] <= row["ratio"]["highest"]

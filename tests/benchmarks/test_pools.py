@@ -20,7 +20,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     few = ["--limit", "60", "--test-limit", "30", "--pool", "mean,layers"]
     made = {}
     for name, words in {
-        "probe": ["probe"], "knn": ["knn"], "white": ["knn", "--whiten", "yes"],
+        "probe": ["probe", "--penalties", "1,0.1"], "knn": ["knn"],
+        "white": ["knn", "--whiten", "yes"],
     }.items():  # fmt: skip
         made[name] = folder / f"{name}.json"
         verb, *more = words

@@ -8,18 +8,21 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from processes import PATIENCE
+from processes import FORKS, PATIENCE, ForkedPopen
 from torch import Tensor
 
+import pool
 from altered import ALTERATIONS, alter
 from altered import main as altered
 from crate_mae import build_model
 from crate_mae.cli import main as command
+from crate_mae.common import peak_memory
 from crate_mae.models import autoencoder, encoder
 from crate_mae.models.config import ModelConfig
 from crate_mae.models.ista import Synthesis
@@ -485,7 +488,7 @@ TINY = {
     "settings": {
         "optim.epochs": 1, "optim.warmup_epochs": 0, "data.limit": 200, "data.val_limit": 40,
         "model.dim": 24, "model.depth": 1, "model.decoder_depth": 1, "model.num_heads": 2,
-        "model.decoder_num_heads": 2, "record.reconstruct_epochs": 0,
+        "model.decoder_num_heads": 2, "record.reconstruct_epochs": 0, "record.measure_epochs": 0,
     },
     "models": {"crate": {}, "vitmae-same": {"vitmae": "configuration"}},
     "seeds": [0],
@@ -496,6 +499,13 @@ TINY = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def forked_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs of the pool are forked from a process that has imported the libraries already."""
+    monkeypatch.setattr(pool, "subprocess", SimpleNamespace(Popen=ForkedPopen))
+
+
+@pytest.mark.usefixtures("forked_jobs")
 def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -510,8 +520,8 @@ def test_a_tiny_matrix_runs_stops_goes_on_and_becomes_a_table(
     ]
     assert main([*words, "--leave-out", *slow, "--minutes", "0"]) == 143
     assert "the same command goes on" in capsys.readouterr().out
-    # The commands of most jobs run here, as a process of its own begins for longer than it trains;
-    # the run then goes on with what is left: an altered run and its completions.
+    # The commands of most jobs run here; the run then goes on with what is left as processes: an
+    # altered run and its completions.
     for each in jobs_of(load_matrix(matrix), out, "digits"):
         if "ablations/skip" not in each.name and not each.name.startswith(tuple(slow)):
             made = each.command()
@@ -688,7 +698,12 @@ def test_means_and_ranges_over_seeds_stand_in_the_table() -> None:
     )
 
 
-def test_what_a_step_needs_is_measured_and_stands_in_the_table(tmp_path: Path) -> None:
+def test_what_a_step_needs_is_measured_and_stands_in_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The measured process need not import the libraries anew: what a step adds is looked at.
+    contexts = SimpleNamespace(get_context=lambda _: FORKS)
+    monkeypatch.setattr(peak_memory, "multiprocessing", contexts)
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "models": {"crate": {}}}))
     matrix = load_matrix(tmp_path / "tiny.yaml")
     told = timed_steps(matrix, rounds=1, threads=1)
@@ -708,6 +723,7 @@ def test_what_a_step_needs_is_measured_and_stands_in_the_table(tmp_path: Path) -
     assert f"| 1.00 x | {memory['above_loaded'] / 1e6:.0f} MB | 1.0000 |" in row
 
 
+@pytest.mark.usefixtures("forked_jobs")
 def test_interrupting_the_pool_saves_running_jobs(tmp_path: Path) -> None:
     matrix, out = tmp_path / "tiny.yaml", tmp_path / "out"
     long = {**TINY, "settings": {**TINY["settings"], "optim.epochs": 5000}}  # type: ignore[dict-item]

@@ -15,7 +15,7 @@ from PIL import Image
 import crate_mae.export.exporting as subject
 from crate_mae.cli import main
 from crate_mae.export.engines import engine_for
-from crate_mae.export.exporting import export_model
+from crate_mae.export.exporting import Exported, export_model
 from crate_mae.export.form import LinearISTA, export_form
 from crate_mae.export.int8_loss import measure_int8_loss
 from crate_mae.export.runtimes import FORMATS, check_installed, load_exported
@@ -219,8 +219,18 @@ def test_the_last_batch_is_compared_as_well(
     assert export_model(name, tmp_path / "out", format="pt2", images=source, limit=69).images == 69
 
 
-@pytest.mark.skipif(find_spec("onnxruntime") is None, reason="no ONNX Runtime")
-def test_the_loss_of_eight_bits_counts_what_was_tested(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def eight_bits(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A shipped model in eight bits, only ever read."""
+    if find_spec("onnxruntime") is None:
+        pytest.skip("no ONNX Runtime")
+    out = tmp_path_factory.mktemp("exported") / "small"
+    return export_model("cifar10-shallow", out, format="onnx", int8=True)
+
+
+def test_the_loss_of_eight_bits_counts_what_was_tested(
+    eight_bits: Exported, tmp_path: Path
+) -> None:
     generator = np.random.default_rng(0)
     for split, count in (("train", 12), ("test", 6)):
         for name, low in (("dark", 0), ("light", 128)):
@@ -230,9 +240,8 @@ def test_the_loss_of_eight_bits_counts_what_was_tested(tmp_path: Path) -> None:
                 pixels = generator.integers(low, low + 128, (32, 32, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number}.png")
     (tmp_path / "images" / "test" / "dark" / "0.png").write_bytes(b"no image")
-    done = export_model("cifar10-shallow", tmp_path / "small", format="onnx", int8=True)
     address = f"imagefolder:{tmp_path / 'images'}"
-    loss = measure_int8_loss("cifar10-shallow", done.folder, address)
+    loss = measure_int8_loss("cifar10-shallow", eight_bits.folder, address)
     assert loss.tested == 11
     of_what = (loss.trained_on, loss.tested_on, loss.pool, loss.layer)
     assert of_what == (f"{address} train", f"{address} test", "mean", None)
@@ -240,11 +249,11 @@ def test_the_loss_of_eight_bits_counts_what_was_tested(tmp_path: Path) -> None:
     assert "11 test images" in loss.sentence()
 
 
-@pytest.mark.skipif(find_spec("onnxruntime") is None, reason="no ONNX Runtime")
-def test_eight_bits_make_a_smaller_file_and_nearly_the_same_features(tmp_path: Path) -> None:
-    name = "cifar10-shallow"
-    whole = export_model(name, tmp_path / "whole", format="onnx")
-    small = export_model(name, tmp_path / "small", format="onnx", int8=True)
+def test_eight_bits_make_a_smaller_file_and_nearly_the_same_features(
+    eight_bits: Exported, tmp_path: Path
+) -> None:
+    whole = export_model("cifar10-shallow", tmp_path / "whole", format="onnx")
+    small = eight_bits
     assert small.file.stat().st_size < 0.5 * whole.file.stat().st_size
     images = torch.randn(2, 3, 32, 32)
     exact, rounded = (load_exported(done.folder)([images]) for done in (whole, small))

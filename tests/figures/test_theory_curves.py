@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from crate_mae.cli import main
+from crate_mae.figures import theory_curves
 from crate_mae.figures.theory_curves import (
     AXES,
     LAYER_LINES,
@@ -66,11 +67,22 @@ def test_moves_depend_on_the_seed_alone(tmp_path: Path) -> None:
 
 
 def test_the_verb_writes_table_numbers_and_pictures(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    panels: dict[str, int] = {}
+
+    def draw(rows: list[dict[str, Any]], path: Path, *, measure: str) -> Path:
+        """All axes in one of the pictures, one in the others: each panel takes its time."""
+        axes = list({row["axis"]: None for row in rows})
+        panels[measure] = len(axes)
+        shown = axes if measure == "error" else axes[:1]
+        return draw_theory([row for row in rows if row["axis"] in shown], path, measure=measure)
+
+    monkeypatch.setattr(theory_curves, "draw_theory", draw)
     out = tmp_path / "new" / "theory"
     words = ["theory", "--out", str(out), "--quick", "--seeds", "1", "--tokens", "16"]
     assert main([*words, "--seed", "3"]) == 0
+    assert panels == dict.fromkeys(("alignment", "turning", "error", "outside"), len(AXES))
     shown = capsys.readouterr().out
     assert all(f"\n{method} " in shown for method in METHODS)
     names = {path.name for path in out.iterdir()}

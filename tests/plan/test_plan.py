@@ -220,8 +220,8 @@ def test_a_cluster_is_reckoned_by_a_given_rate() -> None:
     assert 10 < found.hours_at_rate < 12  # as the header of the recipe reckons by hand
     assert not found.here
     # Where it is measured, on a model that is counted faster.
-    shallow = ["--model.depth", "1", "--model.decoder_depth", "1"]
-    found = planned("imagenet1k", *shallow, images=1_281_167, tflops=100.0)
+    small = ["--model.depth", "1", "--model.decoder_depth", "1", "--model.dim", "96"]
+    found = planned("imagenet1k", *small, images=1_281_167, tflops=100.0)
     assert found.measured is not None
     assert found.hours == pytest.approx(found.measured.step_seconds * 16 * 249_600 / 3600)  # type: ignore[operator]
     text = " ".join(plan_text(found).split())

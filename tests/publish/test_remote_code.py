@@ -29,14 +29,14 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 import torch
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
-folder, images = sys.argv[1], torch.load(sys.argv[2])
-model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-AutoModelForPreTraining.from_pretrained(folder, trust_remote_code=True)
-processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
-pixels = processor(sys.argv[4], return_tensors="pt").pixel_values
-assert torch.equal(pixels, torch.load(sys.argv[5])), "a rare kind of file is read as here"
-with torch.inference_mode():
-    torch.save(model(images).last_hidden_state, sys.argv[3])
+for folder, images, found, picture, expected in FOLDERS:
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    AutoModelForPreTraining.from_pretrained(folder, trust_remote_code=True)
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+    pixels = processor(picture, return_tensors="pt").pixel_values
+    assert torch.equal(pixels, torch.load(expected)), "a rare kind of file is read as here"
+    with torch.inference_mode():
+        torch.save(model(torch.load(images)).last_hidden_state, found)
 """
 
 
@@ -62,30 +62,32 @@ def test_every_name_that_is_used_is_made_or_imported() -> None:
         assert used - top - set(dir(builtins)) - {"__file__", "__name__"} == set(), name
 
 
-@pytest.mark.parametrize("name", ["published", "overcomplete"])
-def test_the_files_alone_give_our_features(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch.manual_seed(0)
-    config = VARIANTS.get(name, VARIANTS["published"])
-    weights = save_model(CrateMAE(config), tmp_path / "weights")
-    package = build_package(weights, name="some/model", with_code=True)
-    assert set(CODE) <= package.files.keys()
-    folder = write_folder(package, tmp_path / "pushed")
-    images = torch.randn(2, config.channels, *config.image_hw)
-    torch.save(images, tmp_path / "images.pt")
+def test_the_files_alone_give_our_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of both kinds of layers, in one process."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     picture = key_among_four_bits(tmp_path / "key.png")
-    expected = prepare([to_channels(decode_image(picture, "x"), 3)], load_model(folder).preprocess)
-    torch.save(expected, tmp_path / "pixels.pt")
-    names = ("images.pt", "found.pt", "key.png", "pixels.pt")
-    arguments = [str(folder), *(str(tmp_path / name) for name in names)]
-    code = f"import sys\nsys.argv[1:] = {arguments!r}\n{ALONE}"
-    done = python(code, cwd=tmp_path)
+    folders = []
+    for name in ("published", "overcomplete"):
+        torch.manual_seed(0)
+        config = VARIANTS.get(name, VARIANTS["published"])
+        weights = save_model(CrateMAE(config), tmp_path / f"weights-{name}")
+        package = build_package(weights, name="some/model", with_code=True)
+        assert set(CODE) <= package.files.keys()
+        folder = write_folder(package, tmp_path / name)
+        files = [tmp_path / f"{name}-{what}.pt" for what in ("images", "found", "pixels")]
+        images, found, pixels = map(str, files)
+        torch.save(torch.randn(2, config.channels, *config.image_hw), images)
+        wanted = prepare(
+            [to_channels(decode_image(picture, "x"), 3)], load_model(folder).preprocess
+        )
+        torch.save(wanted, pixels)
+        folders.append((str(folder), images, found, str(picture), pixels))
+    done = python(f"FOLDERS = {folders!r}\n{ALONE}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    expected = load_model(folder).encode(images)
-    assert (torch.load(tmp_path / "found.pt") - expected).abs().max() <= 1e-5
+    for folder_name, images, found, *_ in folders:
+        expected = load_model(folder_name).encode(torch.load(images))
+        assert (torch.load(found) - expected).abs().max() <= 1e-5, folder_name
 
 
 def test_code_is_sent_only_when_asked_for(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,22 +107,28 @@ def write_recipe(config: PretrainConfig | FinetuneConfig, path: Path) -> Path:
 
 
 def command_line(
-    *words: str | Path, first: Callable[[], object] | None = None, **environment: str
+    *words: str | Path,
+    first: Callable[[], object] | None = None,
+    torchrun: Sequence[str] | None = None,
+    **environment: str,
 ) -> CommandLine:
     """`crate-mae` in a process of its own, on one thread, so that sums are in a fixed order."""
     return CommandLine(
         [str(word) for word in words],
         {**os.environ, "OMP_NUM_THREADS": "1", **environment},
         first=first,
+        torchrun=torchrun,
     )
 
 
 def lose_sooner() -> None:
-    """Let this process take others for lost after a third of the time, so that a test waits less.
+    """Let this process take others for lost in a fraction of the time, so that a test waits less.
 
     That the whole time is short enough is reckoned from the constants in a test of its own.
     """
     companions.LOST /= 3
+    companions.BEAT /= 3
+    companions.GRACE /= 3
 
 
 def two_processes(*words: str | Path) -> str:
@@ -155,7 +161,7 @@ def wait_for_lines(run: CommandLine | subprocess.Popen[str], folder: Path, count
 def killed_at_random(run: CommandLine, folder: Path) -> int:
     """The step of the last checkpoint of a run that was killed (SIGKILL) at a random moment."""
     try:
-        wait_for_lines(run, folder, random.Random(time.time_ns()).randint(8, 40))
+        wait_for_lines(run, folder, random.Random(time.time_ns()).randint(5, 20))
     finally:
         run.kill()
         run.communicate()

@@ -2,12 +2,11 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from processes import PATIENCE
 from training_runs import (
     assert_same_run,
+    command_line,
     small_config,
     small_finetune,
     write_recipe,
@@ -25,6 +25,7 @@ from crate_mae.batches.data_module import ImageDataModule
 from crate_mae.training.callbacks import Checkpoints, InterruptedAtOnceError, StopSignals
 from crate_mae.training.config import OptimConfig
 from crate_mae.training.finetune import finetune
+from crate_mae.training.masked_completion import MaskedCompletion
 from crate_mae.training.pretrain import pretrain
 
 
@@ -111,31 +112,29 @@ def _common(images: int, world: int, batch: int) -> int:
     return int(common.fget(Counted()))
 
 
+def slow_seventh_step(begun: Path) -> None:
+    """The seventh step takes for ever, so that no wish can be granted before the next one comes."""
+    step = MaskedCompletion.training_step
+
+    def slow(self: MaskedCompletion, *rest: Any) -> Any:
+        if self.global_step == 6:
+            begun.touch()
+            time.sleep(2 * PATIENCE)
+        return step(self, *rest)
+
+    module: Any = MaskedCompletion
+    module.training_step = slow
+
+
 def test_the_second_interrupt_ends_at_once_with_130(tmp_path: Path) -> None:
     config = small_config(
         optim=OptimConfig(epochs=5000, batch_size=32, base_lr=1e-2, warmup_epochs=1)
     )
     recipe, folder = write_recipe(config, tmp_path / "recipe.yaml"), tmp_path / "run"
-    # The seventh step takes for ever, so that the first wish cannot be granted before the second.
     # Every second step is saved before the next begins: the last checkpoint is that of the sixth.
     begun = tmp_path / "begun"
-    code = (
-        "import sys, time\n"
-        "from crate_mae.__main__ import main\n"
-        "from crate_mae.training.masked_completion import MaskedCompletion as Module\n"
-        "step = Module.training_step\n"
-        "def slow(self, *rest):\n"
-        "    if self.global_step == 6:\n"
-        f"        open({str(begun)!r}, 'w').close()\n"
-        f"        time.sleep({2 * PATIENCE})\n"
-        "    return step(self, *rest)\n"
-        "Module.training_step = slow\n"
-        f"sys.argv = ['crate-mae', 'pretrain', '--config', {str(recipe)!r},"
-        f" '--out', {str(folder)!r}]\n"
-        "sys.exit(main())\n"
-    )
-    run = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    run = command_line(
+        "pretrain", "--config", recipe, "--out", folder, first=partial(slow_seventh_step, begun)
     )
     try:
         until = time.monotonic() + PATIENCE

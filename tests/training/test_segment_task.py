@@ -22,7 +22,12 @@ from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import Preprocess
 from crate_mae.models.depict import CrateSegmenter
 from crate_mae.models.mask_classes import VOID
-from crate_mae.training.config import FinetuneConfig, FinetuneOptimConfig, TrainerConfig
+from crate_mae.training.config import (
+    CheckpointConfig,
+    FinetuneConfig,
+    FinetuneOptimConfig,
+    TrainerConfig,
+)
 from crate_mae.training.finetune import finetune
 from crate_mae.training.parse import parse_finetune
 from crate_mae.training.segmentation import Segmentation, image_losses
@@ -112,8 +117,11 @@ def test_shapes_are_learned(shapes: Path, tmp_path: Path, head: str, place: str)
         source=f"imagefolder:{shapes / 'images'}", val_share=0.2, workers=0,
         augment=SupervisedAugment(kind="none"),
     )  # fmt: skip
+    record = CheckpointConfig(log_every=1, checkpoint_steps=50)
     # DEPICT's steps begin with a random sign: of some seeds so small a head finds two classes.
-    config = small(shapes, head=head, optim=optim, data=data, evaluate="best", seed=1)
+    config = small(
+        shapes, head=head, optim=optim, data=data, record=record, evaluate="best", seed=1
+    )
     if place == "column":
         address = write_parquet(tmp_path / "table")
         segment = replace(config.segment, masks="column:mask")
@@ -144,6 +152,8 @@ def test_a_frozen_encoder_stays_as_it_is(shapes: Path, tmp_path: Path, head: str
     for key, value in before.encoder.state_dict().items():
         assert torch.equal(after.encoder.state_dict()[key], value), key
     assert after.preprocess == before.preprocess
+    if head == "linear":
+        return  # the encoder is frozen, or not, whatever the head
     assert not finetune(config, tmp_path / "cut", stop_after=2).finished
     assert finetune(config, tmp_path / "cut", resume=True).finished
     assert_same_run(tmp_path / "run", tmp_path / "cut")
