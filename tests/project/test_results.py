@@ -3,7 +3,9 @@
 import csv
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -24,6 +26,10 @@ POOLS = "pools-intel-xeon-2-cores-2026-11-30"
 POOLS_SHORT = "pools-short-intel-xeon-2-cores-2026-11-30"
 POOLS_PARAMS = "pools-params-amd-epyc-2-cores-2026-12-01"
 DERIVED = "derived-intel-xeon-2-cores-2026-11-30"
+VITMAE_PARAMS = "quality-objective-amd-epyc-2-cores-2026-12-01"
+FEW_MORE = "few-labels-more-amd-epyc-2-cores-2026-12-01.json"
+FEW_OF_VITMAE = "few-labels-own-vit-amd-epyc-2-cores-2026-12-01.json"
+SETS = ("trashnet", "flowers", "pets")
 RESULTS = (ROOT / "docs" / "results.md").read_text("utf-8")
 APPENDIX = (ROOT / "docs" / "results-appendix.md").read_text("utf-8")
 README = (ROOT / "README.md").read_text("utf-8")
@@ -144,6 +150,7 @@ def test_the_sentences_of_the_results_page_hold_what_was_measured() -> None:
         ("objective", "quality-objective-amd-epyc-2-cores-2026-11-30"),
         ("objective-eps", "quality-objective-intel-xeon-2-cores-2026-11-30"),
         ("objective-rates", "quality-objective-intel-xeon-2-cores-2026-12-01"),
+        ("objective-vitmae", VITMAE_PARAMS),
         ("operators", OPERATORS),
         ("operators-time", OPERATORS_IN_TIME),
     ],
@@ -483,6 +490,9 @@ def test_what_the_pool_leaves_out_is_told_as_it_was_measured() -> None:
         (PLACE, "few-labels-amd-epyc-2-cores-2026-11-30.json"),
         (f"{PLACE}-wide", "few-labels-intel-xeon-2-cores-2026-11-30.json"),
         (f"{PLACE}-own", "few-labels-own-amd-epyc-2-cores-2026-11-30.json"),
+        (f"{PLACE}-own-vit", FEW_OF_VITMAE),
+        (f"{PLACE}-more", FEW_MORE),
+        (f"{PLACE}-more-neighbours", FEW_MORE),
     ],
 )
 def test_the_tables_of_few_labels_are_those_of_their_records(place: str, name: str) -> None:
@@ -490,7 +500,8 @@ def test_the_tables_of_few_labels_are_those_of_their_records(place: str, name: s
     _, _, rest = page.partition(f"<!-- {place} -->\n")
     shown, end, _ = rest.partition(f"<!-- /{place} -->")
     assert end
-    assert shown.strip() == "\n".join(table_lines(record(BENCHMARKS / name)))
+    lines = table_lines(record(BENCHMARKS / name), neighbours=place.endswith("-neighbours"))
+    assert shown.strip() == "\n".join(lines)
     assert f"../benchmarks/results/{name}" in page
 
 
@@ -562,6 +573,119 @@ def test_what_pre_training_adds_to_few_labels_is_told_draw_by_draw() -> None:
     assert f"beside it `own-images` leads {lead} points" in page
     best = "{:.1f}, {:.1f} and {:.1f} %".format(*(mine for mine, _ in means["photos64-long"]))
     assert f"three sets have {best}" in told
+
+
+def values_of(name: str) -> dict[tuple[str, str, str, int | None], list[float]]:
+    """Accuracies in per cent, draw by draw: of a set, a subject, a measure, labels a class."""
+    return {
+        (row["set"], row["subject"], row["measure"], row["shots"]): [
+            100 * value for value in row["values"]
+        ]
+        for row in record(BENCHMARKS / name)["rows"]
+    }
+
+
+def of_sets(numbers: Iterable[float]) -> str:
+    """Numbers of the three sets as sentences have them."""
+    return "{:.1f}, {:.1f} and {:.1f}".format(*numbers)
+
+
+def test_what_five_and_a_hundred_labels_gain_is_told_as_measured() -> None:
+    drawn = values_of(FEW_MORE)
+    page = " ".join((ROOT / "docs" / "own-images.md").read_text("utf-8").split())
+
+    def both(measure: str, shots: int) -> list[tuple[list[float], list[float]]]:
+        subjects = ("photos64-long, layers", "photos64-long, untrained, layers")
+        return [
+            tuple(drawn[name, subject, measure, shots] for subject in subjects) for name in SETS
+        ]
+
+    def gains(measure: str, shots: int) -> list[float]:
+        return [fmean(mine) - fmean(other) for mine, other in both(measure, shots)]
+
+    def ahead(shots: int) -> list[float]:
+        return [a - b for pair in both("finetune", shots) for a, b in zip(*pair, strict=True)]
+
+    hundred = [of_sets(map(fmean, each)) for each in zip(*both("finetune", 100), strict=True)]
+    assert f"has {hundred[0]} on trashnet, flowers and pets, from scratch {hundred[1]}" in page
+    assert len(ahead(100)) == 9
+    assert (
+        f"in each of nine draws, by {min(ahead(100)):.1f} to {max(ahead(100)):.1f} points" in page
+    )
+    assert min(ahead(100)) > 0
+    assert f"The probe gains {of_sets(gains('probe', 100))} points" in page
+    five = [of_sets(map(fmean, each)) for each in zip(*both("finetune", 5), strict=True)]
+    assert f"{five[0]} to {five[1]}, ahead in {sum(a > 1e-9 for a in ahead(5))} of nine" in page
+    probe = [of_sets(map(fmean, each)) for each in zip(*both("probe", 5), strict=True)]
+    assert f"has {probe[0]}, untrained {probe[1]}" in page
+    near = {shots: of_sets(gains("knn", shots)) for shots in (5, 20, 100)}
+    assert f"with 5 a class {near[5]} points" in page
+    assert f"with 20 {near[20]}, with 100 {near[100]}." in page
+    told = " ".join(RESULTS.split())
+    by = of_sets(gains("finetune", 100))
+    assert f"with 100 by {by}" in told
+
+
+def test_what_a_vitmae_gains_on_photographs_is_told_as_measured() -> None:
+    page = " ".join((ROOT / "docs" / "own-images.md").read_text("utf-8").split())
+    with_term = values_of(FEW_OF_VITMAE)
+    others = values_of("few-labels-own-amd-epyc-2-cores-2026-11-30.json") | {
+        key: values for key, values in with_term.items() if key[1] == "ViT-MAE, as small"
+    }
+
+    def mean(name: str, subject: str, measure: str, shots: int | None) -> float:
+        return fmean((with_term if "0.1" in subject else others)[name, subject, measure, shots])
+
+    vit = ("ViT-MAE, as small", "ViT-MAE, as small, 0.1")
+    near = {
+        name: [mean(name, subject, "knn", None) for subject in vit]
+        for name in ("trashnet", "flowers", "pets")
+    }
+    assert "from {:.1f} to {:.1f} on trashnet".format(*near["trashnet"]) in page
+    assert "from {:.1f} to {:.1f} on flowers".format(*near["flowers"]) in page
+    assert "from {:.1f} to {:.1f} on pets".format(*near["pets"]) in page
+    first, last = ([mean(name, each, "probe", 20) for name in SETS] for each in vit)
+    gains = of_sets(b - a for a, b in zip(first, last, strict=True))
+    assert f"the probe with 20 labels by {gains} points" in page
+    ours = of_sets(mean(name, "own-images", "probe", 20) for name in SETS)
+    assert f"leads in the probe with 20 labels: {ours} to {of_sets(last)}" in page
+
+
+def test_what_three_seeds_of_a_vitmae_and_its_fine_tuning_say_is_told_as_measured() -> None:
+    before, after = (
+        record(BENCHMARKS / f"{name}.json")
+        for name in ("quality-objective-amd-epyc-2-cores-2026-11-30", VITMAE_PARAMS)
+    )
+    ours = list(before["compared"]["crate-0.1"].values())
+    theirs = [
+        *before["compared"]["vitmae-params-0.1"].values(),
+        *after["compared"]["vitmae-params-0.1"].values(),
+    ]
+    assert len(ours) == len(theirs) == 3
+    told = " ".join(section_of(APPENDIX, "#### More of the ViT-MAE as small").split())
+    for kind, words in (
+        ("probe", "the probe is {:.1f} to {:.1f} %"),
+        ("knn", "neighbours, as they are, {:.1f} to {:.1f}"),
+        ("probe-50", "50 labels a class {:.1f} to {:.1f}"),
+    ):
+        each = [[100 * run[kind] for run in runs] for runs in (ours, theirs)]
+        assert words.format(*map(fmean, each)) in told
+        low, high = sorted(each)
+        assert max(low) < min(high), "no seed of one lies among those of the other"
+    tuned = [
+        [100 * table[share][model]["1"] for share in ("0.01", "0.1", "1")]
+        for table, model in ((after["finetuned"], "vitmae-params-0.1"),
+                             (before["finetuned"], "crate-0.1"))
+    ]  # fmt: skip
+    one, ten, whole = zip(*tuned, strict=True)
+    assert "with 1 % of the labels {:.1f} to {:.1f}".format(*one) in told
+    assert "with 10 % {:.1f} to {:.1f}, with all {:.1f} to {:.1f}.".format(*ten, *whole) in told
+    scratch = [
+        100 * record(RECORDS / f"vitmae-params-scratch-{share}-percent.json")["accuracy"]
+        for share in (1, 10)
+    ]
+    worth = [mine - other for mine, other in zip(tuned[0], scratch, strict=False)]
+    assert "worth {:.1f} and {:.1f} points to it".format(*worth) in told
 
 
 @pytest.mark.parametrize("name", SHIPPED)
