@@ -595,9 +595,9 @@ def test_what_five_and_a_hundred_labels_gain_is_told_as_measured() -> None:
     page = " ".join((ROOT / "docs" / "own-images.md").read_text("utf-8").split())
 
     def both(measure: str, shots: int) -> list[tuple[list[float], list[float]]]:
-        subjects = ("photos64-long, layers", "photos64-long, untrained, layers")
+        mine, other = "photos64-long, layers", "photos64-long, untrained, layers"
         return [
-            tuple(drawn[name, subject, measure, shots] for subject in subjects) for name in SETS
+            (drawn[name, mine, measure, shots], drawn[name, other, measure, shots]) for name in SETS
         ]
 
     def gains(measure: str, shots: int) -> list[float]:
