@@ -1,9 +1,10 @@
 """Accuracy over the number of labels, from a record of `few_labels.py`: a panel for each set.
 
-python benchmarks/few_labels_figure.py RECORD --out FIGURE --subject "photos64, layers" ...
+python benchmarks/few_labels_figure.py RECORD --out FIGURE --subject "photos64, layers"
 
 A line is a linear probe, a diamond a fine-tuned network; bars are standard deviations over draws of
-the labels. Subjects are named as in the record, and drawn in this order.
+the labels. Subjects are named as in the record, and drawn in this order;
+--subject again for each.
 """
 
 import argparse

@@ -28,6 +28,7 @@ POOLS_PARAMS = "pools-params-amd-epyc-2-cores-2026-12-01"
 DERIVED = "derived-intel-xeon-2-cores-2026-11-30"
 VITMAE_PARAMS = "quality-objective-amd-epyc-2-cores-2026-12-01"
 FEW_MORE = "few-labels-more-amd-epyc-2-cores-2026-12-01.json"
+FEW_AT_96 = "few-labels-96-amd-epyc-2-cores-2026-12-01.json"
 FEW_OF_VITMAE = "few-labels-own-vit-amd-epyc-2-cores-2026-12-01.json"
 SETS = ("trashnet", "flowers", "pets")
 RESULTS = (ROOT / "docs" / "results.md").read_text("utf-8")
@@ -491,6 +492,7 @@ def test_what_the_pool_leaves_out_is_told_as_it_was_measured() -> None:
         (f"{PLACE}-wide", "few-labels-intel-xeon-2-cores-2026-11-30.json"),
         (f"{PLACE}-own", "few-labels-own-amd-epyc-2-cores-2026-11-30.json"),
         (f"{PLACE}-own-vit", FEW_OF_VITMAE),
+        (f"{PLACE}-96", FEW_AT_96),
         (f"{PLACE}-more", FEW_MORE),
         (f"{PLACE}-more-neighbours", FEW_MORE),
     ],
@@ -624,6 +626,47 @@ def test_what_five_and_a_hundred_labels_gain_is_told_as_measured() -> None:
     told = " ".join(RESULTS.split())
     by = of_sets(gains("finetune", 100))
     assert f"with 100 by {by}" in told
+
+
+def test_what_larger_images_gain_is_told_as_measured() -> None:
+    small, large = values_of(FEW_MORE), values_of(FEW_AT_96)
+    page = (ROOT / "docs" / "own-images.md").read_text("utf-8")
+    told = " ".join(section_of(page, "### At 96 px").split())
+    mine, other = "photos64-long, layers", "photos64-long, untrained, layers"
+
+    def gains(measure: str, shots: int | None) -> str:
+        key = (mine, measure, shots)
+        return of_sets(fmean(large[name, *key]) - fmean(small[name, *key]) for name in SETS)
+
+    tuned = {
+        subject: [fmean(large[name, subject, "finetune", 20]) for name in SETS]
+        for subject in (mine, other)
+    }
+    before = [fmean(small[name, mine, "finetune", 20]) for name in SETS]
+    assert f"fine-tuned {tuned[mine][2]:.1f}, at 64 px {before[2]:.1f};" in told
+    first = "{:.1f} and {:.1f} are level".format(*tuned[mine])
+    assert f"{first} with {before[0]:.1f} and {before[1]:.1f}." in told
+    assert f"100 labels a class gains {gains('probe', 100)} points" in told
+    assert f"neighbours, whitened, {gains('knn, whitened', None)}." in told
+    assert f"from scratch the same network has {of_sets(tuned[other])} there" in told
+    ahead = [
+        a - b
+        for name in SETS
+        for a, b in zip(
+            *(large[name, subject, "finetune", 20] for subject in (mine, other)), strict=True
+        )
+    ]
+    assert f"in {sum(a > 0 for a in ahead)} of nine draws, by up to {max(ahead):.1f}" in told
+
+
+def test_with_twenty_labels_two_machines_fine_tune_to_the_same_accuracies() -> None:
+    first = values_of("few-labels-intel-xeon-2-cores-2026-11-30.json")
+    again = values_of(FEW_MORE)
+    for name in SETS:
+        for subject, same in (("photos64-long", "photos64-long"),
+                              ("photos64, untrained", "photos64-long, untrained")):  # fmt: skip
+            before = first[name, f"{subject}, layers", "finetune", 20]
+            assert before == again[name, f"{same}, layers", "finetune", 20]
 
 
 def test_what_a_vitmae_gains_on_photographs_is_told_as_measured() -> None:
