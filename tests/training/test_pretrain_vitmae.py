@@ -24,7 +24,7 @@ from crate_mae.training.finetune import finetune
 from crate_mae.training.masked_completion import MaskedCompletion
 from crate_mae.training.objectives import ObjectiveConfig
 from crate_mae.training.optim import decayed_names, layer_decay_share
-from crate_mae.training.parse import parse_pretrain
+from crate_mae.training.parse import parse_finetune, parse_pretrain
 from crate_mae.training.pretrain import pretrain
 from crate_mae.vitmae.classifier import ViTClassifier, save_vit_classifier
 from crate_mae.vitmae.model import Match, ViTMAE, build_vitmae, vitmae_config
@@ -44,6 +44,18 @@ def test_a_twin_trains_and_loads(match: Match, tmp_path: Path) -> None:
     ratio = parameter_count(model) / ours
     assert 2 < ratio < 5 if match == "configuration" else 0.5 < ratio < 2
     assert isinstance(load_masked_autoencoder(tmp_path / "twin"), ViTMAE)
+    # The same network from scratch is a ViT-MAE's, too, and as large.
+    words = ["--from-scratch", str(tmp_path / "twin"), "--data.source", "digits"]
+    config, _ = parse_finetune(words)
+    assert config.vitmae == match
+    assert config.model is not None
+    network, wanted = (vitmae_config(sizes, match) for sizes in (config.model, MODEL))
+    assert network.to_dict() == wanted.to_dict()
+    done = finetune(small_finetune(model=config.model, vitmae=match, optim=WITHOUT_DROP_PATH),
+                    tmp_path / "scratch")  # fmt: skip
+    assert done.finished
+    again, _ = parse_finetune(["--from-scratch", str(tmp_path / "scratch" / "weights"), *words[2:]])
+    assert again.vitmae == "configuration", "of its weights, whose sizes are its own"
 
 
 def loaded_classifier(name: Path) -> ViTClassifier:

@@ -238,8 +238,10 @@ def _with_architecture(words: list[str]) -> list[str]:
     for option in ("--weights", "--resume"):
         if any(word.partition("=")[0] == option for word in words):
             raise ValueError(f"--from-scratch and {option} exclude each other")
-    model = json.dumps(architecture(name).to_dict())
-    return [*recipes, "--weights", "null", "--model", model, *rest]
+    model, match = _network(name)
+    baseline = [] if match is None else ["--vitmae", match]
+    chosen = ["--model", json.dumps(model.to_dict()), *baseline]
+    return [*recipes, "--weights", "null", *chosen, *rest]
 
 
 def architecture(name: str) -> ModelConfig:
@@ -247,14 +249,24 @@ def architecture(name: str) -> ModelConfig:
 
     Raises FileNotFoundError for none of these and ValueError for a file without a model section.
     """
+    return _network(name)[0]
+
+
+def _network(name: str) -> tuple[ModelConfig, str | None]:
+    """The architecture that a name stands for, and how a ViT-MAE is matched to it, if it is one.
+
+    Raises as `architecture`.
+    """
     if name in PRESETS:
-        return PRESETS[name]
+        return PRESETS[name], None
     path = user_path(name)
     if name in SHIPPED or (path / CONFIG).is_file():
         _, described = find_weights(name)
         if not isinstance(described.get("config"), dict):
             raise ValueError(f"{name} says no architecture of ours: name a run, or a preset")
-        return ModelConfig.from_dict(described["config"])
+        kind = str(described.get("model_type", ""))
+        match = "configuration" if kind.startswith("vit_mae") else None
+        return ModelConfig.from_dict(described["config"]), match
     if path.is_dir():
         values = load_config_values(path)
     else:
@@ -265,7 +277,7 @@ def architecture(name: str) -> ModelConfig:
         values = load_settings(file)
     if not isinstance(values.get("model"), dict):
         raise ValueError(f"{name} holds no model section: name a preset, {', '.join(PRESETS)}")
-    return ModelConfig.from_dict(values["model"])
+    return ModelConfig.from_dict(values["model"]), values.get("vitmae")
 
 
 def _with_recipe_files(arguments: list[str], parser: SettingsParser) -> list[str]:
