@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 
+import numpy as np
 import pytest
 import torch
 from model_cases import digits_model
@@ -113,6 +114,20 @@ def test_layers_pools_and_seeds(
     known, unknown = (extract_features(random_baseline(model, 4), s, pool="cls") for s in pair)
     alone = nearest_neighbours(few_shot(known, 4, 4), unknown, seed=4)
     assert twin.results[1] == with_majority_of(alone, known, test.labels)
+
+
+def test_only_a_part_of_the_training_images_is_called_held_out(
+    model: CrateMAE, tmp_path: Path
+) -> None:
+    """Images without splits: a part of them tests, or all of those of another address."""
+    for name in ("mine", "theirs"):
+        np.save(tmp_path / f"{name}.npy", np.zeros((20, 8, 8), np.uint8))
+        np.save(tmp_path / f"{name}_labels.npy", np.arange(20) % 2)
+    mine, theirs = (f"npy:{tmp_path / name}.npy" for name in ("mine", "theirs"))
+    for other, told in ((None, f"{mine} held out"), (theirs, theirs)):
+        images = open_pair(mine, test_address=other)
+        (row,) = compare_models(model, *images, measures={"knn": nearest_neighbours}, baselines=())
+        assert row.tested_on == told
 
 
 def test_a_row_as_plain_values(model: CrateMAE, pair: Pair) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from report_cases import change, measured_run, read_page, short_probes
+from source_cases import Write
 from training_runs import small_config
 
 from crate_mae.batches.config import DataConfig
@@ -22,6 +23,7 @@ from crate_mae.batches.masked import MaskedBatches
 from crate_mae.cli import VERBS, main
 from crate_mae.report.layer_tables import layer_tables
 from crate_mae.report.page import templates, write_report
+from crate_mae.report.sections import measuring_commands
 from crate_mae.runs import measure_missing as measure
 from crate_mae.runs.contents import Run
 from crate_mae.runs.measure_missing import held_out
@@ -124,6 +126,45 @@ def test_pictures_are_of_the_images_that_the_run_held_back() -> None:
     assert not found.trained_on
     names = [found.source.name(index) for index in range(len(found.source))]
     assert names == [back.name(index) for index in range(40)]
+
+
+@pytest.mark.parametrize("folders", [("train", "valid"), ("train",)])
+def test_an_address_that_validates_is_looked_at_as_the_run_did(
+    folders: tuple[str, ...], write: Write, tmp_path: Path
+) -> None:
+    for folder in folders:
+        for number in range(3):
+            write(f"theirs/{folder}/a/of-{folder}-{number}.png", (8, 8))
+    theirs = f"imagefolder:{tmp_path / 'theirs'}"
+    config = small_config(data=DataConfig(source="digits", limit=200, val_source=theirs))
+    data = ImageDataModule(
+        config.data, model=config.model, kind=MaskedBatches(masking=config.masking), batch_size=32
+    )
+    data.open()
+    back = data.val_source
+    assert back is not None
+    assert back.split == folders[-1]
+    run = Run(folder=tmp_path / "run", config=asdict(config), config_text="", data=data.facts())
+    found = held_out(run, 1000)
+    assert not found.trained_on
+    assert found.source.fingerprint() == back.fingerprint()
+    (analysing,) = [line for line in measuring_commands(run) if "analyze" in line]
+    assert f"{theirs} --split {folders[-1]} " in analysing
+
+
+def test_a_classifier_is_looked_at_on_the_test_images_that_it_found() -> None:
+    config: dict[str, Any] = {"data": {"source": "digits", "test_source": None, "test_split": None}}
+    run = Run(folder=Path(), config=config, config_text="", data={"split": "train"})
+    assert not any(run.looked_at)
+    run.data["test"] = {"source": "digits", "split": "test"}
+    assert list(run.looked_at) == [None, "test"]
+    assert not held_out(run, 8).trained_on
+    run.data["test"] = {"source": "digits", "split": "train"}
+    assert not any(run.looked_at), "a part held out of the training images"
+    config["data"]["test_source"] = "npy:x.npy"
+    assert list(run.looked_at) == ["npy:x.npy", "train"]
+    config["data"]["test_split"] = "validation"
+    assert list(run.looked_at) == ["npy:x.npy", "validation"]
 
 
 def test_seeds_and_layers_have_their_columns(run: Path) -> None:

@@ -1,12 +1,13 @@
 """What an address must be, what a wrong one is told, and which images test."""
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from source_cases import Write
 
-from crate_mae.sources.address import open_pair, open_source
+from crate_mae.sources.address import open_pair, open_source, open_validation
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,52 @@ def test_a_table_an_array_and_digits_are_tested_on_alike(write: Write, tmp_path:
     ):
         _, test = open_pair("digits", test_address=address)
         assert (test.split, len(test)) == (split, count)
+
+
+@pytest.mark.parametrize(
+    ("folders", "asked", "split", "told"),
+    [
+        (("train", "val", "test"), None, "val", ""),
+        (("train", "val", "test"), "test", "test", ""),
+        (("train", "test"), None, "train", "its split train validates"),
+        (("",), None, None, ""),
+    ],
+)
+def test_another_address_validates_by_the_split_meant_for_it(
+    folders: tuple[str, ...],
+    asked: str | None,
+    split: str | None,
+    told: str,
+    write: Write,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    other = f"imagefolder:{tmp_path / 'theirs'}"
+    for folder in folders:
+        for name in "ab":
+            write(f"theirs/{folder}/{name}/of-{folder}.png")
+    found = open_validation("digits", other, asked)
+    assert (len(found), found.address, found.split) == (2, other, split)
+    assert {found.name(index).rpartition("/")[2] for index in range(2)} == {f"of-{split or ''}.png"}
+    assert caplog.messages == ([f"{other} has no validation split: {told}"] if told else [])
+    one = open_validation("digits", other, asked, limit=1, labelled=True)
+    assert len(one) == 1
+    assert one.name(0) in {found.name(0), found.name(1)}
+
+
+def test_images_that_validate_are_counted_and_labelled_where_asked(
+    write: Write, tmp_path: Path
+) -> None:
+    write("plain/0.png")
+    plain = f"imagefolder:{tmp_path / 'plain'}"
+    assert len(open_validation("digits", plain, None)) == 1
+    with pytest.raises(ValueError, match="has no labels"):
+        open_validation("digits", plain, None, labelled=True)
+    assert open_validation("digits", None, "test").split == "test"
+    with tarfile.open(tmp_path / "0.tar", "w") as shard:
+        shard.add(tmp_path / "plain" / "0.png", "0.png")
+    with pytest.raises(ValueError, match="is a stream: name a folder or table"):
+        open_validation("digits", f"wds:{tmp_path / '0.tar'}", None)
 
 
 def test_the_own_address_named_again_gives_the_same_images() -> None:

@@ -154,6 +154,7 @@ class ImageDataModule(LightningDataModule):
             "split": train.split,
             "images": len(train),
             "validation_images": len(val) if val is not None else 0,
+            "validation_split": val.split if val is not None else None,
             "fingerprint": train.fingerprint(),
             "preprocess": self.preprocess.to_dict(),
             "unreadable": dict(self.broken),

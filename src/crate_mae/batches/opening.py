@@ -14,7 +14,7 @@ from crate_mae.batches.config import VALIDATION_SEED, DataConfig
 from crate_mae.batches.measuring import chosen_preprocess
 from crate_mae.batches.on_device import KeptImages, NotKeptError, stacked_images
 from crate_mae.models.config import ModelConfig, Preprocess
-from crate_mae.sources.address import CHOICE_SEED, open_source
+from crate_mae.sources.address import CHOICE_SEED, open_source, open_validation
 from crate_mae.sources.base import ImageSource
 from crate_mae.sources.images import Sample, UnreadableImage, to_channels
 from crate_mae.sources.splits import split_off
@@ -145,10 +145,13 @@ def _validation_source(config: DataConfig, train: ImageSource | StreamSource) ->
         raise ValueError(
             f"validation needs a source of known size, not {address}: name data.val_source"
         )
-    val = open_source(
-        address, split=config.val_split, limit=config.val_limit, reading=config.reading
+    val = open_validation(
+        config.source,
+        config.val_source,
+        config.val_split,
+        limit=config.val_limit,
+        reading=config.reading,
     )
-    assert isinstance(val, ImageSource)
     same = val.split == train.split or "all" in (val.split, train.split)
     if val.address == train.address and same:
         logger.warning("validation images are training images: name data.val_split")

@@ -114,7 +114,7 @@ def compare_models(
                 known[key],
                 unknown[key],
                 subject=name,
-                tested_on=" ".join(filter(None, (test.address, test.split or "held out"))),
+                tested_on=tested_on,
                 parameters=None if subject is None else parameter_count(subject),
                 image_size=(pixels if subject is None else subject.preprocess).size,
                 measures=measures,
@@ -124,6 +124,8 @@ def compare_models(
             )
         ]
 
+    part = test.split or ("held out" if test.address == train.address else None)
+    tested_on = " ".join(filter(None, (test.address, part)))
     rows: list[Row] = []
     for name, subject in subjects.items():
         if isinstance(subject, partial):

@@ -93,9 +93,24 @@ class Run:
 
     @property
     def looked_at(self) -> tuple[str | None, str | None]:
-        """(address, split) of the images that are not trained on, as the settings name them."""
+        """(address, split) of the images that are not trained on, as the settings name them.
+
+        A split that they leave open is the one that the run found; None for a part held out.
+        """
         kind = "test" if self.is_classifier else "val"
-        return self.setting(f"data.{kind}_source"), self.setting(f"data.{kind}_split")
+        source, split = self.setting(f"data.{kind}_source"), self.setting(f"data.{kind}_split")
+        return source, self._found_split(source) if split is None else split
+
+    def _found_split(self, source: str | None) -> str | None:
+        """The split of the validation or test images that the run noted, where it is their own."""
+        tested = self.data.get("test")
+        if not self.is_classifier:
+            found = self.data.get("validation_split") if source else None
+        else:
+            found = tested.get("split") if isinstance(tested, dict) else None
+            if not source and found == self.data.get("split"):
+                return None  # a part held out of the training images
+        return found if isinstance(found, str) and found else None
 
     def number(self, key: str) -> float:
         """The value of a setting that is a number; ValueError when it is none."""

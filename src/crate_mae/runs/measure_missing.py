@@ -262,12 +262,13 @@ def labelled_pair(run: Run, *, limit: int, test_limit: int) -> tuple[ImageSource
     Raises as `open_pair` and `held_out`.
     """
     address = run_address(run)
+    other, split = run.looked_at
     run.count("data.limit")  # a damaged setting is told of, not passed over
     return open_pair(
         address,
         train_split=run.setting("data.split"),
-        test_address=run.setting("data.val_source"),
-        test_split=run.setting("data.val_split"),
+        test_address=other,
+        test_split=split,
         limit=most_train(run, limit),
         test_limit=test_limit,
         reading=run_reading(run),

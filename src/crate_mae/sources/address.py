@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 TESTED = ("test", "validation")
 """Splits that test where none is named, the first that is there."""
+VALIDATED = ("validation",)
+"""The same for images that validate."""
 TEST_SHARE = 0.2
 """Share of the labelled images that test where no split does."""
 CHOICE_SEED = 0
@@ -114,7 +116,7 @@ def open_pair(
     tested = address if test_address is None else test_address
     if test_split is not None:
         test = opened(tested, test_split, reading)
-    elif (of_split := _of_first_split(opened, tested, reading)) is not None:
+    elif (of_split := _of_first_split(opened, tested, reading, TESTED)) is not None:
         test = of_split
     elif test_address is not None:
         test = opened(tested, None, reading)
@@ -142,11 +144,42 @@ def open_pair(
     return train, test
 
 
+def open_validation(
+    source: str,
+    val_source: str | None,
+    val_split: str | None,
+    *,
+    limit: int | None = None,
+    reading: Reading = AS_USUAL,
+    labelled: bool = False,
+) -> ImageSource:
+    """The images that validate what is trained on those at `source`.
+
+    Without a split they are the validation split of the address named for them; where it has none,
+    what is read without a split, and the log names a split that is read so. `limit` keeps a random
+    subset, the same one whatever the seed. Raises ValueError for streams and, with `labelled`, for
+    images without labels.
+    """
+    opened = labelled_source if labelled else counted_source
+    address = source if val_source is None else val_source
+    val = None
+    if val_split is None and address != source:
+        val = _of_first_split(opened, address, reading, VALIDATED)
+    if val is None:
+        val = opened(address, val_split, reading)
+        if val_split is None and address != source and val.split is not None:
+            logger.warning("%s has no validation split: its split %s validates", address, val.split)
+    return val if limit is None else random_subset(val, limit, CHOICE_SEED)
+
+
 def _of_first_split(
-    opened: Callable[[str, str | None, Reading], ImageSource], address: str, reading: Reading
+    opened: Callable[[str, str | None, Reading], ImageSource],
+    address: str,
+    reading: Reading,
+    splits: Sequence[str],
 ) -> ImageSource | None:
-    """The images of the first of TESTED that an address has; None where it has none of them."""
-    for split in TESTED:
+    """The images of the first of the splits that an address has; None where it has none of them."""
+    for split in splits:
         try:
             return opened(address, split, reading)
         except NoSuchSplitError:
@@ -166,7 +199,7 @@ def counted_source(address: str, split: str | None, reading: Reading = AS_USUAL)
     """The images at an address, with labels or without; ValueError for a stream."""
     source = open_source(address, split=split, reading=reading)
     if not isinstance(source, ImageSource):
-        raise ValueError(f"{address} is a stream; a probe needs images that can be counted")
+        raise ValueError(f"{address} is a stream: name a folder or table, which can be counted")
     return source
 
 

@@ -9,8 +9,8 @@ from crate_mae.common.progress import StartProgress
 from crate_mae.dense.class_masks import DenseSource, check_values, counted_values
 from crate_mae.dense.masks import encoded_masks
 from crate_mae.models.mask_classes import MaskClasses
-from crate_mae.sources.address import CHOICE_SEED, counted_source, few, open_pair
-from crate_mae.sources.base import ImageSource, random_subset
+from crate_mae.sources.address import few, open_pair, open_validation
+from crate_mae.sources.base import ImageSource
 from crate_mae.sources.splits import split_off
 from crate_mae.training.config import FinetuneConfig
 from crate_mae.training.labelled_images import check_apart
@@ -107,9 +107,13 @@ def _with_validation(
 ) -> tuple[ImageSource, ImageSource | None]:
     data = config.data
     if data.val_source is not None or data.val_split is not None:
-        val = counted_source(data.val_source or data.source, data.val_split, data.reading)
-        if data.val_limit is not None and data.val_limit < len(val):
-            val = random_subset(val, data.val_limit, CHOICE_SEED)
+        val = open_validation(
+            data.source,
+            data.val_source,
+            data.val_split,
+            limit=data.val_limit,
+            reading=data.reading,
+        )
         check_apart(val, train=train, test=test)
         return train, val
     if data.val_share:

@@ -11,11 +11,11 @@ from torch.utils.data import Dataset
 from crate_mae.batches.config import VALIDATION_SEED, LabelledDataConfig
 from crate_mae.sources.address import (
     CHOICE_SEED,
-    labelled_source,
     open_pair,
+    open_validation,
     with_classes_of,
 )
-from crate_mae.sources.base import ImageSource, labels_of, random_subset, subset
+from crate_mae.sources.base import ImageSource, labels_of, subset
 from crate_mae.sources.splits import few_shot_indices, hold_out, share_indices
 from crate_mae.sources.torch_datasets import as_source
 
@@ -139,10 +139,15 @@ def _chosen(train: ImageSource, config: LabelledDataConfig, seed: int) -> ImageS
 
 
 def _validation(config: LabelledDataConfig, train: ImageSource, test: ImageSource) -> ImageSource:
-    val = labelled_source(config.val_source or config.source, config.val_split, config.reading)
+    val = open_validation(
+        config.source,
+        config.val_source,
+        config.val_split,
+        limit=config.val_limit,
+        reading=config.reading,
+        labelled=True,
+    )
     val = with_classes_of(train, val, "validation")
-    if config.val_limit is not None and config.val_limit < len(val):
-        val = random_subset(val, config.val_limit, CHOICE_SEED)
     check_apart(val, train=train, test=test)
     labels_of(val)
     return val
