@@ -15,6 +15,8 @@ from crate_mae.cli import VERBS, main
 from crate_mae.cli.options import refuse_beside, verb_parser
 
 REFUSED = [
+    ("analyze W I --no-baselines --out O", "--seed 0", "no random baseline"),
+    ("analyze W I --compare V --out O", "--seed 0", "no random baseline"),
     ("reconstruct W I --mask M --out O", "--mask-ratio 0.75", "--mask says"),
     ("reconstruct W I --mask M --out O", "--mask-kind random", "--mask says"),
     ("reconstruct W I --mask M --out O", "--seed 0", "--mask says"),
@@ -120,6 +122,7 @@ def test_links_are_entered_in_images_alone(capsys: pytest.CaptureFixture[str]) -
         ("reconstruct", "--mask-ratio", "(0.75)"),
         ("reconstruct", "--mask-kind", "(random)"),
         ("reconstruct", "--seed", "(0)"),
+        ("analyze", "--seed", "(0)"),
         ("map", "--seed", "(0)"),
         ("neighbours", "--similarity", "(0.95)"),
         ("export", "--mask-ratio", "(0.75)"),

@@ -241,8 +241,8 @@ class DataConfig:
     val_source: str | None = None
     """Address of the validation images; the training source when not given."""
     val_split: str | None = None
-    """Split that validates. Without one: the validation split of `val_source`, else all that is read
-    there; without `val_source`, `val_share` of the training images is held out."""
+    """Split that validates. Without one: the validation split of `val_source`, else all that is
+    read there; without `val_source`, `val_share` of the training images is held out."""
     val_share: float = 0.1
     """Share of the training images held out when there is no validation split; 0 for none."""
     val_limit: int | None = 10_000

@@ -16,6 +16,7 @@ from crate_mae.cli.options import (
     device_of,
     opened_images,
     reading_of,
+    refuse_beside,
     report_unreadable,
     terminal_width,
     verb_parser,
@@ -77,6 +78,7 @@ def analyze_parser() -> CommandParser:
     )
     add_batch_size(parser, 64)
     add_seed(parser, "of the random baseline")
+    parser.set_defaults(seed=None)
     add_overwrite(parser, "an older analysis")
     add_device(parser)
     return parser
@@ -84,7 +86,10 @@ def analyze_parser() -> CommandParser:
 
 def analyze(argv: list[str]) -> int:
     """The exit status of `crate-mae analyze`."""
-    given = analyze_parser().read(argv)
+    parser = analyze_parser()
+    given = parser.read(argv)
+    if given.no_baselines or (given.compare and "random" not in given.compare):
+        refuse_beside(parser, "there is no random baseline to draw", {"--seed": given.seed})
     check_words(given, folder=True)
 
     from crate_mae.analysis import (
@@ -100,7 +105,7 @@ def analyze(argv: list[str]) -> int:
         raise ValueError("--compare and --no-baselines exclude each other")
     folder = check_analysis_folder(given.out, overwrite=given.overwrite)
     beside = [] if given.no_baselines else given.compare or [RANDOM]
-    subjects = open_models(given.weights, beside, seed=given.seed)
+    subjects = open_models(given.weights, beside, seed=given.seed or 0)
     for subject in subjects:
         subject.model.to(device_of(given.device))
     source = opened_images(given)

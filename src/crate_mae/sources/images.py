@@ -17,7 +17,6 @@ from crate_mae.common.file_kinds import file_kind
 from crate_mae.sources import jpeg2000, tiff
 from crate_mae.sources.colour_profiles import foreign_profile
 from crate_mae.sources.exact import (
-    corrected,
     settled,
     stored_step,
     unread_planes,
@@ -27,8 +26,8 @@ from crate_mae.sources.pillow_images import MAX_PIXELS_VARIABLE as MAX_PIXELS_VA
 from crate_mae.sources.pillow_images import (
     SIDEWAYS,
     check_size,
+    decoded,
     orientation,
-    scaled,
     upright,
     without_alpha,
 )
@@ -78,14 +77,9 @@ def decode_image(data: ImageData, name: str) -> Tensor:
     """
     try:
         with _opened(data, name) as opened:
-            image = jpeg2000.exact(opened, data)
-            image.load()
-            check_size(image.size, name)  # icon files may grow on loading
-            flat = without_alpha(settled(image, data))
-            array = corrected(upright(image, flat), image, data)
+            return decoded(opened, data, name)
     except tiff.NotForPillowError as fault:
         return _through_tifffile(data, name, str(fault))
-    return scaled(array, flat.mode, name)
 
 
 def _through_tifffile(data: ImageData, name: str, fault: str) -> Tensor:

@@ -2,11 +2,15 @@
 
 import os
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from crate_mae.sources.exact import corrected, settled
+from crate_mae.sources.jpeg2000 import exact
 
 MAX_PIXELS = 64_000_000
 MAX_PIXELS_VARIABLE = "CRATE_MAE_MAX_PIXELS"
@@ -44,6 +48,20 @@ class UnreadableImage(Exception):  # noqa: N818 - it is also handed on as a valu
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
+
+
+def decoded(image: Image.Image, data: bytes | Path | Image.Image, name: str) -> Tensor:
+    """The upright image as (C, H, W): uint8, or float32 for 16-bit (in [0, 1]) and float files.
+
+    `data` is what it was opened from, or the image itself: what only the file tells, as which grey
+    of 4 bits is transparent, is then not known. Raises UnreadableImage for what is too large or has
+    no scale, and what decoding raises.
+    """
+    image = exact(image, data)
+    image.load()
+    check_size(image.size, name)  # icon files may grow on loading
+    flat = without_alpha(settled(image, data))
+    return scaled(corrected(upright(image, flat), image, data), flat.mode, name)
 
 
 def upright(image: Image.Image, flat: Image.Image) -> np.ndarray:

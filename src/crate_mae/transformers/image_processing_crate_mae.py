@@ -18,16 +18,8 @@ from transformers.image_utils import (
 )
 
 from crate_mae.batches.transforms import fit
-from crate_mae.sources.exact import corrected, settled, with_clear_canvas
-from crate_mae.sources.jpeg2000 import exact
-from crate_mae.sources.pillow_images import (
-    check_size,
-    readable_formats,
-    scaled,
-    to_channels,
-    upright,
-    without_alpha,
-)
+from crate_mae.sources.exact import with_clear_canvas
+from crate_mae.sources.pillow_images import check_size, decoded, readable_formats, to_channels
 from crate_mae.sources.tiff import NotForPillowError, check_tags
 
 
@@ -107,12 +99,7 @@ def _file_pixels(path: Path) -> Tensor:
 
 
 def _pixels(image: Image.Image, data: Path | Image.Image, name: str) -> Tensor:
-    """The upright image as (C, H, W): uint8, or float32 for 16 bits (in [0, 1]) and floats.
-
-    `data` is the file it was opened from, or the image itself: what only the file tells, as which
-    grey of 4 bits is transparent, is then not known. Raises UnreadableImage for what is too large
-    or has no scale, ValueError for a TIFF that Pillow gets wrong, and what decoding raises.
-    """
+    """What `decoded` gives; ValueError for a TIFF that Pillow gets wrong."""
     try:
         check_tags(image)
     except NotForPillowError as fault:
@@ -121,11 +108,7 @@ def _pixels(image: Image.Image, data: Path | Image.Image, name: str) -> Tensor:
             " and give the array"
         ) from fault
     check_size(image.size, name)
-    image = exact(image, data)
-    image.load()
-    check_size(image.size, name)  # icon files may grow on loading
-    flat = without_alpha(settled(image, data))
-    return scaled(corrected(upright(image, flat), image, data), flat.mode, name)
+    return decoded(image, data, name)
 
 
 def _on_a_known_scale(values: np.ndarray | Tensor) -> Tensor:
