@@ -63,6 +63,7 @@ def test_fine_tuned_rows_stand_beside_training_from_scratch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two draws of five labels; a record that was cut short goes on where it was."""
+    monkeypatch.setattr("few_labels.DRAWS", 1)  # of frozen features, which are not looked at here
     pools = []
 
     def seen(config: FinetuneConfig, folder: str) -> RunSummary:
@@ -93,8 +94,9 @@ def test_fine_tuned_rows_stand_beside_training_from_scratch(
 
 
 def test_networks_that_differ_in_their_weights_alone_share_an_untrained_row(
-    tmp_path: Path, words: list[str]
+    tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("few_labels.DRAWS", 1)
     assert main([*words, "--model", "again=cifar10-rate", "--model", "deep=cifar10-small"]) == 0
     record = json.loads((tmp_path / "record.json").read_text("utf-8"))
     assert list(dict.fromkeys(row["subject"] for row in record["rows"])) == [
