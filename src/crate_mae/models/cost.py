@@ -24,14 +24,18 @@ from crate_mae.models.masks import num_kept
 class Cost:
     """What a model costs."""
 
+    config: ModelConfig
     parameters: int
     """Trainable ones."""
-    encode: int
-    """Floating-point operations to `encode` the batch."""
     step: int
     """Floating-point operations of one training step on the batch, forward and backward."""
     images: int
     """Images in the batch."""
+
+    @property
+    def encode(self) -> int:
+        """Floating-point operations to `encode` the batch, counted when they are asked for."""
+        return _encode_flops(self.config, self.images)
 
 
 def counted_flops(run: Callable[[], object]) -> int:
@@ -61,8 +65,8 @@ def _counted(config: ModelConfig, batch: int, kept: int, recompute: bool) -> Cos
         images = torch.empty(batch, config.channels, *config.image_hw)
         mask = torch.empty(batch, config.num_patches, dtype=torch.bool)
         return Cost(
+            config=config,
             parameters=parameter_count(model),
-            encode=counted_flops(lambda: _encode(model, images)),
             step=counted_flops(lambda: _step(model, images, mask, kept)),
             images=batch,
         )
@@ -73,9 +77,12 @@ def parameter_count(model: Backbone | nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def _encode(model: CrateMAE, images: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model.eval().encode(images)
+@lru_cache(maxsize=256)
+def _encode_flops(config: ModelConfig, batch: int) -> int:
+    with FakeTensorMode(), torch.random.fork_rng(devices=[]), torch.no_grad():
+        model = CrateMAE(config).eval()
+        images = torch.empty(batch, config.channels, *config.image_hw)
+        return counted_flops(lambda: model.encode(images))
 
 
 def _step(model: CrateMAE, images: Tensor, mask: Tensor, kept: int) -> None:
