@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from crate_mae.evaluation.metrics import wilson_interval
-from crate_mae.runs.compare_runs import CHOOSING, OTHER_TRAINING_LOSSES, compared, read_runs
+from crate_mae.runs.compare_runs import OTHER_TRAINING_LOSSES, compared, read_runs
 from crate_mae.runs.contents import Run
+from crate_mae.runs.differences import CHOOSING
 from crate_mae.training.config import FinetuneConfig, PretrainConfig, TrainerConfig
 from crate_mae.training.run_folder import Start
 from crate_mae.training.segment_config import SegmentConfig

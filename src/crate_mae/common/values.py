@@ -21,6 +21,11 @@ def is_count(value: Any) -> TypeGuard[int]:
     return is_number(value) and isinstance(value, int)
 
 
+def text_of(value: Any) -> str | None:
+    """A value that is text; None for an empty one and for anything else that stands there."""
+    return value if isinstance(value, str) and value else None
+
+
 def named_values_at(values: Any, key: str) -> dict[str, Any]:
     """The named values below a key of named values; none for anything else that stands there."""
     below = values.get(key) if isinstance(values, dict) else None

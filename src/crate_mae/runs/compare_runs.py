@@ -8,31 +8,12 @@ from typing import Any
 
 from crate_mae.common.plain_tables import Cell, Table, as_text
 from crate_mae.common.text import count_text
-from crate_mae.common.values import is_count, is_finite, named_values_at
+from crate_mae.common.values import is_count, is_finite, named_values_at, text_of
 from crate_mae.evaluation.answers import Answer, Place, answers_text, clearly_better
 from crate_mae.evaluation.comparison import LONG_NAMES, NAMES, PlainRow, headline, interval
 from crate_mae.runs.contents import EVALUATION, NOT_EVALUATED, Run, comparison_rows, read_run
-from crate_mae.training.config import TrainerConfig
+from crate_mae.runs.differences import TRAINING_IMAGES, differences, draws_images, fingerprints
 
-LEFT_OUT = ("name", "record.", "data.workers", "data.cache_gib", "trainer.")
-"""Settings that do not change what is learned, and so are not set beside each other."""
-ROUNDING = ("trainer.precision", "trainer.tf32")
-"""The trainer's settings that do change it: what is computed is rounded otherwise."""
-ACCUMULATE = "trainer.accumulate"
-"""One that changes it where the loss is of a part of a step (`_depends_on_split`)."""
-DEFAULTS = {
-    key: getattr(TrainerConfig(), key.removeprefix("trainer.")) for key in (*ROUNDING, ACCUMULATE)
-}
-"""Their values in runs that did not write them down."""
-STARTED_FROM = "started from"
-"""What runs that began with other weights differ in: their name, and the begin of their SHA-256."""
-TRAINING_IMAGES = "training images"
-"""What runs on other images of the same settings differ in: source, and begin of fingerprint."""
-CHOOSING = (
-    "data.source", "data.split", "data.limit", "data.shots", "data.share", "data.val_",
-    "data.image_key", "data.label_key", "data.follow_links",
-)  # fmt: skip
-"""Settings that choose training images: where they differ, so do fingerprints, as is expected."""
 OTHER_LOSSES = (
     "method", "task", "masking.", "simdino.", "model.norm_pix_loss", "model.patch_size",
     "model.image_size", "model.channels", "image_size", "data.source", "data.split",
@@ -51,8 +32,6 @@ OTHER_TRAINING_LOSSES = (
 """The same of training losses, which are of augmented images and may hold further terms."""
 DRAWN = "held-out images drawn by the seed"
 """What validation losses are of where the seed chooses the images that some are held out of."""
-MISSING = object()
-
 COLUMNS = {"probe": "probe", "knn": "kNN", "test": "test", "mean_iou": "mean IoU"}
 """The results of a run, and their columns."""
 LONG = {**LONG_NAMES, "test": "test", "mean_iou": "mean IoU"}
@@ -188,12 +167,11 @@ class ComparedRuns:
     def _other_losses(self) -> list[str]:
         """What makes validation losses be of different things."""
         found = self._differing(OTHER_LOSSES)
-        fingerprints = {_fingerprint(run) for run in self.runs} - {None}
         # The draw differs with the seed even where the runs only repeat each other.
         drawn = "seed" in self.differing and any(
-            _draws_images(run) and _holds_out(run) for run in self.runs
+            draws_images(run) and _holds_out(run) for run in self.runs
         )
-        return found or ([DRAWN] if drawn and len(fingerprints) > 1 else [])
+        return found or ([DRAWN] if drawn and len(fingerprints(self.runs)) > 1 else [])
 
     def answers(self) -> list[Answer]:
         """What may be said of the best run, by each accuracy, and of losses."""
@@ -260,108 +238,14 @@ def read_runs(folders: Sequence[str | Path]) -> ComparedRuns:
 
 def compared(runs: Sequence[Run]) -> ComparedRuns:
     """The runs set beside each other, by the settings that change what is learned."""
-    differing = _differing_settings(runs)
-    hashes = [run.start and run.start.sha256 for run in runs]
-    if "weights" not in differing and len(set(hashes)) > 1:
-        differing[STARTED_FROM] = [
-            None if run.start is None else f"{run.start.weights} {run.start.sha256[:8]}"
-            for run in runs
-        ]
-    if _are_of_other_images(runs, differing):
-        differing[TRAINING_IMAGES] = [
-            " ".join(filter(None, (_source(run), (_fingerprint(run) or "")[:8]))) or None
-            for run in runs
-        ]
     stale = [run.stale(run.evaluation) for run in runs]
-    return ComparedRuns(runs=list(runs), differing=differing, stale=stale)
-
-
-def _differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    flat = [_flat(run.config) for run in runs]
-    of_split = any(map(_depends_on_split, runs))
-    differing = {}
-    for key in sorted({key for settings in flat for key in settings}):
-        counts = key in ROUNDING or (key == ACCUMULATE and of_split)
-        if key.startswith(LEFT_OUT) and not counts:
-            continue
-        values = [settings.get(key, DEFAULTS.get(key, MISSING)) for settings in flat]
-        if any(value != values[0] for value in values):
-            differing[key] = [None if value is MISSING else value for value in values]
-    return differing
-
-
-def _depends_on_split(run: Run) -> bool:
-    """Whether the loss of a step depends on the batches that it is accumulated from.
-
-    A rate is no mean over images: that of each batch is not that of the step. Rates of each image's
-    own tokens are.
-    """
-    gamma = run.setting("objective.gamma")
-    of_batch = (
-        run.setting("objective.over") == "batch" and run.setting("objective.features") != "tokens"
-    )
-    return (is_finite(gamma) and gamma > 0 and of_batch) or (
-        run.setting("simdino.reduce_cov") is False
-    )
-
-
-def _are_of_other_images(runs: Sequence[Run], differing: dict[str, list[Any]]) -> bool:
-    """Whether runs trained on other images though their settings do not tell it.
-
-    What an old run did not record is no difference.
-    """
-    sources = {_source(run) for run in runs} - {None}
-    if len(sources) > 1 and "data.source" not in differing:
-        return True
-    if any(key.startswith(CHOOSING) for key in differing):
-        return False
-    # Where the seed draws images, runs that repeat each other have other fingerprints though their
-    # source is the same: that is a part of what their spread means, and only runs of one seed must
-    # agree. Which of the images are held out is fixed whatever the seed, and changes nothing here.
-    by_draw: dict[Any, set[str]] = {}
-    for run in runs:
-        draw = run.config.get("seed") if _draws_images(run) else None
-        fingerprint = _fingerprint(run)
-        by_draw.setdefault(draw, set()).update([] if fingerprint is None else [fingerprint])
-    return any(len(found) > 1 for found in by_draw.values())
-
-
-def _draws_images(run: Run) -> bool:
-    """Whether the run's seed draws its training images out of those of the source.
-
-    A supervised run's few labels are. A limit is the same choice for every seed, but older versions
-    drew that of pre-training by the seed.
-    """
-    drawn = ("data.shots", "data.share") if run.is_classifier else ("data.limit",)
-    return any(run.setting(key) is not None for key in drawn)
+    return ComparedRuns(runs=list(runs), differing=differences(runs), stale=stale)
 
 
 def _holds_out(run: Run) -> bool:
     """Whether validation images are held out of the training images."""
     named = run.setting("data.val_source") or run.setting("data.val_split")
     return not named and bool(run.setting("data.val_share"))
-
-
-def _source(run: Run) -> str | None:
-    return _text_of(run.data.get("source"))
-
-
-def _fingerprint(run: Run) -> str | None:
-    return _text_of(run.data.get("fingerprint"))
-
-
-def _text_of(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def _row(run: Run, method: str) -> PlainRow | None:
@@ -383,11 +267,11 @@ def _how(row: PlainRow, key: str) -> str | None:
     """What a result says of how it was measured, by key of MEASURED; None where it says nothing."""
     if key == "fingerprint":
         test = named_values_at(named_values_at(row, "data"), "test")
-        return (_text_of(test.get("fingerprint")) or "")[:8] or None
+        return (text_of(test.get("fingerprint")) or "")[:8] or None
     value = row.get(key)
     if key == "shots" and value is None:
         return "all"
-    return f"{value:,}" if is_count(value) else _text_of(value)
+    return f"{value:,}" if is_count(value) else text_of(value)
 
 
 def _numbers(run: Run, rows: dict[str, PlainRow | None]) -> dict[str, float | None]:

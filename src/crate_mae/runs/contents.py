@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from crate_mae.common.files import user_path
-from crate_mae.common.values import is_finite, is_number
+from crate_mae.common.values import is_finite, is_number, named_values_at, text_of
 from crate_mae.evaluation.backbones import describe_weights
 from crate_mae.training.metrics_log import JSONL, read_metrics
 from crate_mae.training.run_folder import (
@@ -103,14 +103,12 @@ class Run:
 
     def _found_split(self, source: str | None) -> str | None:
         """The split of the validation or test images that the run noted, where it is their own."""
-        tested = self.data.get("test")
         if not self.is_classifier:
-            found = self.data.get("validation_split") if source else None
-        else:
-            found = tested.get("split") if isinstance(tested, dict) else None
-            if not source and found == self.data.get("split"):
-                return None  # a part held out of the training images
-        return found if isinstance(found, str) and found else None
+            return text_of(self.data.get("validation_split")) if source else None
+        found = text_of(named_values_at(self.data, "test").get("split"))
+        if not source and found == self.data.get("split"):
+            return None  # a part held out of the training images
+        return found
 
     def number(self, key: str) -> float:
         """The value of a setting that is a number; ValueError when it is none."""
