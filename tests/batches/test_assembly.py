@@ -26,7 +26,7 @@ from crate_mae.batches.assembly import (
     stable_index,
     whole_batch,
 )
-from crate_mae.batches.config import Augment, Masking
+from crate_mae.batches.config import VALIDATION_SEED, Augment, Masking
 from crate_mae.batches.on_device import masks_of
 from crate_mae.batches.samplers import EpochBatches, FixedBatches, step_of
 from crate_mae.models.config import Preprocess
@@ -201,6 +201,7 @@ def test_a_step_has_one_ratio_whatever_shares_it() -> None:
     ratios = [masking.step_ratio(0, step) for step in range(300)]
     assert 0.2 <= min(map(float, filter(None, ratios))) < 0.22
     assert 0.88 < max(map(float, filter(None, ratios))) <= 0.9
+    assert masking.step_ratio(VALIDATION_SEED, 0) == pytest.approx(0.55), "the middle"
 
 
 def test_settings_of_masks_say_themselves() -> None:

@@ -118,6 +118,23 @@ def test_it_is_finite_for_any_features(dtype: torch.dtype, kind: str) -> None:
         assert float(rate.detach()) == 0.0
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_features_that_are_not_finite_have_no_rate(value: float) -> None:
+    """And are no error here: every process of a run comes to where it looks for them."""
+    features = torch.randn(2, 8, 3)
+    features[1, 3, 1] = value
+    rate, share = rate_share(features, eps_squared=0.25)
+    assert torch.isnan(rate).tolist() == torch.isnan(share).tolist() == [False, True]
+    assert float(rate[0]) == float(rate_share(features[0], eps_squared=0.25)[0])
+
+
+@pytest.mark.parametrize(("n", "d", "eps_squared"), [(1024, 768, 1e-3), (64, 256, 1e-6)])
+def test_a_small_error_does_not_turn_rounding_into_room(n: int, d: int, eps_squared: float) -> None:
+    features = features_of(1, d).float().repeat(n, 1)
+    rate, _ = rate_share(features, eps_squared=eps_squared)
+    assert float(rate) == pytest.approx(0.5 * math.log1p(d / eps_squared), rel=1e-5)
+
+
 def test_half_precision_and_autocast_do_not_round_the_rate() -> None:
     features = torch.randn(32, 16, generator=torch.Generator().manual_seed(1))
     exact = float(rate_share(features.double(), eps_squared=0.25)[0])

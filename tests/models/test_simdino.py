@@ -272,6 +272,15 @@ def test_the_published_head_is_as_large_as_published(width: int, count: int) -> 
     assert sum(p.numel() for p in head.parameters()) == count
 
 
+@pytest.mark.parametrize(("m", "p"), [(1024, 256), (256, 256), (64, 512)])
+def test_equal_features_expand_little_however_small_eps_is(m: int, p: int) -> None:
+    """In float32 rounding alone would fill the other directions."""
+    direction = F.normalize(torch.randn(p, generator=torch.Generator().manual_seed(0)), dim=0)
+    found = expansion(direction.expand(2, m, p), eps=1e-4)
+    wanted = (p + m) / (p * m) * 0.5 * math.log1p(p / 1e-4)
+    assert float(found) == pytest.approx(wanted, rel=1e-5)
+
+
 def test_bfloat16_features_are_compared_in_float32() -> None:
     student, teacher = torch.randn(3, 4, 5).bfloat16(), torch.randn(2, 4, 5).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):

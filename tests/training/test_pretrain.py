@@ -29,6 +29,7 @@ from crate_mae.training.callbacks import StopSignals
 from crate_mae.training.config import OptimConfig, RecordConfig, TrainerConfig
 from crate_mae.training.metrics_log import read_metrics
 from crate_mae.training.nonfinite import NonFiniteError, locate_nonfinite
+from crate_mae.training.objectives import ObjectiveConfig
 from crate_mae.training.pretrain import pretrain
 from crate_mae.training.run_folder import changed_keys, continuing, load_config_values
 from crate_mae.training.session import batch_per_device
@@ -308,9 +309,11 @@ def test_a_python_dataset_trains_and_overflow_is_located(tmp_path: Path) -> None
     assert "base_lr" in message
 
 
-def test_an_exploding_learning_rate_names_where_it_began(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gamma", [0.0, 0.1])
+def test_an_exploding_learning_rate_names_where_it_began(tmp_path: Path, gamma: float) -> None:
     config = small_config(
         optim=OptimConfig(epochs=3, batch_size=32, base_lr=1e38, warmup_epochs=0),
+        objective=ObjectiveConfig(gamma=gamma),
         record=RecordConfig(log_every=1, checkpoint_steps=1, reconstruct_epochs=0),
     )
     with pytest.raises(NonFiniteError) as caught:

@@ -69,6 +69,26 @@ def test_the_term_is_the_measured_rate_of_visible_patches(
     assert float(term.loss.detach()) == pytest.approx(0.3 * (1 - expected / term.largest), rel=1e-5)
 
 
+@pytest.mark.parametrize("visible_only", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_means_of_half_precision_are_not_rounded_to_it(
+    visible_only: bool, dtype: torch.dtype
+) -> None:
+    """Of 301 visible patches, a number that bfloat16 does not have."""
+    latent = torch.randn(3, 402, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    mask = torch.zeros(3, 401, dtype=torch.bool)
+    if visible_only:
+        latent = latent[:, :302]
+    else:
+        mask[:, 301:] = True
+    rate = CodingRate(ObjectiveConfig(gamma=1), kept=301, visible_only=visible_only, accumulate=1)
+    found = rate.features(latent, mask)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(
+        found.double(), latent[:, 1:302].double().mean(dim=1), atol=1e-7, rtol=0
+    )
+
+
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_latent_tokens_are_those_of_the_layer_asked_for(index: int) -> None:
     model = models()[index]
@@ -275,3 +295,23 @@ def test_settings_that_do_not_fit_the_model_are_refused() -> None:
     config = small_config(objective=replace(RATE, features="tokens"))
     with pytest.raises(ValueError, match=r"objective.features=tokens cannot batch"):
         replace(config, masking=replace(config.masking, ratio_max=0.9))
+    with pytest.raises(ValueError, match="class tokens are the same for all images"):
+        small_config(objective=replace(RATE, features="class_token", layer=0))
+
+
+def test_a_ratio_by_image_makes_the_loss_depend_on_how_a_step_is_split() -> None:
+    config = small_config(optim=OPTIM)
+    ranged = replace(config, masking=replace(config.masking, ratio_max=0.9))
+    assert loss_in_words(ranged, 32) == "masked loss"
+    assert loss_in_words(ranged, 8).startswith(
+        "masked loss (mean over removed patches of 8 images at a time, so that the result depends"
+    )
+    by_step = replace(config, masking=replace(config.masking, ratio_max=0.9, ratio_per="step"))
+    assert loss_in_words(by_step, 8) == "masked loss"
+
+
+def test_a_rate_of_one_image_is_said_to_do_nothing() -> None:
+    config = small_config(optim=OPTIM, objective=replace(RATE, over="batch"))
+    told = "of one image R is always the largest, so that the term does nothing"
+    assert loss_in_words(config, 1).endswith(told)
+    assert told not in loss_in_words(config, 2)

@@ -90,7 +90,8 @@ class Masking:
     """Upper end of a range from which ratios are drawn evenly."""
     ratio_per: Literal["image", "step"] = "image"
     """What has a ratio of its own where `ratio_max` is set: each image, or all images of an
-    optimiser step, which visible-only encoding can batch (R^2MAE, arXiv 2509.21650)."""
+    optimiser step, which visible-only encoding can batch (R^2MAE, arXiv 2509.21650). By step,
+    validation is at the middle of the range."""
     square: int = 1
     """Side, in patches, of the squares that random masks remove or keep whole: 2 hides 2 x 2
     patches together (as Pixio does, arXiv 2512.15716); 1 as published."""
@@ -145,11 +146,16 @@ class Masking:
         return area * num_kept(grid[0] * grid[1] // area, self.ratio if ratio is None else ratio)
 
     def step_ratio(self, seed: int, step: int) -> float | None:
-        """The ratio of all images of an optimiser step; None where each image has its own."""
+        """The ratio of all images of an optimiser step; None where each image has its own.
+
+        Images that validate have no step: theirs is the middle of the range.
+        """
         if self.ratio_max is None:
             return self.ratio
         if self.ratio_per == "image":
             return None
+        if seed == VALIDATION_SEED:
+            return (self.ratio + self.ratio_max) / 2
         share = float(torch.rand((), generator=keyed_generator(RATIO, seed, step)))
         return self.ratio + (self.ratio_max - self.ratio) * share
 

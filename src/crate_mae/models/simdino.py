@@ -13,7 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crate_mae.models.coding_rate import half_logdet, half_logdet_of_gram, largest_rate
+from crate_mae.models.coding_rate import (
+    half_logdet,
+    half_logdet_of_gram,
+    largest_rate,
+    rate_dtype,
+)
 
 GLOBAL_VIEWS = 2
 """Large crops of each image: the teacher sees these alone."""
@@ -160,7 +165,7 @@ def expansion(
     m, p = features.shape[-2:]
     n = m if images is None else images
     with torch.autocast(features.device.type, enabled=False):
-        wide = features.to(torch.promote_types(features.dtype, dtype))
+        wide = features.to(rate_dtype(features, dtype, eps))
         return _gamma(n, p) * half_logdet(wide, p / (n * eps)).mean()
 
 

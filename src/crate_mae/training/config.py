@@ -300,6 +300,12 @@ class PretrainConfig(RunConfig):
                 " pooled features"
             )
         layer = self.objective.layer
+        if layer == 0 and self.objective.features == "class_token" and self.objective.gamma > 0:
+            raise ValueError(
+                "before the first layer (objective.layer 0) class tokens are the same for all"
+                " images, so that their coding rate cannot be raised: use pooled features or a"
+                " later layer"
+            )
         if layer is not None and not 0 <= layer <= self.model.depth:
             raise ValueError(
                 f"objective.layer must be from 0 to model.depth {self.model.depth}, not {layer}"

@@ -53,9 +53,9 @@ class MaskedCompletion(TrainingModule):
     def locate_nonfinite(self, batch: Batch) -> str:
         """Where the way to a batch's loss stops being finite."""
         images = batch["images"]
-        return locate_nonfinite(
-            self.model, images, self.model.tensors_to_loss(images, batch["mask"])
-        )
+        tensors = self.model.tensors_to_loss(images, batch["mask"])
+        where = locate_nonfinite(self.model, images, tensors)
+        return "coding rate" if where == "not found" and self.coding_rate is not None else where
 
     # -- validation ---------------------------------------------------------------------------
 

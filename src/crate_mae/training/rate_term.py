@@ -45,18 +45,18 @@ class CodingRate:
         accumulate: int,
     ) -> None:
         self.objective, self.kept, self.visible_only = objective, kept, visible_only
+        self.dtype = torch.float64 if objective.float64 else torch.float32
         self._whole_step = WholeStep(accumulate)
 
     def __call__(self, batch: Any, latent: Tensor, encode: Encode) -> RateTerm:
         """The term of a batch with these latent tokens; `encode` gives those of other batches."""
         objective = self.objective
-        dtype = torch.float64 if objective.float64 else torch.float32
         features = self.features(latent, batch["mask"])
         if objective.looks_ahead:
             features = self._whole_step(
                 batch, features, lambda part: self.features(encode(part), part["mask"])
             )
-        rate, share = rate_share(features, eps_squared=objective.eps_squared, dtype=dtype)
+        rate, share = rate_share(features, eps_squared=objective.eps_squared, dtype=self.dtype)
         return RateTerm(
             loss=objective.gamma * (1 - share.mean()),
             rate=rate.detach().mean(),
@@ -67,16 +67,18 @@ class CodingRate:
         """The features of the rate: (b, d), or (b, V, d) of each image's visible patches.
 
         From latent tokens (b, 1 + V, d), or (b, 1 + L, d) where mask tokens enter the encoder.
+        Means are taken in float32 at least, too: in 16 bits they would be rounded once more.
         """
         kind, patches = self.objective.features, latent[:, 1:]
+        wide = torch.promote_types(latent.dtype, self.dtype)
         if kind == "class_token":
             return latent[:, 0]
         if kind == "tokens":
             return patches if self.visible_only else take_visible(patches, mask, self.kept)
         if self.visible_only:
-            return patches.mean(dim=1)
+            return patches.mean(dim=1, dtype=wide)
         visible = (~mask).to(patches.dtype)[..., None]
-        return (patches * visible).sum(dim=1) / visible.sum(dim=1)
+        return (patches * visible).sum(dim=1, dtype=wide) / visible.sum(dim=1, dtype=wide)
 
 
 FEATURES_IN_WORDS = {
@@ -89,9 +91,15 @@ FEATURES_IN_WORDS = {
 def loss_in_words(config: PretrainConfig, batch_size: int) -> str:
     """What a run minimises, with the features that a rate is of; `batch_size` is of a device.
 
-    It says aloud when the result depends on how a step is split over devices and accumulation.
+    It says aloud when the result depends on how a step is split over devices and accumulation,
+    and when a rate is of so few images that it cannot be raised.
     """
     images, objective = config.optim.batch_size, config.objective
+    split = "so that the result depends on how a step is split over devices and accumulation"
+    masked = "masked loss"
+    if config.method == "masked" and not config.masking.batchable and batch_size != images:
+        # Parts count alike, whatever number of patches they removed.
+        masked += f" (mean over removed patches of {batch_size} images at a time, {split})"
     if config.method == "simdino":
         loss = f"-{config.simdino.coefficient:g} x compression - expansion"
         of, whole = "class tokens through the head", config.simdino.reduce_cov
@@ -103,19 +111,19 @@ def loss_in_words(config: PretrainConfig, batch_size: int) -> str:
             if getattr(objective, name) != getattr(plain, name)
         ]
         without = f" alone: no effect of {', '.join(idle)} while objective.gamma is 0"
-        return f"masked loss{without if idle else ''}"
+        return f"{masked}{without if idle else ''}"
     else:
-        loss = f"masked loss + {objective.gamma:g} x (1 - R / max. R)"
+        loss = f"{masked} + {objective.gamma:g} x (1 - R / max. R)"
         of, whole = FEATURES_IN_WORDS[objective.features], objective.over == "step"
         if objective.features == "tokens":
             return f"{loss}; R is of {of}"
-    said = f"{loss}; R is of {of} over {images if whole else batch_size} images"
-    if whole or batch_size == images:
-        return said
-    return (
-        f"{said}, a part of the {images} of a step, so that the result depends on how a step is"
-        " split over devices and accumulation"
-    )
+    count = images if whole else batch_size
+    said = f"{loss}; R is of {of} over {count} images"
+    if not whole and batch_size != images:
+        said += f", a part of the {images} of a step, {split}"
+    if count == 1:
+        said += "; of one image R is always the largest, so that the term does nothing"
+    return said
 
 
 def coding_rate_of(config: PretrainConfig) -> CodingRate | None:
