@@ -351,6 +351,31 @@ def encoder_means(name: str, model: str) -> dict[tuple[int, str, str], float]:
         }
 
 
+def test_simdino_is_what_was_measured() -> None:
+    section = section_of(APPENDIX, "### SimDINO, three epochs")
+    header = " ".join((ROOT / "configs" / "cifar10-simdino.yaml").read_text("utf-8").split())
+    (table,) = tables_of(section)
+    known = {}
+    for kind in ("probe", "knn"):
+        for row in rows_of(f"cifar10-simdino-{kind}"):
+            subject = "SimDINO" if row["subject"] == "model" else row["subject"]
+            features = {"cls": "class tokens", "mean": "mean of the tokens"}[row["pool"]]
+            known[f"{features}, {subject}", kind] = row
+    assert len(known) == 2 * (len(table) - 1)
+    for name, probe, knn in table[1:]:
+        shows_accuracy(probe, known[name, "probe"])
+        shows_accuracy(knn, known[name, "knn"])
+    with (RECORDS / "cifar10-simdino-metrics.csv").open(newline="") as file:
+        epochs = [row for row in csv.DictReader(file) if row["val/loss"]]
+    first, second, third = (f"{float(row['val/loss']):.2f}" for row in epochs)
+    assert f"{first}, {second} and {third}" in " ".join(section.split())
+    assert f"loss {first}, {second}, {third} on test images" in header.replace("# ", "")
+    compression, expansion = (float(epochs[-1][f"val/{n}"]) for n in ("compression", "expansion"))
+    most = float(epochs[-1]["val/largest_expansion"])
+    told = f"compression {compression:.2f} (at most 1) and expansion {expansion:.2f}"
+    assert f"{told} (at most {most:.2f})" in header.replace("# ", "")
+
+
 def test_forty_epochs_with_the_coding_rate_are_those_that_were_measured() -> None:
     section = section_of(APPENDIX, "### Forty epochs with the coding rate, from nothing")
     table, by_layer, _ = tables_of(section)
