@@ -19,6 +19,7 @@ from crate_mae.batches.config import VALIDATION_SEED, DataConfig
 from crate_mae.evaluation.features import Features, extract_features
 from crate_mae.report.page import write_report
 from crate_mae.sources.address import open_source
+from crate_mae.sources.arrays import ArraySource
 from crate_mae.sources.base import ImageSource, random_subset
 from crate_mae.sources.splits import split_off
 from crate_mae.training.config import PretrainConfig, RecordConfig
@@ -153,6 +154,32 @@ def test_without_labels_there_are_rank_and_rate(tmp_path: Path) -> None:
     assert RANK in last
     assert SHARE in last
     assert "val/knn" not in last
+
+
+def test_rank_and_rate_stay_where_accuracies_cannot_be_measured(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With training images of one class alone there is no probe, at every due epoch."""
+    images = (np.random.default_rng(0).random((60, 8, 8)) * 255).astype(np.uint8)
+    train, held_out = (
+        ArraySource(name, part, prefix=name, labels=[0] * len(part), class_names=("a", "b"))
+        for name, part in (("train", images[:44]), ("val", images[44:]))
+    )
+    optim = replace(small_config().optim, batch_size=16)
+    pretrain(replace(config_of(1), optim=optim), tmp_path / "one", dataset=train,
+             val_dataset=held_out)  # fmt: skip
+    told = [text for text in caplog.messages if "not measured at epoch" in text]
+    assert [text.partition(":")[0] for text in told] == [
+        f"neighbours and probe not measured at epoch {epoch}" for epoch in (1, 2, 3)
+    ]
+    assert all("at least two classes" in text for text in told)
+    pretrain(replace(config_of(9), optim=optim), tmp_path / "seldom", dataset=train,
+             val_dataset=held_out)  # fmt: skip
+    # As with no accuracies due, up to the last epoch: there the other run has them due as well.
+    for one, other in zip(measured(tmp_path / "one"), measured(tmp_path / "seldom"), strict=True):
+        assert (one["epoch"], one[RANK], one[SHARE]) == (other["epoch"], other[RANK], other[SHARE])
+        assert "val/knn" not in one
+    assert len(measured(tmp_path / "one")) == 3
 
 
 def test_collapse_is_warned_of_once_with_what_helps(

@@ -1,15 +1,22 @@
 """Words and recipes as settings: none is lost, and what is no YAML is text or an error."""
 
-from dataclasses import fields
+import json
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import yaml
 from data_cases import MODEL
+from training_runs import small_finetune
 
+from crate_mae.evaluation.backbones import load_backbone
 from crate_mae.models.autoencoder import CrateMAE
+from crate_mae.models.config import Preprocess
 from crate_mae.training.config import FinetuneConfig, PretrainConfig
+from crate_mae.training.finetune import finetune
 from crate_mae.training.parse import parse_finetune, parse_pretrain
+from crate_mae.vitmae.model import build_vitmae, vitmae_config
+from crate_mae.vitmae.vitmae_folder import save_vitmae
 from crate_mae.weights.shipped import SHIPPED
 from crate_mae.weights.weights_folder import load_model, save_model
 
@@ -50,6 +57,51 @@ def test_from_scratch_takes_the_architecture_of_weights(
     with pytest.raises(SystemExit):
         parse_finetune(["--from-scratch", str(tmp_path / "weights")])
     assert "says no architecture of ours: name a run, or a preset" in capsys.readouterr().err
+
+
+def vitmae_folder(folder: Path) -> tuple[Path, dict[str, tuple[int, ...]]]:
+    """A ViT-MAE in transformers' format, and the shapes of its encoder as transformers names it."""
+    sizes = vitmae_config(replace(MODEL, dim=24, depth=3, num_heads=3, decoder_num_heads=2))
+    narrow = {"decoder_hidden_size": 8, "decoder_intermediate_size": 20}
+    made = build_vitmae(
+        type(sizes)(**{**sizes.to_dict(), **narrow}), preprocess=Preprocess.identity(MODEL), seed=0
+    )
+    shapes = {key: tuple(value.shape) for key, value in made.model.vit.state_dict().items()}
+    return save_vitmae(made, folder), shapes
+
+
+def test_from_scratch_trains_the_vit_of_a_transformers_folder(tmp_path: Path) -> None:
+    """Of its own encoder's names and shapes, with weights of its own; its decoder has no part."""
+    folder, shapes = vitmae_folder(tmp_path / "vit")
+    config, _ = parse_finetune(["--from-scratch", str(folder)])
+    assert config.model is not None
+    assert (config.weights, config.vitmae, config.model.dim) == (None, "configuration", 24)
+    optim = replace(small_finetune().optim, drop_path=0.0)
+    run = small_finetune(model=config.model, vitmae=config.vitmae, optim=optim)
+    finetune(run, tmp_path / "run", stop_after=1)
+    trained, _ = load_backbone(tmp_path / "run")
+    found = {key: tuple(value.shape) for key, value in trained.named_parameters()}
+    head = {"head.weight": (10, 24), "head.bias": (10,)}
+    assert found == {**{f"vitmae.model.vit.{key}": shape for key, shape in shapes.items()}, **head}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"layer_norm_eps": 1e-12}, "differs in layer_norm_eps 1e-12 (not 1e-06)"),
+        ({"hidden_act": "relu"}, "differs in hidden_act 'relu' (not 'gelu')"),
+        ({"hidden_size": 23}, "config.json: invalid model configuration: dim 23"),
+        ({"image_size": [8, 16]}, "config.json: transformers' ViT-MAE needs square images"),
+        ({"model_type": "vit"}, "says no architecture of ours: name a run, or a preset"),
+    ],
+)
+def test_from_scratch_refuses_a_transformers_folder_that_it_cannot_train(
+    change: dict[str, object], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = vitmae_folder(tmp_path / "vit")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, **change}))
+    assert said in refused("finetune", ["--from-scratch", str(folder)], capsys)
 
 
 FINETUNE = {

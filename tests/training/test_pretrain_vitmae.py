@@ -55,7 +55,10 @@ def test_a_twin_trains_and_loads(match: Match, tmp_path: Path) -> None:
                     tmp_path / "scratch")  # fmt: skip
     assert done.finished
     again, _ = parse_finetune(["--from-scratch", str(tmp_path / "scratch" / "weights"), *words[2:]])
-    assert again.vitmae == "configuration", "of its weights, whose sizes are its own"
+    assert again.vitmae == match
+    assert again.model is not None
+    network = vitmae_config(again.model, match)
+    assert network.to_dict() == wanted.to_dict()
 
 
 def loaded_classifier(name: Path) -> ViTClassifier:

@@ -18,6 +18,7 @@ from training_runs import assert_same_run, small_config, small_finetune
 from crate_mae import build_model, save_model
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.classifier import CrateClassifier
+from crate_mae.models.config import Embedding
 from crate_mae.models.patches import unpatchify
 from crate_mae.training.finetune import finetune
 from crate_mae.training.parse import parse_pretrain
@@ -36,16 +37,22 @@ def small(**overrides: Any) -> CrateMAE:
 
 def with_other_channels(model: CrateMAE, channels: int) -> CrateMAE:
     old = model.config.channels
-    other = small(channels=channels)
+    other = small(channels=channels, embedding=model.config.embedding)
     state = with_channels(model.state_dict(), old, channels, patch_hw=model.config.patch_hw)
     other.load_state_dict(state)
     return other
 
 
-@settings(max_examples=20, deadline=None)
-@given(old=st.integers(1, 5), new=st.integers(1, 5))
-def test_an_image_of_equal_channels_stays_the_same_to_the_model(old: int, new: int) -> None:
-    before = small(channels=old)
+@settings(max_examples=40, deadline=None)
+@given(
+    embedding=st.sampled_from(["conv", "norm-linear-norm"]),
+    old=st.integers(1, 5),
+    new=st.integers(1, 5),
+)
+def test_an_image_of_equal_channels_stays_the_same_to_the_model(
+    embedding: Embedding, old: int, new: int
+) -> None:
+    before = small(channels=old, embedding=embedding)
     after = with_other_channels(before, new)
     grey = torch.rand(2, 1, 16, 16)
     with torch.inference_mode():
@@ -86,6 +93,48 @@ def test_what_is_adapted_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         "its architecture, 2 + 2 layers of width 16, for images of 8 x 24; mean and std are those",
     ):
         assert text in caplog.text
+
+
+def test_other_channels_for_an_embedding_between_norms(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save_model(small(embedding="norm-linear-norm", channels=1), tmp_path / "weights")
+    config, _ = parse_pretrain(["--init-from", str(folder), "--model.channels", "3"])
+    started = CrateMAE(config.model)
+    started.load_state_dict(starting_tensors(config, folder))
+    assert started.encoder.patch_embed.linear.weight.shape == (16, 48)
+    assert "model.channels: 1 -> 3 (patch filters, with gain and bias of the norm" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("size", "grid"), [((24, 16), (6, 4)), ((8, 12), (2, 3)), ((8, 32), (2, 8))]
+)
+def test_learned_positions_are_interpolated_to_the_new_grid(
+    size: tuple[int, int], grid: tuple[int, int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As torch interpolates; also to a grid of another shape, but as many patches."""
+    source = small(positions="learned")
+    folder = save_model(source, tmp_path / "weights")
+    words = ["--init-from", str(folder), "--model.image_size", str(list(size))]
+    config, _ = parse_pretrain(words)
+    tensors = starting_tensors(config, folder)
+    assert (
+        f"model.image_size: [16, 16] -> {list(size)} (learned positions interpolated bilinearly to"
+        " the new grid)" in caplog.text
+    )
+    old = source.encoder.positions.detach()
+    places = old[1:].T.reshape(1, 16, 4, 4)
+    places = torch.nn.functional.interpolate(places, grid, mode="bilinear", align_corners=False)
+    found = tensors["encoder.positions"]
+    assert torch.equal(found[0], old[0]), "the class token has no place"
+    torch.testing.assert_close(found[1:], places[0].flatten(1).T)
+    for key, value in source.state_dict().items():
+        assert key == "encoder.positions" or torch.equal(tensors[key], value)
+    started = CrateMAE(config.model).eval()
+    started.load_state_dict(tensors)
+    images = torch.rand(2, 3, *size)
+    with torch.inference_mode():
+        torch.testing.assert_close(started.encode(images), source.encode(images))
 
 
 def test_weights_that_cannot_be_started_from(

@@ -97,7 +97,10 @@ class OnlineMeasures(Callback):
     def measured(
         self, trainer: Trainer, module: LightningModule, *, by_labels: bool
     ) -> dict[str, float]:
-        """What is logged, by name, accuracies `by_labels`, too; empty without held-out images."""
+        """What is logged, by name, accuracies `by_labels`, too; empty without held-out images.
+
+        Accuracies that cannot be measured are left out, and the log says why.
+        """
         assert isinstance(module, TrainingModule)
         model = module.backbone
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -112,8 +115,12 @@ class OnlineMeasures(Callback):
         found = self.spread(features)
         train = data.train_source if by_labels else None
         if isinstance(train, ImageSource) and can_compare(train, data.val_source):
-            few = random_subset(train, TRAINING_IMAGES)
-            found |= accuracies(features_of(model, few, self.pool), features)
+            try:
+                few = random_subset(train, TRAINING_IMAGES)
+                found |= accuracies(features_of(model, few, self.pool), features)
+            except Exception as error:  # rank and rate need no labels: they are logged still
+                epoch = trainer.current_epoch + 1
+                logger.warning("neighbours and probe not measured at epoch %d: %s", epoch, error)
         return found
 
     def spread(self, features: Features) -> dict[str, float]:

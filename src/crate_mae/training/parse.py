@@ -37,8 +37,10 @@ from crate_mae.training.objectives import ObjectiveConfig, SimDINOConfig
 from crate_mae.training.run_folder import load_config_values, load_settings
 from crate_mae.training.segment_config import SegmentConfig
 from crate_mae.training.starting_weights import with_starting_architecture
+from crate_mae.vitmae.model import ViTMAE
+from crate_mae.vitmae.vitmae_folder import architecture_in
 from crate_mae.weights.shipped import CONFIG, SHIPPED
-from crate_mae.weights.weights_folder import find_weights
+from crate_mae.weights.weights_folder import find_weights, kind_of
 
 ConfigT = TypeVar("ConfigT")
 
@@ -261,12 +263,17 @@ def _network(name: str) -> tuple[ModelConfig, str | None]:
         return PRESETS[name], None
     path = user_path(name)
     if name in SHIPPED or (path / CONFIG).is_file():
-        _, described = find_weights(name)
+        folder, described = find_weights(name)
+        if kind_of(described) == ViTMAE.kind:  # transformers' own format
+            return architecture_in(folder, described), "configuration"
         if not isinstance(described.get("config"), dict):
             raise ValueError(f"{name} says no architecture of ours: name a run, or a preset")
         kind = str(described.get("model_type", ""))
-        match = "configuration" if kind.startswith("vit_mae") else None
-        return ModelConfig.from_dict(described["config"]), match
+        match = str(described.get("match", "configuration"))  # classifiers hold the sizes of ours
+        return (
+            ModelConfig.from_dict(described["config"]),
+            match if kind.startswith("vit_mae") else None,
+        )
     if path.is_dir():
         values = load_config_values(path)
     else:

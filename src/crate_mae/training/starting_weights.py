@@ -11,6 +11,7 @@ from torch import Tensor
 from crate_mae.common.hints import option_value
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import ModelConfig
+from crate_mae.models.patches import patch_centres, resampled_positions
 from crate_mae.training.config import PretrainConfig
 from crate_mae.training.run_folder import Start, changed_keys
 from crate_mae.vitmae.model import vitmae_config
@@ -83,10 +84,11 @@ def start_of(init_from: str | Path) -> Start:
 
 
 def starting_tensors(config: PretrainConfig, init_from: str | Path) -> dict[str, Tensor]:
-    """The tensors that a new run's model starts with, by name, adapted to its channels.
+    """The tensors that a new run's model starts with, by name, adapted to its images.
 
-    The image size needs no tensor: positions are computed. What differs is logged. Raises
-    ValueError for weights that compute something else than the new run's model.
+    Learned positions are interpolated where its grid of patches is another; others are computed.
+    What differs is logged. Raises ValueError for weights that compute something else than the new
+    run's model.
     """
     source = load_autoencoder(init_from)
     changes = changed_keys(source.config.to_dict(), config.model.to_dict(), "model.")
@@ -100,12 +102,17 @@ def starting_tensors(config: PretrainConfig, init_from: str | Path) -> dict[str,
     channels = source.config.channels, config.model.channels
     if channels[0] != channels[1]:
         tensors = with_channels(tensors, *channels, patch_hw=config.model.patch_hw)
+    # By the grid, not by the shape: 4 x 4 and 2 x 8 patches have as many positions, but others.
+    if config.model.positions == "learned" and source.config.grid != config.model.grid:
+        tensors = with_grid(tensors, source.config.grid, config.model.grid)
     with torch.device("meta"):
         wanted = CrateMAE(config.model)
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
     check_match(shapes, wanted, origin=str(init_from))
     for line in changes:
-        logger.warning("differs from the weights it starts from: %s%s", line, _how(line))
+        logger.warning(
+            "differs from the weights it starts from: %s%s", line, _how(line, config.model)
+        )
     logger.info(
         "starts from %s: its architecture, %d + %d layers of width %d, for images of %d x %d; mean"
         " and std are those of the new images, %s",
@@ -122,13 +129,17 @@ def with_channels(
     """The tensors of a model for images of `new` channels in place of `old`.
 
     Filters are summed over the old channels and shared out evenly among the new ones, so that an
-    image whose channels are all alike gives the same tokens as before. Every new channel is
-    predicted as the mean of the old ones was.
+    image whose channels are all alike gives the same tokens as before. Gain and bias of a norm in
+    front of them become part of them first: that norm has one of each for every value of a patch.
+    Every new channel is predicted as the mean of the old ones was.
     """
     height, width = patch_hw
     changed = dict(tensors)
-    filters = tensors["encoder.patch_embed.weight"].sum(dim=1, keepdim=True)
-    changed["encoder.patch_embed.weight"] = filters.expand(-1, new, -1, -1).contiguous() / new
+    if "encoder.patch_embed.norm1.weight" in tensors:
+        changed |= _normed_with_channels(tensors, old, new)
+    else:
+        filters = tensors["encoder.patch_embed.weight"].sum(dim=1, keepdim=True)
+        changed["encoder.patch_embed.weight"] = filters.expand(-1, new, -1, -1).contiguous() / new
     for name in ("prediction.weight", "prediction.bias"):
         value = tensors[name]
         rows = value.reshape(height * width, old, *value.shape[1:]).mean(dim=1, keepdim=True)
@@ -137,10 +148,46 @@ def with_channels(
     return changed
 
 
-def _how(line: str) -> str:
+def _normed_with_channels(tensors: dict[str, Tensor], old: int, new: int) -> dict[str, Tensor]:
+    """As `with_channels`, the tensors of an embedding whose patches are normalised first.
+
+    Mean and variance of a patch stay as they are where its channels are all alike, so that a norm
+    of another width gives the same values.
+    """
+    name = "encoder.patch_embed."
+    gain, bias = tensors[f"{name}norm1.weight"], tensors[f"{name}norm1.bias"]
+    linear = tensors[f"{name}linear.weight"]
+    filters = (linear * gain).reshape(len(linear), -1, old).sum(dim=2, keepdim=True) / new
+    wide = filters.expand(-1, -1, new).flatten(1).contiguous()
+    return {
+        f"{name}norm1.weight": torch.ones_like(wide[0]),
+        f"{name}norm1.bias": torch.zeros_like(wide[0]),
+        f"{name}linear.weight": wide,
+        f"{name}linear.bias": tensors[f"{name}linear.bias"] + linear @ bias,
+    }
+
+
+def with_grid(
+    tensors: dict[str, Tensor], old: tuple[int, int], new: tuple[int, int]
+) -> dict[str, Tensor]:
+    """The tensors of a model with learned positions for a `new` grid of patches in place of `old`.
+
+    As the model itself places patches of images of another size: see `Encoder.positions_for`.
+    """
+    rows, columns = (patch_centres(count, own) for count, own in zip(new, old, strict=True))
+    table = resampled_positions(tensors["encoder.positions"], old, rows, columns)
+    return {**tensors, "encoder.positions": table}
+
+
+def _how(line: str, model: ModelConfig) -> str:
     if line.startswith("model.channels"):
+        norm = "" if model.embedding == "conv" else ", with gain and bias of the norm before them,"
         return (
-            " (patch filters summed over the old channels and shared among the new ones;"
+            f" (patch filters{norm} summed over the old channels and shared among the new ones;"
             " predictions averaged)"
         )
-    return " (positions are those of the new grid)" if line.startswith("model.image_size") else ""
+    if not line.startswith("model.image_size"):
+        return ""
+    if model.positions == "learned":
+        return " (learned positions interpolated bilinearly to the new grid)"
+    return " (positions are those of the new grid)"

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from crate_mae.common.files import read_json_object, user_path
 from crate_mae.models.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, Preprocess
-from crate_mae.vitmae.model import ViTMAE, position_tables, sizes_of, transformers_library
+from crate_mae.vitmae.classifier import ARITHMETIC
+from crate_mae.vitmae.model import (
+    ViTMAE,
+    position_tables,
+    sizes_of,
+    transformers_library,
+    vitmae_config,
+)
 from crate_mae.weights.shipped import CONFIG, PREPROCESS, TENSORS
 from crate_mae.weights.tensors import (
     IncompleteWeightsError,
@@ -95,6 +102,29 @@ def load_vitmae(folder: Path, described: dict[str, Any]) -> ViTMAE:
             " given its sin-cos table. Build it with crate_mae.vitmae.build_vitmae."
         )
     return ViTMAE(model, preprocess).eval()
+
+
+def architecture_in(folder: Path, described: dict[str, Any]) -> ModelConfig:
+    """The sizes of a ViT-MAE of which `vitmae_config` makes the same encoder, without its tensors.
+
+    `described` is what the folder's `config.json` holds. Raises ValueError for sizes outside our
+    limits, and for an encoder that computes otherwise than ours of its sizes would.
+    """
+    theirs = transformers_library().ViTMAEConfig().to_dict() | described
+    try:
+        sizes = sizes_of(theirs)
+        ours = vitmae_config(sizes).to_dict()
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
+    differing = [key for key in ARITHMETIC if theirs[key] != ours[key]]
+    if differing:
+        raise ValueError(
+            f"{folder / CONFIG}: only ViT-MAEs that compute as our baselines do are trained from"
+            " scratch; this one differs in "
+            + ", ".join(f"{key} {theirs[key]!r} (not {ours[key]!r})" for key in differing)
+            + ". For the baseline of a preset set --vitmae configuration"
+        )
+    return sizes
 
 
 def _checked(values: dict[str, Any], folder: Path) -> ModelConfig:
