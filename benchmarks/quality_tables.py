@@ -7,7 +7,10 @@ from typing import Any
 from matrix import ALTER, MEASURES
 from tables import rule_below
 
-OTHER_LOSS = {"masking.ratio", "masking.kind", "model.norm_pix_loss"}
+OTHER_LOSS = {
+    "masking.kind", "masking.ratio", "masking.ratio_max", "masking.ratio_per", "masking.square",
+    "model.norm_pix_loss",
+}  # fmt: skip
 """Settings under which a loss is of other patches or another target, so that it stands alone."""
 
 

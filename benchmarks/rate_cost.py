@@ -3,9 +3,10 @@
 python benchmarks/rate_cost.py --preset base --batch 4 --json FILE
 
 A step without the term is timed on a batch that fits this machine; a larger batch takes as many
-times as long. The term alone, forward and backward from the latent tokens of visible patches, is
-timed at each size of `--images`, and set beside a step of as many images. "Held" is what autograd
-keeps for the backward pass, counted in values. Exit status 1: some size costs more than 2 % of the
+times as long. The term alone, forward and backward from the latent tokens of the preset's encoder
+(of visible patches, or of all where mask tokens enter it), is timed at each size of `--images`, and
+set beside a step of as many images. "Held" is what autograd keeps for the backward pass, counted in
+values. Exit status 1: some size costs more than 2 % of the
 time or of the values. Accumulation adds a pass through the encoder, whose operations are counted by
 `crate-mae plan`.
 """
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from crate_mae.cli.options import new_file
+from crate_mae.common.files import write_atomically
 from crate_mae.models.autoencoder import CrateMAE
 from crate_mae.models.config import PRESETS
 from crate_mae.models.masks import draw_mask
@@ -41,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = CrateMAE(PRESETS[given.preset]).train()
     images = torch.randn(given.batch, 3, *model.config.image_hw)
     mask = draw_mask("random", model.config.grid, 0.75, None, batch=given.batch)
-    visible = int((~mask[0]).sum())
+    visible_only = model.config.mask_tokens == "decoder"
+    kept = int((~mask[0]).sum())
+    tokens = 1 + (kept if visible_only else model.config.num_patches)
 
     def step() -> Tensor:
         model.zero_grad()
@@ -52,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     step_held = values_held(step, model.parameters()) / given.batch
     rows = []
     for count in given.images:
-        term = _term_of(torch.randn(count, 1 + visible, model.config.dim, requires_grad=True))
+        latent = torch.randn(count, tokens, model.config.dim, requires_grad=True)
+        term = _term_of(latent, mask[:1].expand(count, -1), kept, visible_only=visible_only)
         seconds, held = _seconds(term, given.rounds), values_held(term)
         rows.append(
             {
@@ -71,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "term": rows,
     }
     if target is not None:
-        target.write_text(json.dumps(found, indent=1) + "\n")
+        write_atomically(target, json.dumps(found, indent=1) + "\n")
     return told(rows, given.preset)
 
 
@@ -86,12 +91,13 @@ def told(rows: Sequence[Mapping[str, float]], preset: str) -> int:
     return 0 if kept else 1
 
 
-def _term_of(latent: Tensor) -> Callable[[], Tensor]:
-    """The term of latent tokens (B, 1 + visible patches, d)."""
+def _term_of(
+    latent: Tensor, mask: Tensor, kept: int, *, visible_only: bool
+) -> Callable[[], Tensor]:
+    """The term of latent tokens (B, N, d) under a mask (B, L)."""
     objective = ObjectiveConfig(gamma=0.1)
-    rate = CodingRate(objective, kept=latent.shape[1] - 1, visible_only=True, accumulate=1)
-    of_no_use = {"mask": torch.ones(0, dtype=torch.bool)}  # as all tokens are visible
-    return lambda: rate(of_no_use, latent, lambda _: latent).loss
+    rate = CodingRate(objective, kept=kept, visible_only=visible_only, accumulate=1)
+    return lambda: rate({"mask": mask}, latent, lambda _: latent).loss
 
 
 def _seconds(loss: Callable[[], Tensor], rounds: int) -> float:

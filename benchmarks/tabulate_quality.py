@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,11 +13,11 @@ import torch
 from safetensors import safe_open
 
 from compared_figures import compared_curves, variant_losses
+from crate_mae.batches.config import Masking
 from crate_mae.common.environment import environment
 from crate_mae.common.files import write_atomically
 from crate_mae.evaluation.backbones import load_masked_autoencoder
 from crate_mae.models.cost import counted_flops, model_cost, parameter_count
-from crate_mae.models.masks import num_kept
 from crate_mae.training.metrics_log import read_metrics
 from crate_mae.training.run_folder import last_metrics, load_config_values
 from crate_mae.vitmae.model import ViTMAE
@@ -38,6 +39,8 @@ from tables import between_markers
 
 MACHINE = ("processor", "cores", "devices", "torch", "git")
 BASELINES = ("random baseline", "raw pixels")
+RATIOS = 10_000
+"""Mask ratios, evenly spaced, that stand for a range from which they are drawn."""
 
 
 def gathered(matrix: Matrix, out: Path) -> dict[str, Any]:
@@ -152,16 +155,30 @@ def _stored_parameters(file: Path) -> int:
 
 
 def flops_per_image_of(folder: Path, model: Any) -> float:
-    """Floating-point operations of a training step of a run with its model, over its images."""
+    """Floating-point operations of a training step of a run with its model, over its images.
+
+    The mean over all ratios where a run draws them.
+    """
     settings = load_config_values(folder)
-    batch, ratio = int(settings["optim"]["batch_size"]), settings["masking"]["ratio"]
+    batch, masking = int(settings["optim"]["batch_size"]), Masking(**settings["masking"])
+    low = masking.ratio
+    high = low if masking.ratio_max is None else masking.ratio_max
+    steps = 1 if low == high else RATIOS
+    ratios = (low + (high - low) * (step + 0.5) / steps for step in range(steps))
+    counts = Counter(masking.kept(model.config.grid, ratio) for ratio in ratios)
+    return sum(times * _flops(model, batch, kept) for kept, times in counts.items()) / steps
+
+
+def _flops(model: Any, batch: int, kept: int) -> float:
+    """The same at so many kept patches."""
     config = model.config
     if not isinstance(model, ViTMAE):
+        ratio = 1 - (kept + 0.5) / config.num_patches  # the half: `kept` whatever is rounded
         return model_cost(config, batch=batch, ratio=ratio).step / batch
     # Those of ViT-MAE grow evenly with the batch.
     images = torch.zeros(1, config.channels, *config.image_hw)
     mask = torch.ones(1, config.num_patches, dtype=torch.bool)
-    mask[:, : num_kept(config.num_patches, ratio)] = False
+    mask[:, :kept] = False
     return counted_flops(lambda: torch.autograd.backward(model.train()(images, mask=mask).loss))
 
 

@@ -23,10 +23,12 @@ from altered import main as altered
 from crate_mae import build_model
 from crate_mae.cli import main as command
 from crate_mae.common import peak_memory
+from crate_mae.evaluation.backbones import build_autoencoder
 from crate_mae.models import autoencoder, encoder
-from crate_mae.models.config import ModelConfig
+from crate_mae.models.config import PRESETS, ModelConfig
 from crate_mae.models.ista import Synthesis
 from crate_mae.models.layers import DecoderLayer, EncoderLayer
+from crate_mae.models.masks import num_kept
 from crate_mae.training.config import OptimConfig, PretrainConfig
 from crate_mae.training.parse import parse_finetune, parse_pretrain
 from matrix import (
@@ -44,7 +46,7 @@ from quality import _extends as extends
 from quality import _wanted as wanted
 from quality_tables import altered_names, as_markdown, comparable_losses
 from step_times import job_of, timed_steps
-from tabulate_quality import with_earlier
+from tabulate_quality import flops_per_image_of, with_earlier
 
 SOURCE = "parquet:somewhere"
 
@@ -696,6 +698,43 @@ def test_means_and_ranges_over_seeds_stand_in_the_table() -> None:
     assert "`crate` was trained at 0.001, the best rate before 0.002 was tried." in as_markdown(
         found
     )
+
+
+@pytest.mark.parametrize("key", ["kind", "ratio", "ratio_max", "ratio_per", "square"])
+def test_losses_under_other_masks_compare_with_none(key: str) -> None:
+    run = {"parameters": 1, "loss": 0.25}
+    found: dict[str, Any] = {
+        "matrix": {"ablations": {"variants": {"base": None, "masks": {f"masking.{key}": "other"}}}},
+        "ablations": {"base": run, "masks": run},
+        "compared": {}, "search": {"crate": {}}, "finetuned": {},
+    }  # fmt: skip
+    assert comparable_losses(found) == {"base": 0.25}
+    assert [line.count("†") for line in as_markdown(found).splitlines()[-2:]] == [0, 1]
+
+
+@pytest.mark.parametrize("vitmae", [None, "configuration"])
+def test_the_cost_of_drawn_ratios_is_the_mean_over_them(tmp_path: Path, vitmae: Any) -> None:
+    """Of 16 patches, ratios from 25 to 75 % keep 4 to 11, each as often; 12 at the end alone."""
+    config = dataclasses.replace(
+        PRESETS["debug"], image_size=16, patch_size=4, depth=1, mask_tokens="decoder"
+    )
+    model = build_autoencoder(config, vitmae=vitmae, seed=0)
+
+    def cost(**masking: Any) -> float:
+        settings = {"optim": {"batch_size": 2}, "masking": masking}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+        return flops_per_image_of(tmp_path, model)
+
+    by_count = {}
+    for kept in range(4, 12):
+        ratio = 1 - (kept + 0.5) / 16
+        assert num_kept(16, ratio) == kept
+        by_count[kept] = cost(ratio=ratio)
+    assert len(set(by_count.values())) == 8
+    drawn = cost(ratio=0.25, ratio_max=0.75, ratio_per="step")
+    assert drawn == pytest.approx(sum(by_count.values()) / 8, rel=1e-9)
+    assert cost(ratio=0.5, ratio_max=0.5) == cost(ratio=0.5) == by_count[8]
+    assert cost(ratio=0.6, square=2) == by_count[4]  # of four squares one stays, whole
 
 
 def test_what_a_step_needs_is_measured_and_stands_in_the_table(

@@ -1,11 +1,13 @@
 """What the coding-rate term costs: how it is measured."""
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from crate_mae.common.files import NotWrittenError
 from rate_cost import MOST, main, told, values_held
 
 
@@ -28,6 +30,22 @@ def test_a_step_and_the_term_are_set_side_by_side(tmp_path: Path) -> None:
     assert all(0 < row["of_the_values_held"] < 0.1 for row in found["term"])
     with pytest.raises(FileExistsError, match="not overwritten"):
         main([*words, "--json", str(target)])
+
+
+def test_a_record_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_text
+
+    def full(path: Path, text: str, **options: str) -> int:
+        write(path, text[: len(text) // 2], **options)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    words = ["--preset", "debug", "--batch", "1", "--images", "2", "--rounds", "1"]
+    with pytest.raises(NotWrittenError, match=r"cost\.json could not be written"):
+        main([*words, "--json", str(tmp_path / "cost.json")])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
