@@ -31,6 +31,14 @@ FEW_MORE = "few-labels-more-amd-epyc-2-cores-2026-12-01.json"
 FEW_AT_96 = "few-labels-96-amd-epyc-2-cores-2026-12-01.json"
 FEW_OF_VITMAE = "few-labels-own-vit-amd-epyc-2-cores-2026-12-01.json"
 SETS = ("trashnet", "flowers", "pets")
+FINETUNED_LONG = {
+    "gamma 0.03": "cifar10-rate-finetune",
+    "gamma 0": "cifar10-shallow-finetune",
+    "from scratch": "cifar10-shallow-scratch",
+    "ViT-MAE as small, gamma 0.03": "vitmae-40-finetune",
+    "ViT of its sizes, from scratch": "vitmae-params-scratch",
+}
+"""Rows of the table of fine-tuning after 40 epochs, and what their records are called."""
 RESULTS = (ROOT / "docs" / "results.md").read_text("utf-8")
 APPENDIX = (ROOT / "docs" / "results-appendix.md").read_text("utf-8")
 README = (ROOT / "README.md").read_text("utf-8")
@@ -62,6 +70,12 @@ def rows_of(name: str) -> list[dict[str, Any]]:
     return list(record(RECORDS / f"{name}.json")["rows"])
 
 
+def losses_of(name: str) -> list[float]:
+    """The losses of a run, epoch by epoch, that were logged on images that validate."""
+    with (RECORDS / f"{name}-metrics.csv").open(newline="") as file:
+        return [float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]]
+
+
 # -- the short tables ---------------------------------------------------------------------------
 
 
@@ -83,6 +97,15 @@ def facts_of(label: str) -> dict[str, float]:
         )
         return {
             "parameters": kept["parameters"], "loss": kept["validation"]["val/loss"],
+            "linear probe": probe["accuracy"], "kNN": knn["accuracy"],
+        }  # fmt: skip
+    if "same ViT-MAE with the coding rate" in label:
+        (probe,), (knn,) = (
+            [row for row in rows_of(f"vitmae-40-{kind}") if row["subject"] == "model"]
+            for kind in ("probe", "knn")
+        )
+        return {
+            "parameters": probe["parameters"], "loss": losses_of("vitmae-40")[-1],
             "linear probe": probe["accuracy"], "kNN": knn["accuracy"],
         }  # fmt: skip
     named = {
@@ -378,7 +401,7 @@ def test_simdino_is_what_was_measured() -> None:
 
 def test_forty_epochs_with_the_coding_rate_are_those_that_were_measured() -> None:
     section = section_of(APPENDIX, "### Forty epochs with the coding rate, from nothing")
-    table, by_layer, _ = tables_of(section)
+    table, by_layer, *_ = tables_of(section)
     told = " ".join(section.split())
     answer = " ".join(section_of(RESULTS, "## Does pre-training help?").split())
     found = {}
@@ -427,7 +450,7 @@ def test_forty_epochs_with_the_coding_rate_are_those_that_were_measured() -> Non
 
 def test_seeds_of_the_coding_rate_are_those_that_were_measured() -> None:
     section = section_of(APPENDIX, "### Forty epochs with the coding rate, from nothing")
-    (_, _, seeds), told = tables_of(section), " ".join(section.split())
+    (_, _, seeds, *_), told = tables_of(section), " ".join(section.split())
     found: dict[str, list[float]] = {"probe": [], "knn": []}
     for stem, (_, loss, probe, knn) in zip(
         ("cifar10-rate", "cifar10-rate-seed-1", "cifar10-rate-seed-2"), seeds[1:], strict=True
@@ -439,12 +462,6 @@ def test_seeds_of_the_coding_rate_are_those_that_were_measured() -> None:
             (row,) = [row for row in rows_of(f"{stem}-{kind}") if row["subject"] == "model"]
             shows_accuracy(cell, row)
             found[kind].append(100 * row["accuracy"])
-    with_term, without, scratch = (
-        record(RECORDS / f"{stem}-1-percent.json")["accuracy"]
-        for stem in ("cifar10-rate-finetune", "cifar10-shallow-finetune", "cifar10-shallow-scratch")
-    )
-    said = f"{100 * with_term:.1f} % with 0.03 and {100 * without:.1f} % without: level"
-    assert f"{said}. From scratch the network has {100 * scratch:.1f} %" in told
     apart = {kind: max(values) - min(values) for kind, values in found.items()}
     said = f"{apart['probe']:.1f} points in the probe, {apart['knn']:.1f} in neighbours"
     assert f"lie close together**: {said}" in told
@@ -740,14 +757,105 @@ def test_what_three_seeds_of_a_vitmae_and_its_fine_tuning_say_is_told_as_measure
         assert words.format(*map(fmean, each)) in told
         low, high = sorted(each)
         assert max(low) < min(high), "no seed of one lies among those of the other"
-    tuned = [
-        [100 * table[share][model]["1"] for share in ("0.01", "0.1", "1")]
-        for table, model in ((after["finetuned"], "vitmae-params-0.1"),
-                             (before["finetuned"], "crate-0.1"))
-    ]  # fmt: skip
-    one, ten, whole = zip(*tuned, strict=True)
-    assert "with 1 % of the labels {:.1f} to {:.1f}".format(*one) in told
-    assert "with 10 % {:.1f} to {:.1f}, with all {:.1f} to {:.1f}.".format(*ten, *whole) in told
+
+    def tuned(table: Any, model: str) -> str:
+        return "{:.1f}, {:.1f} and {:.1f}".format(
+            *(100 * table["finetuned"][share][model]["1"] for share in ("0.01", "0.1", "1"))
+        )
+
+    scratch = "{:.1f}, {:.1f} and {:.1f}".format(
+        *(
+            100 * record(RECORDS / f"vitmae-params-scratch-{share}-percent.json")["accuracy"]
+            for share in (1, 10, 100)
+        )
+    )
+    assert f"{tuned(after, 'vitmae-params-0.1')} % (CRATE {tuned(before, 'crate-0.1')})" in told
+    without = f"{tuned(after, 'vitmae-params')} ({tuned(before, 'crate')})"
+    assert (
+        f"without the term {without}, from scratch {scratch} ({tuned(before, 'scratch')};" in told
+    )
+
+
+def test_a_vitmae_of_40_epochs_with_the_term_is_told_as_measured() -> None:
+    section = section_of(APPENDIX, "#### A ViT-MAE as small, 40 epochs with the coding rate")
+    (table,) = tables_of(section)
+    plain = record(BENCHMARKS / f"{GPU}.json")["compared"]["vitmae-shallow"]["0"]
+    shown = {}
+    for label, loss, probe, knn, few in table[1:]:
+        if label == "ViT-MAE as small, gamma 0":
+            for cell, value in ((probe, plain["probe"]), (knn, plain["knn"])):
+                shows(cell, value, 100)
+            shows(loss, plain["loss"])
+            continue
+        stem = {
+            "CRATE-MAE, gamma 0.03": "cifar10-rate", "CRATE-MAE, gamma 0": "cifar10-shallow",
+        }.get(label, "vitmae-40")  # fmt: skip
+        subject = "random baseline" if label.startswith("random") else "model"
+        for cell, kind in ((probe, "probe"), (knn, "knn")):
+            (row,) = [row for row in rows_of(f"{stem}-{kind}") if row["subject"] == subject]
+            shows_accuracy(cell.replace("*", ""), row)
+            shown[label, kind] = 100 * row["accuracy"]
+        if few:
+            (row,) = rows_of(f"{stem}-probe-50")
+            shows(few, row["accuracy"], 100)
+        if loss and stem == "vitmae-40":
+            shows(loss, losses_of(stem)[-1])
+        elif loss:
+            shows(loss, record(SHIPPED[stem].folder / "metrics.json")["validation"]["val/loss"])
+    told, name = " ".join(section.split()), "ViT-MAE as small, gamma 0.03"
+    gained = shown[name, "knn"] - 100 * plain["knn"]
+    assert f"{gained:.1f} points in neighbours**" in told
+    assert f"takes {100 * plain['probe'] - shown[name, 'probe']:.1f} in its probe" in told
+    ahead, behind = (shown[name, k] - shown["CRATE-MAE, gamma 0.03", k] for k in ("knn", "probe"))
+    assert f"ahead of CRATE-MAE by {ahead:.1f} in neighbours" in told
+    assert f"{-behind:.1f} behind in the probe" in told
+
+
+def test_fine_tuning_after_40_epochs_is_what_was_measured() -> None:
+    section = section_of(APPENDIX, "#### Fine-tuned after 40 epochs")
+    (table,) = tables_of(section)
+    for row, (_, stem) in zip(table[1:], FINETUNED_LONG.items(), strict=True):
+        for cell, part in zip(row[1:], ("1-percent", "10-percent", "100-percent", "50-labels"),
+                              strict=True):  # fmt: skip
+            link = re.search(r"\]\(results/(.+?)\)", cell)
+            assert link is not None, cell
+            assert link[1] == f"{stem}-{part}.json"
+            found = record(RECORDS / link[1])
+            shows_accuracy(cell.replace(f"(results/{link[1]})", ""), found)
+            assert found["num_train"] == {"1": 500, "10": 5000, "100": 50_000, "50": 500}[
+                part.partition("-")[0]
+            ]  # fmt: skip
+    assert [row[0] for row in table[1:]] == list(FINETUNED_LONG)
+    told = " ".join(section.split())
+    with_term, without, scratch, vitmae, vit = (
+        [
+            100 * record(RECORDS / f"{stem}-{part}.json")["accuracy"]
+            for part in ("1-percent", "10-percent", "100-percent", "50-labels")
+        ]
+        for stem in FINETUNED_LONG.values()
+    )
+    for first, second, words in zip(
+        with_term, without,
+        ("{:.1f} and {:.1f} % with 1 %", "{:.1f} and {:.1f} with 10", "{:.1f} and {:.1f} with all",
+         "{:.1f} and {:.1f} by the longer"),
+        strict=True,
+    ):  # fmt: skip
+        assert words.format(first, second) in told
+    ahead = [theirs - ours for theirs, ours in zip(vitmae, with_term, strict=True)]
+    said = "by {:.1f}, {:.1f} and {:.1f} points, and by {:.1f} with the longer".format(*ahead)
+    assert said in told
+    from_nothing = [theirs - ours for theirs, ours in zip(vit, scratch, strict=True)]
+    assert f"ahead by {min(from_nothing):.1f} to {max(from_nothing):.1f}" in told
+    for before, runs, words in (
+        (scratch, (with_term, without), "worth {:.0f} to {:.0f} points to them"),
+        (vit, (vitmae,), "worth {:.0f} to {:.0f} points to it"),
+    ):
+        worth = [one - other for run in runs for one, other in zip(run, before, strict=True)]
+        assert words.format(min(worth), max(worth)) in told
+    answer = " ".join(RESULTS.split())
+    assert f"by {vitmae[0]:.1f} to {with_term[0]:.1f} %, with all by {vitmae[2]:.1f} to" in answer
+    assert f"has {with_term[1]:.1f} % with a tenth of the labels and {with_term[2]:.1f} %" in answer
+    assert f"the same network has {scratch[1]:.1f} and {scratch[2]:.1f} %" in answer
 
 
 @pytest.mark.parametrize("name", SHIPPED)
