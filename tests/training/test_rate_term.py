@@ -174,16 +174,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_two_processes_train_what_one_trains(whole: Path, tmp_path: Path) -> None:
-    """Accumulating as well: 2 devices x 2 batches of 8 images."""
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_train_what_one_trains(whole: Path, tmp_path: Path, accumulate: int) -> None:
+    """2 devices x 16 images, and accumulating as well: x 2 batches of 8."""
     config = small_config(
         optim=OPTIM,
         objective=RATE,
-        trainer=TrainerConfig(accelerator="cpu", devices=2, strategy="ddp", accumulate=2),
+        trainer=TrainerConfig(accelerator="cpu", devices=2, strategy="ddp", accumulate=accumulate),
     )
     recipe = write_recipe(config, tmp_path / "two.yaml")
     output = two_processes("pretrain", "--config", recipe, "--out", tmp_path / "two")
-    assert "2 devices x 2 accumulated x 8" in output
+    assert f"2 devices x {accumulate} accumulated x {16 // accumulate}" in output
     compare(whole, tmp_path / "two")
 
 

@@ -145,17 +145,23 @@ def _validation_source(config: DataConfig, train: ImageSource | StreamSource) ->
         raise ValueError(
             f"validation needs a source of known size, not {address}: name data.val_source"
         )
-    val = open_validation(
+    val = named_validation(config)
+    same = val.split == train.split or "all" in (val.split, train.split)
+    if val.address == train.address and same:
+        logger.warning("validation images are training images: name data.val_split")
+    return val
+
+
+def named_validation(config: DataConfig, *, labelled: bool = False) -> ImageSource:
+    """The images that a configuration names for validation; raises as `open_validation`."""
+    return open_validation(
         config.source,
         config.val_source,
         config.val_split,
         limit=config.val_limit,
         reading=config.reading,
+        labelled=labelled,
     )
-    same = val.split == train.split or "all" in (val.split, train.split)
-    if val.address == train.address and same:
-        logger.warning("validation images are training images: name data.val_split")
-    return val
 
 
 def check_first_image(source: ImageSource, model: ModelConfig, size: tuple[int, int]) -> None:

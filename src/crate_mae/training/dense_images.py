@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from crate_mae.batches.config import VALIDATION_SEED
+from crate_mae.batches.opening import named_validation
 from crate_mae.common.progress import StartProgress
 from crate_mae.dense.class_masks import DenseSource, check_values, counted_values
 from crate_mae.dense.masks import encoded_masks
 from crate_mae.models.mask_classes import MaskClasses
-from crate_mae.sources.address import few, open_pair, open_validation
+from crate_mae.sources.address import few, open_pair
 from crate_mae.sources.base import ImageSource
 from crate_mae.sources.splits import split_off
 from crate_mae.training.config import FinetuneConfig
@@ -107,13 +108,7 @@ def _with_validation(
 ) -> tuple[ImageSource, ImageSource | None]:
     data = config.data
     if data.val_source is not None or data.val_split is not None:
-        val = open_validation(
-            data.source,
-            data.val_source,
-            data.val_split,
-            limit=data.val_limit,
-            reading=data.reading,
-        )
+        val = named_validation(data)
         check_apart(val, train=train, test=test)
         return train, val
     if data.val_share:

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from crate_mae.batches.config import VALIDATION_SEED, LabelledDataConfig
+from crate_mae.batches.opening import named_validation
 from crate_mae.sources.address import (
     CHOICE_SEED,
     open_pair,
-    open_validation,
     with_classes_of,
 )
 from crate_mae.sources.base import ImageSource, labels_of, subset
@@ -139,15 +139,7 @@ def _chosen(train: ImageSource, config: LabelledDataConfig, seed: int) -> ImageS
 
 
 def _validation(config: LabelledDataConfig, train: ImageSource, test: ImageSource) -> ImageSource:
-    val = open_validation(
-        config.source,
-        config.val_source,
-        config.val_split,
-        limit=config.val_limit,
-        reading=config.reading,
-        labelled=True,
-    )
-    val = with_classes_of(train, val, "validation")
+    val = with_classes_of(train, named_validation(config, labelled=True), "validation")
     check_apart(val, train=train, test=test)
     labels_of(val)
     return val
