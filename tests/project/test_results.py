@@ -25,6 +25,7 @@ OPERATORS_IN_TIME = "quality-operators-time-intel-xeon-2-cores-2026-11-30"
 POOLS = "pools-intel-xeon-2-cores-2026-11-30"
 POOLS_SHORT = "pools-short-intel-xeon-2-cores-2026-11-30"
 POOLS_PARAMS = "pools-params-amd-epyc-2-cores-2026-12-01"
+POOLS_40 = "pools-vitmae-40-amd-epyc-2-cores-2026-12-01"
 DERIVED = "derived-intel-xeon-2-cores-2026-11-30"
 VITMAE_PARAMS = "quality-objective-amd-epyc-2-cores-2026-12-01"
 FEW_MORE = "few-labels-more-amd-epyc-2-cores-2026-12-01.json"
@@ -489,7 +490,12 @@ def test_fine_tuned_accuracies_are_those_of_their_records() -> None:
 
 @pytest.mark.parametrize(
     ("place", "name"),
-    [("pools", POOLS), ("pools-short", POOLS_SHORT), ("pools-params", POOLS_PARAMS)],
+    [
+        ("pools", POOLS),
+        ("pools-short", POOLS_SHORT),
+        ("pools-params", POOLS_PARAMS),
+        ("pools-40", POOLS_40),
+    ],
 )
 def test_the_tables_of_pools_are_those_of_their_records(place: str, name: str) -> None:
     _, _, rest = APPENDIX.partition(f"<!-- {place} -->\n")
@@ -497,6 +503,24 @@ def test_the_tables_of_pools_are_those_of_their_records(place: str, name: str) -
     assert end
     assert shown.strip() == "\n".join(pools.table_lines(record(BENCHMARKS / f"{name}.json")))
     assert f"../benchmarks/results/{name}.json" in APPENDIX
+
+
+def test_pools_of_a_vitmae_of_40_epochs_are_told_as_measured() -> None:
+    theirs, ours = (
+        {
+            (row["pool"], row["method"], bool(row.get("whitened"))): 100 * row["accuracy"]
+            for row in record(BENCHMARKS / f"{name}.json")["rows"]
+            if row["subject"] == subject
+        }
+        for name, subject in ((POOLS_40, "`vitmae-rate`"), (POOLS, "`cifar10-rate`"))
+    )
+    told = " ".join(APPENDIX.split())
+    for cell, words in (
+        (("layers", "probe", False), "`layers` {:.1f} to {:.1f} % in the probe"),
+        (("layers", "knn", True), "whitened {:.1f} to {:.1f} % in neighbours"),
+        (("mean", "knn", True), "mean alone, whitened, it is behind, by {:.1f} to {:.1f} %"),
+    ):
+        assert words.format(theirs[cell], ours[cell]) in told
 
 
 def test_what_the_pool_leaves_out_is_told_as_it_was_measured() -> None:
