@@ -6,9 +6,8 @@ A step without the term is timed on a batch that fits this machine; a larger bat
 times as long. The term alone, forward and backward from the latent tokens of the preset's encoder
 (of visible patches, or of all where mask tokens enter it), is timed at each size of `--images`, and
 set beside a step of as many images. "Held" is what autograd keeps for the backward pass, counted in
-values. Exit status 1: some size costs more than 2 % of the
-time or of the values. Accumulation adds a pass through the encoder, whose operations are counted by
-`crate-mae plan`.
+values. Exit status 1: some size costs more than 2 % of the time or of the values. Accumulation adds
+a pass through the encoder, whose operations are counted by `crate-mae plan`.
 """
 
 import argparse

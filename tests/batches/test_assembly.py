@@ -201,7 +201,11 @@ def test_a_step_has_one_ratio_whatever_shares_it() -> None:
     ratios = [masking.step_ratio(0, step) for step in range(300)]
     assert 0.2 <= min(map(float, filter(None, ratios))) < 0.22
     assert 0.88 < max(map(float, filter(None, ratios))) <= 0.9
-    assert masking.step_ratio(VALIDATION_SEED, 0) == pytest.approx(0.55), "the middle"
+    fixed = masking.of_validation
+    assert fixed.step_ratio(0, 0) == fixed.step_ratio(VALIDATION_SEED, 7) == pytest.approx(0.55)
+    assert masking.step_ratio(VALIDATION_SEED, 0) != masking.step_ratio(VALIDATION_SEED, 1)
+    for other in (Masking(), Masking(ratio=0.2, ratio_max=0.9)):
+        assert other.of_validation is other
 
 
 def test_settings_of_masks_say_themselves() -> None:

@@ -682,6 +682,16 @@ def test_what_a_vitmae_gains_by_fine_tuning_on_photographs_is_told_as_measured()
     assert f"scratch in {won} of nine draws, by up to {max(ahead):.1f} points" in page
 
 
+def test_the_sets_of_photographs_are_as_large_as_is_said() -> None:
+    page = (ROOT / "docs" / "own-images.md").read_text("utf-8")
+    (table,) = [table for table in tables_of(page) if table[0][:2] == ["set", "classes"]]
+    known = {
+        row["set"]: (f"{row['train_images']:,}", f"{row['test_images']:,}")
+        for row in record(BENCHMARKS / FEW_MORE)["rows"]
+    }
+    assert {name: (train, test) for name, _, train, test, _ in table[1:]} == known
+
+
 def test_what_five_and_a_hundred_labels_gain_is_told_as_measured() -> None:
     drawn = values_of(FEW_MORE)
     page = " ".join((ROOT / "docs" / "own-images.md").read_text("utf-8").split())

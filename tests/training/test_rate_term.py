@@ -316,3 +316,6 @@ def test_a_rate_of_one_image_is_said_to_do_nothing() -> None:
     told = "of one image R is always the largest, so that the term does nothing"
     assert loss_in_words(config, 1).endswith(told)
     assert told not in loss_in_words(config, 2)
+    simdino = SimDINOConfig(reduce_cov=False)
+    views = small_config(optim=OPTIM, data=DataConfig(), method="simdino", simdino=simdino)
+    assert told not in loss_in_words(views, 1), "agreement of views is left"

@@ -33,6 +33,7 @@ from crate_mae.sources.address import open_source
 from crate_mae.sources.base import ImageSource
 from crate_mae.sources.splits import split_off
 from crate_mae.training.config import OptimConfig, PretrainConfig, TrainerConfig
+from crate_mae.training.nonfinite import NonFiniteError
 from crate_mae.training.objectives import ObjectiveConfig, SimDINOConfig
 from crate_mae.training.pretrain import pretrain
 from crate_mae.training.self_distillation import self_distillation, view_network
@@ -309,6 +310,14 @@ def test_where_a_number_stops_being_finite_is_found() -> None:
     with torch.no_grad():
         last.weight[0, 0] = torch.nan  # type: ignore[operator]
     assert module.locate_nonfinite(batch) == "parameter head.mlp.4.weight"
+
+
+def test_a_run_that_diverges_says_where(tmp_path: Path) -> None:
+    optim = OptimConfig(epochs=3, batch_size=32, base_lr=1e38, warmup_epochs=0)
+    with pytest.raises(NonFiniteError) as caught:
+        pretrain(config_of(optim=optim), tmp_path / "run")
+    assert caught.value.report["began_in"] != "not found"
+    assert (tmp_path / "run" / "nonfinite.json").is_file()
 
 
 def test_the_encoder_alone_is_the_encoder(caplog: pytest.LogCaptureFixture) -> None:

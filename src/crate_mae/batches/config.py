@@ -1,7 +1,7 @@
 """The settings of data: which images, how they are changed for training, how they are masked."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
@@ -140,22 +140,24 @@ class Masking:
         """Whether all images of a step keep the same number of patches."""
         return self.one_count or self.ratio_per == "step"
 
+    @property
+    def of_validation(self) -> "Masking":
+        """How images that validate are masked: they have no step, so by the middle of its range."""
+        if self.ratio_max is None or self.ratio_per == "image":
+            return self
+        return replace(self, ratio=(self.ratio + self.ratio_max) / 2, ratio_max=None)
+
     def kept(self, grid: tuple[int, int], ratio: float | None = None) -> int:
         """How many patches of a grid stay at a ratio; `ratio` of these settings unless given."""
         area = self.square**2
         return area * num_kept(grid[0] * grid[1] // area, self.ratio if ratio is None else ratio)
 
     def step_ratio(self, seed: int, step: int) -> float | None:
-        """The ratio of all images of an optimiser step; None where each image has its own.
-
-        Images that validate have no step: theirs is the middle of the range.
-        """
+        """The ratio of all images of an optimiser step; None where each image has its own."""
         if self.ratio_max is None:
             return self.ratio
         if self.ratio_per == "image":
             return None
-        if seed == VALIDATION_SEED:
-            return (self.ratio + self.ratio_max) / 2
         share = float(torch.rand((), generator=keyed_generator(RATIO, seed, step)))
         return self.ratio + (self.ratio_max - self.ratio) * share
 

@@ -25,11 +25,12 @@ class MaskedBatches:
     def training_maker(self, data: ImageDataModule) -> BatchMaker:
         """What turns training samples into batches: random transform and mask."""
         transform = training_transform(data.config.augment, data.size)
-        return self._maker(data, transform, data.seed)
+        return _maker(data, transform, self.masking, data.seed)
 
     def validation_maker(self, data: ImageDataModule) -> BatchMaker:
         """What turns validation samples into batches: fixed transform, fixed masks."""
-        return self._maker(data, partial(fit, size=data.size), VALIDATION_SEED)
+        masking, transform = self.masking.of_validation, partial(fit, size=data.size)
+        return _maker(data, transform, masking, VALIDATION_SEED)
 
     def device_maker(self, data: ImageDataModule) -> DeviceMaker:
         """What turns images on a device into training batches there: random transform and mask."""
@@ -41,11 +42,12 @@ class MaskedBatches:
             grid=data.model_config.grid,
         )
 
-    def _maker(self, data: ImageDataModule, transform: Any, seed: int) -> BatchMaker:
-        return BatchMaker(
-            transform=transform,
-            preprocess=data.preprocess,
-            masking=self.masking,
-            grid=data.model_config.grid,
-            seed=seed,
-        )
+
+def _maker(data: ImageDataModule, transform: Any, masking: Masking, seed: int) -> BatchMaker:
+    return BatchMaker(
+        transform=transform,
+        preprocess=data.preprocess,
+        masking=masking,
+        grid=data.model_config.grid,
+        seed=seed,
+    )

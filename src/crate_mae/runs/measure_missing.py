@@ -145,6 +145,7 @@ def _completed(
     Unreadable images are passed over; raises ValueError when none can be read.
     """
     images, masks, names = [], [], []
+    masking = masking.of_validation
     ratio = masking.step_ratio(VALIDATION_SEED, 0)
     for index in range(len(source)):
         sample = source.read(index)

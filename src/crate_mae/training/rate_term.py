@@ -121,7 +121,7 @@ def loss_in_words(config: PretrainConfig, batch_size: int) -> str:
     said = f"{loss}; R is of {of} over {count} images"
     if not whole and batch_size != images:
         said += f", a part of the {images} of a step, {split}"
-    if count == 1:
+    if count == 1 and config.method == "masked":
         said += "; of one image R is always the largest, so that the term does nothing"
     return said
 
